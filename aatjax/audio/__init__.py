@@ -1,0 +1,1 @@
+"""Sound in, features out: decoding, the log-mel front end and augmentation."""

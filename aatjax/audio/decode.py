@@ -1,0 +1,253 @@
+"""Sound files to mono int16 waveforms, with a clear word on every file that is not sound.
+
+libsndfile (through soundfile) reads WAV, FLAC, OGG, MP3, AIFF and more by their content; the name
+of a file is never looked at. AAC, WMA and Matroska need `ffmpeg` on the path. Resampling is soxr
+at high quality. Files are read, mixed and resampled in blocks, so memory grows only with the
+result: two bytes a sample, bounded by `max_seconds`.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator
+from io import BufferedIOBase
+from typing import Literal
+
+import numpy as np
+import soxr
+from jaxtyping import Float32, Int16
+
+from aatjax.audio.containers import Container, inspect
+from aatjax.audio.fbank import FRAME
+from aatjax.audio.listing import list_audio, show
+from aatjax.audio.streams import Broken, Stream, open_stream
+from aatjax.audio.waveform import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    BadAudio,
+    Channels,
+    as_waveform,
+    check_channels,
+    check_rate,
+    mix_down,
+    pad_to_frame,
+    to_int16,
+)
+from aatjax.errors import UsageError
+
+__all__ = ["BadAudio", "Decoded", "as_waveform", "decode", "list_audio"]
+
+_MP3_SLACK = 2 * 1152
+"""Sample frames an MP3 decoder may drop at the ends of a whole file."""
+_CLIPPED_SHARE = 0.01
+"""A clip with this share of samples at full scale is called clipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A decoded clip.
+
+    Attributes:
+        waveform: mono int16 samples at the rate that was asked for, at least one frame of 400.
+        source_rate: sampling rate of the file in Hz.
+        channels: channels of the file.
+        frames: sample frames read from the file.
+        notes: what is odd about the clip: 'clipped' (samples beyond full scale, or at least 1 % of
+            them at full scale), 'silent' (only zeros or a constant), 'padded from 37 samples',
+            'truncated 80000/160000 frames' (the second number is an estimate in compressed WAV
+            and '?' where nothing tells it).
+    """
+
+    waveform: Int16[np.ndarray, " n"]
+    source_rate: int
+    channels: int
+    frames: int
+    notes: tuple[str, ...] = ()
+
+
+def decode(
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    *,
+    rate: int = 16000,
+    channels: Channels = "mean",
+    max_seconds: float | None = None,
+    truncated: Literal["skip", "keep"] = "skip",
+    min_samples: int = 1,
+) -> Decoded:
+    """Decodes one clip.
+
+    Truncation is found where the file says how long it should be: WAV, RF64, W64, AIFF, AU, FLAC,
+    OGG (the end-of-stream flag), and MP3 with a frame count (Xing, Info or VBRI). An MP3 without
+    one, or a file cut before `max_seconds` ended the reading, cannot be told from a short clip.
+
+    Args:
+        path_or_bytes: path of a file, or the content of one.
+        rate: wanted sampling rate in Hz.
+        channels: 'mean' of all channels, 'left', or the index of a channel.
+        max_seconds: stop after this much sound; the result is the start of the whole clip.
+        truncated: 'skip' raises for a cut file, 'keep' returns what is left with a note.
+        min_samples: fewest samples (at `rate`) of a clip. Clips of less than one frame (400
+            samples) that pass are zero-padded to one frame.
+
+    Returns:
+        The waveform and what is known of its source.
+
+    Raises:
+        BadAudio: the clip cannot be used; `reason` says why, the message names the path.
+        UsageError: a wrong argument, or a channel that the file does not have.
+    """
+    check_rate(rate)
+    check_channels(channels)
+    if truncated not in ("skip", "keep"):
+        raise UsageError(f"truncated is {truncated!r}, give 'skip' or 'keep'")
+    if max_seconds is not None and not (math.isfinite(max_seconds) and max_seconds > 0):
+        raise UsageError(f"max_seconds is {max_seconds!r}, give a number above 0")
+    name = "<bytes>" if isinstance(path_or_bytes, bytes) else show(path_or_bytes)
+    limit = None if max_seconds is None else math.ceil(max_seconds * rate)
+
+    with _open(path_or_bytes, name) as (file, size):
+        if size == 0:
+            raise BadAudio("undecodable", f"{name}: has 0 bytes")
+        container = inspect(file, size)
+        try:
+            stream = open_stream(file, container, path_or_bytes)
+        except Broken as error:
+            reason = "truncated" if container.share < 1.0 else "undecodable"
+            raise BadAudio(reason, f"{name}: cannot be decoded as sound: {error}") from error
+        try:
+            if not LOWEST_RATE <= stream.rate <= HIGHEST_RATE:
+                raise BadAudio("undecodable", f"{name}: claims a rate of {stream.rate} Hz")
+            read = _Reader(stream, rate, channels, limit, name)
+        finally:
+            stream.close()
+
+    if read.frames == 0:
+        if read.broken:
+            raise BadAudio("undecodable", f"{name}: cannot be decoded as sound: {read.broken}")
+        raise BadAudio("empty", f"{name}: has no samples")
+    notes: list[str] = ["clipped"] if read.clipped else []
+    cut = "" if read.stopped else _missing(container, stream, read)
+    if cut:
+        if truncated == "skip":
+            raise BadAudio("truncated", f"{name}: {cut}; pass truncated='keep' to use the rest")
+        notes.append(cut)
+    waveform = read.waveform[:limit]
+    if waveform.size < min_samples and not (waveform.size == 0 and min_samples == 1):
+        raise BadAudio(
+            "too short", f"{name}: {waveform.size} samples, but at least {min_samples} are wanted"
+        )
+    if waveform.size < FRAME:
+        notes.append(f"padded from {waveform.size} samples")
+    if waveform.size == 0 or waveform.min() == waveform.max():
+        notes.append("silent")
+    return Decoded(pad_to_frame(waveform), stream.rate, stream.channels, read.frames, tuple(notes))
+
+
+class _Reader:
+    """Pulls a stream through downmix, resampler and rounding, block by block."""
+
+    def __init__(
+        self, stream: Stream, rate: int, channels: Channels, limit: int | None, name: str
+    ) -> None:
+        self.frames = 0
+        self.stopped = False
+        self.broken: Broken | None = None
+        self._full = self._over = 0
+        same = stream.rate == rate
+        soxr_stream = soxr.ResampleStream(stream.rate, rate, 1, dtype="float32", quality="HQ")
+        parts: list[np.ndarray] = []
+        count = 0
+        blocks = stream.blocks()
+        while True:
+            try:
+                block = next(blocks, None)
+            except Broken as error:
+                self.broken, block = error, None
+            if block is not None:
+                self._check(block, name)
+            mono = np.zeros(0, np.float32) if block is None else mix_down(block, channels)
+            parts.append(
+                to_int16(mono if same else soxr_stream.resample_chunk(mono, last=block is None))
+            )
+            count += parts[-1].size
+            if block is None:
+                break
+            if limit is not None and count >= limit:
+                self.stopped = True
+                break
+        self.waveform: Int16[np.ndarray, " n"] = np.concatenate(parts)
+        samples = self.frames * stream.channels
+        self.clipped = self._over > 0 or self._full >= max(1.0, _CLIPPED_SHARE * samples)
+
+    def _check(self, block: Float32[np.ndarray, "n k"], name: str) -> None:
+        if not np.isfinite(block).all():
+            row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) + self.frames
+            raise BadAudio(
+                "non-finite", f"{name}: sample {row} is NaN or infinite; repair the file"
+            )
+        size = np.abs(block)
+        self._over += int(np.count_nonzero(size > 1.0))
+        self._full += int(np.count_nonzero(size >= 32767 / 32768))
+        self.frames += len(block)
+
+
+def _missing(container: Container, stream: Stream, read: _Reader) -> str:
+    """'' for a whole clip, else the note about what is missing."""
+    promised = container.frames
+    slack = 0
+    if container.counted and stream.frames is not None:
+        promised = stream.frames
+        slack = _MP3_SLACK if container.kind == "mp3" else 0
+    elif promised is None and 0.0 < container.share < 1.0:
+        promised = round(read.frames / container.share)
+    short = container.counted and promised is not None and read.frames + slack < promised
+    if container.share == 1.0 and not short and read.broken is None:
+        return ""
+    if container.share < 1.0 and promised is not None and promised <= read.frames:
+        return ""
+    whole = promised if promised is not None and promised > read.frames else "?"
+    return f"truncated {read.frames}/{whole} frames"
+
+
+@contextlib.contextmanager
+def _open(
+    source: str | os.PathLike[str] | bytes, name: str
+) -> Iterator[tuple[BufferedIOBase, int]]:
+    """Opens content or a regular file; never blocks on a pipe, a device or a loop of links."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source), len(source)
+        return
+    with _access(name):
+        mode = os.stat(source).st_mode
+    _check_regular(mode, name)
+    with _access(name):
+        handle = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    with open(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        _check_regular(status.st_mode, name)  # it may have been replaced since
+        yield file, status.st_size
+
+
+@contextlib.contextmanager
+def _access(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise BadAudio("permission denied", f"{name}: permission denied") from error
+    except (OSError, ValueError) as error:
+        loop = isinstance(error, OSError) and error.errno == errno.ELOOP
+        text = "a loop of symbolic links" if loop else getattr(error, "strerror", None) or error
+        raise BadAudio("not a regular file", f"{name}: {text}") from error
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _check_regular(mode: int, name: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise BadAudio("not a regular file", f"{name}: is {kind}, not a regular file")

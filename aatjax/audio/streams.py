@@ -1,0 +1,187 @@
+"""Blocks of float32 samples out of an open sound file: libsndfile first, ffmpeg where it must."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from io import BufferedIOBase
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32
+
+from aatjax.audio.containers import Container
+
+_BLOCK_SAMPLES = 1 << 17
+
+
+class Broken(Exception):
+    """The decoder gave up; what came before is good."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A clip being decoded.
+
+    Attributes:
+        rate: sampling rate in Hz.
+        channels: number of channels.
+        frames: sample frames the decoder expects, None when it cannot know.
+    """
+
+    rate: int
+    channels: int
+    frames: int | None
+
+    def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
+        """Yields (frames, channels) in [-1, 1]; raises `Broken` after the last good block."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_stream(
+    file: BufferedIOBase, container: Container, source: str | os.PathLike[str] | bytes
+) -> Stream:
+    """Opens a decoder by content.
+
+    Raises:
+        Broken: no decoder knows the content.
+    """
+    if container.zero_length_at is not None:
+        file = _Overlay(file, container.zero_length_at, b"\xff\xff\xff\xff")
+    try:
+        return _Sndfile(file)
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+        file.seek(0)
+        if not _needs_ffmpeg(file.read(16), container):
+            raise Broken(_plain(error)) from error
+    return _ffmpeg(source)
+
+
+class _Sndfile:
+    """libsndfile on a Python file object."""
+
+    def __init__(self, file: Any) -> None:
+        self._sound = soundfile.SoundFile(file)
+        self.rate: int = self._sound.samplerate
+        self.channels: int = self._sound.channels
+        frames = self._sound.frames
+        self.frames: int | None = frames if 0 < frames < 1 << 62 else None
+
+    def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
+        size = max(1024, _BLOCK_SAMPLES // self.channels)
+        while True:
+            block = np.full((size, self.channels), np.nan, np.float32)
+            try:
+                # Not `read`: it stops at the frame count, an estimate for some MP3 files.
+                got = self._sound.buffer_read_into(block, "float32")
+            except (soundfile.SoundFileError, RuntimeError) as error:
+                # Only codecs of integers break off with an error: NaN is what was never written.
+                bad = np.isnan(block).any(axis=1)
+                good = int(bad.argmax()) if bad.any() else size
+                if good:
+                    yield block[:good]
+                raise Broken(_plain(error)) from error
+            if got:
+                yield block[:got]
+            if got < size:
+                return
+
+    def close(self) -> None:
+        self._sound.close()
+
+
+class _Overlay(BufferedIOBase):
+    """A file seen with a few bytes replaced."""
+
+    def __init__(self, file: BufferedIOBase, at: int, patch: bytes) -> None:
+        self._file, self._at, self._patch = file, at, patch
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        start = self._file.tell()
+        data = bytearray(self._file.read(len(buffer)))
+        for i, byte in enumerate(self._patch, self._at - start):
+            if 0 <= i < len(data):
+                data[i] = byte
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+
+def _needs_ffmpeg(head: bytes, container: Container) -> bool:
+    """Formats libsndfile lacks. Others never reach ffmpeg, which would also follow playlists."""
+    return (
+        head[4:8] == b"ftyp"  # MP4, M4A
+        or head[:4] == b"\x1a\x45\xdf\xa3"  # Matroska, WebM
+        or head[:4] == b"\x30\x26\xb2\x75"  # WMA
+        or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0)  # AAC
+        or (container.kind == "wav" and container.share == 1.0 and container.frames is None)
+    )
+
+
+def _ffmpeg(source: str | os.PathLike[str] | bytes) -> Stream:
+    if isinstance(source, bytes):
+        raise Broken("this format needs ffmpeg, which reads files only: save the bytes to one")
+    try:
+        from audioread import ffdec
+    except ImportError as error:
+        raise Broken("this format needs audioread and ffmpeg: install both") from error
+    if not ffdec.available():
+        raise Broken("this format needs ffmpeg: install it, or convert the file to FLAC or WAV")
+    try:
+        return _Ffmpeg(ffdec.FFmpegAudioFile(os.path.abspath(source)))
+    except (ffdec.FFmpegError, OSError, ValueError) as error:
+        raise Broken(f"ffmpeg: {_plain(error)}") from error
+
+
+class _Ffmpeg:
+    """16-bit PCM from an ffmpeg process, through audioread."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.rate = int(process.samplerate)
+        self.channels = int(process.channels)
+        self.frames: int | None = None
+        if self.channels < 1:
+            self.close()
+            raise ValueError("no sound in the file")
+
+    def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
+        step = 2 * self.channels
+        rest = b""
+        from audioread import DecodeError
+
+        try:
+            for data in self._process.read_data():
+                data = rest + data
+                whole = len(data) // step * step
+                rest = data[whole:]
+                pcm = np.frombuffer(data[:whole], "<i2").reshape(-1, self.channels)
+                yield pcm.astype(np.float32) / 32768.0
+        except (DecodeError, OSError) as error:
+            raise Broken(f"ffmpeg: {_plain(error)}") from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.close()
+
+
+def _plain(error: Exception) -> str:
+    """A decoder's message without the address of the file object in it."""
+    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
+    text = " ".join(str(text).split()).rstrip(".")
+    # libsndfile's words for an MP3 with too little in it.
+    return "Format not recognised" if text.startswith("File does not exist") else text

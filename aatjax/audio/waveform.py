@@ -1,0 +1,154 @@
+"""Samples in any usual form to mono int16 at the rate of the front end."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import soxr
+from jaxtyping import Float, Float32, Int16
+
+from aatjax.audio.fbank import FRAME
+from aatjax.errors import DataError, UsageError
+
+LOWEST_RATE = 1000
+HIGHEST_RATE = 1_000_000
+MAX_CHANNELS = 8
+"""An axis of at most this many entries is taken for the channels of an array."""
+_LOUDEST = 4.0
+
+Channels = str | int
+"""'mean' of all channels, 'left' (the first), or the index of one channel."""
+
+
+class BadAudio(DataError):
+    """One clip that cannot be used; the rest of the data set can.
+
+    Attributes:
+        reason: 'undecodable', 'truncated', 'non-finite', 'too short', 'empty',
+            'not a regular file' or 'permission denied'.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # survives the way back from a worker process
+        return type(self), (self.reason, str(self))
+
+
+def check_rate(rate: int, name: str = "rate") -> None:
+    """Raises UsageError unless `rate` is a whole number of Hz from 1000 to 1000000."""
+    whole = isinstance(rate, int | np.integer) and not isinstance(rate, bool)
+    if not whole or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UsageError(f"{name} is {rate!r}, give whole Hz from {LOWEST_RATE} to {HIGHEST_RATE}")
+
+
+def check_channels(channels: Channels) -> None:
+    """Raises UsageError unless `channels` is 'mean', 'left' or an index from 0 on."""
+    index = isinstance(channels, int) and not isinstance(channels, bool) and channels >= 0
+    if not index and channels not in ("mean", "left"):
+        raise UsageError(f"channels is {channels!r}, give 'mean', 'left' or a channel number")
+
+
+def mix_down(samples: Float32[np.ndarray, "n k"], channels: Channels) -> Float32[np.ndarray, " n"]:
+    """One channel out of `k` by the channel policy.
+
+    Raises:
+        UsageError: the index of a channel that is not there.
+    """
+    if channels == "mean":
+        return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    index = 0 if channels == "left" else operator.index(channels)  # type: ignore[arg-type]
+    if index >= samples.shape[1]:
+        raise UsageError(
+            f"channel {index} is asked for, but there are {samples.shape[1]} (counted from 0); "
+            "give channels='mean' or 'left'"
+        )
+    return np.ascontiguousarray(samples[:, index])
+
+
+def to_int16(samples: Float[np.ndarray, " n"]) -> Int16[np.ndarray, " n"]:
+    """Floats in [-1, 1] to the nearest int16; what lies beyond is clipped."""
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def pad_to_frame(samples: Int16[np.ndarray, " n"]) -> Int16[np.ndarray, " m"]:
+    """Zero-pads a clip shorter than one frame of 400 samples to one frame."""
+    return np.pad(samples, (0, max(0, FRAME - samples.size)))
+
+
+def as_waveform(
+    array: Any, rate_in: int, *, rate: int = 16000, channels: Channels = "mean"
+) -> Int16[np.ndarray, " n"]:
+    """An array of samples to mono int16 at `rate`.
+
+    The data type gives the scale: int16, int32 and uint8 are full-scale integers, floats lie in
+    [-1, 1] and are clipped there. In two dimensions the axis of at most 8 entries holds the
+    channels, so (n, 2) and (2, n) both work.
+
+    Args:
+        array: samples, anything `numpy.asarray` takes.
+        rate_in: sampling rate of `array` in Hz.
+        rate: wanted sampling rate in Hz.
+        channels: 'mean', 'left' or the index of a channel.
+
+    Returns:
+        Mono samples; less than one frame of 400 is zero-padded to one frame.
+
+    Raises:
+        UsageError: rate, channels, data type or shape that cannot be meant.
+        BadAudio: no samples ('empty') or NaN/Inf ('non-finite').
+        DataError: floats beyond 4, which are integers that somebody forgot to scale.
+    """
+    check_rate(rate_in, "rate_in")
+    check_rate(rate)
+    check_channels(channels)
+    samples = _by_channel(np.asarray(array))
+    if samples.size == 0:
+        raise BadAudio("empty", "the waveform has no samples")
+    if samples.dtype == np.int16 and samples.shape[1] == 1 and rate_in == rate:
+        return pad_to_frame(samples[:, 0].copy())
+    mono = mix_down(_scaled(samples), channels)
+    if rate_in != rate:
+        mono = soxr.resample(mono, rate_in, rate, quality="HQ")
+    return pad_to_frame(to_int16(mono))
+
+
+def _by_channel(array: np.ndarray) -> np.ndarray:
+    """To (samples, channels)."""
+    if array.ndim == 1:
+        return array[:, None]
+    if array.ndim == 2:
+        rows, columns = array.shape
+        if columns <= MAX_CHANNELS < rows or (columns == 1 and rows > 0):
+            return array
+        if rows <= MAX_CHANNELS < columns or (rows == 1 and columns > 0):
+            return array.T
+        if array.size == 0:
+            return array.reshape(0, 1)
+    raise UsageError(
+        f"a waveform of shape {array.shape} is ambiguous: give (samples,), (samples, channels) or "
+        f"(channels, samples) with at most {MAX_CHANNELS} channels and more samples than that"
+    )
+
+
+def _scaled(samples: np.ndarray) -> Float32[np.ndarray, "n k"]:
+    """To float32 in [-1, 1] by the data type."""
+    if samples.dtype in (np.int16, np.int32):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if samples.dtype == np.uint8:
+        return ((samples - 128.0) / 128.0).astype(np.float32)
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise UsageError(
+            f"samples of type {samples.dtype} have no known scale: give int16, int32, uint8, or "
+            "floats in [-1, 1]"
+        )
+    if not np.isfinite(samples).all():
+        raise BadAudio("non-finite", "the waveform has NaN or infinite samples; repair the source")
+    peak = float(np.abs(samples).max())
+    if peak > _LOUDEST:
+        raise DataError(
+            f"float samples reach {peak:.6g}, but full scale is 1: these look like unscaled "
+            "integers, divide by 32768 or pass them as int16"
+        )
+    return samples.astype(np.float32)

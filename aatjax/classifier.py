@@ -1,0 +1,223 @@
+"""Predictions for sound files of any length, by windows."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int16
+
+from aatjax import surgery
+from aatjax.train.artefact import load_adapter, read_info
+from aatjax.audio.decode import decode
+from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UsageError
+from aatjax.loading import load
+from aatjax.models.ast import AST
+
+RATE = 16000
+BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Class probabilities of one stretch of a file, from `start` to `end` in seconds."""
+
+    start: float
+    end: float
+    probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model hears in one file.
+
+    Attributes:
+        path: the file.
+        label: the most probable class.
+        probability: its probability.
+        probabilities: probability of every class, averaged over the windows by their length.
+        classes: class names.
+        windows: the same for each window.
+    """
+
+    path: str
+    label: str
+    probability: float
+    probabilities: tuple[float, ...]
+    classes: tuple[str, ...]
+    windows: tuple[Window, ...]
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes with their probabilities."""
+        order = np.argsort(self.probabilities)[::-1][:count]
+        return [(self.classes[i], self.probabilities[i]) for i in order]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": dict(zip(self.classes, self.probabilities, strict=True)),
+            "windows": [
+                {"start": w.start, "end": w.end, "label": self.classes[int(np.argmax(w.probabilities))],
+                 "probability": max(w.probabilities)}
+                for w in self.windows
+            ],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.label} ({self.probability:.3f})"
+
+
+class Classifier:
+    """A model with its class names and front end, ready for sound files.
+
+    Args:
+        model: an AST.
+        classes: class names in the order of the logits.
+        frontend: the front end that the model was trained with.
+        multi_label: sigmoid instead of softmax.
+    """
+
+    def __init__(
+        self,
+        model: AST,
+        classes: Sequence[str],
+        frontend: FrontEnd | None = None,
+        *,
+        multi_label: bool = False,
+    ) -> None:
+        self.model = model
+        self.classes = tuple(classes)
+        self.frontend = frontend or FrontEnd(frames=model.config.frames, mels=model.config.mels)
+        self.multi_label = multi_label
+        parts = surgery.split(model)
+        state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)
+
+        def probabilities(state: Any, audio: jax.Array, length: jax.Array) -> jax.Array:
+            logits = nnx.merge(parts.graphdef, state, copy=True)(self.frontend(audio, length))
+            return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+
+        compiled = jax.jit(probabilities)
+        self._probabilities: Callable[[np.ndarray, np.ndarray], jax.Array] = (
+            lambda audio, length: compiled(state, audio, length)
+        )
+
+    @classmethod
+    def load(
+        cls, source: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None
+    ) -> "Classifier":
+        """From an adapter file, or from weights whose head names its classes.
+
+        Raises:
+            UsageError: weights without class names.
+            DataError: a file that cannot be read (see `aatjax.load` and `load_adapter`).
+        """
+        if Path(source).is_file() and read_info(source) is not None:
+            adapter = load_adapter(source, base=base)
+            return cls(
+                adapter.model, adapter.classes, adapter.frontend, multi_label=adapter.multi_label
+            )
+        model = load(source)
+        labels = model.labels or tuple(str(i) for i in range(model.config.num_classes))
+        return cls(model, labels)
+
+    def window_probabilities(
+        self, waveform: Int16[np.ndarray, " s"], *, hop: float | None = None
+    ) -> tuple[Float[np.ndarray, "w c"], list[tuple[int, int]]]:
+        """Probabilities `[w, c]` of every window, and its first and last sample.
+
+        Args:
+            waveform: mono int16 at 16 kHz.
+            hop: seconds between window starts; by default windows do not overlap. The last
+                window is shorter than the others where the length does not divide.
+        """
+        size = self.frontend.samples
+        step = size if hop is None else round(hop * RATE)
+        if step < 1:
+            raise UsageError(f"hop={hop} must be above 0 seconds")
+        starts = list(range(0, max(1, len(waveform) - size + step), step)) or [0]
+        starts = [start for start in starts if start < len(waveform)]
+        fitted = [self.frontend.fit(waveform, start=start) for start in starts]
+        rows: list[np.ndarray] = []
+        for first in range(0, len(fitted), BATCH):
+            group = fitted[first : first + BATCH]
+            full = group + [group[-1]] * (BATCH - len(group))
+            audio = np.stack([clip for clip, _ in full])
+            length = np.array([valid for _, valid in full], np.int32)
+            rows.append(np.asarray(self._probabilities(audio, length))[: len(group)])
+        spans = [(start, min(start + size, len(waveform))) for start in starts]
+        return np.concatenate(rows), spans
+
+    def predict_waveform(
+        self, waveform: Int16[np.ndarray, " s"], *, path: str = "", hop: float | None = None
+    ) -> Prediction:
+        """Prediction for mono int16 samples at 16 kHz."""
+        probabilities, spans = self.window_probabilities(waveform, hop=hop)
+        lengths = np.array([end - start for start, end in spans], float)
+        mean = (probabilities * lengths[:, None]).sum(0) / lengths.sum()
+        best = int(mean.argmax())
+        windows = tuple(
+            Window(start / RATE, end / RATE, tuple(map(float, row)))
+            for (start, end), row in zip(spans, probabilities, strict=True)
+        )
+        return Prediction(
+            path, self.classes[best], float(mean[best]), tuple(map(float, mean)), self.classes,
+            windows,
+        )  # fmt: skip
+
+    def predict(
+        self, path: str | os.PathLike[str], *, hop: float | None = None
+    ) -> Prediction:
+        """Prediction for a sound file.
+
+        Raises:
+            BadAudio: the file cannot be decoded; the message names it and the reason.
+        """
+        return self.predict_waveform(decode(path).waveform, path=os.fspath(path), hop=hop)
+
+
+@overload
+def predict(
+    source: str | os.PathLike[str] | Classifier,
+    files: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    hop: float | None = None,
+) -> Prediction: ...
+@overload
+def predict(
+    source: str | os.PathLike[str] | Classifier,
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    hop: float | None = None,
+) -> list[Prediction]: ...
+def predict(
+    source: str | os.PathLike[str] | Classifier,
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    hop: float | None = None,
+) -> Prediction | list[Prediction]:
+    """What a trained adapter hears in sound files of any length.
+
+    Args:
+        source: an adapter file, weights with a head, or a Classifier.
+        files: one path, or several.
+        base: the backbone's weights where they are not where they were in training.
+        hop: seconds between windows; by default they do not overlap.
+
+    Returns:
+        One Prediction for one path, a list for several.
+    """
+    classifier = source if isinstance(source, Classifier) else Classifier.load(source, base=base)
+    if isinstance(files, str | os.PathLike):
+        return classifier.predict(files, hop=hop)
+    return [classifier.predict(path, hop=hop) for path in files]

@@ -1,0 +1,279 @@
+"""The command line: `aatjax VERB ...`. Heavy imports happen inside the verbs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aatjax.errors import AatjaxError, DataError, UsageError
+
+VERBS = {
+    "train": "adapt a pretrained AST to sounds and evaluate it",
+    "eval": "metrics of an adapter on labelled sounds",
+    "predict": "what an adapter hears in sound files",
+    "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
+    "summary": "what a config trains and what it leaves frozen",
+}
+
+TRAIN_HELP = """usage: aatjax train [CONFIG] [--method NAME] [--run DIR] [--cross-validate] [--FIELD VALUE ...]
+
+Trains what CONFIG says (a name, a .py or a .json file; by default the embedded one, which needs
+no download), prints the result and where the adapter lies. The same command goes on after an
+interruption.
+
+  --method NAME      another adaptation method at its defaults ({methods})
+  --run DIR          run folder (default runs/CONFIG-METHOD)
+  --cross-validate   once for every fold of the data, mean and interval
+  --quiet            no progress
+
+configs: {configs}
+every field of the config is a flag: aatjax train CONFIG --flags lists them
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `aatjax` command; exits with the code of the error, if any."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code; a user's mistake gives one line, no traceback."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(version("aatjax"))
+            return 0
+        verb, rest = arguments[0], arguments[1:]
+        if verb not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(VERBS)})"
+            raise UsageError(f"unknown command {verb!r}{hint}")
+        command: Callable[[list[str]], None] = globals()[f"_{verb}"]
+        _quiet_libraries()
+        command(rest)
+        sys.stdout.flush()
+        return 0
+    except AatjaxError as error:
+        print(f"aatjax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("aatjax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def overview() -> str:
+    """The text of `aatjax --help`."""
+    width = max(map(len, VERBS))
+    lines = [
+        "usage: aatjax VERB ...",
+        "",
+        "Parameter-efficient fine-tuning of the Audio Spectrogram Transformer.",
+        "",
+        *(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()),
+        "",
+        "aatjax train            runs at once, on synthetic sounds and the weights in the package",
+        "aatjax VERB --help      more about one verb",
+    ]
+    return "\n".join(lines)
+
+
+def _quiet_libraries() -> None:
+    import logging
+    import warnings
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"aatjax {verb}", description=VERBS[verb])
+
+
+def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
+    """CONFIG, the flags of the verb, and every other flag as a field of the config."""
+    import tyro
+
+    from aatjax.config import available, load_config
+    from aatjax.petl import METHODS
+
+    if any(a in ("-h", "--help") for a in arguments):
+        print(TRAIN_HELP.format(methods=", ".join(sorted(METHODS)), configs=", ".join(available())))
+        raise SystemExit(0)
+    parser = argparse.ArgumentParser(prog=f"aatjax {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--cross-validate", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--flags", action="store_true")
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    options, fields = parser.parse_known_args(arguments[1 if name else 0 :])
+    config = load_config(name or "default")
+    if options.method:
+        config = config.with_method(options.method)
+    if options.flags:
+        fields = ["--help"]
+    config = tyro.cli(
+        tyro.conf.AvoidSubcommands[type(config)],
+        default=config,
+        args=fields,
+        prog=f"aatjax {verb} {name or 'default'}",
+        description="Every field of the config as a flag.",
+    )
+    return config, options
+
+
+def _train(arguments: list[str]) -> None:
+    config, options = _config("train", arguments)
+    from aatjax import experiment
+
+    show = None if options.quiet else sys.stderr
+    if options.cross_validate:
+        result = experiment.cross_validate(config, run_dir=options.run, show=show)
+        rows = [
+            [f"fold {fold}", f"{r.trainable:,}", _value(r.headline), f"{r.seconds:.0f}"]
+            for fold, r in result.folds.items()
+        ]
+        mean = f"{result.mean:.3f} [{result.low:.3f}, {result.high:.3f}]"
+        rows.append(["mean", "", mean, f"{sum(r.seconds for r in result.folds.values()):.0f}"])
+        print(_table([config.petl.name, "trainable", result.metric, "seconds"], rows))
+        return
+    result = experiment.train(config, run_dir=options.run, show=show)
+    metric = result.headline[0] if result.headline else "test"
+    row = [result.method, f"{result.trainable:,}", _value(result.headline), f"{result.seconds:.0f}"]
+    print(_table(["method", "trainable", metric, "seconds"], [row]))
+    print(f"adapter: {result.artefact} ({result.artefact.stat().st_size / 1e6:.2f} MB)")
+
+
+def _summary(arguments: list[str]) -> None:
+    config, _ = _config("summary", arguments)
+    from aatjax import experiment, petl
+    from aatjax.counts import summary
+
+    classes = 10
+    if config.data.format == "synthetic" or config.data.path is not None:
+        classes = len(experiment.divide(config.data).train.classes)
+    model = experiment.load_backbone(config.model, num_classes=classes, seed=0)
+    print(summary(petl.adapt(model, config.petl)))
+
+
+def _eval(arguments: list[str]) -> None:
+    parser = _parser("eval")
+    parser.add_argument("adapter", type=Path, help="adapter.safetensors")
+    parser.add_argument("path", nargs="?", help="labelled sounds; default: the run's own test part")
+    parser.add_argument("--format", default="auto", help="auto, folder, manifest, esc or names")
+    parser.add_argument("--base", help="the backbone's weights, where they have moved")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    import json
+
+    from aatjax import experiment
+    from aatjax.config import Data
+    from aatjax.train.artefact import load_adapter
+
+    adapter = load_adapter(options.adapter, base=options.base)
+    data = None if options.path is None else Data(path=options.path, format=options.format)
+    result, source = experiment.evaluate_adapter(adapter, data)
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        print(f"{options.adapter} on {source.name}")
+        print(result.table())
+
+
+def _predict(arguments: list[str]) -> None:
+    parser = _parser("predict")
+    parser.add_argument("adapter", type=Path, help="adapter.safetensors, or weights with a head")
+    parser.add_argument("files", nargs="+", help="sound files of any length")
+    parser.add_argument("--base", help="the backbone's weights, where they have moved")
+    parser.add_argument("--hop", type=float, help="seconds between windows (default: no overlap)")
+    parser.add_argument("--top", type=int, default=3, help="classes shown (default 3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with windows")
+    options = parser.parse_args(arguments)
+    import json
+
+    from aatjax.audio.waveform import BadAudio
+    from aatjax.classifier import Classifier
+
+    classifier = Classifier.load(options.adapter, base=options.base)
+    failed: list[BadAudio] = []
+    for path in options.files:
+        try:
+            prediction = classifier.predict(path, hop=options.hop)
+        except BadAudio as error:
+            failed.append(error)
+            print(f"aatjax: {error}", file=sys.stderr)
+            continue
+        if options.json:
+            print(json.dumps(prediction.to_json()), flush=True)
+        else:
+            best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
+            print(f"{path}  {best}", flush=True)
+    if failed:
+        raise DataError(f"{len(failed)} of {len(options.files)} files could not be read")
+
+
+def _convert(arguments: list[str]) -> None:
+    parser = _parser("convert")
+    parser.add_argument("source", help="file, folder or Hugging Face id (owner/name)")
+    parser.add_argument("out", type=Path, help="file or folder to write")
+    parser.add_argument(
+        "--to", choices=("native", "hf", "orbax"),
+        help="default: native for a name ending in .safetensors, else hf",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--frames", type=int, help="another input length, positions fitted")
+    parser.add_argument("--rgb", choices=("sum", "mean"), default="sum")
+    parser.add_argument("--revision")
+    options = parser.parse_args(arguments)
+
+    from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
+    from aatjax.loading import find, fit_positions
+
+    checkpoint = read_checkpoint(find(options.source, options.revision), rgb=options.rgb)
+    if options.frames is not None or options.to == "hf":
+        checkpoint = fit_positions(checkpoint, options.frames)
+    params, config, labels = checkpoint.params, checkpoint.config, checkpoint.labels
+    form = options.to or ("native" if options.out.suffix == ".safetensors" else "hf")
+    notes: tuple[str, ...] = ()
+    if form == "hf":
+        notes = write_hf(options.out, params, config, labels)
+    elif form == "native":
+        write_native(
+            options.out, params, config, labels, options.dtype,
+            grid=checkpoint.grid, rule=checkpoint.rule,
+        )  # fmt: skip
+    else:
+        write_orbax(
+            options.out, params, config, labels, grid=checkpoint.grid, rule=checkpoint.rule
+        )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    count = sum(value.size for value in params.values())
+    print(f"{options.out}: {form}, from {checkpoint.layout}, {count:,} parameters")
+
+
+def _value(headline: tuple[str, float | None, float | None, float | None] | None) -> str:
+    if headline is None or headline[1] is None:
+        return "n/a"
+    _, value, low, high = headline
+    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}{bounds}"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+             for row in [heads, *rows]]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""A whole experiment as typed, frozen dataclasses: defaults in one place, to and from JSON."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any, Literal
+
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import PRESETS, Pad
+from aatjax.audio.waveform import Channels
+from aatjax.data.open import Format
+from aatjax.errors import UsageError
+from aatjax.models.config import Pool
+from aatjax.petl import Method, find
+from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which backbone, and how it is run.
+
+    Attributes:
+        source: weights: a file, a folder, a Hugging Face id, `embedded`, `random:tiny|small|base`.
+        frames: input length in 10 ms frames; None takes the checkpoint's.
+        pool: pooling; None takes what the checkpoint was made with.
+        head_norm: whether the new head has a LayerNorm; None takes the checkpoint's form.
+        reset: forget the weights and start from random ones of the same shape (a baseline).
+        dtype: compute type.
+        scan: run the blocks as one scanned body.
+        remat: recompute activations in the backward pass.
+        revision: commit or branch of a Hugging Face id.
+    """
+
+    source: str = "embedded"
+    frames: int | None = None
+    pool: Pool | None = None
+    head_norm: bool | None = None
+    reset: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = False
+    remat: bool = False
+    revision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which sounds, and how they are divided and heard.
+
+    Without `fold`, a test part is taken from the official division if there is one, else split
+    off (`test_fraction`, stratified, groups kept whole).
+
+    Attributes:
+        format: `synthetic`, `folder` (class sub-folders), `manifest` (CSV or JSON lines), `esc`
+            (ESC-50's layout), `names` (file names by `pattern`), or `auto` by what lies there.
+        path: the folder or file; not for `synthetic`.
+        pattern: regular expression with a group `label` for `names`.
+        fold: the fold held out as test part.
+        test_fraction: share of the clips split off for testing.
+        valid_fraction: share of the training clips split off for validation; 0 for none.
+        seed: seed of the split.
+        pad: what fills a clip that is too short: `log_mel_zero` (as AST), `silence`, `repeat`.
+        statistics: normalisation: a preset name, or `train` to compute it on the training clips.
+        channels: `mean`, `left` or a channel number.
+        truncated: what becomes of files that were cut off: `skip` or `keep`.
+        max_bad: share of unreadable files (or, from 1 up, their number) that is put up with.
+        cache: folder of decoded audio; None takes the user's cache folder.
+        train_clips, test_clips: clips a class of the synthetic sounds.
+    """
+
+    format: Format = "auto"
+    path: str | None = None
+    pattern: str | None = None
+    fold: str | None = None
+    test_fraction: float = 0.2
+    valid_fraction: float = 0.0
+    seed: int = 0
+    pad: Pad = "log_mel_zero"
+    statistics: str = "audioset"
+    channels: Channels = "mean"
+    truncated: Literal["skip", "keep"] = "skip"
+    max_bad: float = 0.05
+    cache: str | None = None
+    train_clips: int = 20
+    test_clips: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("test_fraction", "valid_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"data.{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.statistics != "train" and self.statistics not in PRESETS:
+            raise UsageError(
+                f"data.statistics={self.statistics!r} is not one of train, {', '.join(PRESETS)}"
+            )
+        if self.max_bad < 0:
+            raise UsageError(f"data.max_bad={self.max_bad} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment.
+
+    Attributes:
+        petl: the adaptation method.
+        model: the backbone.
+        data: the sounds.
+        training: epochs, batch, selection, seed.
+        optim: AdamW and its schedule.
+        augment: augmentation of training batches.
+        name: used for the run folder.
+    """
+
+    petl: Method
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    optim: Optim = Optim()
+    augment: Augment = Augment()
+    name: str = "experiment"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` reads."""
+        return {**dataclasses.asdict(self), "petl": self.petl.to_json()}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> "Config":
+        """Rebuilds a config.
+
+        Raises:
+            UsageError: an unknown field; the message suggests the nearest.
+        """
+        parts: dict[str, Any] = {
+            "model": Model, "data": Data, "training": Training, "optim": Optim, "augment": Augment,
+        }  # fmt: skip
+        _known("config", fields, Config)
+        if "petl" not in fields:
+            raise UsageError("the config has no petl, the adaptation method")
+        values: dict[str, Any] = dict(fields)
+        values["petl"] = Method.from_json(fields["petl"])
+        for name, cls in parts.items():
+            if name in fields:
+                _known(name, fields[name], cls)
+                values[name] = cls(**fields[name])
+        return Config(**values)
+
+    def with_method(self, name: str) -> "Config":
+        """The same experiment with another method at its defaults."""
+        return dataclasses.replace(self, petl=find(name)())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """What differs between two config dictionaries, as `data.fold: '1' -> '2'`."""
+    lines: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        here = f"{path}.{key}" if path else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, here)
+        elif before != after:
+            lines.append(f"{here}: {before!r} -> {after!r}")
+    return lines
+
+
+def available() -> list[str]:
+    """Names of the configs that come with the package."""
+    import aatjax.configs
+
+    return sorted(module.name for module in pkgutil.iter_modules(aatjax.configs.__path__))
+
+
+def load_config(name: str) -> Config:
+    """The config of a name in `aatjax.configs`, a Python file, or a JSON file.
+
+    A Python file binds `config = aatjax.Config(...)`; it is run, so read it before.
+
+    Raises:
+        UsageError: no such config, or the file does not bind one.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: not a config in JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise UsageError(f"{path}: not a config: expected a JSON object")
+        return Config.from_json(fields)
+    if path.suffix == ".py":
+        if not path.exists():
+            raise UsageError(f"{path}: no such config file")
+        spec = importlib.util.spec_from_file_location("aatjax_user_config", path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{path}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in available():
+        module = importlib.import_module(f"aatjax.configs.{name}")
+    else:
+        near = difflib.get_close_matches(name, available(), n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"no config {name!r}{hint} (there are {', '.join(available())}; a file ends in .py "
+            "or .json)"
+        )
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UsageError(f"{name}: does not bind config = aatjax.Config(...)")
+    return config
+
+
+def _known(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(names)})"
+            raise UsageError(f"{where} has no field {name!r}{hint}")

@@ -1,0 +1,14 @@
+"""Weights in and out: every published layout to canonical parameters, and Hugging Face files."""
+
+from aatjax.convert.checkpoint import Checkpoint, read_checkpoint
+from aatjax.convert.export import write_hf, write_native, write_orbax
+from aatjax.convert.hub import resolve
+
+__all__ = [
+    "Checkpoint",
+    "read_checkpoint",
+    "resolve",
+    "write_hf",
+    "write_native",
+    "write_orbax",
+]

@@ -1,0 +1,111 @@
+"""The sizes of a model, told from the shapes of its tensors."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from aatjax.convert.layouts import Layout, canonical_shapes, template
+
+BASE = (768, 3072)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model; `kernel` is (f, t, input channels), `classes` None without a head."""
+
+    dim: int
+    depth: int
+    mlp_dim: int
+    kernel: tuple[int, int, int]
+    tokens: int
+    distilled: bool
+    classes: int | None
+    qkv_bias: bool = True
+    head_norm: bool = True
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Patch size (frequency, time)."""
+        return self.kernel[:2]
+
+    @property
+    def patches(self) -> int:
+        """Positions without prefix tokens."""
+        return self.tokens - (2 if self.distilled else 1)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical names and shapes of a model of these sizes."""
+        return canonical_shapes(
+            dim=self.dim,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            kernel=self.kernel,
+            tokens=self.tokens,
+            distilled=self.distilled,
+            qkv_bias=self.qkv_bias,
+            head_norm=self.head_norm,
+            classes=self.classes,
+        )
+
+
+def measure(
+    layout: Layout, shapes: Mapping[str, tuple[int, ...]], *, qkv_bias: bool = True
+) -> Sizes:
+    """Sizes that most tensors agree on; what no tensor tells is taken from the base model.
+
+    The result only says what to expect: every shape is compared with it afterwards.
+    """
+    rules = {source: rule.targets for source, rule in layout.rules}
+    named: dict[str, list[tuple[int, ...]]] = collections.defaultdict(list)
+    depth = 1
+    for name, shape in shapes.items():
+        source, block = template(name)
+        if source in rules and shape:
+            named[rules[source][0]].append(shape)
+            depth = max(depth, (block or 0) + 1)
+
+    def vote(targets: tuple[str, ...], default: int) -> int:
+        votes = collections.Counter(s[-1] for t in targets for s in named.get(t, []) if s[-1] > 0)
+        return votes.most_common(1)[0][0] if votes else default
+
+    norms = [f"blocks/{{i}}/{n}/{p}" for n in ("ln1", "ln2") for p in ("scale", "bias")]
+    dim = vote((*norms, "embed/cls", "norm/scale", "embed/proj/bias"), BASE[0])
+    pos = next(iter(named.get("embed/pos", [])), ())
+    tokens = 0
+    if len(pos) == 3:
+        tokens = pos[1] if pos[2] == dim else pos[2]
+    head = any(target.startswith("head/") for target in named)
+    return Sizes(
+        dim=dim,
+        depth=depth,
+        mlp_dim=vote(("blocks/{i}/mlp/up/bias",), BASE[1]),
+        kernel=_kernel(layout, next(iter(named.get("embed/proj/kernel", [])), ()), dim),
+        tokens=tokens,
+        distilled=_distilled(layout, shapes, "embed/dist" in named, tokens),
+        classes=vote(("head/linear/bias",), 1) if head else None,
+        qkv_bias=qkv_bias,
+    )
+
+
+def _kernel(layout: Layout, shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
+    if len(shape) != 4 or shape[0] != dim or 0 in shape:
+        return 16, 16, 1
+    channels = 3 if shape[1] == 3 and layout.rule == "imagenet" else 1
+    return shape[2], shape[3], channels
+
+
+def _distilled(
+    layout: Layout, shapes: Mapping[str, tuple[int, ...]], token: bool, tokens: int
+) -> bool:
+    """Whether there is (or should be) a DIST token: by name, by its head, by the square grid."""
+    if layout.distilled is not None:
+        return layout.distilled
+    if token or any("head_dist." in n or n.startswith("distillation_class") for n in shapes):
+        return True
+    with_two, with_one = tokens - 2, tokens - 1
+    return not _square(with_one) and _square(with_two)
+
+
+def _square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number

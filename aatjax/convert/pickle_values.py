@@ -1,0 +1,239 @@
+"""Pickles read as plain data: no object is built, no function called, no module imported.
+
+PyTorch files are pickles, and a pickle is a program. This reader walks its opcodes
+(`pickletools.genops`) on a stack of its own and understands only what a file of tensors needs;
+every other opcode and every global outside the allow-list is refused by name.
+"""
+
+import dataclasses
+import io
+import pickletools
+from typing import Any, Literal
+
+from aatjax.errors import DataError
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_ORDERED_DICT = "collections.OrderedDict"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(f"torch.{name}" for name in STORAGES)}
+
+_PUSH = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A flat run of numbers in the file: `count` items of `dtype` under the name `key`."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReference:
+    """A tensor as the pickle describes it; nothing is checked or read yet."""
+
+    storage: Storage
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+_Kind = Literal["MARK"]
+_MARK: _Kind = "MARK"
+
+
+def read_pickle(stream: io.BytesIO, where: str) -> Any:
+    """Reads one pickle from the stream, which is left behind its STOP.
+
+    Args:
+        stream: bytes in memory.
+        where: the file, for messages.
+
+    Returns:
+        Dictionaries, lists, tuples, numbers, strings and `TensorReference`s.
+
+    Raises:
+        DataError: a damaged pickle, or one that asks for more than tensors.
+    """
+    try:
+        return _Machine(where).run(stream)
+    except DataError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{where}: damaged or truncated pickle ({reason})") from None
+
+
+class _Machine:
+    """The stack and memo of one pickle."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def refuse(self, what: str) -> DataError:
+        return DataError(
+            f"{self.where}: the pickle {what}; a file of weights needs only tensors, nothing was "
+            "run or loaded: take the weights as .safetensors, or only from someone you trust"
+        )
+
+    def run(self, stream: io.BytesIO) -> Any:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return self.pop()
+            self.step(opcode.name, argument)
+        raise ValueError("no STOP")
+
+    def pop(self) -> Any:
+        if self.marks and len(self.stack) <= self.marks[-1]:
+            raise ValueError("stack underflow")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _PUSH:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _TUPLES:
+            items = [self.pop() for _ in range(_TUPLES[name])]
+            stack.append(tuple(reversed(items)))
+        elif name in _PUTS:
+            self.memo[argument] = stack[-1]
+        elif name in _GETS:
+            stack.append(self.memo[argument])
+        elif name in ("PROTO", "FRAME"):
+            pass
+        else:
+            self.compound(name, argument)
+
+    def compound(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        match name:
+            case "MARK":
+                self.marks.append(len(stack))
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "TUPLE":
+                stack.append(tuple(self.pop_to_mark()))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                stack.append(self.pop_to_mark())
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                stack.append(self.pairs(self.pop_to_mark()))
+            case "APPEND":
+                item = self.pop()
+                self.top(list).append(item)
+            case "APPENDS":
+                items = self.pop_to_mark()
+                self.top(list).extend(items)
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self.top(dict).update(self.pairs([key, value]))
+            case "SETITEMS":
+                items = self.pop_to_mark()
+                self.top(dict).update(self.pairs(items))
+            case "GLOBAL":
+                stack.append(self.find(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = self.pop(), self.pop()
+                stack.append(self.find(module, attribute))
+            case "REDUCE":
+                arguments, function = self.pop(), self.pop()
+                stack.append(self.call(function, arguments))
+            case "BUILD":
+                self.pop()  # the _metadata of a state dict: not needed, not applied
+                self.top(dict)
+            case "BINPERSID":
+                stack.append(self.storage(self.pop()))
+            case _:
+                raise self.refuse(f"uses opcode {name}")
+
+    def top(self, kind: type) -> Any:
+        value = self.stack[-1]
+        if not isinstance(value, kind):
+            raise ValueError(f"{kind.__name__} expected, {type(value).__name__} found")
+        return value
+
+    def pairs(self, items: list[Any]) -> dict[Any, Any]:
+        keys = items[0::2]
+        for key in keys:
+            if not isinstance(key, str | int | float | None):
+                raise ValueError(f"a dictionary key is a {type(key).__name__}")
+        return dict(zip(keys, items[1::2], strict=True))
+
+    def find(self, module: Any, attribute: Any) -> _Global:
+        name = f"{module}.{attribute}"
+        if name not in _ALLOWED:
+            raise self.refuse(f"names {name[:120]!r}")
+        return _Global(name)
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+            raise ValueError("a call of something that is not a function")
+        match function.name:
+            case name if name == _ORDERED_DICT and not arguments:
+                return {}
+            case name if name == _ORDERED_DICT and len(arguments) == 1:
+                (items,) = arguments
+                return self.pairs([part for key, value in items for part in (key, value)])
+            case name if name == _TENSOR and len(arguments) >= 4:
+                storage, offset, shape, strides = arguments[:4]
+                if not isinstance(storage, Storage):
+                    raise ValueError("a tensor without storage")
+                return TensorReference(storage, offset, shape, strides)
+            case name if name == _PARAMETER and arguments:
+                if not isinstance(arguments[0], TensorReference):
+                    raise ValueError("a parameter that is not a tensor")
+                return arguments[0]
+        raise self.refuse(f"calls {function.name} with {len(arguments)} arguments")
+
+    def storage(self, identity: Any) -> Storage:
+        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+            raise ValueError("a persistent id that is not a storage")
+        _, kind, key, _, count, *view = identity
+        if view not in ([], [None]):
+            raise self.refuse("holds a view of a storage (a form from before PyTorch 0.4)")
+        if not isinstance(kind, _Global) or not kind.name.startswith("torch."):
+            raise ValueError("a storage without type")
+        dtype = STORAGES[kind.name.removeprefix("torch.")]
+        if not isinstance(key, str) or type(count) is not int or count < 0:
+            raise ValueError(f"a storage of {count!r} items")
+        return Storage(key, dtype, count)

@@ -1,0 +1,142 @@
+"""Where to cut a set of clips: stratified splits, and what leaks between parts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from aatjax.errors import DataError, UsageError
+
+
+def stratify(
+    labels: Sequence[tuple[int, ...]], groups: Sequence[str | None], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Divide clips in two so that every class is cut at the same fraction.
+
+    A unit is all clips of one group, or one clip without a group; units are never cut. Classes are
+    taken from the rarest to the commonest and each unit goes to the side that lacks more clips of
+    that class (the idea of iterative stratification: Sechidis et al., ECML 2011), the largest units
+    first. A class held by a single unit stays in the first part; a class held by two or more is
+    then brought to both parts where no other class loses its place by it.
+
+    Args:
+        labels: class indices of each clip; one for a single-label set, any number otherwise.
+        groups: the recording or speaker of each clip, or None.
+        fraction: share of the clips in the second part, between 0 and 1.
+        seed: chooses among equally good units.
+
+    Returns:
+        The sorted clip indices of the first and of the second part.
+
+    Raises:
+        UsageError: the fraction is not between 0 and 1.
+        DataError: no division leaves clips on both sides.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"split fraction is {fraction:g}; it must be between 0 and 1")
+    units = _units(groups)
+    rng = np.random.default_rng(seed)
+    contents = [Counter(c for i in unit for c in labels[i]) for unit in units]
+    shuffled = rng.permutation(len(units)).tolist()
+    holders: dict[int, list[int]] = defaultdict(list)
+    for u in sorted(shuffled, key=lambda u: -len(units[u])):
+        for c in contents[u]:
+            holders[c].append(u)
+    totals = {c: sum(contents[u][c] for u in holders[c]) for c in holders}
+    wanted = _wanted(totals, holders, fraction, rng)
+
+    second: dict[int, bool] = {}
+    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
+        need = wanted[c] - sum(contents[u][c] for u in holders[c] if second.get(u) is True)
+        rest = totals[c] - wanted[c]
+        rest -= sum(contents[u][c] for u in holders[c] if second.get(u) is False)
+        for u in holders[c]:
+            if u in second:
+                continue
+            second[u] = need > 0 and need >= rest
+            if second[u]:
+                need -= contents[u][c]
+            else:
+                rest -= contents[u][c]
+    _repair(units, contents, holders, second)
+    missing = fraction * len(labels) - sum(len(units[u]) for u in second if second[u])
+    for u in shuffled:  # units whose clips have no class at all
+        if u not in second:
+            second[u] = missing > 0
+            missing -= len(units[u]) if second[u] else 0
+
+    parts = tuple(
+        sorted(i for u, unit in enumerate(units) if second[u] is side for i in unit)
+        for side in (False, True)
+    )
+    if not parts[0] or not parts[1]:
+        raise DataError(
+            f"cannot split {len(labels)} clips: every class comes from a single clip or group; "
+            "add clips from other recordings, or give a test set of its own"
+        )
+    return parts[0], parts[1]
+
+
+def _units(groups: Sequence[str | None]) -> list[list[int]]:
+    units: dict[object, list[int]] = {}
+    for i, group in enumerate(groups):
+        units.setdefault(("clip", i) if group is None else ("group", group), []).append(i)
+    return list(units.values())
+
+
+def _wanted(
+    totals: dict[int, int],
+    holders: dict[int, list[int]],
+    fraction: float,
+    rng: np.random.Generator,
+) -> dict[int, int]:
+    """Whole numbers of clips of each class for the second part, by largest remainder."""
+    exact = {c: round(fraction * n, 9) for c, n in totals.items()}
+    wanted = {c: int(x) for c, x in exact.items()}
+    left = round(sum(exact.values())) - sum(wanted.values())
+    classes = [sorted(totals)[k] for k in rng.permutation(len(totals))]
+    for c in sorted(classes, key=lambda c: wanted[c] - exact[c])[:left]:
+        wanted[c] += 1
+    for c, n in totals.items():
+        wanted[c] = min(max(wanted[c], 1), n - 1) if len(holders[c]) > 1 else 0
+    return wanted
+
+
+def _repair(
+    units: list[list[int]],
+    contents: list[Counter[int]],
+    holders: dict[int, list[int]],
+    second: dict[int, bool],
+) -> None:
+    """Move small units so that every class with two units or more is on both sides."""
+    held = {side: Counter[int]() for side in (False, True)}
+    for u, side in second.items():
+        held[side].update(contents[u].keys())
+    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
+        for side in (False, True):
+            if held[side][c] or len(holders[c]) < 2:
+                continue
+            for u in sorted(holders[c], key=lambda u: len(units[u])):
+                if all(held[not side][other] > 1 for other in contents[u]):
+                    second[u] = side
+                    held[side].update(contents[u].keys())
+                    held[not side].subtract(contents[u].keys())
+                    break
+
+
+def order_names(names: set[str]) -> tuple[str, ...]:
+    """Sort names as people count: whole numbers by value where all are, else as text."""
+    if names and all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def find_leaks(groups: Sequence[str | None], parts: Sequence[str | None]) -> dict[str, list[str]]:
+    """Groups whose clips lie in more than one part, each with the names of those parts."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for group, part in zip(groups, parts, strict=True):
+        if group is not None and part is not None:
+            seen[group].add(part)
+    return {group: list(order_names(where)) for group, where in seen.items() if len(where) > 1}

@@ -1,0 +1,114 @@
+"""Rows of CSV and JSON-lines files, with the row numbers a person sees."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from aatjax.errors import DataError, UsageError
+
+Row = tuple[int, dict[str, Any]]
+Problems = list[tuple[int, str]]
+
+
+def read_rows(path: Path, sep: str | None, problems: Problems) -> list[Row]:
+    """Rows of a CSV or JSON-lines file with their numbers, keys in lower case.
+
+    Args:
+        path: the file; JSON lines if it is called so or its first character is '{'.
+        sep: separator of a CSV file; found from the header by default.
+        problems: receives (row, what is wrong) for rows that are no rows.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or has no usable header.
+        UsageError: a separator that is not one character.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} is not UTF-8; save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+        ) from None
+    if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip()[:1] == "{":
+        return list(_read_json(text, problems))
+    if sep is not None and len(sep) != 1:
+        raise UsageError(f"sep is {sep!r}; it must be one character")
+    return _read_csv(path, text, sep, problems)
+
+
+def _read_json(text: str, problems: Problems) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append((number, f"not JSON: {error}"))
+            continue
+        if isinstance(row, dict):
+            yield number, {key.strip().lower(): value for key, value in row.items()}
+        else:
+            problems.append((number, 'not a JSON object such as {"path": ..., "label": ...}'))
+
+
+def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> list[Row]:
+    head, _, rest = text.partition("\n")
+    if head.strip().lower().startswith("sep=") and len(head.strip()) <= 5:  # written by Excel
+        sep, text = sep or head.strip("\r")[4:] or None, rest
+    head = text.lstrip("\r\n").partition("\n")[0]
+    sep = sep or max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, strict=True)
+    keys: list[str] = []
+    rows: list[Row] = []
+    number = 0
+    try:
+        for number, cells in enumerate(reader, 1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not keys:
+                keys = [cell.strip().lower() for cell in cells]
+                twice = {key for key in keys if key and keys.count(key) > 1}
+                if twice:
+                    raise DataError(f"{path}: column {min(twice)!r} occurs twice in the header")
+            elif len(cells) > len(keys) and any(cell.strip() for cell in cells[len(keys) :]):
+                text = f"{len(cells)} cells under {len(keys)} columns; quote cells with {sep!r}"
+                problems.append((number, text))
+            else:
+                rows.append((number, dict(zip(keys, cells, strict=False))))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: row {number + 1}: not CSV: {error}; a cell with quotes, separators or line "
+            "breaks must be quoted, and quotes in it doubled"
+        ) from None
+    if not keys:
+        raise DataError(f"{path}: the file is empty; a header with path and label is expected")
+    if not rows and not problems:
+        raise DataError(f"{path}: no rows below the header")
+    return rows
+
+
+def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked: bool) -> str:
+    """The first of the names that is a column; only the first counts where the caller asked for it.
+
+    Raises:
+        DataError: none of them is a column.
+    """
+    wanted = [name.strip().lower() for name in (names[:1] if asked else names)]
+    for name in wanted:
+        if name in columns:
+            return name
+    if not columns:
+        return wanted[0]
+    near = difflib.get_close_matches(wanted[0], columns, 1)
+    raise DataError(
+        f"{path}: no column {' or '.join(dict.fromkeys(wanted))}; the columns are "
+        f"{', '.join(columns)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    )

@@ -1,0 +1,40 @@
+"""The errors a user can cause or meet, each with the exit code the command line ends with."""
+
+
+class AatjaxError(Exception):
+    """Base of every error that is explained to the user in one line.
+
+    The message says what was wrong, where (file, row, parameter), and what to do.
+    """
+
+    exit_code = 1
+
+
+class UsageError(AatjaxError, ValueError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class NotFiniteError(AatjaxError, ArithmeticError):
+    """Training met a loss or a weight that is not finite."""
+
+    exit_code = 3
+
+
+class DataError(AatjaxError, ValueError):
+    """Input data (audio, manifest, weights, artefact) that cannot be used as it is."""
+
+    exit_code = 65
+
+
+class UnavailableError(AatjaxError, OSError):
+    """A host or service that cannot be reached."""
+
+    exit_code = 69
+
+
+class WriteError(AatjaxError, OSError):
+    """Something could not be written."""
+
+    exit_code = 74

@@ -1,0 +1,333 @@
+"""Runs a config: from sounds and weights to a trained adapter, its figures and its files."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax.numpy as jnp
+from flax import nnx
+
+from aatjax import surgery
+from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
+from aatjax.config import Config, Data, Model, differences
+from aatjax.counts import summary
+from aatjax.data.cache import decode_all
+from aatjax.data.clips import Source
+from aatjax.data.open import open_source
+from aatjax.data.pipeline import eval_batches, in_memory
+from aatjax.data.sources import Synthetic
+from aatjax.data.synthesis import TARGET_SOUNDS
+from aatjax.errors import UsageError, WriteError
+from aatjax.loading import load
+from aatjax.models.ast import AST
+from aatjax.petl import adapt
+from aatjax.train.intervals import mean_interval
+from aatjax.train.loop import Run, evaluate, fit
+from aatjax.train.metrics import Metrics
+from aatjax.train.records import write_text
+
+Headline = tuple[str, float | None, float | None, float | None]
+SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A data set, divided."""
+
+    train: Source
+    valid: Source | None
+    test: Source | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `train` returns.
+
+    Attributes:
+        method: short name of the method.
+        trainable: number of parameters trained.
+        headline: (metric, value, low, high) on the test clips, or None without any.
+        seconds: training time.
+        artefact: the adapter file.
+        run: the whole run, or None where it was finished before.
+    """
+
+    method: str
+    trainable: int
+    headline: Headline | None
+    seconds: float
+    artefact: Path
+    run: Run | None
+
+
+def cache_folder(data: Data) -> Path:
+    """Where decoded audio is kept."""
+    if data.cache is not None:
+        return Path(data.cache)
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "aatjax" / "audio"
+
+
+def open_data(data: Data, *, quarantine: Path | None = None, show: TextIO | None = None) -> Source:
+    """The whole labelled set, decoded once; unreadable files are quarantined."""
+    if data.path is None:
+        raise UsageError(
+            "no data: give data.path (on the command line --data.path), the folder of sounds"
+        )
+    source = open_source(data.path, data.format, pattern=data.pattern)
+    max_bad = int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad)
+    kept = decode_all(
+        source,
+        cache_folder(data),
+        max_bad=max_bad,
+        quarantine_file=quarantine,
+        channels=data.channels,
+        truncated=data.truncated,
+    )
+    if show is not None:
+        bad = len(source) - len(kept)
+        text = f"{source.name}: {len(kept)} clips, {len(source.classes)} classes"
+        if source.skipped:
+            text += f", {len(source.skipped)} other files left out"
+        if bad:
+            text += f", {bad} quarantined" + (f" (see {quarantine})" if quarantine else "")
+        print(text, file=show, flush=True)
+    return kept
+
+
+def divide(
+    data: Data, *, quarantine: Path | None = None, show: TextIO | None = None
+) -> Parts:
+    """The training, validation and test parts that a config asks for."""
+    if data.format == "synthetic":
+        return Parts(
+            in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed)),
+            None,
+            in_memory(Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)),
+        )
+    whole = open_data(data, quarantine=quarantine, show=show)
+    splits = {clip.split for clip in whole.clips} - {None}
+    valid: Source | None = None
+    if data.fold is not None:
+        train, test = whole.fold(data.fold)
+    elif "train" in splits:
+        train = whole.by_split("train")
+        valid = whole.by_split("valid") if "valid" in splits else None
+        test = whole.by_split("test") if "test" in splits else None
+    elif data.test_fraction:
+        train, test = whole.split(data.test_fraction, seed=data.seed)
+    else:
+        train, test = whole, None
+    if valid is None and data.valid_fraction:
+        train, valid = train.split(data.valid_fraction, seed=data.seed)
+    return Parts(train, valid, test)
+
+
+def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
+    """The front end of a run, with its normalisation statistics."""
+    frontend = FrontEnd(frames=model.config.frames, mels=model.config.mels, pad=config.data.pad)
+    if config.data.statistics != "train":
+        return frontend.with_statistics(*PRESETS[config.data.statistics])
+    batches = (
+        (jnp.asarray(b["audio"][b["weight"] > 0]), jnp.asarray(b["length"][b["weight"] > 0]))
+        for b in eval_batches(train, frontend, batch_size=64)
+    )
+    return frontend.with_statistics(*statistics(frontend, batches))
+
+
+def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
+    """The frozen model that a config names, with a new head."""
+    backbone = load(
+        model.source,
+        num_classes=num_classes,
+        frames=model.frames,
+        pool=model.pool,
+        head_norm=model.head_norm,
+        dtype=model.dtype,
+        scan=model.scan,
+        remat=model.remat,
+        revision=model.revision,
+        seed=seed,
+    )
+    if model.reset:
+        fresh = AST(backbone.config, rngs=nnx.Rngs(seed))
+        surgery.assign(backbone, surgery.arrays(fresh), what="random weights", complete=True)
+    return backbone
+
+
+def run_folder(config: Config) -> Path:
+    """The default folder of a config's runs."""
+    fold = "" if config.data.fold is None else f"-fold{config.data.fold}"
+    return Path("runs") / f"{config.name}-{config.petl.name}{fold}"
+
+
+def train(
+    config: Config, *, run_dir: str | Path | None = None, show: TextIO | None = sys.stderr
+) -> Result:
+    """Trains what a config says, evaluates it, and writes the run folder.
+
+    The folder holds config.json, checkpoints, metrics.jsonl, TensorBoard events,
+    quarantine.jsonl (where files were unreadable), result.json and adapter.safetensors. Called
+    again with the same config it goes on where it stopped, or returns the finished result.
+
+    Args:
+        config: the experiment.
+        run_dir: its folder; by default `runs/<name>-<method>`.
+        show: stream of the progress display.
+
+    Raises:
+        UsageError: the folder holds a run of another config; the differences are listed.
+        DataError, WriteError, NotFiniteError, Interrupted: see the parts.
+    """
+    folder = Path(run_dir) if run_dir is not None else run_folder(config)
+    result_file, artefact = folder / "result.json", folder / "adapter.safetensors"
+    _claim(folder, config)
+    if result_file.exists() and artefact.exists():
+        done = json.loads(result_file.read_text(encoding="utf-8"))
+        if show is not None:
+            print(f"{folder}: finished before; delete it to train anew", file=show)
+        headline = None if done["headline"] is None else tuple(done["headline"])
+        return Result(done["method"], done["trainable"], headline, done["seconds"], artefact, None)
+
+    parts = divide(config.data, quarantine=folder / "quarantine.jsonl", show=show)
+    seed = config.training.seed
+    classes = len(parts.train.classes)
+    model = adapt(load_backbone(config.model, num_classes=classes, seed=seed), config.petl, seed=seed)
+    counts = summary(model)
+    if show is not None:
+        share = 100 * counts.trainable / counts.total
+        print(
+            f"{config.petl.name}: {counts.trainable:,} trainable of {counts.total:,} parameters "
+            f"({share:.2f}%); {len(parts.train)} training clips",
+            file=show,
+            flush=True,
+        )
+    run = fit(
+        model,
+        parts.train,
+        parts.test,
+        valid=parts.valid,
+        training=config.training,
+        optim=config.optim,
+        augment=config.augment,
+        frontend=front_end(config, model, parts.train),
+        run_dir=folder,
+        show=show,
+    )
+    extra = {"config": config.to_json(), "data": parts.train.fingerprint()}
+    for weights in run.models:
+        if weights != run.selected:
+            run.save(folder / f"{weights}.safetensors", weights=weights, extra=extra)
+    run.save(artefact, extra=extra)
+    headline = None if run.test is None else run.test.headline
+    figures = {
+        "method": config.petl.name,
+        "trainable": counts.trainable,
+        "frozen": counts.frozen,
+        "train_clips": len(parts.train),
+        "headline": headline,
+        **run.to_json(),
+    }
+    write_text(result_file, json.dumps(figures, indent=2))
+    return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run)
+
+
+def _claim(folder: Path, config: Config) -> None:
+    """Makes the run folder and writes the config, or checks that it is the same."""
+    path = folder / "config.json"
+    fields = json.loads(json.dumps(config.to_json()))
+    if path.exists():
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), fields)
+        if changed:
+            raise UsageError(
+                f"{folder} holds a run of another config ({'; '.join(changed[:6])}"
+                f"{f'; and {len(changed) - 6} more' if changed[6:] else ''}): choose another "
+                "folder with --run, or delete it"
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(fields, indent=2))
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossValidation:
+    """Results of every fold, and their mean with a 95% interval (Student t)."""
+
+    folds: dict[str, Result]
+    metric: str
+    mean: float
+    low: float
+    high: float
+
+
+def cross_validate(
+    config: Config, *, run_dir: str | Path | None = None, show: TextIO | None = sys.stderr
+) -> CrossValidation:
+    """Trains once for every fold of the data set, each held out in turn.
+
+    Args:
+        config: the experiment; its data set must have folds.
+        run_dir: folder of the folds' run folders.
+        show: stream of the progress display.
+
+    Raises:
+        UsageError: the data set has no folds.
+    """
+    folder = Path(run_dir) if run_dir is not None else run_folder(config)
+    source = open_data(config.data)
+    if not source.folds:
+        raise UsageError(f"{source.name} has no folds: add a fold column, or leave --cross-validate")
+    results: dict[str, Result] = {}
+    for fold in source.folds:
+        if show is not None:
+            print(f"fold {fold} of {', '.join(source.folds)}", file=show, flush=True)
+        data = dataclasses.replace(config.data, fold=fold)
+        part = dataclasses.replace(config, data=data)
+        results[fold] = train(part, run_dir=folder / f"fold{fold}", show=show)
+    headlines = [r.headline for r in results.values() if r.headline is not None]
+    values = [value for _, value, _, _ in headlines if value is not None]
+    mean, low, high = mean_interval(values)
+    summary_row: dict[str, Any] = {
+        "method": config.petl.name,
+        "metric": headlines[0][0],
+        "mean": mean, "low": low, "high": high,
+        "folds": dict(zip(results, values, strict=True)),
+    }  # fmt: skip
+    write_text(folder / "result.json", json.dumps(summary_row, indent=2))
+    return CrossValidation(results, headlines[0][0], mean, low, high)
+
+
+def evaluate_adapter(
+    adapter: Any, data: Data | None = None, *, bootstrap: int = 1000
+) -> tuple[Metrics, Source]:
+    """Metrics of an adapter on the test part of its own config, or on other labelled sounds.
+
+    Args:
+        adapter: what `aatjax.load_adapter` returned.
+        data: other data; its classes must be the adapter's.
+        bootstrap: resamples for the intervals.
+    """
+    if data is None:
+        if "config" not in adapter.info:
+            raise UsageError("the adapter holds no config: name the sounds to evaluate on")
+        test = divide(Config.from_json(adapter.info["config"]).data).test
+        if test is None:
+            raise UsageError("the adapter's config has no test part: name the sounds to evaluate on")
+    else:
+        test = open_data(data)
+    if test.classes != adapter.classes:
+        missing = sorted(set(test.classes) - set(adapter.classes))
+        raise UsageError(
+            f"{test.name} has classes the adapter does not know ({', '.join(missing[:5])})"
+            if missing
+            else f"{test.name} has {len(test.classes)} of the adapter's {len(adapter.classes)} "
+            "classes: use a manifest that lists the same classes"
+        )
+    return evaluate(adapter.model, test, adapter.frontend, bootstrap=bootstrap), test
+

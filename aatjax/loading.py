@@ -1,0 +1,152 @@
+"""`aatjax.load`: a model from any published weight layout, from the package, or at random."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aatjax import surgery
+from aatjax.convert import Checkpoint, read_checkpoint, resolve
+from aatjax.errors import DataError, UsageError
+from aatjax.models.ast import AST, Head
+from aatjax.models.config import ASTConfig, Pool
+from aatjax.models.origin import Origin, fingerprint
+from aatjax.models.positions import resize_positions
+
+EMBEDDED = Path(__file__).parent / "weights" / "ast_mini_synthetic.safetensors"
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    frames: int | None = None,
+    mels: int | None = None,
+    pool: Pool | None = None,
+    head_norm: bool | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    scan: bool = False,
+    remat: bool = False,
+    rgb: Literal["sum", "mean"] = "sum",
+    revision: str | None = None,
+    seed: int = 0,
+) -> AST:
+    """Loads an AST; every expected tensor is found and every unexpected one is named.
+
+    Args:
+        source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
+            Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
+            `embedded` for the small AST inside the package, or `random:tiny|small|base`.
+        num_classes: gives a new head with that many outputs; by default the checkpoint's head is
+            kept.
+        frames: input length in 10 ms frames; the position grid is cut or interpolated for it
+            (AST, sec. 2.2). By default the checkpoint's.
+        mels: mel bins of the input.
+        pool: pooling; by default what the checkpoint was made with.
+        head_norm: whether a new head has a LayerNorm.
+        dtype: compute type.
+        scan: run the blocks as one scanned body.
+        remat: recompute activations in the backward pass.
+        rgb: how the colour channels of an ImageNet patch kernel become one.
+        revision: commit or branch of a repository id.
+        seed: seed of a new head, or of everything in `random:...`.
+
+    Returns:
+        An AST whose parameters are all frozen, to be given to `aatjax.adapt`.
+
+    Raises:
+        UsageError: options that do not fit the checkpoint.
+        DataError: the file is missing, damaged, or of another model.
+        UnavailableError: a repository that cannot be reached and is not in the cache.
+    """
+    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
+    given = {"num_classes": num_classes, "frames": frames, "mels": mels, "pool": pool}
+    changes |= {name: value for name, value in given.items() if value is not None}
+    name = os.fspath(source)
+    if name.startswith("random:"):
+        if head_norm is not None:
+            changes["head_norm"] = head_norm
+        return _random(name, changes, seed)
+
+    checkpoint = read_checkpoint(find(name, revision), rgb=rgb)
+    new_head = num_classes is not None
+    if not new_head and not checkpoint.has_head:
+        raise UsageError(f"{name} has no classification head: give num_classes=")
+    if head_norm is not None:
+        if not new_head and head_norm != checkpoint.config.head_norm:
+            raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
+        changes["head_norm"] = head_norm
+    config = dataclasses.replace(checkpoint.config, **changes)
+    return build(checkpoint, config, origin=name, new_head=new_head, seed=seed)
+
+
+def build(
+    checkpoint: Checkpoint, config: ASTConfig, *, origin: str, new_head: bool, seed: int = 0
+) -> AST:
+    """An AST of `config` with the checkpoint's weights, positions fitted to the new grid."""
+    fitted = fit_positions(dataclasses.replace(checkpoint, config=config))
+    values: dict[str, Any] = {
+        path: value
+        for path, value in fitted.params.items()
+        if not (new_head and path.startswith("head/"))
+    }
+    model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    if new_head:
+        head = Head(config, rngs=nnx.Rngs(seed))
+        values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
+    surgery.assign(model, values, what=origin, complete=True)
+    model.origin = Origin(origin, fingerprint(checkpoint.params), seed)
+    model.labels = None if new_head else checkpoint.labels
+    return model
+
+
+def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoint:
+    """The same weights with positions cut or interpolated to `frames` (default: the config's)."""
+    config = checkpoint.config
+    if frames is not None:
+        config = dataclasses.replace(config, frames=frames)
+    positions = resize_positions(
+        checkpoint.params["embed/pos"],
+        checkpoint.grid,
+        config.grid,
+        prefix=checkpoint.num_prefix,
+        rule=checkpoint.rule,
+    )
+    params = {**checkpoint.params, "embed/pos": np.asarray(positions)}
+    return dataclasses.replace(checkpoint, params=params, config=config, grid=config.grid)
+
+
+def find(name: str, revision: str | None = None) -> Path:
+    """The file or folder that a source names: a path, `embedded`, or a repository id.
+
+    Raises:
+        DataError: nothing of that name.
+        UnavailableError: a repository that cannot be reached and is not in the cache.
+    """
+    if name == "embedded":
+        return EMBEDDED
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    looks_like_id = name.count("/") == 1 and not path.suffix and not name.startswith((".", "~"))
+    if looks_like_id or revision is not None:
+        return resolve(name, revision=revision)
+    raise DataError(
+        f"{name}: no such file or folder (a Hugging Face repository id has the form owner/name; "
+        "'embedded' and 'random:base' need no file)"
+    )
+
+
+def _random(name: str, changes: dict[str, Any], seed: int) -> AST:
+    config = ASTConfig.size(name.removeprefix("random:"), **changes)
+    # One compiled program: an eager init would pay a dispatch for each of some 200 tensors.
+    parts = jax.jit(lambda: nnx.state(AST(config, rngs=nnx.Rngs(seed))))()
+    model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    nnx.update(model, parts)
+    tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
+    model.origin = Origin(name, fingerprint(tensors), seed)
+    return model

@@ -1,0 +1,192 @@
+"""The Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778) as Flax NNX modules.
+
+Submodules carry the names that adaptation methods attach to: `blocks/*/attn`, `attn/q|k|v|out`,
+`mlp`, `mlp/up`, `mlp/down`, `ln1`, `ln2`, `norm`, `head`. A model does not know that it will be
+adapted.
+"""
+
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import truncated_normal, zeros
+from jaxtyping import Array, Float
+
+from aatjax import ops
+from aatjax.errors import UsageError
+from aatjax.models.config import ASTConfig
+from aatjax.models.origin import Origin
+from aatjax.models.stack import run_blocks
+
+WEIGHT = truncated_normal(0.02)
+HEAD_WEIGHT = truncated_normal(0.01)
+
+__all__ = ["AST", "ASTConfig", "Attention", "Block", "Head", "Mlp", "PatchEmbed"]
+
+
+def _linear(
+    inputs: int, outputs: int, config: ASTConfig, *, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=WEIGHT,
+        bias_init=zeros,
+        rngs=rngs,
+    )
+
+
+def _layer_norm(config: ASTConfig, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(config.dim, epsilon=eps, dtype=jnp.float32, rngs=rngs)
+
+
+class PatchEmbed(nnx.Module):
+    """Overlapping patches, CLS and DIST tokens, learned positions.
+
+    Height is frequency (lowest bin first), width is time; patches are flattened frequency-major:
+    token index = row * columns + column, after the prefix tokens.
+    """
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.proj = nnx.Conv(
+            1,
+            config.dim,
+            config.patch,
+            strides=config.stride,
+            padding="VALID",
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.cls = nnx.Param(WEIGHT(rngs.params(), (1, 1, config.dim)))
+        self.dist = nnx.Param(WEIGHT(rngs.params(), (1, 1, config.dim))) if config.distilled else None
+        self.pos = nnx.Param(WEIGHT(rngs.params(), (1, config.num_tokens, config.dim)))
+
+    def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b n d"]:
+        image = jnp.swapaxes(x, 1, 2)[..., None]
+        patches = self.proj(image)
+        batch, rows, columns, dim = patches.shape
+        patches = patches.reshape(batch, rows * columns, dim)
+        prefix = [self.cls[...]] if self.dist is None else [self.cls[...], self.dist[...]]
+        tokens = [jnp.broadcast_to(p, (batch, 1, dim)).astype(patches.dtype) for p in prefix]
+        return jnp.concatenate([*tokens, patches], axis=1) + self.pos[...].astype(patches.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with its output projection: `[b, n, d] -> [b, n, d]`."""
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        bias = config.qkv_bias
+        self.q = _linear(config.dim, config.dim, config, bias=bias, rngs=rngs)
+        self.k = _linear(config.dim, config.dim, config, bias=bias, rngs=rngs)
+        self.v = _linear(config.dim, config.dim, config, bias=bias, rngs=rngs)
+        self.out = _linear(config.dim, config.dim, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        batch, tokens, dim = x.shape
+        shape = (batch, tokens, self.heads, dim // self.heads)
+        q, k, v = (project(x).reshape(shape) for project in (self.q, self.k, self.v))
+        return self.out(ops.attention(q, k, v).reshape(batch, tokens, dim))
+
+
+class Mlp(nnx.Module):
+    """FC2(GELU(FC1 x)) with the exact (erf) GELU: `[b, n, d] -> [b, n, d]`."""
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.up = _linear(config.dim, config.mlp_dim, config, rngs=rngs)
+        self.down = _linear(config.mlp_dim, config.dim, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm Transformer block: x + Attn(LN1 x), then x + MLP(LN2 x)."""
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.ln1 = _layer_norm(config, config.eps, rngs)
+        self.attn = Attention(config, rngs=rngs)
+        self.ln2 = _layer_norm(config, config.eps, rngs)
+        self.mlp = Mlp(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        x = x + self.attn(self.ln1(x).astype(x.dtype))
+        return x + self.mlp(self.ln2(x).astype(x.dtype))
+
+
+class Head(nnx.Module):
+    """Classifier on the pooled vector, `[b, d] -> [b, c]` in float32; LayerNorm first if asked."""
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.norm = _layer_norm(config, config.head_eps, rngs) if config.head_norm else None
+        self.linear = nnx.Linear(
+            config.dim,
+            config.num_classes,
+            dtype=jnp.float32,
+            kernel_init=HEAD_WEIGHT,
+            bias_init=zeros,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
+        return self.linear(x if self.norm is None else self.norm(x))
+
+
+class AST(nnx.Module):
+    """Audio Spectrogram Transformer: normalised log-mel `[b, t, f]` to logits `[b, c]`.
+
+    Args:
+        config: the model's shape.
+        rngs: source of the initial weights (truncated normal 0.02 as in DeiT).
+
+    Attributes:
+        origin: where the backbone came from, once it was loaded.
+        labels: class names of a head that was loaded.
+        method: what adapted the model, if anything did.
+    """
+
+    def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.origin: Origin | None = None
+        self.labels: tuple[str, ...] | None = None
+        self.method: Hashable = None
+        self.embed = PatchEmbed(config, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
+        self.norm = _layer_norm(config, config.eps, rngs)
+        self.head = Head(config, rngs=rngs)
+
+    def tokens(self, x: Float[Array, "b t f"]) -> Float[Array, "b n d"]:
+        """All tokens after the final LayerNorm, float32.
+
+        Raises:
+            UsageError: the input is not `[b, config.frames, config.mels]`.
+        """
+        config = self.config
+        if x.shape[1:] != (config.frames, config.mels):
+            raise UsageError(
+                f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
+                f"the input is {list(x.shape)}: load it with frames={x.shape[1]} or cut the input"
+            )
+        x = self.embed(x.astype(jnp.dtype(config.dtype)))
+        x = run_blocks(self.blocks, x, scan=config.scan, remat=config.remat)
+        return self.norm(x)
+
+    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """One vector a clip, by `config.pool`."""
+        prefix = self.config.num_prefix
+        match self.config.pool:
+            case "cls_dist":
+                return tokens[:, :prefix].mean(axis=1)
+            case "cls":
+                return tokens[:, 0]
+            case "mean_patches":
+                return tokens[:, prefix:].mean(axis=1)
+            case _:
+                return tokens.mean(axis=1)
+
+    def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b c"]:
+        """Logits `[b, c]` in float32 of normalised log-mel `[b, t, f]`."""
+        return self.head(self.pool(self.tokens(x)))

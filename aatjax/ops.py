@@ -1,0 +1,64 @@
+"""The door to the kernels: every op with a choice of implementation is called from here."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from aatjax_kernels.soft_moe import reference as soft_moe_reference
+from jaxtyping import Array, Float
+
+from aatjax.errors import UsageError
+
+Implementation = Literal["xla"] | None
+
+
+def attention(
+    query: Float[Array, "b n h k"],
+    key: Float[Array, "b m h k"],
+    value: Float[Array, "b m h k"],
+) -> Float[Array, "b n h k"]:
+    """Scaled dot-product attention, softmax(Q K^T / sqrt(k)) V, with a float32 softmax.
+
+    Args:
+        query: `[b, n, h, k]`.
+        key: `[b, m, h, k]`.
+        value: `[b, m, h, k]`.
+
+    Returns:
+        `[b, n, h, k]` in the type of `value`.
+
+    Source: Vaswani et al. 2017, eq. 1.
+    """
+    scale = query.shape[-1] ** -0.5
+    logits = jnp.einsum("bnhk,bmhk->bhnm", query * scale, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
+
+
+def soft_moe(
+    x: Float[Array, "b n d"],
+    phi: Float[Array, "d e p"],
+    w_down: Float[Array, "e d r"],
+    b_down: Float[Array, "e r"],
+    w_up: Float[Array, "e r d"],
+    b_up: Float[Array, "e d"],
+    *,
+    implementation: Implementation = None,
+) -> Float[Array, "b n d"]:
+    """Soft mixture of bottleneck experts: dispatch to slots, experts, combine (2402.00828).
+
+    Args:
+        x: tokens `[b, n, d]`.
+        phi: slot parameters `[d, e, p]` for e experts of p slots.
+        w_down, b_down, w_up, b_up: stacked bottlenecks `[e, d, r]`, `[e, r]`, `[e, r, d]`, `[e, d]`.
+        implementation: `"xla"` or None (the best one here).
+
+    Returns:
+        `[b, n, d]` in the type of `x`.
+
+    Raises:
+        UsageError: an implementation of that name does not exist.
+    """
+    if implementation not in (None, "xla"):
+        raise UsageError(f"soft_moe has no implementation {implementation!r}: use 'xla' or None")
+    return soft_moe_reference.soft_moe(x, phi, w_down, b_down, w_up, b_up)

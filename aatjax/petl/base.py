@@ -1,0 +1,129 @@
+"""What every adaptation method is: a frozen dataclass that injects modules and marks what trains."""
+
+import dataclasses
+import difflib
+from typing import Any, ClassVar, Self
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aatjax import surgery
+from aatjax.errors import UsageError
+from aatjax.models.ast import AST
+
+METHODS: dict[str, type["Method"]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to adapt a frozen AST.
+
+    A subclass sets `name`, has its hyper-parameters as fields, and implements `inject` with two
+    moves: `surgery.wrap` puts a module around a submodule, `surgery.retag` marks parameters as
+    Trainable. The head is trained by every method; so is the last LayerNorm before the
+    classifier: the head's own where it has one, else the final LayerNorm of the body.
+    Defining the subclass registers it under its name.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            METHODS[cls.name] = cls
+
+    def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
+        """Adds this method's modules and marks its parameters, in place."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement inject")
+
+    def to_json(self) -> dict[str, Any]:
+        """The method's name and fields as a plain dictionary."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> "Method":
+        """Rebuilds a method from `to_json`.
+
+        Raises:
+            UsageError: unknown method or field.
+        """
+        cls = find(str(fields.get("name")))
+        values = {key: value for key, value in fields.items() if key != "name"}
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(
+                f"method {cls.name} has no field {', '.join(unknown)}: it was made by another "
+                f"version; the fields are {', '.join(sorted(known)) or 'none'}"
+            )
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def find(name: str) -> type[Method]:
+    """The method class of a name such as `soft_moa`.
+
+    Raises:
+        UsageError: no such method; the message suggests the nearest name.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"unknown method {name!r}{hint} (there are {', '.join(sorted(METHODS))})")
+
+
+def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
+    """A copy of the model with the method's modules in place and its parameters trainable.
+
+    Args:
+        model: an AST whose parameters are all frozen; it is left as it is.
+        method: what to add and train.
+        seed: seed of the new modules' initial weights.
+
+    Returns:
+        A new AST that shares the frozen arrays with `model`.
+
+    Raises:
+        UsageError: the model is adapted already.
+    """
+    if any(isinstance(v, surgery.Trainable) for v in surgery.variables(model).values()):
+        raise UsageError("the model is adapted already: adapt the model that aatjax.load returned")
+    adapted = surgery.clone(model)
+    method.inject(adapted, rngs=nnx.Rngs(seed))
+    surgery.retag(adapted, "head/**")
+    if not adapted.config.head_norm:
+        surgery.retag(adapted, "norm/*")
+    adapted.method = method
+    return adapted
+
+
+class Parallel(nnx.Module):
+    """base(x) + adapter(x): the adapter reads what the wrapped submodule reads.
+
+    The adapter is the attribute `name`, so its parameters are found under the submodule's path.
+    """
+
+    def __init__(self, base: nnx.Module, name: str, adapter: nnx.Module):
+        self.base = base
+        self.name = name
+        setattr(self, name, adapter)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.base(x) + getattr(self, self.name)(x)  # pyright: ignore[reportCallIssue]
+
+
+class After(nnx.Module):
+    """z + adapter(z) with z = base(x): the adapter reads what the wrapped submodule wrote."""
+
+    def __init__(self, base: nnx.Module, name: str, adapter: nnx.Module):
+        self.base = base
+        self.name = name
+        setattr(self, name, adapter)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        z: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]
+        return z + getattr(self, self.name)(z)

@@ -1,0 +1,38 @@
+"""The bottleneck adapter block that several methods place: down, GELU, up."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import truncated_normal, zeros
+from jaxtyping import Array, Float
+
+from aatjax.surgery import Trainable
+
+
+class Bottleneck(nnx.Module):
+    """A(z) = W_up GELU(W_down z + b_down) + b_up: `[b, n, d] -> [b, n, d]`.
+
+    Exact (erf) GELU, no skip, no scale, no dropout. W_down starts as a truncated normal of
+    standard deviation 0.02, everything else as zero, so A is zero at first (AAT, arXiv
+    2401.10544, sec. 2; the same block in arXiv 2312.03694).
+
+    Args:
+        dim: token width d.
+        width: bottleneck width r.
+        dtype: compute type; the parameters are float32.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, dim: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.w_down = Trainable(truncated_normal(0.02)(rngs.params(), (dim, width)))
+        self.b_down = Trainable(zeros(rngs.params(), (width,)))
+        self.w_up = Trainable(zeros(rngs.params(), (width, dim)))
+        self.b_up = Trainable(zeros(rngs.params(), (dim,)))
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dtype = self.dtype
+        w_down, w_up = self.w_down[...].astype(dtype), self.w_up[...].astype(dtype)
+        b_down, b_up = self.b_down[None, None].astype(dtype), self.b_up[None, None].astype(dtype)
+        hidden = jax.nn.gelu(x.astype(dtype) @ w_down + b_down, approximate=False)
+        return hidden @ w_up + b_up

@@ -1,0 +1,203 @@
+"""`adapter.safetensors`: what was trained, with everything needed to use it again."""
+
+import dataclasses
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from aatjax import surgery
+from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import AatjaxError, DataError, WriteError
+from aatjax.loading import load
+from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
+from aatjax.models.origin import Origin
+from aatjax.petl import Method, adapt
+
+FORMAT = 1
+KEY = "aatjax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A trained adapter on its backbone.
+
+    Attributes:
+        model: the adapted AST.
+        classes: class names in the order of the logits.
+        multi_label: whether a clip may have any number of classes.
+        frontend: the front end that it was trained with.
+        info: the whole metadata of the file.
+    """
+
+    model: AST
+    classes: tuple[str, ...]
+    multi_label: bool
+    frontend: FrontEnd
+    info: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of aatjax and of what numbers depend on."""
+    found = {}
+    for name in ("aatjax", "jax", "flax", "optax"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    model: AST,
+    *,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    frontend: FrontEnd,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Writes the trainable parameters, the statistics and the metadata; whole or not at all.
+
+    Args:
+        path: the file, usually `adapter.safetensors`.
+        model: an adapted model.
+        classes: class names in the order of the logits.
+        multi_label: whether a clip may have any number of classes.
+        frontend: the front end that it was trained with.
+        extra: more JSON for the metadata (config, metrics, which weights).
+
+    Raises:
+        DataError: the model was not made by `aatjax.load` and `aatjax.adapt`.
+        WriteError: the file could not be written; nothing is left under its name.
+    """
+    path = Path(path)
+    if not isinstance(model.method, Method) or model.origin is None:
+        raise DataError("only a model from aatjax.load and aatjax.adapt can be saved as an adapter")
+    tensors = surgery.arrays(model, surgery.Trainable) | surgery.arrays(model, nnx.BatchStat)
+    config = {**model.config.to_json(), "scan": False, "remat": False}
+    info = {
+        "format": FORMAT,
+        "kind": "adapter",
+        "classes": list(classes),
+        "multi_label": multi_label,
+        "frontend": frontend.to_dict(),
+        "model": config,
+        "method": model.method.to_json(),
+        "base": dataclasses.asdict(model.origin),
+        "versions": versions(),
+        **(extra or {}),
+    }
+    data = save({n: np.asarray(v) for n, v in tensors.items()}, {KEY: json.dumps(info)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The metadata of an adapter file, or None if the file is something else."""
+    try:
+        with safe_open(path, "np") as file:
+            info = json.loads((file.metadata() or {}).get(KEY, "null"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) and info.get("kind") == "adapter" else None
+
+
+def load_adapter(
+    path: str | os.PathLike[str], *, base: str | os.PathLike[str] | AST | None = None
+) -> Adapter:
+    """Loads an adapter onto its backbone.
+
+    Args:
+        path: a file that `save_adapter` wrote.
+        base: the backbone's weights where they are not where they were in training, or a loaded
+            model of the right length.
+
+    Raises:
+        DataError: the file is missing, damaged, of a newer format, or made for another backbone
+            (by fingerprint).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path}: not an adapter file that aatjax wrote")
+    if info["format"] > FORMAT:
+        raise DataError(
+            f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
+            f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
+        )
+    config = ASTConfig.from_json(info["model"])
+    method = Method.from_json(info["method"])
+    origin = Origin(**info["base"])
+    try:
+        with safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+
+    whole: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    if set(surgery.variables(whole)) <= set(tensors):
+        model = whole  # full fine-tuning: the file holds every parameter
+    else:
+        model = adapt(_load_base(path, base, config, origin), method)
+    surgery.assign(model, tensors, what=str(path))
+    model.origin, model.method = origin, method
+    return Adapter(
+        model=model,
+        classes=tuple(info["classes"]),
+        multi_label=bool(info["multi_label"]),
+        frontend=FrontEnd.from_dict(info["frontend"]),
+        info=info,
+    )
+
+
+def _load_base(
+    path: Path, base: str | os.PathLike[str] | AST | None, config: ASTConfig, origin: Origin
+) -> AST:
+    if isinstance(base, AST):
+        model = base
+    else:
+        source = origin.source if base is None else os.fspath(base)
+        try:
+            model = load(
+                source,
+                num_classes=config.num_classes,
+                frames=config.frames,
+                mels=config.mels,
+                pool=config.pool,
+                head_norm=config.head_norm,
+                dtype=config.dtype,
+                seed=origin.seed,
+            )
+        except AatjaxError as error:
+            if base is not None:
+                raise
+            raise type(error)(
+                f"{path}: its base model {source!r} could not be loaded ({error}); give the "
+                "weights with base= (on the command line --base)"
+            ) from error
+    found = None if model.origin is None else model.origin.fingerprint
+    if found != origin.fingerprint:
+        raise DataError(
+            f"{path}: was trained on base {origin.source!r} (fingerprint "
+            f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give the right weights"
+        )
+    return model
+

@@ -1,0 +1,119 @@
+"""The optimiser of the two papers: AdamW on the trainable tree, with their schedules."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import optax
+from jax.tree_util import keystr
+
+from aatjax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW and its schedule.
+
+    `cosine` is Soft-MoA's and its sibling's (arXiv 2402.00828, 2312.03694): cosine to zero over
+    all steps, stepped every batch. `steps` is AAT's (arXiv 2401.10544): constant for
+    `decay_start` epochs, then times `decay_rate` every `decay_every` epochs. `constant` stays.
+
+    Attributes:
+        lr: peak learning rate.
+        schedule: `cosine`, `steps` or `constant`.
+        warmup_steps: linear warm-up from 0 before the schedule.
+        weight_decay: decoupled weight decay on the trainable tree; frozen weights have none.
+        decay_mask: `all_trainable` (as both papers) or `no_bias_ln`: matrices only.
+        b1, b2, eps: AdamW moments (AAT 0.9, 0.999, 1e-8; Soft-MoA 0.9, 0.98, 1e-6).
+        clip: clip the global gradient norm at this value; None does not clip.
+        decay_start, decay_rate, decay_every: the epochs of `steps`.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.1
+    decay_mask: Literal["all_trainable", "no_bias_ln"] = "all_trainable"
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    clip: float | None = None
+    decay_start: int = 5
+    decay_rate: float = 0.85
+    decay_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr={self.lr} must be a positive number")
+        if self.schedule not in ("cosine", "steps", "constant"):
+            raise UsageError(f"schedule={self.schedule!r} is not one of cosine, steps, constant")
+        if self.decay_every < 1:
+            raise UsageError(f"decay_every={self.decay_every} must be at least 1 epoch")
+
+    @classmethod
+    def aat(cls, lr: float = 1e-4) -> "Optim":
+        """AAT's recipe for ESC-50: AdamW, weight decay 0.05, x0.85 an epoch from epoch 5."""
+        return cls(lr=lr, schedule="steps", weight_decay=0.05, b2=0.999, eps=1e-8)
+
+    @classmethod
+    def soft_moa(cls, lr: float = 5e-3) -> "Optim":
+        """Soft-MoA's recipe: AdamW (0.9, 0.98, 1e-6), weight decay 0.1, cosine to zero."""
+        return cls(lr=lr)
+
+
+def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """The learning rate as a function of the step (step 0 is the first update).
+
+    Args:
+        optim: the schedule.
+        steps_per_epoch: updates an epoch.
+        epochs: epochs of the whole run.
+    """
+    total = max(1, steps_per_epoch * epochs)
+    match optim.schedule:
+        case "cosine":
+            main = optax.cosine_decay_schedule(optim.lr, max(1, total - optim.warmup_steps))
+        case "steps":
+            every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
+            bounds = {epoch * steps_per_epoch: optim.decay_rate for epoch in every}
+            main = optax.piecewise_constant_schedule(optim.lr, bounds)
+        case _:
+            main = optax.constant_schedule(optim.lr)
+    if not optim.warmup_steps:
+        return main
+    warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup_steps)
+    return optax.join_schedules([warmup, main], [optim.warmup_steps])
+
+
+def make_optimizer(
+    optim: Optim, *, steps_per_epoch: int, epochs: int
+) -> optax.GradientTransformation:
+    """The optax chain for a trainable tree; its state has exactly that tree's leaves."""
+    chain: list[optax.GradientTransformation] = []
+    if optim.clip is not None:
+        chain.append(optax.clip_by_global_norm(optim.clip))
+    mask = None if optim.decay_mask == "all_trainable" else _matrices
+    schedule = learning_rate(optim, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    chain.append(
+        optax.adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            mask=mask,
+        )
+    )
+    return optax.chain(*chain)
+
+
+def _matrices(params: Any) -> Any:
+    """True for every leaf that is neither a bias nor a LayerNorm scale."""
+
+    def decays(path: Any, leaf: jax.Array) -> bool:
+        names = keystr(path, simple=True, separator="/").split("/")
+        last = next((n for n in reversed(names) if n != "value"), "")
+        return leaf.ndim > 1 and not (last == "bias" or last == "scale" or last.startswith("b_"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,0 +1,118 @@
+"""The training and evaluation steps: pure functions, differentiated over the trainable tree only."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from aatjax import surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
+from aatjax.train.state import TrainState
+
+Loss = Literal["ce", "bce"]
+
+
+class Batch(TypedDict):
+    """One batch: audio `[b, s]` int16, valid samples `[b]`, targets `[b, c]`, weight `[b]`."""
+
+    audio: Num[Array, "b s"]
+    length: Int[Array, " b"]
+    target: Float[Array, "b c"]
+    weight: Float[Array, " b"]
+
+
+def loss_per_clip(
+    logits: Float[Array, "b c"], target: Float[Array, "b c"], loss: Loss
+) -> Float[Array, " b"]:
+    """Cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`), one value a clip."""
+    if loss == "ce":
+        return optax.softmax_cross_entropy(logits, target)
+    return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The two compiled steps of a run.
+
+    Attributes:
+        train: (state, frozen, batch, key) -> (state, {"loss", "correct", "weight"} sums).
+        evaluate: (trainable, stats, frozen, batch) -> logits `[b, c]`.
+    """
+
+    train: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[..., jax.Array]
+
+
+def make_steps(
+    graphdef: Any,
+    tx: optax.GradientTransformation,
+    *,
+    frontend: FrontEnd,
+    augment: Augment,
+    loss: Loss,
+    average: float | None = None,
+) -> Steps:
+    """Builds the jitted steps.
+
+    The gradient is taken with respect to the trainable tree alone, so no weight gradient of a
+    frozen matrix exists in the compiled program. Rows of weight 0 (padding) do not count.
+
+    Args:
+        graphdef: the model's structure, from `surgery.split`.
+        tx: optimiser over the trainable tree.
+        frontend: log-mel front end, run inside the step.
+        augment: augmentation of training batches.
+        loss: `ce` or `bce`.
+        average: decay of the moving average of the trainable tree, or None.
+    """
+
+    def forward(
+        trainable: Any, stats: Any, frozen: Any, x: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, Any]:
+        model = surgery.merge(graphdef, trainable, stats, frozen)
+        if train:
+            model.train()
+        else:
+            model.eval()
+        logits = model(x)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    def train_step(
+        state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        weight = batch["weight"]
+        x, target = augment(
+            key, frontend, batch["audio"], batch["length"], batch["target"], weight
+        )
+
+        def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+            logits, stats = forward(trainable, state.stats, frozen, x, train=True)
+            losses = loss_per_clip(logits, target, loss) * weight
+            hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
+            sums = {
+                "loss": losses.sum(),
+                "correct": (hit * weight).sum(),
+                "weight": weight.sum(),
+            }
+            return losses.sum() / jnp.maximum(weight.sum(), 1.0), (stats, sums)
+
+        (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        mean = state.average
+        if average is not None:
+            mean = optax.incremental_update(trainable, mean, 1.0 - average)
+        return TrainState(state.step + 1, trainable, stats, opt_state, mean), sums
+
+    def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
+        x = frontend(batch["audio"], batch["length"])
+        return forward(trainable, stats, frozen, x, train=False)[0]
+
+    return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))

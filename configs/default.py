@@ -1,0 +1,20 @@
+"""The embedded default: Soft-MoA on the small AST in the package, 10 synthetic sounds.
+
+Task: 10 classes of synthetic environmental sounds that the backbone never heard, 20 labelled
+clips a class; 400 test clips. Nothing is downloaded.
+
+    aatjax train
+"""
+
+from aatjax.config import Config, Data
+from aatjax.petl.soft_moa import SoftMoA
+from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+
+config = Config(
+    name="default",
+    petl=SoftMoA(num_experts=7, slots=1, reduction=16),
+    data=Data(format="synthetic"),
+    training=Training(epochs=40, batch_size=32),
+    optim=Optim(lr=3e-3),
+)

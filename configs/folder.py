@@ -1,0 +1,24 @@
+"""Your own sounds: AAT on a folder of class folders, or a CSV of files and labels.
+
+    aatjax train folder --data.path my_sounds/
+    aatjax train folder --data.path labels.csv --model.source MIT/ast-finetuned-audioset-10-10-0.4593
+
+A fifth of the clips is held out for testing, with recordings kept whole where they can be told.
+With a published AST give `--optim.lr 1e-4` and a batch that fits, such as
+`--training.batch-size 8` on a laptop.
+"""
+
+from aatjax.audio.augment import Augment
+from aatjax.config import Config, Data
+from aatjax.petl.aat import AAT
+from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+
+config = Config(
+    name="folder",
+    petl=AAT(),
+    data=Data(format="auto"),
+    training=Training(epochs=40, batch_size=32),
+    optim=Optim(lr=1e-3, weight_decay=0.05),
+    augment=Augment(freq_mask=24, time_mask=24),
+)

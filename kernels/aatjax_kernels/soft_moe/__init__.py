@@ -1,0 +1,1 @@
+"""Soft mixture of experts: dispatch, experts, combine."""

@@ -1,0 +1,29 @@
+"""What every test runs under: several fake devices, exact products, checked shapes."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["aatjax", "aatjax_kernels"], "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def real_audio() -> Path:
+    """The folder of real recordings (esc10, fsdd, ...); tests that need it skip without it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("AATJAX_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real audio in {folder}: set AATJAX_TEST_DATA to the folder that has it")
+    return folder

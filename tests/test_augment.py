@@ -1,0 +1,204 @@
+"""Augmentation: what it changes, what it leaves alone, and the numbers it draws."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aatjax.audio.augment import Augment, add_noise, mixup, roll_time, spec_mask
+from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UsageError
+
+FRONTEND = FrontEnd(frames=20)
+
+
+def clips(batch: int, lengths: list[int] | None = None) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(batch)
+    audio = rng.normal(500, 3000, (batch, FRONTEND.samples)).astype(np.int16)
+    length = np.array(lengths or [FRONTEND.samples] * batch)
+    audio[np.arange(FRONTEND.samples)[None, :] >= length[:, None]] = 0
+    return jnp.asarray(audio), jnp.asarray(length)
+
+
+jitted_mixup = jax.jit(mixup, static_argnames=("prob", "alpha"))
+
+
+def mix(
+    key: int, audio: jax.Array, length: jax.Array, weight: list[float], **kwargs: float
+) -> tuple[jax.Array, jax.Array]:
+    target, weights = jnp.eye(audio.shape[0]), jnp.array(weight, jnp.float32)
+    return jitted_mixup(jax.random.key(key), audio, length, target, weights, **kwargs)
+
+
+def test_mixup_is_the_weighted_sum_of_centred_clips() -> None:
+    audio, length = clips(3, [FRONTEND.samples, 900, 2000])
+    mixed, target = mix(0, audio, length, [1, 1, 1], prob=1.0, alpha=10.0)
+    wave = np.asarray(audio, np.float64) / 32768
+    for i in range(3):
+        row = np.asarray(target[i], np.float64)
+        factor = row[i]
+        (j,) = [j for j in range(3) if j != i and row[j] > 0]
+        assert factor + row[j] == pytest.approx(1.0)
+        n, m = int(length[i]), int(length[j])
+        first = wave[i, :n] - wave[i, :n].mean()
+        second = np.zeros(n)
+        second[: min(n, m)] = (wave[j, :m] - wave[j, :m].mean())[:n]
+        truth = factor * first + (1 - factor) * second
+        truth -= truth.mean()
+        np.testing.assert_allclose(mixed[i, :n], truth, atol=1e-6)
+        assert not np.any(mixed[i, n:])
+
+
+def test_mixup_probability_and_beta() -> None:
+    audio, length = clips(64)
+    audio = audio[:, :400]
+    rows = [mix(k, audio, length, [1] * 64, prob=0.3, alpha=10.0)[1] for k in range(20)]
+    own = np.stack([np.diag(np.asarray(t)) for t in rows]).ravel()
+    mixes = own < 1
+    assert mixes.mean() == pytest.approx(0.3, abs=0.05)  # 1280 draws: 4 standard errors
+    # Beta(10, 10): mean 1/2, variance 1 / (4 * 21).
+    assert own[mixes].mean() == pytest.approx(0.5, abs=0.025)
+    assert own[mixes].std() == pytest.approx((1 / 84) ** 0.5, abs=0.02)
+
+
+def test_mixup_partners_are_real_other_clips_and_uniform() -> None:
+    audio, length = clips(5)
+    audio = audio[:, :400]
+    weight = [1.0, 1.0, 0.0, 0.5, 1.0]
+    count = np.zeros((5, 5))
+    for key in range(120):
+        mixed, target = mix(key, audio, length, weight, prob=1.0)
+        count += np.asarray(target) > 0
+        np.testing.assert_array_equal(mixed[2], audio[2] / np.float32(32768))
+        assert float(target[2, 2]) == 1.0
+    partners = count - np.diag(np.diag(count))
+    assert not partners[2].any() and not partners[:, 2].any()
+    real = partners[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])]
+    assert (real.sum(axis=1) == 120).all()
+    assert (real[~np.eye(4, dtype=bool)] > 20).all()  # 40 expected each
+
+
+@pytest.mark.parametrize("weight", [[1.0], [1.0, 0.0], [0.0, 0.0]])
+def test_mixup_without_a_partner_changes_nothing(weight: list[float]) -> None:
+    audio, length = clips(len(weight))
+    mixed, target = mix(0, audio, length, weight, prob=1.0)
+    np.testing.assert_array_equal(mixed, audio / np.float32(32768))
+    np.testing.assert_array_equal(target, np.eye(len(weight)))
+
+
+def test_mixup_with_probability_zero_changes_nothing() -> None:
+    audio, length = clips(4)
+    mixed, target = mix(0, audio, length, [1] * 4, prob=0.0)
+    np.testing.assert_array_equal(mixed, audio / np.float32(32768))
+    np.testing.assert_array_equal(target, np.eye(4))
+
+
+def runs(row: np.ndarray) -> int:
+    """Number of separate runs of True."""
+    return int(np.diff(np.concatenate([[0], row.astype(int), [0]])).clip(0).sum())
+
+
+def test_spec_mask_is_one_band_and_one_span_in_each_clip() -> None:
+    x = jnp.ones((256, 40, 32))
+    masked = np.asarray(spec_mask(jax.random.key(0), x, freq=8, time=10, fill=-3.0)) != 1
+    assert set(np.unique(spec_mask(jax.random.key(0), x, freq=8, time=10, fill=-3.0))) == {-3, 1}
+    time, freq = masked.all(axis=2), masked.all(axis=1)
+    np.testing.assert_array_equal(masked, time[:, :, None] | freq[:, None, :])
+    for axis, size in ((time, 10), (freq, 8)):
+        assert max(runs(row) for row in axis) == 1
+        widths = axis.sum(axis=1)
+        assert set(widths) == set(range(size))  # 0 to size - 1, never size
+        starts = axis[widths > 0].argmax(axis=1)
+        assert starts.min() == 0
+        assert (starts + widths[widths > 0]).max() in (axis.shape[1] - 1, axis.shape[1])
+        assert abs(widths.mean() - (size - 1) / 2) < 0.8
+    assert abs(np.corrcoef(time.sum(axis=1), freq.sum(axis=1)).ravel()[1]) < 0.3
+
+
+def test_spec_mask_off_and_larger_than_the_axis() -> None:
+    x = jnp.ones((16, 20, 12))
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(spec_mask(key, x, freq=0, time=0), x)
+    masked = np.asarray(spec_mask(key, x, freq=0, time=500)) == 0
+    assert not masked.all(axis=1).any()
+    assert 0 < masked.all(axis=2).sum(axis=1).max() < 20
+
+
+def test_noise_level_is_drawn_by_clip() -> None:
+    noise = np.asarray(add_noise(jax.random.key(0), jnp.full((200, 30, 20), 2.0))) - 2.0
+    assert noise.min() >= 0
+    assert noise.max() < 0.1
+    level = 2 * noise.mean(axis=(1, 2))  # the mean of U[0, 1) is 1/2
+    assert level.min() < 0.01 and level.max() > 0.09
+    assert level.mean() == pytest.approx(0.05, abs=0.01)
+    loudest, second = noise[np.argsort(level)[-2:]].reshape(2, -1)
+    assert abs(np.corrcoef(loudest, second).ravel()[1]) < 0.2
+
+
+def test_roll_is_circular_and_between_minus_ten_and_nine() -> None:
+    x = jnp.broadcast_to(jnp.arange(40.0)[None, :, None], (400, 40, 2))
+    rolled = np.asarray(roll_time(jax.random.key(0), x))
+    shifts = rolled[:, :, 0].argmin(axis=1)
+    shifts = np.where(shifts > 20, shifts - 40, shifts)
+    assert set(shifts) == set(range(-10, 10))
+    for clip, shift in zip(rolled, shifts, strict=True):
+        np.testing.assert_array_equal(clip, np.roll(np.asarray(x[0]), shift, axis=0))
+
+
+def augmented(augment: Augment, key: int = 3, batch: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    audio, length = clips(batch, [FRONTEND.samples, 900, 2000, 400][:batch])
+    step = jax.jit(augment, static_argnums=1)
+    x, target = step(jax.random.key(key), FRONTEND, audio, length, jnp.eye(batch), jnp.ones(batch))
+    return np.asarray(x), np.asarray(target)
+
+
+def test_default_augment_is_the_front_end() -> None:
+    audio, length = clips(4, [FRONTEND.samples, 900, 2000, 400])
+    x, target = augmented(Augment())
+    np.testing.assert_allclose(x, FRONTEND(audio, length), atol=1e-4)
+    np.testing.assert_array_equal(target, np.eye(4))
+
+
+def test_everything_together_is_deterministic_by_key() -> None:
+    full = Augment(mixup=1.0, freq_mask=24, time_mask=8, noise=True, roll=True)
+    first, again, other = augmented(full), augmented(full), augmented(full, key=4)
+    assert first[0].shape == (4, 20, 128) and first[0].dtype == np.float32
+    assert np.isfinite(first[0]).all()
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert (np.abs(first[0] - other[0]).max(axis=(1, 2)) > 0.1).all()
+
+
+def test_masks_come_before_normalisation_unless_told_otherwise() -> None:
+    plain = augmented(Augment())[0]
+    before = augmented(Augment(freq_mask=60))[0]
+    after = augmented(Augment(freq_mask=60, spec_after_norm=True))[0]
+    changed = (before != plain).any(axis=(0, 1))
+    assert changed.any()
+    loud = -FRONTEND.mean / (2 * FRONTEND.std)
+    np.testing.assert_allclose(before[before != plain], loud, rtol=1e-5)
+    assert (after[after != plain] == 0).all() and (after != plain).any()
+
+
+def test_one_augmentation_does_not_shift_the_numbers_of_another() -> None:
+    rolled = augmented(Augment(roll=True))[0]
+    both = augmented(Augment(roll=True, noise=True))[0]
+    noise = both - rolled
+    assert noise.min() >= -1e-6 and 0 < noise.max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mixup": 1.5}, "mixup is 1.5"),
+        ({"mixup": float("nan")}, "mixup is nan"),
+        ({"mixup_alpha": 0.0}, "mixup_alpha is 0.0"),
+        ({"freq_mask": -1}, "freq_mask is -1"),
+        ({"time_mask": True}, "time_mask is True"),
+    ],
+)
+def test_impossible_fields_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Augment(**fields)
