@@ -159,6 +159,20 @@ def test_f3_a_killed_run_leaves_whole_entries_and_goes_on(sounds, tmp_path):
     assert not old.exists()
 
 
+def test_f3_an_entry_gets_its_name_when_it_is_whole(sounds, tmp_path, monkeypatch):
+    renamed = []
+    rename = os.replace
+
+    def watch(temporary, entry):
+        assert read_notes(Path(temporary)) == () and not os.path.exists(entry)
+        renamed.append(Path(entry))
+        rename(temporary, entry)
+
+    monkeypatch.setattr(os, "replace", watch)
+    decode_all(AudioFolder(sounds), tmp_path / "c")
+    assert sorted(renamed) == entries(tmp_path / "c") and len(renamed) == 20
+
+
 def test_b1_b2_b5_bad_files_are_quarantined_and_labels_do_not_shift(sounds, tmp_path):
     (sounds / "a" / "00.wav").write_bytes(b"")
     (sounds / "b" / "05.wav").write_bytes(b"RIFF garbage")

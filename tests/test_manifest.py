@@ -43,7 +43,9 @@ class TestReading:
 
     def test_b14_excel_quotes_and_separator_line(self, folder):
         os.rename(folder / "a.wav", folder / 'say "hi"; twice.wav')
-        text = 'sep=;\r\nfilename;label\r\n"say ""hi""; twice.wav";"dog ""rex"""\r\n\r\nb.wav;bee\r\n'
+        text = (
+            'sep=;\r\nfilename;label\r\n"say ""hi""; twice.wav";"dog ""rex"""\r\n\r\nb.wav;bee\r\n'
+        )
         source = Manifest(write(folder, text))
         assert found(source) == [('say "hi"; twice.wav', ['dog "rex"']), ("b.wav", ["bee"])]
 
@@ -99,7 +101,9 @@ class TestReading:
         path = write(folder, "path,label\na.wav,dog|bee\n")
         assert found(Manifest(path, multi_label=True)) == [("a.wav", ["bee", "dog"])]
         assert found(Manifest(path, multi_label=False)) == [("a.wav", ["dog|bee"])]
-        with pytest.raises(DataError, match=r"row 2: several labels \(dog\|bee\).*multi_label=True"):
+        with pytest.raises(
+            DataError, match=r"row 2: several labels \(dog\|bee\).*multi_label=True"
+        ):
             Manifest(path)
 
     def test_numbers_as_classes(self, folder):
@@ -131,7 +135,14 @@ class TestReading:
 
     @pytest.mark.parametrize(
         "name",
-        ["with space.wav", "it's.wav", "a;b,c.wav", "line\nbreak.wav", "-x.wav", "y" * 251 + ".wav"],
+        [
+            "with space.wav",
+            "it's.wav",
+            "a;b,c.wav",
+            "line\nbreak.wav",
+            "-x.wav",
+            "y" * 251 + ".wav",
+        ],
     )
     def test_b12_strange_names(self, folder, name):
         (folder / name).write_bytes(b"")

@@ -241,7 +241,7 @@ def test_bad_arguments():
         evaluate(logits[:0], targets[:0], **call)
     broken = logits.copy()
     broken[1, 2] = np.nan
-    with pytest.raises(NotFiniteError, match="1 of 3 clips .* first row 1"):
+    with pytest.raises(NotFiniteError, match=r"1 of 3 clips .* first row 1"):
         evaluate(broken, targets, **call)
 
 

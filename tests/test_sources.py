@@ -24,9 +24,7 @@ def tone(path, pitch=440.0, seconds=0.1, rate=16000):
 def listed(labels, groups=None, folds=None, splits=None, multi_label=False):
     """A source of clips in memory; labels are ints, or tuples of them."""
     n = len(labels)
-    rows = zip(
-        labels, groups or [None] * n, folds or [None] * n, splits or [None] * n, strict=True
-    )
+    rows = zip(labels, groups or [None] * n, folds or [None] * n, splits or [None] * n, strict=True)
     clips = [
         Clip(f"c{i:03d}", x if isinstance(x, tuple) else (x,), None, fold, split, group)
         for i, (x, group, fold, split) in enumerate(rows)

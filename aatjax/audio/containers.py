@@ -6,11 +6,13 @@ walks are bounded, and sizes are only compared, never allocated.
 """
 
 import dataclasses
-import io
 import struct
 from io import BufferedIOBase
 
 _MAX_CHUNKS = 4096
+_MAX_HEADER = 1 << 20
+_MP3_SEARCH = 8192
+_MANY_MP3_FRAMES = 1 << 24  # five days
 _PLAIN_CODECS = (0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE)  # PCM, float, A-law, mu-law, extensible
 
 
@@ -24,14 +26,16 @@ class Container:
             when the file makes no promise.
         frames: sample frames promised, None when that is not known.
         counted: the decoder's own frame count comes from the file and not from an estimate.
-        zero_length_at: offset of a WAV data length of 0 that a streaming writer left behind.
+        splice: (head, start): the decoder is to read `head` and then the file from `start` on. A
+            WAV length of 0 left behind by a streaming writer, or an MP3 without a frame count,
+            would make libsndfile stop early.
     """
 
     kind: str = "other"
     share: float = 1.0
     frames: int | None = None
     counted: bool = False
-    zero_length_at: int | None = None
+    splice: tuple[bytes, int] | None = None
 
 
 def inspect(file: BufferedIOBase, size: int) -> Container:
@@ -85,7 +89,10 @@ def _wav(file: BufferedIOBase, size: int, order: str) -> Container:
             if length == 0xFFFFFFFF and long_length:
                 length = long_length
             elif length == 0 and present > 0 and outer + 8 != size:
-                return Container("wav", zero_length_at=at + 4)
+                if at > _MAX_HEADER:
+                    return Container("wav")
+                file.seek(0)
+                return Container("wav", splice=(file.read(at + 4) + b"\xff" * 4, at + 8))
             elif length == 0 or _open_ended(length):
                 return Container("wav")
             frames = length // align if align and codec in _PLAIN_CODECS else None
@@ -158,11 +165,38 @@ def _ogg(file: BufferedIOBase, size: int) -> Container:
 
 
 def _mp3(file: BufferedIOBase, head: bytes) -> Container:
-    """Looks for a frame count (Xing, Info or VBRI) in the first frame after an ID3v2 tag."""
+    """Looks for a frame count (Xing, Info or VBRI) in the first frame after an ID3v2 tag.
+
+    Without one libsndfile trusts an estimate from the first bit rate and drops what is beyond it,
+    half of a clip of variable bit rate for example. An empty first frame with a count that is far
+    too high lets it read to the end of the file.
+    """
     at = 0
     if head[:3] == b"ID3":
         a, b, c, d = head[6:10]
         at = 10 + (a << 21 | b << 14 | c << 7 | d)
-    file.seek(at, io.SEEK_SET)
-    frame = file.read(256)
-    return Container("mp3", counted=any(tag in frame for tag in (b"Xing", b"Info", b"VBRI")))
+    file.seek(at)
+    data = file.read(_MP3_SEARCH)
+    for i in range(len(data) - 4):
+        if data[i] == 0xFF and (frame := _empty_mp3_frame(data[i : i + 4])):
+            if any(tag in data[i : i + 64] for tag in (b"Xing", b"Info", b"VBRI")):
+                return Container("mp3", counted=True)
+            return Container("mp3", splice=(frame, at + i))
+    return Container("mp3")
+
+
+def _empty_mp3_frame(header: bytes) -> bytes:
+    """A Xing frame of the same version, rate and mode; b'' if this is no layer III header."""
+    _, b, c, d = header
+    version, sampling = b >> 3 & 3, c >> 2 & 3
+    if b & 0xE6 != 0xE2 or version == 1 or c >> 4 in (0, 15) or sampling == 3:
+        return b""
+    rate = (44100, 48000, 32000)[sampling] >> (0, 1, 2)[(3, 2, 0).index(version)]
+    mono = d >> 6 == 3
+    if version == 3:
+        length, side = 144 * 128000 // rate, 17 if mono else 32
+    else:
+        length, side = 72 * 80000 // rate, 9 if mono else 17
+    frame = bytes([0xFF, b | 1, 0x90 | sampling << 2, d]) + bytes(side)
+    frame += b"Xing" + struct.pack(">II", 1, _MANY_MP3_FRAMES)
+    return frame.ljust(length, b"\0")

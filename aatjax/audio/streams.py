@@ -49,8 +49,8 @@ def open_stream(
     Raises:
         Broken: no decoder knows the content.
     """
-    if container.zero_length_at is not None:
-        file = _Overlay(file, container.zero_length_at, b"\xff\xff\xff\xff")
+    if container.splice is not None:
+        file = _Spliced(file, *container.splice)
     try:
         return _Sndfile(file)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
@@ -93,11 +93,13 @@ class _Sndfile:
         self._sound.close()
 
 
-class _Overlay(BufferedIOBase):
-    """A file seen with a few bytes replaced."""
+class _Spliced(BufferedIOBase):
+    """A file whose first bytes are replaced: `head`, then the file from `start` on."""
 
-    def __init__(self, file: BufferedIOBase, at: int, patch: bytes) -> None:
-        self._file, self._at, self._patch = file, at, patch
+    def __init__(self, file: BufferedIOBase, head: bytes, start: int) -> None:
+        self._file, self._head, self._start = file, head, start
+        self._size = len(head) + file.seek(0, io.SEEK_END) - start
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -106,18 +108,19 @@ class _Overlay(BufferedIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        start = self._file.tell()
-        data = bytearray(self._file.read(len(buffer)))
-        for i, byte in enumerate(self._patch, self._at - start):
-            if 0 <= i < len(data):
-                data[i] = byte
+        data = self._head[self._at : self._at + len(buffer)]
+        if len(data) < len(buffer):
+            self._file.seek(self._start + self._at + len(data) - len(self._head))
+            data += self._file.read(len(buffer) - len(data))
         memoryview(buffer)[: len(data)] = data
+        self._at += len(data)
         return len(data)
 
 

@@ -14,6 +14,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.models.positions import RULES
 
 FORMAT = 1
+MOST_BLOCKS = 1000
 _MODELS = {"hf-ast": "audio-spectrogram-transformer", "hf-deit": "deit", "hf-vit": "vit"}
 _INTEGERS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
@@ -150,11 +151,8 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
             f"{path}: format {str(version)[:20]}, this version reads format {FORMAT}: update aatjax"
         )
     try:
+        _check_fields(entries["config"])
         config = ASTConfig.from_json(entries["config"])
-        numbers = [config.dim, config.depth, config.heads, config.mlp_dim, config.mels]
-        numbers += [config.frames, config.num_classes, *config.patch, *config.stride]
-        if not all(type(n) is int and 1 <= n <= 10**6 for n in numbers) or config.depth > 1000:
-            raise DataError("a size is not a number from 1 to a million, or of over 1000 blocks")
         labels = entries.get("labels")
         if labels is not None:
             if not isinstance(labels, list) or not all(isinstance(n, str) for n in labels):
@@ -169,3 +167,27 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
     except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: its aatjax entry describes no AST ({error})") from None
     return NativeDescription(config, labels, (rows, columns), cast(Positions, rule))
+
+
+def _check_fields(fields: Any) -> None:
+    """Holds each entry to the type of the field's default and sizes to what can be a model."""
+    if not isinstance(fields, dict):
+        raise DataError("config is not an object")
+    for field in dataclasses.fields(ASTConfig):
+        if field.name not in fields:
+            continue
+        value, default = fields[field.name], field.default
+        if isinstance(default, tuple):
+            good = isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
+        elif type(default) is int:
+            good = _is_size(value) and (field.name != "depth" or value <= MOST_BLOCKS)
+        elif isinstance(default, float):
+            good = type(value) in (int, float) and 0 <= value < 1
+        else:
+            good = type(value) is type(default)
+        if not good:
+            raise DataError(f"{field.name}={str(value)[:40]!r} cannot be")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 10**6

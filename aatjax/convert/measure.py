@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from aatjax.convert.layouts import Layout, canonical_shapes, template
 
 BASE = (768, 3072)
+FRAME_PATCH = (128, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,10 @@ def measure(
             named[rules[source][0]].append(shape)
             depth = max(depth, (block or 0) + 1)
 
-    def vote(targets: tuple[str, ...], default: int) -> int:
-        votes = collections.Counter(s[-1] for t in targets for s in named.get(t, []) if s[-1] > 0)
+    def vote(targets: tuple[str, ...], default: int, axis: int = -1) -> int:
+        votes = collections.Counter(
+            shape[axis] for target in targets for shape in named.get(target, []) if shape[axis] > 0
+        )
         return votes.most_common(1)[0][0] if votes else default
 
     norms = [f"blocks/{{i}}/{n}/{p}" for n in ("ln1", "ln2") for p in ("scale", "bias")]
@@ -79,7 +82,7 @@ def measure(
     return Sizes(
         dim=dim,
         depth=depth,
-        mlp_dim=vote(("blocks/{i}/mlp/up/bias",), BASE[1]),
+        mlp_dim=vote(("blocks/{i}/mlp/up/kernel", "blocks/{i}/mlp/up/bias"), BASE[1], 0),
         kernel=_kernel(layout, next(iter(named.get("embed/proj/kernel", [])), ()), dim),
         tokens=tokens,
         distilled=_distilled(layout, shapes, "embed/dist" in named, tokens),
@@ -91,6 +94,8 @@ def measure(
 def _kernel(layout: Layout, shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[0] != dim or 0 in shape:
         return 16, 16, 1
+    if layout.rule != "ssast" and shape[2] != shape[3] and shape[2:] != FRAME_PATCH:
+        return 16, 16, 1  # every other published patch is square
     channels = 3 if shape[1] == 3 and layout.rule == "imagenet" else 1
     return shape[2], shape[3], channels
 

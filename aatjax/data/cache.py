@@ -8,7 +8,6 @@ import json
 import os
 import struct
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ import numpy as np
 from jaxtyping import Int16
 
 from aatjax.audio.decode import BadAudio, decode
+from aatjax.audio.listing import show
 from aatjax.audio.waveform import Channels
 from aatjax.data.clips import Clip, Reader, Source
+from aatjax.data.quarantine import unwritable, write_quarantine, write_whole
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
 
 FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
@@ -146,8 +147,8 @@ class CachedReader(Reader):
             return np.load(entry, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{clip.path}: its decoded copy {entry} cannot be read: {error}; start again, the "
-                "copy is then made anew"
+                f"{show(clip.path or clip.id)}: its decoded copy {entry} cannot be read: {error}; "
+                "start again, the copy is then made anew"
             ) from error
 
     def key(self, clip: Clip) -> str | None:
@@ -171,7 +172,7 @@ class Cache:
                     if time.time() - left.stat().st_mtime > ABANDONED:
                         left.unlink()
         except OSError as error:
-            raise WriteError(_unwritable(self.folder, error)) from error
+            raise WriteError(unwritable(self.folder, error)) from error
 
     def fetch(self, path: str) -> Entry:
         """The entry of a file, made now unless a whole one is there.
@@ -193,17 +194,17 @@ class Cache:
         except (AatjaxError, MemoryError):
             raise
         except Exception as error:
-            raise DataError(f"{path}: reading it failed: {error!r}") from error
+            raise DataError(f"{show(path)}: reading it failed: {error!r}") from error
 
     def _key(self, path: str) -> str:
         options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
         try:
             if not os.path.isfile(path):
-                raise BadAudio("not a regular file", f"{path}: is not a regular file")
+                raise BadAudio("not a regular file", f"{show(path)}: is not a regular file")
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BadAudio("unreadable", f"{path}: {error.strerror or error}") from error
+            raise BadAudio("unreadable", f"{show(path)}: {error.strerror or error}") from error
         return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
 
 
@@ -230,7 +231,7 @@ def read_notes(entry: Path) -> tuple[str, ...] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WriteError(_unwritable(entry, error)) from error
+        raise WriteError(unwritable(entry, error)) from error
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
@@ -251,60 +252,7 @@ def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...
         checksum = _digest(file, size)
         file.write(checksum)
 
-    _replace(entry, write)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.stem[:16]}-{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x+b") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WriteError(_unwritable(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _unwritable(path: Path, error: OSError) -> str:
-    why = error.strerror or error
-    return f"{path}: cannot be written: {why}; free space there or choose another folder"
-
-
-def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, BadAudio]]) -> None:
-    """Replace what a quarantine file says about these clips; nothing is made of no failures.
-
-    Raises:
-        WriteError: the file cannot be read or written.
-    """
-    tried = {clip.path for clip in clips}
-    kept: list[str] = []
-    if path.exists():
-        try:
-            for line in path.read_text("utf-8", errors="replace").split("\n"):
-                if line.strip() and _path_of(line) not in tried:
-                    kept.append(line)
-        except OSError as error:
-            raise WriteError(_unwritable(path, error)) from error
-    elif not bad:
-        return
-    lines = [
-        json.dumps({"path": c.path, "id": c.id, "reason": e.reason, "detail": str(e)})
-        for c, e in bad
-    ]
-    text = "".join(f"{line}\n" for line in kept + lines)
-    _replace(path, lambda file: file.write(text.encode()))
-
-
-def _path_of(line: str) -> object:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record.get("path") if isinstance(record, dict) else None
+    write_whole(entry, write)
 
 
 def _allowed(max_bad: float | int, clips: int) -> int:

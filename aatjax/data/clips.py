@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
+from aatjax.audio.listing import show
 from aatjax.data.splits import find_leaks, order_names, stratify
 from aatjax.errors import AatjaxError, DataError, UsageError
 
@@ -134,7 +135,7 @@ class Source:
         except AatjaxError:
             raise
         except Exception as error:
-            raise DataError(f"{clip.path or clip.id}: could not be read: {error}") from error
+            raise DataError(f"{show(clip.path or clip.id)}: could not be read: {error}") from error
 
     def targets(self) -> Float32[np.ndarray, "b c"]:
         """One row a clip, with 1 for each of its classes and 0 elsewhere."""

@@ -1,7 +1,7 @@
 """What an Audio Spectrogram Transformer is made of: sizes, patch grid, pooling, head, precision."""
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from aatjax.errors import UsageError
 
@@ -81,7 +81,7 @@ class ASTConfig:
             raise UsageError(f"dtype={self.dtype!r} is neither float32 nor bfloat16")
 
     @classmethod
-    def size(cls, name: str, **changes: Any) -> Self:
+    def size(cls, name: str, **changes: Any) -> "ASTConfig":
         """The published `tiny`, `small` or `base` size, with fields changed by keyword."""
         if name not in SIZES:
             raise UsageError(f"unknown model size {name!r}: one of {', '.join(SIZES)}")
@@ -111,7 +111,7 @@ class ASTConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, fields: dict[str, Any]) -> "ASTConfig":
         """Rebuilds a config from `to_json`; unknown fields raise UsageError."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -58,7 +58,7 @@ class Method:
             )
         return cls(**values)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "Method":
         """A copy with fields changed."""
         return dataclasses.replace(self, **changes)
 

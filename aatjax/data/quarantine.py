@@ -1,0 +1,73 @@
+"""The list of clips that cannot be used, and writing files so that they are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from aatjax.audio.decode import BadAudio
+from aatjax.data.clips import Clip
+from aatjax.errors import WriteError
+
+
+def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, BadAudio]]) -> None:
+    """Replace what a quarantine file says about these clips; nothing is made of no failures.
+
+    Raises:
+        WriteError: the file cannot be read or written.
+    """
+    tried = {clip.path for clip in clips}
+    kept: list[str] = []
+    if path.exists():
+        try:
+            for line in path.read_text("utf-8", errors="replace").split("\n"):
+                if line.strip() and _path_of(line) not in tried:
+                    kept.append(line)
+        except OSError as error:
+            raise WriteError(unwritable(path, error)) from error
+    elif not bad:
+        return
+    lines = [
+        json.dumps({"path": c.path, "id": c.id, "reason": e.reason, "detail": str(e)})
+        for c, e in bad
+    ]
+    text = "".join(f"{line}\n" for line in kept + lines)
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _path_of(line: str) -> object:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record.get("path") if isinstance(record, dict) else None
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: under another name first, then renamed.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem[:16]}-{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x+b") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(unwritable(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> str:
+    """The message for a path that could not be written."""
+    why = error.strerror or error
+    return f"{path}: cannot be written: {why}; free space there or choose another folder"

@@ -1,0 +1,111 @@
+"""What an evaluation gives: numbers, intervals and a table, as text and as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "mean_ap": "mAP",
+    "macro_auc": "macro AUC",
+    "d_prime": "d-prime",
+}
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: number of clips that have it, and its metrics; None where undefined."""
+
+    name: str
+    support: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    average_precision: float | None
+    auc: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Result of `evaluate`; a number that is not defined is None and shown as n/a.
+
+    Attributes:
+        clips: number of clips.
+        multi_label: whether a clip may have any number of classes.
+        accuracy: share of clips whose highest-scored class is right; in a multi-label task, is
+            one of the clip's classes, over clips that have one.
+        balanced_accuracy: mean recall of the classes that have clips; None in a multi-label task.
+        macro_f1: mean F1 of the classes that have clips; in a multi-label task at logit 0.
+        mean_ap: mean over classes of average precision (mAP).
+        macro_auc: mean over classes of the area under the ROC curve.
+        d_prime: sqrt(2) times the normal quantile of `macro_auc`; None where that is 0 or 1.
+        intervals: bootstrap percentile interval of each number, by its attribute name.
+        interval: confidence level of the intervals.
+        per_class: one `ClassResult` a class, in the order of the classes.
+        confusion: clips by true (row) and predicted class; None in a multi-label task and for
+            more than 1000 classes.
+        notes: what a reader of the numbers must know.
+    """
+
+    clips: int
+    multi_label: bool
+    accuracy: float | None
+    balanced_accuracy: float | None
+    macro_f1: float | None
+    mean_ap: float | None
+    macro_auc: float | None
+    d_prime: float | None
+    intervals: dict[str, tuple[float, float] | None]
+    interval: float
+    per_class: tuple[ClassResult, ...]
+    confusion: Int[np.ndarray, "c c"] | None = field(repr=False, default=None)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> tuple[str, float | None, float | None, float | None]:
+        """(name, value, low, high): mAP for a multi-label task, else accuracy."""
+        name = "mean_ap" if self.multi_label else "accuracy"
+        low, high = self.intervals.get(name) or (None, None)
+        return NAMES[name], getattr(self, name), low, high
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values that JSON can hold; undefined numbers are None."""
+        return {
+            "clips": self.clips,
+            "multi_label": self.multi_label,
+            **{name: getattr(self, name) for name in NAMES},
+            "interval": self.interval,
+            "intervals": {k: list(v) if v else None for k, v in self.intervals.items()},
+            "per_class": [vars(row).copy() for row in self.per_class],
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
+            "notes": list(self.notes),
+        }
+
+    def table(self, most: int | None = None) -> str:
+        """The numbers and the classes as aligned text; `most` bounds the classes shown."""
+        lines = []
+        for name, shown in NAMES.items():
+            bounds = self.intervals.get(name)
+            extra = f"  [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
+            lines.append(f"{shown:<18}{_show(getattr(self, name))}{extra}")
+        lines[0] += f"  ({self.clips} clips; {self.interval:.0%} intervals)"
+        width = max(5, *(len(row.name) for row in self.per_class))
+        heads = "".join(f"{h:>10}" for h in ("support", "precision", "recall", "F1", "AP", "AUC"))
+        lines += ["", f"{'class':<{width}}{heads}"]
+        for row in self.per_class[:most]:
+            numbers = (row.precision, row.recall, row.f1, row.average_precision, row.auc)
+            cells = "".join(f"{_show(number):>10}" for number in numbers)
+            lines.append(f"{row.name:<{width}}{row.support:>10}{cells}")
+        if most is not None and len(self.per_class) > most:
+            lines.append(f"... and {len(self.per_class) - most} more classes")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _show(number: float | None) -> str:
+    return "n/a" if number is None else f"{number:.4f}"
