@@ -20,8 +20,9 @@ from ast_oracle import (
 from safetensors.torch import save_file
 
 from aatjax.convert import read_checkpoint, write_native, write_orbax
-from aatjax.convert.layouts import HF_AST, expand
+from aatjax.convert.layouts import HF_AST
 from aatjax.convert.layouts import LAYOUTS as READABLE
+from aatjax.convert.matching import expand
 from aatjax.convert.measure import Sizes
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig

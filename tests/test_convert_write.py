@@ -10,7 +10,7 @@ import torch
 from ast_oracle import file_tensors, random_hf_ast, write_layout
 from safetensors.numpy import load_file
 
-from aatjax.convert import export, read_checkpoint, write_hf, write_native, write_orbax
+from aatjax.convert import atomic, read_checkpoint, write_hf, write_native, write_orbax
 from aatjax.errors import DataError, UsageError, WriteError
 
 LABELS = ("dog", "rain", "bell", "sägen", "train")
@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_nothing(source, write, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = tmp_path / "folder"
-    monkeypatch.setattr(export.os, "fsync", full_disk)
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
     with pytest.raises(WriteError, match="No space left") as caught:
         write(folder / "out", source.params, source.config)
     assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
@@ -137,7 +137,7 @@ def test_a_failed_write_keeps_the_older_file(source, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(export.os, "replace", broken)
+    monkeypatch.setattr(atomic.os, "replace", broken)
     with pytest.raises(WriteError):
         write_native(path, source.params, source.config, LABELS)
     assert (

@@ -326,7 +326,7 @@ def test_b2_mp3_without_a_frame_count_is_read_to_its_end(count: int, rate: int, 
     full = decode(whole).waveform.astype(float)
     late = clip.waveform.size - full.size
     parts = [clip.waveform[i : i + full.size].astype(float) for i in range(max(0, late) + 1)]
-    assert max(np.corrcoef(part, full[: part.size]).ravel()[1] for part in parts[::1]) > 0.9
+    assert max(np.corrcoef(part, full[: part.size]).ravel()[1] for part in parts) > 0.9
 
 
 def test_b2_flipped_bytes_in_a_flac_end_it() -> None:
@@ -500,6 +500,7 @@ def test_impossible_rates_in_a_header_are_refused(rate: int) -> None:
     assert f"rate of {rate} Hz" in str(refusal(content(tone(RATE), rate)))
 
 
+@pytest.mark.filterwarnings("error")
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["WAV", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG"]), st.data())
 def test_damaged_headers_end_in_a_clip_or_a_refusal(kind: str, data: st.DataObject) -> None:

@@ -49,10 +49,8 @@ def open_stream(
     Raises:
         Broken: no decoder knows the content.
     """
-    if container.splice is not None:
-        file = _Spliced(file, *container.splice)
     try:
-        return _Sndfile(file)
+        return _Sndfile(_Spliced(file, *(container.splice or (b"", 0))))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         file.seek(0)
         if not _needs_ffmpeg(file.read(16), container):
@@ -94,7 +92,11 @@ class _Sndfile:
 
 
 class _Spliced(BufferedIOBase):
-    """A file whose first bytes are replaced: `head`, then the file from `start` on."""
+    """A file whose first bytes are replaced: `head`, then the file from `start` on.
+
+    It never raises at a bad offset: libsndfile asks for some in damaged files, and an exception
+    cannot pass through its callbacks.
+    """
 
     def __init__(self, file: BufferedIOBase, head: bytes, start: int) -> None:
         self._file, self._head, self._start = file, head, start
@@ -108,7 +110,8 @@ class _Spliced(BufferedIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        base = {io.SEEK_CUR: self._at, io.SEEK_END: self._size}.get(whence, 0)
+        self._at = min(max(0, base + offset), self._size)
         return self._at
 
     def tell(self) -> int:

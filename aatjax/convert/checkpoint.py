@@ -1,10 +1,9 @@
 """Reads every published weight layout into canonical flat parameters, wholly or not at all."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -12,7 +11,8 @@ from aatjax.convert.described import HfDescription, read_native_description
 from aatjax.convert.files import TensorFile, open_tensors
 from aatjax.convert.foreign import EXPECTED, looks_like
 from aatjax.convert.geometry import Wishes, find_geometry
-from aatjax.convert.layouts import NATIVE, Layout, Positions, Rule, choose_layout, expand
+from aatjax.convert.layouts import NATIVE, Layout, Positions, Rule
+from aatjax.convert.matching import choose_layout, expand
 from aatjax.convert.measure import Sizes, measure
 from aatjax.convert.stored import FLOATS, StoredTensor
 from aatjax.errors import DataError, UsageError
@@ -153,17 +153,7 @@ def _read_native(
                 "leave the argument out"
             )
     has_head = any(name.startswith("head/") for name in names)
-    sizes = Sizes(
-        dim=config.dim,
-        depth=config.depth,
-        mlp_dim=config.mlp_dim,
-        kernel=(*config.patch, 1),
-        tokens=config.num_prefix + grid[0] * grid[1],
-        distilled=config.distilled,
-        classes=config.num_classes if has_head else None,
-        qkv_bias=config.qkv_bias,
-        head_norm=config.head_norm,
-    )
+    sizes = Sizes.of(config, grid, has_head=has_head)
     expected = expand(NATIVE, sizes.shapes(), sizes.depth)
     problems = _compare(file.tensors, expected, NATIVE)
     labels = described.labels
@@ -269,17 +259,3 @@ def _load(
             "damaged; allow_nan=True loads them all the same"
         )
     return params
-
-
-def describe(
-    config: ASTConfig, labels: Iterable[str] | None, grid: tuple[int, int], rule: Positions
-) -> str:
-    """The JSON text that goes with canonical parameters (format 1)."""
-    entries: dict[str, Any] = {
-        "format": 1,
-        "config": config.to_json(),
-        "labels": None if labels is None else list(labels),
-        "grid": list(grid),
-        "rule": rule,
-    }
-    return json.dumps(entries, ensure_ascii=False)

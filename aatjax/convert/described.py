@@ -191,3 +191,17 @@ def _check_fields(fields: Any) -> None:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 10**6
+
+
+def describe(
+    config: ASTConfig, labels: Iterable[str] | None, grid: tuple[int, int], rule: Positions
+) -> str:
+    """The JSON text that goes with canonical parameters (format 1)."""
+    entries: dict[str, Any] = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "labels": None if labels is None else list(labels),
+        "grid": list(grid),
+        "rule": rule,
+    }
+    return json.dumps(entries, ensure_ascii=False)

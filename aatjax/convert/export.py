@@ -1,24 +1,21 @@
 """Writes weights: aatjax's own .safetensors and Orbax folders, and what transformers loads."""
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Float
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from aatjax.convert.checkpoint import describe
-from aatjax.convert.layouts import HF_AST, Positions, expand
+from aatjax.convert.atomic import write_file, write_folder
+from aatjax.convert.described import describe
+from aatjax.convert.layouts import HF_AST, Positions
+from aatjax.convert.matching import expand
 from aatjax.convert.measure import Sizes
 from aatjax.convert.orbax_folder import write_orbax_files
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
 
 Params = Mapping[str, Float[np.ndarray, "..."]] | Mapping[str, Float[Array, "..."]]
@@ -61,7 +58,7 @@ def write_native(
                 raise DataError(f"{name} exceeds what float16 holds: write float32")
     text = describe(config, names, grid or config.grid, rule)
     stored = {name: np.ascontiguousarray(value, dtype) for name, value in arrays.items()}
-    _write_file(Path(path), lambda place: save_file(stored, place, {"aatjax": text}))
+    write_file(Path(path), lambda place: save_file(stored, place, {"aatjax": text}))
 
 
 def write_orbax(
@@ -81,7 +78,7 @@ def write_orbax(
     names = _labels(labels, config)
     arrays = _checked(params, config, grid or config.grid)
     text = describe(config, names, grid or config.grid, rule)
-    _write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
+    write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
 
 
 def write_hf(
@@ -121,7 +118,7 @@ def write_hf(
     if has_head and config.head_eps != config.eps:
         notes.append(
             f"Hugging Face has one LayerNorm epsilon: {config.eps:g} is written, the head used "
-            f"{config.head_eps:g} (logits move by about 1e-5 of their size)"
+            f"{config.head_eps:g} (a small change while the pooled vector's variance is far larger)"
         )
     shapes = {name: value.shape for name, value in arrays.items()}
     prefix = HF_AST.prefix if has_head else ""
@@ -140,7 +137,7 @@ def write_hf(
             text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
             (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
-    _write_folder(Path(path), fill)
+    write_folder(Path(path), fill)
     return tuple(notes)
 
 
@@ -219,17 +216,7 @@ def _checked(
     """The parameters as float32 arrays, once names and shapes are exactly those of the config."""
     arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
     has_head = any(name.startswith("head/") for name in arrays)
-    shapes = Sizes(
-        dim=config.dim,
-        depth=config.depth,
-        mlp_dim=config.mlp_dim,
-        kernel=(*config.patch, 1),
-        tokens=config.num_prefix + grid[0] * grid[1],
-        distilled=config.distilled,
-        classes=config.num_classes if has_head else None,
-        qkv_bias=config.qkv_bias,
-        head_norm=config.head_norm,
-    ).shapes()
+    shapes = Sizes.of(config, grid, has_head=has_head).shapes()
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
     wrong += [f"{name} is unknown" for name in arrays if name not in shapes]
     wrong += [
@@ -241,61 +228,3 @@ def _checked(
         more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise DataError(f"parameters do not fit the model: {', '.join(wrong[:4])}{more}")
     return {name: arrays[name] for name in shapes}
-
-
-def _write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the final name and renames when everything is on disk."""
-    place: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(number)
-        place = Path(name)
-        write(place)
-        place.chmod(0o666 & ~_umask())
-        _flush(place)
-        os.replace(place, path)
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"{path}: not written ({_reason(error)}); nothing is left there") from None
-    finally:
-        if place is not None:
-            with contextlib.suppress(OSError):
-                place.unlink(missing_ok=True)
-
-
-def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside the final name and renames it when everything is on disk."""
-    place: Path | None = None
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise WriteError(f"{path}: exists and is not an empty folder: choose another name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        fill(place)
-        for file in place.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        place.chmod(0o777 & ~_umask())
-        os.replace(place, path)
-    except WriteError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"{path}: not written ({_reason(error)}); nothing is left there") from None
-    finally:
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())

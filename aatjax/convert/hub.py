@@ -40,7 +40,7 @@ def resolve(
         DataError: no such repository or revision, no weights in it, or another sha256.
     """
     path = Path(name)
-    if not path.exists():
+    if not str(name) or not path.exists():
         path = _snapshot(str(name), revision, Path(cache_dir) if cache_dir else None)
     if sha256 is not None:
         _check_sha(path, sha256)

@@ -5,7 +5,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from aatjax.convert.layouts import Layout, canonical_shapes, template
+from aatjax.convert.layouts import Layout
+from aatjax.convert.matching import template
+from aatjax.models.config import ASTConfig
 
 BASE = (768, 3072)
 FRAME_PATCH = (128, 2)
@@ -25,6 +27,21 @@ class Sizes:
     qkv_bias: bool = True
     head_norm: bool = True
 
+    @classmethod
+    def of(cls, config: ASTConfig, grid: tuple[int, int], *, has_head: bool) -> "Sizes":
+        """Sizes of a configured model whose positions lie on `grid`."""
+        return cls(
+            dim=config.dim,
+            depth=config.depth,
+            mlp_dim=config.mlp_dim,
+            kernel=(*config.patch, 1),
+            tokens=config.num_prefix + grid[0] * grid[1],
+            distilled=config.distilled,
+            classes=config.num_classes if has_head else None,
+            qkv_bias=config.qkv_bias,
+            head_norm=config.head_norm,
+        )
+
     @property
     def patch(self) -> tuple[int, int]:
         """Patch size (frequency, time)."""
@@ -37,17 +54,33 @@ class Sizes:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical names and shapes of a model of these sizes."""
-        return canonical_shapes(
-            dim=self.dim,
-            depth=self.depth,
-            mlp_dim=self.mlp_dim,
-            kernel=self.kernel,
-            tokens=self.tokens,
-            distilled=self.distilled,
-            qkv_bias=self.qkv_bias,
-            head_norm=self.head_norm,
-            classes=self.classes,
-        )
+        dim, vector, wide = self.dim, (self.dim,), (self.mlp_dim,)
+        shapes: dict[str, tuple[int, ...]] = {
+            "embed/cls": (1, 1, dim),
+            "embed/pos": (1, self.tokens, dim),
+            "embed/proj/kernel": (*self.kernel, dim),
+            "embed/proj/bias": vector,
+            "norm/scale": vector,
+            "norm/bias": vector,
+        }
+        if self.distilled:
+            shapes["embed/dist"] = (1, 1, dim)
+        for i in range(self.depth):
+            block = f"blocks/{i}"
+            for norm in ("ln1", "ln2"):
+                shapes |= {f"{block}/{norm}/scale": vector, f"{block}/{norm}/bias": vector}
+            for part in ("q", "k", "v", "out"):
+                shapes[f"{block}/attn/{part}/kernel"] = (dim, dim)
+                if self.qkv_bias or part == "out":
+                    shapes[f"{block}/attn/{part}/bias"] = vector
+            shapes |= {f"{block}/mlp/up/kernel": (dim, *wide), f"{block}/mlp/up/bias": wide}
+            shapes |= {f"{block}/mlp/down/kernel": (*wide, dim), f"{block}/mlp/down/bias": vector}
+        if self.classes is not None:
+            if self.head_norm:
+                shapes |= {"head/norm/scale": vector, "head/norm/bias": vector}
+            classes = (self.classes,)
+            shapes |= {"head/linear/kernel": (dim, *classes), "head/linear/bias": classes}
+        return shapes
 
 
 def measure(

@@ -1,0 +1,70 @@
+"""Files and folders that appear under their name only when they are whole."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from aatjax.errors import WriteError
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes beside the final name and renames when everything is on disk."""
+    place: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(number)
+        place = Path(name)
+        write(place)
+        place.chmod(0o666 & ~_umask())
+        _flush(place)
+        os.replace(place, path)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{path}: not written ({_reason(error)}); nothing is left there") from None
+    finally:
+        if place is not None:
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a folder beside the final name and renames it when everything is on disk."""
+    place: Path | None = None
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise WriteError(f"{path}: exists and is not an empty folder: choose another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        fill(place)
+        for file in place.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        place.chmod(0o777 & ~_umask())
+        os.replace(place, path)
+    except WriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{path}: not written ({_reason(error)}); nothing is left there") from None
+    finally:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
