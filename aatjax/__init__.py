@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from aatjax import data, petl
     from aatjax.classifier import Classifier, Prediction, predict
     from aatjax.config import Config
+    from aatjax.counts import Summary, summary
     from aatjax.loading import load
     from aatjax.models.ast import AST
     from aatjax.models.config import ASTConfig
     from aatjax.petl.base import adapt
-    from aatjax.counts import Summary, summary
     from aatjax.train.artefact import Adapter, load_adapter
     from aatjax.train.loop import Run, Training, evaluate, fit
     from aatjax.train.optim import Optim

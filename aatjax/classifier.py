@@ -12,12 +12,12 @@ from flax import nnx
 from jaxtyping import Float, Int16
 
 from aatjax import surgery
-from aatjax.train.artefact import load_adapter, read_info
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 from aatjax.loading import load
 from aatjax.models.ast import AST
+from aatjax.train.artefact import load_adapter, read_info
 
 RATE = 16000
 BATCH = 8
@@ -105,8 +105,8 @@ class Classifier:
             return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
         compiled = jax.jit(probabilities)
-        self._probabilities: Callable[[np.ndarray, np.ndarray], jax.Array] = (
-            lambda audio, length: compiled(state, audio, length)
+        self._probabilities: Callable[[np.ndarray, np.ndarray], jax.Array] = lambda audio, length: (
+            compiled(state, audio, length)
         )
 
     @classmethod
@@ -172,9 +172,7 @@ class Classifier:
             windows,
         )  # fmt: skip
 
-    def predict(
-        self, path: str | os.PathLike[str], *, hop: float | None = None
-    ) -> Prediction:
+    def predict(self, path: str | os.PathLike[str], *, hop: float | None = None) -> Prediction:
         """Prediction for a sound file.
 
         Raises:

@@ -145,8 +145,9 @@ def _train(arguments: list[str]) -> None:
             [f"fold {fold}", f"{r.trainable:,}", _value(r.headline), f"{r.seconds:.0f}"]
             for fold, r in result.folds.items()
         ]
-        mean = f"{result.mean:.3f} [{result.low:.3f}, {result.high:.3f}]"
-        rows.append(["mean", "", mean, f"{sum(r.seconds for r in result.folds.values()):.0f}"])
+        headline = (result.metric, result.mean, result.low, result.high)
+        seconds = sum(r.seconds for r in result.folds.values())
+        rows.append(["mean", "", _value(headline), f"{seconds:.0f}"])
         print(_table([config.petl.name, "trainable", result.metric, "seconds"], rows))
         return
     result = experiment.train(config, run_dir=options.run, show=show)
@@ -255,9 +256,7 @@ def _convert(arguments: list[str]) -> None:
             grid=checkpoint.grid, rule=checkpoint.rule,
         )  # fmt: skip
     else:
-        write_orbax(
-            options.out, params, config, labels, grid=checkpoint.grid, rule=checkpoint.rule
-        )
+        write_orbax(options.out, params, config, labels, grid=checkpoint.grid, rule=checkpoint.rule)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     count = sum(value.size for value in params.values())

@@ -18,8 +18,8 @@ from aatjax.data.cache import decode_all
 from aatjax.data.clips import Source
 from aatjax.data.open import open_source
 from aatjax.data.pipeline import eval_batches, in_memory
-from aatjax.data.sources import Synthetic
 from aatjax.data.synthesis import TARGET_SOUNDS
+from aatjax.data.synthetic import Synthetic
 from aatjax.errors import UsageError, WriteError
 from aatjax.loading import load
 from aatjax.models.ast import AST
@@ -98,9 +98,7 @@ def open_data(data: Data, *, quarantine: Path | None = None, show: TextIO | None
     return kept
 
 
-def divide(
-    data: Data, *, quarantine: Path | None = None, show: TextIO | None = None
-) -> Parts:
+def divide(data: Data, *, quarantine: Path | None = None, show: TextIO | None = None) -> Parts:
     """The training, validation and test parts that a config asks for."""
     if data.format == "synthetic":
         return Parts(
@@ -195,7 +193,9 @@ def train(
     parts = divide(config.data, quarantine=folder / "quarantine.jsonl", show=show)
     seed = config.training.seed
     classes = len(parts.train.classes)
-    model = adapt(load_backbone(config.model, num_classes=classes, seed=seed), config.petl, seed=seed)
+    model = adapt(
+        load_backbone(config.model, num_classes=classes, seed=seed), config.petl, seed=seed
+    )
     counts = summary(model)
     if show is not None:
         share = 100 * counts.trainable / counts.total
@@ -262,8 +262,8 @@ class CrossValidation:
     folds: dict[str, Result]
     metric: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def cross_validate(
@@ -282,7 +282,9 @@ def cross_validate(
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
     source = open_data(config.data)
     if not source.folds:
-        raise UsageError(f"{source.name} has no folds: add a fold column, or leave --cross-validate")
+        raise UsageError(
+            f"{source.name} has no folds: add a fold column, or leave --cross-validate"
+        )
     results: dict[str, Result] = {}
     for fold in source.folds:
         if show is not None:
@@ -318,7 +320,9 @@ def evaluate_adapter(
             raise UsageError("the adapter holds no config: name the sounds to evaluate on")
         test = divide(Config.from_json(adapter.info["config"]).data).test
         if test is None:
-            raise UsageError("the adapter's config has no test part: name the sounds to evaluate on")
+            raise UsageError(
+                "the adapter's config has no test part: name the sounds to evaluate on"
+            )
     else:
         test = open_data(data)
     if test.classes != adapter.classes:
@@ -330,4 +334,3 @@ def evaluate_adapter(
             "classes: use a manifest that lists the same classes"
         )
     return evaluate(adapter.model, test, adapter.frontend, bootstrap=bootstrap), test
-

@@ -78,7 +78,9 @@ def load(
         raise UsageError(f"{name} has no classification head: give num_classes=")
     if head_norm is not None:
         if not new_head and head_norm != checkpoint.config.head_norm:
-            raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
+            raise UsageError(
+                "head_norm= changes the head, so it needs a new one: give num_classes="
+            )
         changes["head_norm"] = head_norm
     config = dataclasses.replace(checkpoint.config, **changes)
     return build(checkpoint, config, origin=name, new_head=new_head, seed=seed)

@@ -4,10 +4,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from aatjax_kernels.soft_moe import reference as soft_moe_reference
 from jaxtyping import Array, Float
 
 from aatjax.errors import UsageError
+from aatjax_kernels.soft_moe import reference as soft_moe_reference
 
 Implementation = Literal["xla"] | None
 

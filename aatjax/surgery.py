@@ -179,7 +179,9 @@ def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) ->
 
     walk("", model)
     if not matched:
-        raise UsageError(f"{pattern!r} matches no parameter; there are: {_overview(variables(model))}")
+        raise UsageError(
+            f"{pattern!r} matches no parameter; there are: {_overview(variables(model))}"
+        )
     return matched
 
 
@@ -207,7 +209,9 @@ def assign(
         if path in known and tuple(np.shape(value)) != tuple(known[path].shape)
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if problems[8:] else "")
+        shown = "; ".join(problems[:8]) + (
+            f"; and {len(problems) - 8} more" if problems[8:] else ""
+        )
         raise UsageError(f"{what} does not fit the model: {shown}")
     for path, value in values.items():
         known[path].set_raw_value(jax.numpy.asarray(value, known[path].dtype))
@@ -215,5 +219,7 @@ def assign(
 
 def _overview(paths: Any) -> str:
     """The paths with block and list numbers folded into `*`, once each."""
-    folded = ("/".join("*" if part.isdigit() else part for part in p.split("/")) for p in paths if p)
+    folded = (
+        "/".join("*" if part.isdigit() else part for part in p.split("/")) for p in paths if p
+    )
     return ", ".join(dict.fromkeys(folded))

@@ -1,7 +1,7 @@
 """Your own sounds: AAT on a folder of class folders, or a CSV of files and labels.
 
     aatjax train folder --data.path my_sounds/
-    aatjax train folder --data.path labels.csv --model.source MIT/ast-finetuned-audioset-10-10-0.4593
+    aatjax train folder --data.path labels.csv --model.source audioset_10_10_0.4593.pth
 
 A fifth of the clips is held out for testing, with recordings kept whole where they can be told.
 With a published AST give `--optim.lr 1e-4` and a batch that fits, such as

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from aatjax.audio.decode import BadAudio, as_waveform, decode, list_audio
 from aatjax.audio.fbank import FRAME, log_mel_reference, mel_bank
+from aatjax.audio.streams import _Spliced
 from aatjax.errors import DataError, UsageError
 
 RATE = 16000
@@ -315,8 +316,8 @@ def test_b2_whole_mp3_files_are_not_called_cut(samples: int, rate: int) -> None:
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 @pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)])
 def test_b2_mp3_without_a_frame_count_is_read_to_its_end(count: int, rate: int, tag: bytes) -> None:
-    # Silence first: the bit rate of the first frame says nothing about the others.
-    sound = np.concatenate([np.zeros(rate), speech(4 * rate)])
+    # Noise first: by the bit rate of the first frame the file would be much shorter.
+    sound = np.concatenate([speech(2 * rate), np.zeros(2 * rate), speech(rate, 1)])
     whole = content(np.stack([sound] * count, axis=1), rate, "MP3")
     first = whole.index(whole[:2], 200)
     clip = decode(tag + whole[first:])
@@ -498,6 +499,23 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000])
 def test_impossible_rates_in_a_header_are_refused(rate: int) -> None:
     assert f"rate of {rate} Hz" in str(refusal(content(tone(RATE), rate)))
+
+
+def test_a_spliced_file_reads_across_the_seam_and_forgives_bad_offsets() -> None:
+    file = _Spliced(io.BytesIO(b"0123456789"), b"abc", 4)
+    assert file.seek(0, io.SEEK_END) == 9
+    for offset, whence, rest in [
+        (0, io.SEEK_SET, b"abc456789"),
+        (2, io.SEEK_SET, b"c456789"),
+        (5, io.SEEK_SET, b"6789"),
+        (-1, io.SEEK_SET, b"abc456789"),
+        (-2, io.SEEK_END, b"89"),
+        (99, io.SEEK_END, b""),
+    ]:
+        file.seek(offset, whence)
+        buffer = bytearray(20)
+        assert buffer[: file.readinto(buffer)] == rest
+        assert file.tell() == 9
 
 
 @pytest.mark.filterwarnings("error")

@@ -18,8 +18,6 @@ def oracle_logits(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(x)).logits.numpy()
 
 
-
-
 def check(model: aatjax.AST, oracle: torch.nn.Module, frames: int, tolerance: float = 1e-4) -> None:
     x = np.random.default_rng(1).normal(size=(2, frames, 128)).astype(np.float32)
     expected = oracle_logits(oracle, x)
@@ -75,7 +73,9 @@ def cut(oracle: torch.nn.Module, frames: int) -> torch.nn.Module:
 def test_tiny_at_the_published_lengths(frames, tmp_path):
     oracle = ast_oracle.random_hf_ast(**TINY, max_length=1024, num_labels=7)
     path = ast_oracle.write_layout(oracle, "original", tmp_path)
-    check(aatjax.load(path, frames=frames), oracle if frames == 1024 else cut(oracle, frames), frames)
+    check(
+        aatjax.load(path, frames=frames), oracle if frames == 1024 else cut(oracle, frames), frames
+    )
 
 
 @pytest.mark.slow
@@ -88,7 +88,9 @@ def test_base_at_the_published_lengths(frames, layout, tmp_path):
             if value.ndim == 2:
                 value.mul_(0.4)  # products of the size that pretrained weights give
     path = ast_oracle.write_layout(oracle, layout, tmp_path)
-    check(aatjax.load(path, frames=frames), oracle if frames == 1024 else cut(oracle, frames), frames)
+    check(
+        aatjax.load(path, frames=frames), oracle if frames == 1024 else cut(oracle, frames), frames
+    )
 
 
 def test_bfloat16_stays_close_and_gives_float32_logits(tiny, tmp_path):

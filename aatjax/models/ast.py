@@ -61,7 +61,9 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
         self.cls = nnx.Param(WEIGHT(rngs.params(), (1, 1, config.dim)))
-        self.dist = nnx.Param(WEIGHT(rngs.params(), (1, 1, config.dim))) if config.distilled else None
+        self.dist = (
+            nnx.Param(WEIGHT(rngs.params(), (1, 1, config.dim))) if config.distilled else None
+        )
         self.pos = nnx.Param(WEIGHT(rngs.params(), (1, config.num_tokens, config.dim)))
 
     def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b n d"]:

@@ -200,4 +200,3 @@ def _load_base(
             f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give the right weights"
         )
     return model
-

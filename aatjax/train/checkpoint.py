@@ -87,7 +87,9 @@ class Checkpoints:
                 f"{self.directory}: the checkpoint of step {step} belongs to another model or "
                 f"optimiser: {len(wrong)} arrays differ, first {wrong[0]}; use another run folder"
             )
-        return tree_unflatten(structure, [found[name] for name in leaves]), dict(metadata.custom_metadata or {})
+        return tree_unflatten(structure, [found[name] for name in leaves]), dict(
+            metadata.custom_metadata or {}
+        )
 
     def close(self) -> None:
         """Ends background work."""

@@ -422,7 +422,9 @@ class _Loop:
                             save()
                     if stop.signum is not None and done < total:
                         save()
-                        where = "" if checkpoints is None else "; the same command goes on from here"
+                        where = (
+                            "" if checkpoints is None else "; the same command goes on from here"
+                        )
                         raise Interrupted(f"stopped at step {done} of {total}{where}", stop.signum)
         finally:
             display.close()
@@ -467,7 +469,11 @@ def _collect(
     for index, one in enumerate(jax.device_get(pending)):
         if not math.isfinite(float(one["loss"])):
             at = step - len(pending) + index + 1
-            kept = "" if checkpoints is None else f"; the last finite checkpoint is {_last(checkpoints)}"
+            kept = (
+                ""
+                if checkpoints is None
+                else f"; the last finite checkpoint is {_last(checkpoints)}"
+            )
             raise NotFiniteError(
                 f"the loss at step {at} is {float(one['loss'])}{kept}; lower optim.lr, or set "
                 "optim.clip to 1"
@@ -479,7 +485,9 @@ def _collect(
 
 def _last(checkpoints: Checkpoints) -> str:
     step = checkpoints.latest
-    return "none, as none was saved yet" if step is None else f"step {step} in {checkpoints.directory}"
+    return (
+        "none, as none was saved yet" if step is None else f"step {step} in {checkpoints.directory}"
+    )
 
 
 def _sentence(row: dict[str, Any], epochs: int, remaining: str) -> str:

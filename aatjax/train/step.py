@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure functions, differentiated over the trainable tree only."""
+"""The training and evaluation steps: pure functions, differentiated over what is trainable."""
 
 import dataclasses
 from collections.abc import Callable
@@ -88,9 +88,7 @@ def make_steps(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         weight = batch["weight"]
-        x, target = augment(
-            key, frontend, batch["audio"], batch["length"], batch["target"], weight
-        )
+        x, target = augment(key, frontend, batch["audio"], batch["length"], batch["target"], weight)
 
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
             logits, stats = forward(trainable, state.stats, frozen, x, train=True)
