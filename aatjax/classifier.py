@@ -65,11 +65,15 @@ class Prediction:
             "probability": self.probability,
             "probabilities": dict(zip(self.classes, self.probabilities, strict=True)),
             "windows": [
-                {"start": w.start, "end": w.end, "label": self.classes[int(np.argmax(w.probabilities))],
-                 "probability": max(w.probabilities)}
-                for w in self.windows
+                {
+                    "start": window.start,
+                    "end": window.end,
+                    "label": self.classes[int(np.argmax(window.probabilities))],
+                    "probability": max(window.probabilities),
+                }
+                for window in self.windows
             ],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         return f"{self.path}: {self.label} ({self.probability:.3f})"
@@ -192,14 +196,14 @@ def predict(
 @overload
 def predict(
     source: str | os.PathLike[str] | Classifier,
-    files: Sequence[str | os.PathLike[str]],
+    files: list[Path] | list[str],
     *,
     base: str | os.PathLike[str] | None = None,
     hop: float | None = None,
 ) -> list[Prediction]: ...
 def predict(
     source: str | os.PathLike[str] | Classifier,
-    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    files: str | os.PathLike[str] | list[Path] | list[str],
     *,
     base: str | os.PathLike[str] | None = None,
     hop: float | None = None,

@@ -17,7 +17,7 @@ VERBS = {
     "summary": "what a config trains and what it leaves frozen",
 }
 
-TRAIN_HELP = """usage: aatjax train [CONFIG] [--method NAME] [--run DIR] [--cross-validate] [--FIELD VALUE ...]
+TRAIN_HELP = """usage: aatjax train [CONFIG] [--method NAME] [--run DIR] [--FIELD VALUE ...]
 
 Trains what CONFIG says (a name, a .py or a .json file; by default the embedded one, which needs
 no download), prints the result and where the adapter lies. The same command goes on after an

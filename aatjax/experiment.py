@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax.numpy as jnp
 from flax import nnx
 
 from aatjax import surgery
@@ -130,7 +129,7 @@ def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     if config.data.statistics != "train":
         return frontend.with_statistics(*PRESETS[config.data.statistics])
     batches = (
-        (jnp.asarray(b["audio"][b["weight"] > 0]), jnp.asarray(b["length"][b["weight"] > 0]))
+        (b["audio"][b["weight"] > 0], b["length"][b["weight"] > 0])
         for b in eval_batches(train, frontend, batch_size=64)
     )
     return frontend.with_statistics(*statistics(frontend, batches))

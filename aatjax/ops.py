@@ -50,7 +50,8 @@ def soft_moe(
     Args:
         x: tokens `[b, n, d]`.
         phi: slot parameters `[d, e, p]` for e experts of p slots.
-        w_down, b_down, w_up, b_up: stacked bottlenecks `[e, d, r]`, `[e, r]`, `[e, r, d]`, `[e, d]`.
+        w_down, b_down: stacked down-projections `[e, d, r]` and `[e, r]`.
+        w_up, b_up: stacked up-projections `[e, r, d]` and `[e, d]`.
         implementation: `"xla"` or None (the best one here).
 
     Returns:

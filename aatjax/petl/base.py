@@ -1,4 +1,4 @@
-"""What every adaptation method is: a frozen dataclass that injects modules and marks what trains."""
+"""What every adaptation method is: a frozen dataclass that injects modules, marks what trains."""
 
 import dataclasses
 import difflib

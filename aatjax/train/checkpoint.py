@@ -28,10 +28,11 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
         self.directory = Path(directory).absolute()
+        policy: Any = ocp.training.preservation_policies.LatestN(keep)
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                self.directory,
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            self._checkpointer: Any = ocp.training.Checkpointer(
+                str(self.directory),
+                preservation_policy=policy,
                 cleanup_tmp_directories=True,
             )
         except OSError as error:

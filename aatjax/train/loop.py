@@ -97,7 +97,7 @@ class Run:
     multi_label: bool
     frontend: FrontEnd
     selected: Select
-    models: dict[str, AST]
+    models: dict[Select, AST]
     test: metrics.Metrics | None
     valid: metrics.Metrics | None
     history: list[dict[str, Any]]
@@ -229,7 +229,7 @@ def fit(
     augment: Augment | None = None,
     frontend: FrontEnd | None = None,
     run_dir: str | Path | None = None,
-    show: TextIO | None | Literal["stderr"] = "stderr",
+    show: TextIO | Literal["stderr"] | None = "stderr",
 ) -> Run:
     """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
@@ -292,12 +292,15 @@ def fit(
         init_state(parts.trainable, parts.stats, tx, average=training.average is not None)
     )
 
-    kept: dict[str, Weights] = {"last": (state.trainable, state.stats)}
+    kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
     if best is not None:
         kept["best"] = best
     if training.average is not None:
         kept["average"] = (state.average, state.stats)
-    models = {n: surgery.merge(parts.graphdef, *w, parts.frozen) for n, w in kept.items()}
+    models: dict[Select, AST] = {
+        name: surgery.merge(parts.graphdef, *weights, parts.frozen)
+        for name, weights in kept.items()
+    }
 
     def measured(source: Source | None) -> metrics.Metrics | None:
         if source is None:

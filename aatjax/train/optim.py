@@ -48,8 +48,24 @@ class Optim:
             raise UsageError(f"lr={self.lr} must be a positive number")
         if self.schedule not in ("cosine", "steps", "constant"):
             raise UsageError(f"schedule={self.schedule!r} is not one of cosine, steps, constant")
-        if self.decay_every < 1:
-            raise UsageError(f"decay_every={self.decay_every} must be at least 1 epoch")
+        if self.decay_mask not in ("all_trainable", "no_bias_ln"):
+            raise UsageError(
+                f"decay_mask={self.decay_mask!r} is not one of all_trainable, no_bias_ln"
+            )
+        if self.warmup_steps < 0:
+            raise UsageError(f"warmup_steps={self.warmup_steps} must be 0 or more")
+        for name in ("decay_every", "decay_start"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1 epoch")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise UsageError(f"weight_decay={self.weight_decay} must be 0 or a positive number")
+        for name in ("eps", "decay_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name}={value} must be a positive number")
 
     @classmethod
     def aat(cls, lr: float = 1e-4) -> "Optim":
@@ -76,7 +92,11 @@ def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
             main = optax.cosine_decay_schedule(optim.lr, max(1, total - optim.warmup_steps))
         case "steps":
             every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
-            bounds = {epoch * steps_per_epoch: optim.decay_rate for epoch in every}
+            # join_schedules counts from the end of the warm-up; the epochs are the run's.
+            bounds = {
+                max(0, epoch * steps_per_epoch - optim.warmup_steps): optim.decay_rate
+                for epoch in every
+            }
             main = optax.piecewise_constant_schedule(optim.lr, bounds)
         case _:
             main = optax.constant_schedule(optim.lr)

@@ -1,0 +1,195 @@
+"""The soft mixture op against float64 numpy written from its equations, and its invariants."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from aatjax_kernels.soft_moe import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import erf
+
+from aatjax import ops
+from aatjax.errors import UsageError
+
+NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
+Inputs = dict[str, np.ndarray]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def soft_moe_numpy(x, phi, w_down, b_down, w_up, b_up) -> np.ndarray:
+    """Loops over clips, experts, slots and tokens in float64: nothing batched, nothing shared."""
+    x, phi, w_down, b_down, w_up, b_up = (
+        np.asarray(a, np.float64) for a in (x, phi, w_down, b_down, w_up, b_up)
+    )
+    experts, slots = phi.shape[1:]
+    out = np.zeros_like(x)
+    for clip in range(x.shape[0]):
+        tokens = x[clip]
+        answers, scores = [], []
+        for e in range(experts):
+            for p in range(slots):
+                score = tokens @ phi[:, e, p]
+                slot = softmax(score) @ tokens
+                answers.append(gelu(slot @ w_down[e] + b_down[e]) @ w_up[e] + b_up[e])
+                scores.append(score)
+        for token in range(tokens.shape[0]):
+            out[clip, token] = softmax(np.array(scores)[:, token]) @ np.array(answers)
+    return out
+
+
+def inputs(b=2, n=7, d=6, e=3, p=2, r=4, seed=0) -> Inputs:
+    rng = np.random.default_rng(seed)
+    shapes = dict(x=(b, n, d), phi=(d, e, p), w_down=(e, d, r), b_down=(e, r))
+    shapes |= dict(w_up=(e, r, d), b_up=(e, d))
+    return {name: rng.normal(size=shapes[name]).astype(np.float32) for name in NAMES}
+
+
+def op(values: Inputs) -> np.ndarray:
+    return np.asarray(ops.soft_moe(*(jnp.asarray(values[name]) for name in NAMES)))
+
+
+def finite_differences(f, values: Inputs, step: float = 1e-5) -> Inputs:
+    """Central differences of the scalar function f of float64 arrays, entry by entry."""
+    values = {name: np.asarray(value, np.float64) for name, value in values.items()}
+    slopes = {}
+    for name, value in values.items():
+        slope = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            kept = value[index]
+            value[index] = kept + step
+            above = f(values)
+            value[index] = kept - step
+            below = f(values)
+            value[index] = kept
+            slope[index] = (above - below) / (2 * step)
+        slopes[name] = slope
+    return slopes
+
+
+def test_values_are_those_of_the_equations():
+    values = inputs()
+    expected = soft_moe_numpy(*values.values())
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(op(values), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_cotangent_is_that_of_finite_differences():
+    values = inputs(b=2, n=4, d=5, e=2, p=2, r=3)
+    seed = np.random.default_rng(9).normal(size=values["x"].shape)
+    expected = finite_differences(lambda v: (soft_moe_numpy(*v.values()) * seed).sum(), values)
+    _, pull = jax.vjp(ops.soft_moe, *(jnp.asarray(values[name]) for name in NAMES))
+    for name, gradient in zip(NAMES, pull(jnp.asarray(seed, jnp.float32)), strict=True):
+        scale = np.abs(expected[name]).max()
+        assert scale > 1e-3, name
+        np.testing.assert_allclose(gradient, expected[name], atol=2e-5 * scale, err_msg=name)
+
+
+def test_dispatch_sums_to_one_over_tokens_and_combine_over_all_slots():
+    values = inputs()
+    dispatch, combine = reference.routing(jnp.asarray(values["x"]), jnp.asarray(values["phi"]))
+    assert dispatch.shape == combine.shape == (2, 7, 3, 2)
+    np.testing.assert_allclose(dispatch.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(combine.sum(axis=(2, 3)), 1, atol=1e-6)
+    assert float(dispatch.std()) > 0.01
+    assert float(combine.std()) > 0.01
+
+
+def test_without_phi_every_token_gets_the_mean_of_the_experts_of_the_mean_token():
+    values = inputs()
+    values["phi"] *= 0
+    mean = values["x"].astype(np.float64).mean(axis=1)
+    answers = [
+        gelu(mean @ values["w_down"][e] + values["b_down"][e]) @ values["w_up"][e]
+        + values["b_up"][e]
+        for e in range(3)
+    ]
+    expected = np.broadcast_to(np.mean(answers, axis=0)[:, None], values["x"].shape)
+    np.testing.assert_allclose(op(values), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_expert_with_one_slot_gives_every_token_the_same_vector():
+    values = inputs(e=1, p=1)
+    _, combine = reference.routing(jnp.asarray(values["x"]), jnp.asarray(values["phi"]))
+    np.testing.assert_array_equal(combine, 1)
+    out = op(values)
+    np.testing.assert_array_equal(out, np.broadcast_to(out[:, :1], out.shape))
+
+
+def test_permuted_tokens_permute_the_output():
+    values = inputs()
+    order = np.random.default_rng(3).permutation(7)
+    permuted = op({**values, "x": values["x"][:, order]})
+    np.testing.assert_allclose(permuted, op(values)[:, order], rtol=1e-5, atol=1e-6)
+    assert np.abs(permuted - op(values)).max() > 0.1
+
+
+def test_the_order_of_experts_with_their_phi_does_not_matter():
+    values = inputs()
+    order = [2, 0, 1]
+    alone = {**values, "phi": values["phi"][:, order]}
+    permuted = alone | {name: values[name][order] for name in NAMES[2:]}
+    np.testing.assert_allclose(op(permuted), op(values), rtol=1e-5, atol=1e-6)
+    assert np.abs(op(alone) - op(values)).max() > 0.1, "phi alone permuted must matter"
+
+
+def test_a_zero_up_projection_gives_zero():
+    values = inputs()
+    values["w_up"] *= 0
+    values["b_up"] *= 0
+    np.testing.assert_array_equal(op(values), 0)
+
+
+def test_clips_do_not_see_each_other():
+    values = inputs()
+    alone = op({**values, "x": values["x"][:1]})
+    np.testing.assert_allclose(op(values)[:1], alone, rtol=1e-6, atol=1e-6)
+
+
+def test_large_scores_stay_finite():
+    values = inputs()
+    values["phi"] *= 1e4
+    assert np.isfinite(op(values)).all()
+    np.testing.assert_allclose(op(values), soft_moe_numpy(*values.values()), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_tokens_stay_close_and_keep_their_type():
+    values = inputs(n=40, d=32, r=8)
+    values["phi"] *= 0.1
+    x = jnp.asarray(values["x"], jnp.bfloat16)
+    out = ops.soft_moe(x, *(jnp.asarray(values[name]) for name in NAMES[1:]))
+    assert out.dtype == jnp.bfloat16
+    exact = soft_moe_numpy(*values.values())
+    relative = np.linalg.norm(np.asarray(out, np.float64) - exact) / np.linalg.norm(exact)
+    assert 1e-5 < relative < 0.02
+
+
+def test_an_unknown_implementation_is_refused_and_xla_is_the_default():
+    values = [jnp.asarray(value) for value in inputs().values()]
+    with pytest.raises(UsageError, match="no implementation 'cuda'"):
+        inspect.unwrap(ops.soft_moe)(*values, implementation="cuda")  # past the type checker
+    np.testing.assert_array_equal(
+        ops.soft_moe(*values, implementation="xla"), ops.soft_moe(*values)
+    )
+
+
+sizes = st.integers(1, 6)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(b=st.integers(1, 3), n=st.integers(1, 9), d=sizes, e=sizes, p=st.integers(1, 3), r=sizes)
+def test_any_shape_agrees_with_the_equations(b, n, d, e, p, r):
+    values = inputs(b, n, d, e, p, r, seed=b + n + d)
+    out = op(values)
+    assert out.shape == (b, n, d)
+    np.testing.assert_allclose(out, soft_moe_numpy(*values.values()), rtol=1e-4, atol=2e-5)
