@@ -74,4 +74,4 @@ def _module_of(path: str) -> str:
         return parts[0]
     parts[1] = "*"
     inner = {"q", "k", "v", "out", "up", "down"}
-    return "/".join(parts[:3] if parts[3] in inner else parts[:-1])
+    return "/".join(parts[:3] if inner.intersection(parts[3:4]) else parts[:-1])

@@ -167,14 +167,24 @@ class AST(nnx.Module):
             UsageError: the input is not `[b, config.frames, config.mels]`.
         """
         config = self.config
-        if x.shape[1:] != (config.frames, config.mels):
+        if x.ndim != 3 or x.shape[1:] != (config.frames, config.mels):
             raise UsageError(
                 f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
-                f"the input is {list(x.shape)}: load it with frames={x.shape[1]} or cut the input"
+                f"the input is {list(x.shape)}: {self._advice(x.shape)}"
             )
         x = self.embed(x.astype(jnp.dtype(config.dtype)))
         x = run_blocks(self.blocks, x, scan=config.scan, remat=config.remat)
         return self.norm(x)
+
+    def _advice(self, shape: tuple[int, ...]) -> str:
+        config = self.config
+        if len(shape) != 3:
+            return "give three axes, a single clip as [1, frames, mel bins]"
+        if shape[1:] == (config.mels, config.frames):
+            return "transpose the last two axes"
+        if shape[2] != config.mels:
+            return f"load it with mels={shape[2]} or compute {config.mels} mel bins"
+        return f"load it with frames={shape[1]} or cut the input"
 
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """One vector a clip, by `config.pool`."""

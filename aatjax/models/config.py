@@ -61,11 +61,11 @@ class ASTConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise UsageError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         for name in ("dim", "depth", "heads", "mlp_dim", "num_classes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.dim % self.heads:
+            raise UsageError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         if min(*self.patch, *self.stride) < 1:
             raise UsageError(f"patch={self.patch} and stride={self.stride} must be at least 1")
         if self.mels < self.patch[0] or self.frames < self.patch[1]:

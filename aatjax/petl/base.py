@@ -23,14 +23,15 @@ class Method:
     moves: `surgery.wrap` puts a module around a submodule, `surgery.retag` marks parameters as
     Trainable. The head is trained by every method; so is the last LayerNorm before the
     classifier: the head's own where it has one, else the final LayerNorm of the body.
-    Defining the subclass registers it under its name.
+    Defining a subclass with a name of its own registers it under that name. Fields are plain
+    values or tuples of such, so that a method can be compared, hashed and written as JSON.
     """
 
     name: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name:
+        if vars(cls).get("name"):
             METHODS[cls.name] = cls
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
@@ -43,13 +44,17 @@ class Method:
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> "Method":
-        """Rebuilds a method from `to_json`.
+        """Rebuilds a method from `to_json`; lists, which JSON makes of tuples, become tuples.
 
         Raises:
             UsageError: unknown method or field.
         """
         cls = find(str(fields.get("name")))
-        values = {key: value for key, value in fields.items() if key != "name"}
+        values = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in fields.items()
+            if key != "name"
+        }
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import truncated_normal, zeros
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float
 
 from aatjax.surgery import Trainable
@@ -12,9 +12,9 @@ from aatjax.surgery import Trainable
 class Bottleneck(nnx.Module):
     """A(z) = W_up GELU(W_down z + b_down) + b_up: `[b, n, d] -> [b, n, d]`.
 
-    Exact (erf) GELU, no skip, no scale, no dropout. W_down starts as a truncated normal of
-    standard deviation 0.02, everything else as zero, so A is zero at first (AAT, arXiv
-    2401.10544, sec. 2; the same block in arXiv 2312.03694).
+    Exact (erf) GELU, no skip, no scale, no dropout. W_down starts as a normal of standard
+    deviation 0.02, everything else as zero, so A is zero at first (AAT, arXiv 2401.10544, sec. 2;
+    the same block in arXiv 2312.03694).
 
     Args:
         dim: token width d.
@@ -25,7 +25,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, dim: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.w_down = Trainable(truncated_normal(0.02)(rngs.params(), (dim, width)))
+        self.w_down = Trainable(normal(0.02)(rngs.params(), (dim, width)))
         self.b_down = Trainable(zeros(rngs.params(), (width,)))
         self.w_up = Trainable(zeros(rngs.params(), (width, dim)))
         self.b_up = Trainable(zeros(rngs.params(), (dim,)))

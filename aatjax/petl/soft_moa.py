@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import jax
 from flax import nnx
-from jax.nn.initializers import truncated_normal, zeros
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float
 
 from aatjax import ops, surgery
@@ -19,8 +19,8 @@ from aatjax.surgery import Trainable
 class SoftMixture(nnx.Module):
     """N bottleneck experts behind p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
 
-    `phi` starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a truncated
-    normal of standard deviation 0.02, the rest as zero, so that the mixture is zero at first.
+    `phi` starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a normal of
+    standard deviation 0.02, the rest as zero, so that the mixture is zero at first.
 
     Args:
         dim: token width d.
@@ -33,7 +33,7 @@ class SoftMixture(nnx.Module):
     def __init__(self, dim: int, experts: int, slots: int, width: int, *, rngs: nnx.Rngs):
         spread = math.sqrt(2 / ((experts + dim) * slots))
         self.phi = Trainable(jax.random.normal(rngs.params(), (dim, experts, slots)) * spread)
-        self.w_down = Trainable(truncated_normal(0.02)(rngs.params(), (experts, dim, width)))
+        self.w_down = Trainable(normal(0.02)(rngs.params(), (experts, dim, width)))
         self.b_down = Trainable(zeros(rngs.params(), (experts, width)))
         self.w_up = Trainable(zeros(rngs.params(), (experts, width, dim)))
         self.b_up = Trainable(zeros(rngs.params(), (experts, dim)))
@@ -73,7 +73,7 @@ class SoftMoA(Method):
 
     num_experts: int = 7
     slots: int = 1
-    reduction: float = 128
+    reduction: float = 128.0
     location: Literal["mhsa", "ffn", "both"] = "mhsa"
     train_norm: bool = True
 

@@ -1,9 +1,13 @@
 """Checkpoints of a run (Orbax V1): what changes in training, never the frozen weights."""
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
@@ -19,7 +23,8 @@ class Checkpoints:
     """The checkpoints under one folder, newest kept.
 
     A checkpoint is a pytree (flattened to one array a name) and a small JSON dictionary. It is
-    written under a temporary name and renamed when whole, so a killed save leaves no half one.
+    written under a temporary name and renamed when whole, so a killed save leaves no half one;
+    a checksum over both tells a damaged one.
 
     Args:
         directory: made on the first save.
@@ -53,7 +58,11 @@ class Checkpoints:
         leaves, _ = _flatten(tree)
         try:
             self._checkpointer.save_pytree(
-                step, leaves, custom_metadata=progress, force=True, overwrite=True
+                step,
+                leaves,
+                custom_metadata={"progress": progress, "sha256": _digest(leaves, progress)},
+                force=True,
+                overwrite=True,
             )
         except (OSError, ValueError) as error:
             raise WriteError(
@@ -78,6 +87,12 @@ class Checkpoints:
                 name for name, leaf in leaves.items() if shapes[name] != leaf.shape
             ]
             found = {} if wrong else self._checkpointer.load_pytree(step, leaves)
+            # Orbax reads a metadata file that is no JSON any more as an empty one, and its arrays
+            # have no checksum of their own.
+            told = dict(metadata.custom_metadata or {})
+            progress = dict(told.get("progress") or {})
+            if not wrong and told.get("sha256") != _digest(found, progress):
+                raise ValueError("it is damaged, its checksum does not fit")
         except Exception as error:
             raise DataError(
                 f"{self.directory}: the checkpoint of step {step} cannot be read: "
@@ -88,13 +103,20 @@ class Checkpoints:
                 f"{self.directory}: the checkpoint of step {step} belongs to another model or "
                 f"optimiser: {len(wrong)} arrays differ, first {wrong[0]}; use another run folder"
             )
-        return tree_unflatten(structure, [found[name] for name in leaves]), dict(
-            metadata.custom_metadata or {}
-        )
+        return tree_unflatten(structure, [found[name] for name in leaves]), progress
 
     def close(self) -> None:
         """Ends background work."""
         self._checkpointer.close()
+
+
+def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
+    for name in sorted(leaves):
+        value = np.ascontiguousarray(leaves[name])
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

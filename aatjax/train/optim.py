@@ -93,10 +93,10 @@ def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
         case "steps":
             every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
             # join_schedules counts from the end of the warm-up; the epochs are the run's.
-            bounds = {
-                max(0, epoch * steps_per_epoch - optim.warmup_steps): optim.decay_rate
-                for epoch in every
-            }
+            bounds: dict[int, float] = {}
+            for epoch in every:
+                at = max(0, epoch * steps_per_epoch - optim.warmup_steps)
+                bounds[at] = bounds.get(at, 1.0) * optim.decay_rate
             main = optax.piecewise_constant_schedule(optim.lr, bounds)
         case _:
             main = optax.constant_schedule(optim.lr)

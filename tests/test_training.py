@@ -1,0 +1,653 @@
+"""Training: what moves and what does not, what is kept, and how a run stops and goes on."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jaxtyping import Int16
+
+from aatjax import evaluate, fit, petl, surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
+from aatjax.data.clips import Clip, Reader, Source
+from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.train import loop
+from aatjax.train.checkpoint import Checkpoints
+from aatjax.train.interrupt import Interrupted
+from aatjax.train.loop import Run, Training
+from aatjax.train.optim import Optim, make_optimizer
+from aatjax.train.state import TrainState, init_state
+from aatjax.train.step import Steps, loss_per_clip, make_steps
+
+METHODS = [petl.Linear(), petl.AAT(), petl.SoftMoA(reduction=8.0)]
+TINY = ASTConfig(
+    dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=3
+)  # fmt: skip
+
+
+class Tones(Reader):
+    """A tone in noise; the class gives its pitch."""
+
+    def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
+        rng = np.random.default_rng(int(clip.id))
+        pitch = 400 * 2 ** sum(clip.label)
+        wave = np.sin(2 * np.pi * pitch * np.arange(6480) / 16000 + rng.uniform(0, 6))
+        return (8000 * wave + 2000 * rng.normal(size=6480)).astype(np.int16)
+
+
+def tones(count: int, *, first: int = 0, classes: int = 3, multi_label: bool = False) -> Source:
+    def label(i: int) -> tuple[int, ...]:
+        return (i % classes, (i + 1) % classes)[: 1 + (i % 2)] if multi_label else (i % classes,)
+
+    return Source(
+        [Clip(str(i), label(i), None) for i in range(first, first + count)],
+        [f"pitch{c}" for c in range(classes)],
+        name="tones",
+        multi_label=multi_label,
+        reader=Tones(),
+    )
+
+
+def adapted(method: petl.Method | None = None, config: ASTConfig = TINY) -> AST:
+    return petl.adapt(AST(config, rngs=nnx.Rngs(0)), method or petl.AAT())
+
+
+def train(model: AST, **more: Any) -> Run:
+    """Ten clips in batches of four: three steps an epoch, the last one half padding."""
+    options: dict[str, Any] = {
+        "training": Training(epochs=3, batch_size=4),
+        "optim": Optim(lr=1e-2),
+        "show": None,
+    }
+    return fit(model, more.pop("source", tones(10)), **{**options, **more})
+
+
+def frozen_arrays(model: AST) -> dict[str, np.ndarray]:
+    every, trained = surgery.arrays(model), surgery.arrays(model, surgery.Trainable)
+    return {path: np.asarray(value) for path, value in every.items() if path not in trained}
+
+
+def trained_arrays(model: AST) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in surgery.arrays(model, surgery.Trainable).items()}
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert set(one) == set(other) and one
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """History without the clock."""
+    timed = ("train/clips_per_s", "train/seconds")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+@pytest.fixture
+def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[Steps]:
+    """The compiled steps of every `fit` in the test."""
+    made: list[Steps] = []
+
+    def record(*args: Any, **kwargs: Any) -> Steps:
+        made.append(make_steps(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "make_steps", record)
+    return made
+
+
+@pytest.fixture
+def after_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets what is done with the state after each step: f(number, state) -> state."""
+
+    def use(change: Callable[[int, TrainState], TrainState]) -> None:
+        def wrapped(*args: Any, **kwargs: Any) -> Steps:
+            steps = make_steps(*args, **kwargs)
+
+            def step(state: TrainState, *rest: Any) -> Any:
+                number = int(state.step) + 1
+                state, sums = steps.train(state, *rest)
+                return change(number, state), sums
+
+            return Steps(step, steps.evaluate)
+
+        monkeypatch.setattr(loop, "make_steps", wrapped)
+
+    return use
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
+    """Ctrl-C while step `at` is shown."""
+    shown = loop.Display.step
+
+    def step(self: Any, done: int, *rest: Any) -> None:
+        shown(self, done, *rest)
+        if done == at:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop.Display, "step", step)
+
+
+# What moves and what does not.
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_frozen_weights_stay_bit_identical(method: petl.Method) -> None:
+    model = adapted(method)
+    frozen, before = frozen_arrays(model), trained_arrays(model)
+    run = train(model, optim=Optim(lr=1e-2, clip=1.0), augment=Augment(mixup=0.5, freq_mask=9))
+    assert_same(frozen_arrays(run.model), frozen)
+    assert len(frozen) > 20
+    after = trained_arrays(run.model)
+    assert set(after) == set(before)
+    still = [path for path in before if (after[path] == before[path]).all()]
+    assert not still, "every trainable leaf moves"
+    assert_same(trained_arrays(model), before)  # the model that was given is left alone
+
+
+def test_everything_moves_in_full_fine_tuning() -> None:
+    model = adapted(petl.Full())
+    before = trained_arrays(model)
+    assert set(before) == set(surgery.arrays(model))
+    after = trained_arrays(train(model).model)
+    for path in before:
+        if path.endswith("attn/k/bias"):
+            continue  # a key bias changes no softmax: its gradient is rounding noise
+        assert (after[path] != before[path]).any(), path
+
+
+@pytest.mark.parametrize("method", [*METHODS, petl.Full()], ids=lambda m: m.name)
+def test_loss_goes_down_and_the_tones_are_learnt(method: petl.Method) -> None:
+    run = train(
+        adapted(method), source=tones(24), test=tones(12, first=100),
+        training=Training(epochs=25, batch_size=8), optim=Optim(lr=1e-2, weight_decay=0.0),
+    )  # fmt: skip
+    losses = [row["train/loss"] for row in run.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert run.test is not None and run.test.accuracy is not None
+    assert run.test.accuracy > 0.8
+
+
+def weight_gradients(method: petl.Method) -> list[str]:
+    """Products in the optimised train step whose result has the shape of a matrix of the body."""
+    config = dataclasses.replace(TINY, dim=40, heads=2, mlp_dim=56)
+    model = adapted(method, config)
+    parts = surgery.split(model)
+    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
+    steps = make_steps(
+        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=Augment(), loss="ce"
+    )
+    state = init_state(parts.trainable, parts.stats, tx, average=False)
+    text = steps.train.lower(state, parts.frozen, make_batch(4), jax.random.key(0)).compile()
+    shapes = r"40,40|40,56|56,40"
+    found = re.findall(rf"f32\[(?:{shapes})\]\S* (?:dot|custom-call)\(", text.as_text())
+    return found + re.findall(r"f32\[(?:16,16,1,40|40,1,16,16)\]\S* convolution\(", text.as_text())
+
+
+def test_the_step_holds_no_weight_gradient_of_a_frozen_matrix() -> None:
+    for method in METHODS:
+        assert weight_gradients(method) == [], method
+    # The same search finds q, k, v, out, up and down of both blocks where they are trained.
+    assert len(weight_gradients(petl.Full())) >= 12
+
+
+def test_one_compilation_for_all_epochs_and_partial_batches(
+    steps_made: list[Steps], tmp_path: Path
+) -> None:
+    run = train(adapted(), valid=tones(7, first=50), test=tones(5, first=70), run_dir=tmp_path)
+    assert len(run.history) == 3
+    (steps,) = steps_made
+    assert steps.train._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert steps.evaluate._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_one_compilation_after_a_resume(
+    steps_made: list[Steps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
+    monkeypatch.undo()
+    again: list[Steps] = []
+    monkeypatch.setattr(
+        loop, "make_steps", lambda *a, **k: again.append(make_steps(*a, **k)) or again[-1]
+    )
+    train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
+    assert again[0].train._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert again[0].evaluate._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+# Steps.
+
+
+def make_batch(count: int, *, seed: int = 0, classes: int = 3) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    samples = FrontEnd(frames=39).samples
+    return {
+        "audio": jnp.asarray(rng.integers(-9000, 9000, (count, samples)), jnp.int16),
+        "length": jnp.full(count, samples, jnp.int32),
+        "target": jax.nn.one_hot(jnp.arange(count) % classes, classes),
+        "weight": jnp.ones(count, jnp.float32),
+    }
+
+
+def one_step(
+    batch: dict[str, Any], *, augment: Augment | None = None, loss: Any = "ce", key: int = 0
+) -> tuple[TrainState, dict[str, float]]:
+    model = adapted()
+    model.blocks[0].mlp.mlp_adapter.w_up[...] = 0.1 + model.blocks[0].mlp.mlp_adapter.w_up[...]
+    parts = surgery.split(model)
+    tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=3)
+    steps = make_steps(
+        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=augment or Augment(), loss=loss
+    )
+    state = init_state(parts.trainable, parts.stats, tx, average=False)
+    state, sums = steps.train(state, parts.frozen, batch, jax.random.key(key))
+    return state, {name: float(value) for name, value in sums.items()}
+
+
+def first_moment(state: TrainState) -> list[np.ndarray]:
+    """A tenth of the gradient of the first step."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state[0][0].mu)]
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(mixup=1.0, noise=True, freq_mask=20)])
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_what_lies_in_rows_of_weight_zero_changes_nothing(augment: Augment, loss: str) -> None:
+    batch = make_batch(5)
+    batch["weight"] = jnp.asarray([1, 1, 1, 0, 0], jnp.float32)
+    other = dict(batch)
+    other["audio"] = batch["audio"].at[3:].set(-32768)
+    other["target"] = batch["target"].at[3:].set(1.0)
+    other["length"] = batch["length"].at[3:].set(400)
+    one, sums = one_step(batch, augment=augment, loss=loss)
+    two, also = one_step(other, augment=augment, loss=loss)
+    assert sums == also and sums["weight"] == 3
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_padding_gives_the_loss_and_gradient_of_the_batch_without(loss: str) -> None:
+    batch = make_batch(5)
+    short = {name: value[:3] for name, value in batch.items()}
+    batch["weight"] = jnp.asarray([1, 1, 1, 0, 0], jnp.float32)
+    (padded, sums), (plain, alone) = one_step(batch, loss=loss), one_step(short, loss=loss)
+    assert sums["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert (sums["weight"], sums["correct"]) == (3, alone["correct"])
+    for a, b in zip(first_moment(padded), first_moment(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    assert any(np.abs(a).max() > 1e-4 for a in first_moment(plain))
+
+
+def test_a_batch_of_padding_alone_is_finite() -> None:
+    batch = make_batch(2)
+    batch["weight"] = jnp.zeros(2, jnp.float32)
+    state, sums = one_step(batch)
+    assert sums == {"loss": 0.0, "correct": 0.0, "weight": 0.0}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
+
+
+def test_without_augmentation_the_key_does_not_matter() -> None:
+    def trainable(augment: Augment, key: int) -> np.ndarray:
+        state, _ = one_step(make_batch(4), augment=augment, key=key)
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.trainable)])
+
+    np.testing.assert_array_equal(trainable(Augment(), 0), trainable(Augment(), 1))
+    mixed = Augment(mixup=1.0)
+    np.testing.assert_array_equal(trainable(mixed, 0), trainable(mixed, 0))
+    assert (trainable(mixed, 0) != trainable(mixed, 1)).any()
+
+
+def test_losses_are_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4)).astype(np.float32) * 5
+    soft = rng.dirichlet(np.ones(4), 6).astype(np.float32)
+    many = rng.integers(0, 2, (6, 4)).astype(np.float32)
+    functional = torch.nn.functional
+    np.testing.assert_allclose(
+        loss_per_clip(jnp.asarray(logits), jnp.asarray(soft), "ce"),
+        functional.cross_entropy(torch.tensor(logits), torch.tensor(soft), reduction="none"),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        loss_per_clip(jnp.asarray(logits), jnp.asarray(many), "bce"),
+        functional.binary_cross_entropy_with_logits(
+            torch.tensor(logits), torch.tensor(many), reduction="none"
+        ).mean(1),
+        rtol=1e-5,
+    )
+
+
+# Which weights are kept.
+
+
+def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], None]) -> None:
+    seen: dict[int, Any] = {}
+
+    def keep(number: int, state: TrainState) -> TrainState:
+        seen[number] = jax.tree.map(np.asarray, jax.device_get(state.trainable))
+        return state
+
+    after_step(keep)
+    model = adapted()
+    start = jax.tree.map(np.asarray, surgery.split(model).trainable)
+    valid = tones(9, first=50)
+    run = train(
+        model, valid=valid, test=tones(6, first=70), source=tones(12),
+        training=Training(epochs=8, batch_size=6, average=0.7, select="best"),
+        optim=Optim(lr=5e-2),
+    )  # fmt: skip
+    parts = surgery.split(run.models["last"])
+    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[16]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    scores = [row["valid/accuracy"] for row in run.history]
+    assert len(set(scores)) > 1, "the test needs epochs that differ"
+    best = int(np.argmax(scores)) + 1  # the first of equals
+    parts = surgery.split(run.models["best"])
+    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[2 * best]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    average = start
+    for number in range(1, 17):
+        average = jax.tree.map(lambda m, p: 0.7 * m + 0.3 * p, average, seen[number])
+    parts = surgery.split(run.models["average"])
+    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    assert run.selected == "best" and set(run.models) == {"last", "best", "average"}
+    assert run.valid is not None and run.valid.accuracy == max(scores)
+    assert_same(trained_arrays(run.model), trained_arrays(run.models["best"]))
+    again = evaluate(run.models["best"], tones(6, first=70), run.frontend)
+    assert run.test is not None and run.test.to_json() == again.to_json()
+
+
+@pytest.mark.parametrize("select", ["last", "average"])
+def test_the_selected_weights_are_the_run_s_model(select: Any) -> None:
+    run = train(adapted(), training=Training(epochs=2, batch_size=4, average=0.5, select=select))
+    assert_same(trained_arrays(run.model), trained_arrays(run.models[select]))
+    last, average = (trained_arrays(run.models[name]) for name in ("last", "average"))
+    assert any((last[path] != average[path]).any() for path in last)
+
+
+def test_weights_that_were_not_kept_are_refused(tmp_path: Path) -> None:
+    run = train(adapted())
+    with pytest.raises(UsageError, match="no best weights were kept; there are last"):
+        run.save(tmp_path / "a.safetensors", weights="best")
+
+
+def test_several_labels_a_clip_train_with_bce() -> None:
+    many = tones(18, multi_label=True)
+    run = train(
+        adapted(), source=many, test=tones(12, first=100, multi_label=True),
+        training=Training(epochs=20, batch_size=6),
+    )  # fmt: skip
+    assert run.multi_label and run.test is not None and run.test.multi_label
+    assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.15)
+    assert run.history[-1]["train/loss"] < 0.5
+    with pytest.raises(UsageError, match="several labels a clip: use loss='bce'"):
+        train(adapted(), source=many, training=Training(epochs=1, loss="ce"))
+
+
+def test_one_label_a_clip_may_train_with_bce() -> None:
+    run = train(adapted(), training=Training(epochs=1, batch_size=4, loss="bce"))
+    assert not run.multi_label
+    assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.1)
+
+
+# The same again.
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(mixup=0.5, noise=True, roll=True)])
+def test_the_same_seed_is_bit_identical(augment: Augment, tmp_path: Path) -> None:
+    def result(seed: int, folder: Path | None) -> tuple[dict[str, np.ndarray], Any]:
+        training = Training(epochs=2, batch_size=4, seed=seed, crop="random")
+        run = train(adapted(), training=training, augment=augment, run_dir=folder)
+        return trained_arrays(run.model), figures(run.history)
+
+    one, rows = result(1, None)
+    two, also = result(1, tmp_path)  # and writing it down changes nothing
+    assert_same(one, two)
+    assert rows == also
+    other, _ = result(2, None)
+    assert any((one[path] != other[path]).any() for path in one)
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 8])
+def test_stop_and_resume_is_a_straight_run(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F8: Ctrl-C in an epoch, and at the end of one (6); the same call goes on, bit for bit."""
+    options: dict[str, Any] = {
+        "training": Training(epochs=3, batch_size=4, average=0.9, crop="random", save_every=2),
+        "augment": Augment(mixup=0.5, noise=True, time_mask=9),
+        "valid": tones(6, first=50),
+    }
+    straight = train(adapted(), run_dir=tmp_path / "straight", **options)
+    interrupt_at(monkeypatch, at)
+    with pytest.raises(Interrupted) as caught:
+        train(adapted(), run_dir=tmp_path / "broken", **options)
+    assert caught.value.exit_code == 130
+    assert f"stopped at step {at} of 9" in str(caught.value)
+    assert Checkpoints(tmp_path / "broken" / "checkpoints").latest == at
+    monkeypatch.undo()
+    screen = io.StringIO()
+    resumed = train(adapted(), run_dir=tmp_path / "broken", show=screen, **options)
+    assert f"going on from step {at} of 9" in screen.getvalue()
+
+    for name in ("last", "best", "average"):
+        assert_same(trained_arrays(resumed.models[name]), trained_arrays(straight.models[name]))
+    rows = read(tmp_path / "broken")
+    assert figures(rows) == figures(resumed.history)
+    assert [row["step"] for row in rows] == [3, 6, 9]
+    for one, other in zip(figures(rows), figures(read(tmp_path / "straight")), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_second_call_of_a_finished_run_trains_no_step(
+    tmp_path: Path, after_step: Callable[[Any], None]
+) -> None:
+    first = train(adapted(), run_dir=tmp_path, valid=tones(6, first=50))
+
+    def never(number: int, state: TrainState) -> TrainState:
+        raise AssertionError("a step was trained")
+
+    after_step(never)
+    again = train(adapted(), run_dir=tmp_path, valid=tones(6, first=50))
+    assert_same(trained_arrays(again.model), trained_arrays(first.model))
+    assert again.history == first.history
+    assert again.seconds == first.seconds
+
+
+def test_rows_after_the_checkpoint_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F2: killed after a row was written and before its checkpoint was."""
+    straight = train(adapted(), run_dir=tmp_path / "straight")
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        train(adapted(), run_dir=tmp_path / "killed")
+    monkeypatch.undo()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "epoch": 2, "train/loss": 99}\n{"step": 9, "epo')
+    resumed = train(adapted(), run_dir=tmp_path / "killed")
+    assert [row["step"] for row in read(tmp_path / "killed")] == [3, 6, 9]
+    assert figures(resumed.history) == figures(straight.history)
+
+
+def test_rows_without_any_checkpoint_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 1}\n')
+    assert [row["step"] for row in train(adapted(), run_dir=tmp_path).history] == [3, 6, 9]
+
+
+def test_ctrl_c_without_a_folder_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(monkeypatch, 2)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"stopped at step 2 of 9$"):
+        train(adapted())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F8: nothing more is saved, and what was saved is whole."""
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    interrupt_at(monkeypatch, 5, times=2)
+    with pytest.raises(SystemExit):
+        train(adapted(), run_dir=tmp_path)
+    assert ended == [130]
+    assert Checkpoints(tmp_path / "checkpoints").latest == 3
+
+
+# What is not finite.
+
+
+def test_a_frozen_weight_that_is_nan_stops_the_run(tmp_path: Path) -> None:
+    """F23."""
+    model = adapted()
+    model.blocks[0].attn.q.kernel[...] = jnp.nan * model.blocks[0].attn.q.kernel[...]
+    with pytest.raises(NotFiniteError, match="loss at step 1 is nan") as caught:
+        train(model, run_dir=tmp_path)
+    assert caught.value.exit_code == 3
+    assert "none" in str(caught.value) and "\n" not in str(caught.value)
+    assert Checkpoints(tmp_path / "checkpoints").latest is None
+
+
+@pytest.mark.parametrize("at", [4, 5, 6, 9])
+def test_weights_that_turn_nan_never_reach_a_checkpoint(
+    at: int, tmp_path: Path, after_step: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F23: also where the loss of the step itself was finite, at the end of an epoch or run."""
+
+    def poison(number: int, state: TrainState) -> TrainState:
+        if number != at:
+            return state
+        return dataclasses.replace(
+            state, trainable=jax.tree.map(lambda leaf: leaf * jnp.nan, state.trainable)
+        )
+
+    after_step(poison)
+    with pytest.raises(NotFiniteError, match="the last finite checkpoint is step"):
+        train(adapted(), run_dir=tmp_path)
+    kept = 3 * ((at - 1) // 3)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest == kept
+    checkpoints.close()
+    monkeypatch.undo()
+    resumed = train(adapted(), run_dir=tmp_path)  # whatever it was has been mended
+    assert_same(trained_arrays(resumed.model), trained_arrays(train(adapted()).model))
+    assert [row["step"] for row in read(tmp_path)] == [3, 6, 9]
+
+
+def test_a_learning_rate_beyond_all_bounds_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match=r"lower optim\.lr"):
+        train(adapted(petl.Full()), run_dir=tmp_path, optim=Optim(lr=1e30))
+
+
+# What does not fit together.
+
+
+def test_the_number_of_classes_must_fit() -> None:
+    with pytest.raises(UsageError, match="tones has 4 classes, the model's head 3.*num_classes=4"):
+        train(adapted(), source=tones(8, classes=4))
+    with pytest.raises(UsageError, match="classes"):
+        train(adapted(), test=tones(8, classes=4))
+    with pytest.raises(UsageError, match="4 classes"):
+        evaluate(adapted(), tones(8, classes=4))
+
+
+def test_the_classes_must_be_the_same() -> None:
+    other = Source(tones(6).clips, ["a", "b", "c"], name="others", reader=Tones())
+    with pytest.raises(UsageError, match="others and tones differ in their classes"):
+        train(adapted(), test=other)
+
+
+def test_the_front_end_must_fit() -> None:
+    with pytest.raises(UsageError, match="makes 98 frames of 128.*takes 39.*frames=98"):
+        train(adapted(), frontend=FrontEnd(frames=98))
+    with pytest.raises(UsageError, match="64 mel bins"):
+        evaluate(adapted(), tones(3), FrontEnd(frames=39, mels=64))
+
+
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"aatjax\.adapt"):
+        train(AST(TINY, rngs=nnx.Rngs(0)))
+
+
+def test_best_needs_validation_clips() -> None:
+    with pytest.raises(UsageError, match="select='best' needs validation clips"):
+        train(adapted(), training=Training(epochs=1, select="best"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"eval_batch_size": 0},
+        {"save_every": 0},
+        {"threads": -1},
+        {"select": "average"},
+        {"average": 1.0},
+        {"average": 0.0},
+    ],
+)
+def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Training(**wrong)
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+    train(adapted(petl.Linear()), run_dir=tmp_path)
+    with pytest.raises(DataError, match="belongs to another model"):
+        train(adapted(petl.AAT()), run_dir=tmp_path)
+
+
+class Broken(Tones):
+    """The eighth clip cannot be read."""
+
+    def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
+        if clip.id == "7":
+            raise DataError("7.wav: is broken")
+        return super().read(clip)
+
+
+def test_a_clip_that_fails_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    """F28."""
+    source = tones(10).with_clips(tones(10).clips, reader=Broken())
+    with pytest.raises(DataError, match=r"7\.wav: is broken"):
+        train(adapted(), source=source, run_dir=tmp_path)
+
+
+def test_each_epoch_says_one_line(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    train(adapted(), show=screen, valid=tones(6, first=50))
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 3
+    assert re.match(r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  accuracy", lines[0])
