@@ -15,7 +15,7 @@ from aatjax import surgery
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
-from aatjax.loading import load
+from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.train.artefact import load_adapter, read_info
 
@@ -99,7 +99,7 @@ class Classifier:
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
-        self.frontend = frontend or FrontEnd(frames=model.config.frames, mels=model.config.mels)
+        self.frontend = frontend or front_end_of(model)
         self.multi_label = multi_label
         parts = surgery.split(model)
         state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)

@@ -239,6 +239,7 @@ def _convert(arguments: list[str]) -> None:
     parser.add_argument("--revision")
     options = parser.parse_args(arguments)
 
+    from aatjax.audio.frontend import PRESETS
     from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
     from aatjax.loading import find, fit_positions
 
@@ -249,14 +250,18 @@ def _convert(arguments: list[str]) -> None:
     form = options.to or ("native" if options.out.suffix == ".safetensors" else "hf")
     notes: tuple[str, ...] = ()
     if form == "hf":
-        notes = write_hf(options.out, params, config, labels)
+        mean, std = checkpoint.statistics or PRESETS["audioset"]
+        notes = write_hf(options.out, params, config, labels, mean=mean, std=std)
     elif form == "native":
         write_native(
             options.out, params, config, labels, options.dtype,
-            grid=checkpoint.grid, rule=checkpoint.rule,
+            grid=checkpoint.grid, rule=checkpoint.rule, statistics=checkpoint.statistics,
         )  # fmt: skip
     else:
-        write_orbax(options.out, params, config, labels, grid=checkpoint.grid, rule=checkpoint.rule)
+        write_orbax(
+            options.out, params, config, labels,
+            grid=checkpoint.grid, rule=checkpoint.rule, statistics=checkpoint.statistics,
+        )  # fmt: skip
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     count = sum(value.size for value in params.values())

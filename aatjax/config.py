@@ -63,7 +63,8 @@ class Data:
         valid_fraction: share of the training clips split off for validation; 0 for none.
         seed: seed of the split.
         pad: what fills a clip that is too short: `log_mel_zero` (as AST), `silence`, `repeat`.
-        statistics: normalisation: a preset name, or `train` to compute it on the training clips.
+        statistics: normalisation: `model` (what the weights were trained with, AudioSet's where
+            they do not tell), the name of a preset, or `train` to compute it on the training clips.
         channels: `mean`, `left` or a channel number.
         truncated: what becomes of files that were cut off: `skip` or `keep`.
         max_bad: share of unreadable files (or, from 1 up, their number) that is put up with.
@@ -79,7 +80,7 @@ class Data:
     valid_fraction: float = 0.0
     seed: int = 0
     pad: Pad = "log_mel_zero"
-    statistics: str = "audioset"
+    statistics: str = "model"
     channels: Channels = "mean"
     truncated: Literal["skip", "keep"] = "skip"
     max_bad: float = 0.05
@@ -91,9 +92,10 @@ class Data:
         for name in ("test_fraction", "valid_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"data.{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.statistics != "train" and self.statistics not in PRESETS:
+        known = ("model", "train", *PRESETS)
+        if self.statistics not in known:
             raise UsageError(
-                f"data.statistics={self.statistics!r} is not one of train, {', '.join(PRESETS)}"
+                f"data.statistics={self.statistics!r} is not one of {', '.join(known)}"
             )
         if self.max_bad < 0:
             raise UsageError(f"data.max_bad={self.max_bad} must not be negative")
@@ -166,9 +168,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 
 def available() -> list[str]:
     """Names of the configs that come with the package."""
-    import aatjax.configs
-
-    return sorted(module.name for module in pkgutil.iter_modules(aatjax.configs.__path__))
+    folder = importlib.import_module("aatjax.configs").__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder))
 
 
 def load_config(name: str) -> Config:

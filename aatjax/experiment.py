@@ -20,7 +20,7 @@ from aatjax.data.pipeline import eval_batches, in_memory
 from aatjax.data.synthesis import TARGET_SOUNDS
 from aatjax.data.synthetic import Synthetic
 from aatjax.errors import UsageError, WriteError
-from aatjax.loading import load
+from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.petl import adapt
 from aatjax.train.intervals import mean_interval
@@ -125,7 +125,9 @@ def divide(data: Data, *, quarantine: Path | None = None, show: TextIO | None = 
 
 def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     """The front end of a run, with its normalisation statistics."""
-    frontend = FrontEnd(frames=model.config.frames, mels=model.config.mels, pad=config.data.pad)
+    frontend = dataclasses.replace(front_end_of(model), pad=config.data.pad)
+    if config.data.statistics == "model":
+        return frontend
     if config.data.statistics != "train":
         return frontend.with_statistics(*PRESETS[config.data.statistics])
     batches = (

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from aatjax import surgery
+from aatjax.audio.frontend import PRESETS, FrontEnd
 from aatjax.convert import Checkpoint, read_checkpoint, resolve
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, Head
@@ -103,7 +104,14 @@ def build(
     surgery.assign(model, values, what=origin, complete=True)
     model.origin = Origin(origin, fingerprint(checkpoint.params), seed)
     model.labels = None if new_head else checkpoint.labels
+    model.statistics = checkpoint.statistics
     return model
+
+
+def front_end_of(model: AST) -> FrontEnd:
+    """The front end that a model's weights were trained with: AudioSet's unless they tell."""
+    mean, std = model.statistics or PRESETS["audioset"]
+    return FrontEnd(frames=model.config.frames, mels=model.config.mels, mean=mean, std=std)
 
 
 def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoint:

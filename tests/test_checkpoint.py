@@ -57,7 +57,9 @@ def test_round_trip(tmp_path: Path, average: bool, best: bool) -> None:
         lambda leaf: jnp.asarray(rng.integers(0, 9, leaf.shape), leaf.dtype) / 1,
         make_state(average=average),
     )
-    state = jax.tree.map(lambda leaf, was: leaf.astype(was.dtype), state, make_state(average=average))
+    state = jax.tree.map(
+        lambda leaf, was: leaf.astype(was.dtype), state, make_state(average=average)
+    )
     assert (state.average is not None) is average
     tree = {"state": state, "best": (state.trainable, state.stats) if best else None}
     progress = {

@@ -159,3 +159,18 @@ def test_unwritable_place(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError):
         write_native(tmp_path / "file/a.safetensors", source.params, source.config)
+
+
+def test_the_extractor_statistics_beside_hugging_face_weights_come_along(tmp_path):
+    model = random_hf_ast(**{"num_labels": 5})
+    folder = write_layout(model, "hf", tmp_path / "hf")
+    assert read_checkpoint(folder).statistics is None
+    (folder / "preprocessor_config.json").write_text('{"mean": -6.845978, "std": 5.5654526}')
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.statistics == (-6.845978, 5.5654526)
+    path = tmp_path / "native.safetensors"
+    write_native(path, checkpoint.params, checkpoint.config, statistics=checkpoint.statistics)
+    assert read_checkpoint(path).statistics == checkpoint.statistics
+    (folder / "preprocessor_config.json").write_text('{"mean": -6.8, "std": 0}')
+    with pytest.raises(DataError, match="statistics"):
+        read_checkpoint(folder)

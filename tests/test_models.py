@@ -165,7 +165,7 @@ def test_a_config_survives_json():
     ],
 )
 def test_a_wrong_input_length_is_refused_with_what_to_do(shape, advice):
-    with pytest.raises(UsageError, match="takes .*56 frames, 36 mel bins") as info:
+    with pytest.raises(UsageError, match=r"takes .*56 frames, 36 mel bins") as info:
         small()(jnp.zeros(shape))
     assert str(list(shape)) in str(info.value)
     assert advice in str(info.value)
@@ -173,7 +173,7 @@ def test_a_wrong_input_length_is_refused_with_what_to_do(shape, advice):
 
 @pytest.mark.parametrize("shape", [(56,), (56, 36), (2, 1, 56, 36)])
 def test_a_wrong_rank_is_refused_where_no_types_are_checked(shape):
-    with pytest.raises(UsageError, match="takes .*56 frames, 36 mel bins"):
+    with pytest.raises(UsageError, match=r"takes .*56 frames, 36 mel bins"):
         inspect.unwrap(AST.tokens)(small(), jnp.zeros(shape))
 
 
@@ -285,16 +285,22 @@ def test_scan_refuses_blocks_that_differ():
         adapted,
         "blocks/1/mlp",
         lambda _, base: petl.base.Parallel(
-            base, "extra", petl.bottleneck.Bottleneck(16, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+            base,
+            "extra",
+            petl.bottleneck.Bottleneck(16, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)),
         ),
     )
-    with pytest.raises(UsageError, match="block 1 differs from block 0 .*use scan=False") as info:
+    with pytest.raises(UsageError, match=r"block 1 differs from block 0 .*use scan=False") as info:
         adapted(clip())
     assert "\n" not in str(info.value)
     trained = small(scan=True)
     surgery.retag(trained, "blocks/2/ln1/*")
     with pytest.raises(UsageError, match="block 2 differs from block 0"):
         trained(clip())
+    another = small(scan=True)
+    another.blocks[1].attn.heads = 4  # the same weights, another function
+    with pytest.raises(UsageError, match="block 1 differs from block 0"):
+        another(clip())
     widened = small(scan=True)
     widened.blocks[2].mlp = Mlp(ASTConfig(**{**SMALL, "mlp_dim": 32}), rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match="block 2 differs from block 0"):
@@ -302,29 +308,29 @@ def test_scan_refuses_blocks_that_differ():
 
 
 class Counting(nnx.Module):
-    """Passes tokens through and keeps their mean, as batch statistics are kept."""
+    """Passes tokens through and sums up what it saw, as batch statistics are kept."""
 
     def __init__(self, base: nnx.Module):
         self.base = base
-        self.mean = nnx.BatchStat(jnp.zeros(()))
+        self.seen = nnx.BatchStat(jnp.zeros(()))
 
     def __call__(self, x):
-        self.mean[...] = self.mean[...] + x.mean()
+        self.seen[...] = self.seen[...] + jnp.abs(x[..., 0]).mean()
         return self.base(x)  # pyright: ignore[reportCallIssue]
 
 
 def test_statistics_that_blocks_update_come_back_however_the_blocks_run():
-    def means(**changes) -> list[float]:
+    def seen(**changes) -> list[float]:
         model = small(**changes)
         surgery.wrap(model, "blocks/*/mlp", lambda _, base: Counting(base))
         model(clip())
         model(clip())
         return [v.item() for v in surgery.arrays(model, nnx.BatchStat).values()]
 
-    plain = means()
-    assert len(set(plain)) == 3 and all(plain)
+    plain = seen()
+    assert min(plain) > 0.1 and np.ptp(plain) > 0.01
     for changes in (dict(scan=True), dict(remat=True), dict(scan=True, remat=True)):
-        np.testing.assert_allclose(means(**changes), plain, rtol=1e-4, atol=1e-7, err_msg=changes)
+        np.testing.assert_allclose(seen(**changes), plain, rtol=1e-5, err_msg=changes)
 
 
 def test_bfloat16_blocks_run_scanned_and_logits_are_float32():

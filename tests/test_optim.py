@@ -227,8 +227,6 @@ def test_optimiser_state_has_exactly_the_trainable_leaves(
         {"decay_rate": -1.0},
     ],
 )
-def test_values_that_cannot_be_are_refused_by_name(
-    wrong: dict[str, Any], unchecked: None
-) -> None:
+def test_values_that_cannot_be_are_refused_by_name(wrong: dict[str, Any], unchecked: None) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Optim(**wrong)

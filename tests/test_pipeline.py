@@ -56,8 +56,12 @@ def order(batches: Any) -> list[list[int]]:
     return [batch["index"][batch["weight"] > 0].tolist() for batch in batches]
 
 
-def epochs_of(source: Source, *, batch: int, epochs: int, seed: int, **more: Any) -> list[list[int]]:
-    rows = order(train_batches(source, FRONTEND, batch_size=batch, epochs=epochs, seed=seed, **more))
+def epochs_of(
+    source: Source, *, batch: int, epochs: int, seed: int, **more: Any
+) -> list[list[int]]:
+    rows = order(
+        train_batches(source, FRONTEND, batch_size=batch, epochs=epochs, seed=seed, **more)
+    )
     each = batches_per_epoch(source, batch)
     assert len(rows) == epochs * each
     return [list(itertools.chain(*rows[e * each : (e + 1) * each])) for e in range(epochs)]
@@ -146,9 +150,7 @@ def crops(seed: int, epochs: int = 3, samples: int = 9000) -> np.ndarray:
     """First sample of every crop, `[epoch, clip]`."""
     source = ramps(8, samples=samples)
     starts = np.zeros((epochs, 8), int)
-    batches = train_batches(
-        source, FRONTEND, batch_size=4, epochs=epochs, seed=seed, crop="random"
-    )
+    batches = train_batches(source, FRONTEND, batch_size=4, epochs=epochs, seed=seed, crop="random")
     for number, batch in enumerate(batches):
         starts[number // 2, batch["index"]] = batch["audio"][:, 0] - 1000 * batch["index"]
         assert (np.diff(batch["audio"], axis=1) == 1).all()
@@ -243,9 +245,7 @@ def test_a_clip_that_fails_ends_the_run_and_is_named(error: Exception, threads: 
     )
     began = time.monotonic()
     with pytest.raises(DataError, match=r"5\.wav"):
-        list(
-            train_batches(source, FRONTEND, batch_size=2, epochs=1, seed=0, threads=threads)
-        )
+        list(train_batches(source, FRONTEND, batch_size=2, epochs=1, seed=0, threads=threads))
     with pytest.raises(DataError, match=r"5\.wav"):
         list(eval_batches(source, FRONTEND, batch_size=2, threads=threads))
     assert time.monotonic() - began < 5

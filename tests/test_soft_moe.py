@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from aatjax_kernels.soft_moe import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 
 from aatjax import ops
 from aatjax.errors import UsageError
+from aatjax_kernels.soft_moe import reference
 
 NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
 Inputs = dict[str, np.ndarray]

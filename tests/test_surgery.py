@@ -317,7 +317,11 @@ def test_assign_names_every_problem_at_once_and_changes_nothing():
     before = surgery.arrays(model)
     values = {path: np.zeros(value.shape) for path, value in before.items()}
     del values["norm/bias"], values["embed/cls"]
-    values |= {"norm/scale": np.zeros(9), "blocks/9/ln1/bias": np.zeros(8), "embed/pos": np.ones(())}
+    values |= {
+        "norm/scale": np.zeros(9),
+        "blocks/9/ln1/bias": np.zeros(8),
+        "embed/pos": np.ones(()),
+    }
     with pytest.raises(UsageError, match=r"^file\.pth does not fit the model") as info:
         surgery.assign(model, values, what="file.pth", complete=True)
     message = str(info.value)
@@ -335,7 +339,7 @@ def test_assign_names_every_problem_at_once_and_changes_nothing():
 
 
 def test_assign_shows_some_problems_and_counts_the_others():
-    with pytest.raises(UsageError, match="; and 5 more$") as info:
+    with pytest.raises(UsageError, match=r"; and 5 more$") as info:
         surgery.assign(ast(), {f"x{index:02d}": 0 for index in range(13)}, what="the test")
     assert str(info.value).count("is not in the model") == 8
 
@@ -376,7 +380,7 @@ def test_all_of_this_holds_in_tree_mode():
     environment = {**os.environ, "NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
     here = Path(__file__)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here), *chosen],
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(here), *chosen],
         env=environment,
         cwd=here.parents[1],
         capture_output=True,

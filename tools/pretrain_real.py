@@ -2,7 +2,7 @@
 
     python tools/pretrain_real.py --data ESC-50-fold4 --out runs/real/backbone.safetensors
 
-Starts from the weights in the package, lengthens their positions to five seconds, and learns to
+Starts from the weights in the package, lengthens their positions to three seconds, and learns to
 tell the classes of a labelled set of recordings and all synthetic sounds apart in one head. The
 weights carry the licence of the recordings: they are for measuring, not for shipping.
 """
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/pretrain_real"))
     parser.add_argument("--source", default="embedded")
-    parser.add_argument("--frames", type=int, default=498)
+    parser.add_argument("--frames", type=int, default=298)
     parser.add_argument("--synthetic", type=int, default=10, help="synthetic clips a class")
     parser.add_argument("--epochs", type=int, default=40)
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def main() -> None:
         petl.adapt(model, petl.Full()),
         train,
         test,
-        training=Training(epochs=args.epochs, batch_size=32),
+        training=Training(epochs=args.epochs, batch_size=32, crop="random"),
         optim=Optim(lr=1e-3, warmup_steps=60, weight_decay=0.05, clip=1.0),
         augment=Augment(mixup=0.5, freq_mask=24, time_mask=96, roll=True),
         run_dir=args.run,

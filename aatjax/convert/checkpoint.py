@@ -7,8 +7,13 @@ from typing import Literal, NoReturn
 
 import numpy as np
 
-from aatjax.convert.described import HfDescription, read_native_description
-from aatjax.convert.files import TensorFile, open_tensors
+from aatjax.convert.described import (
+    HfDescription,
+    Statistics,
+    read_native_description,
+    read_statistics,
+)
+from aatjax.convert.files import TensorFile, open_tensors, read_json
 from aatjax.convert.foreign import EXPECTED, looks_like
 from aatjax.convert.geometry import Wishes, find_geometry
 from aatjax.convert.layouts import NATIVE, Layout, Positions, Rule
@@ -34,6 +39,8 @@ class Checkpoint:
         layout: what kind of file it was.
         has_head: whether `params` hold a classifier.
         num_prefix: tokens before the patches, 2 (CLS, DIST) or 1.
+        statistics: mean and standard deviation of the log-mel that the model was trained on,
+            where the file or its preprocessor_config.json tells.
     """
 
     config: ASTConfig
@@ -44,6 +51,7 @@ class Checkpoint:
     layout: str
     has_head: bool
     num_prefix: int
+    statistics: Statistics | None = None
 
 
 def read_checkpoint(
@@ -135,7 +143,20 @@ def read_checkpoint(
         layout=layout.name,
         has_head=sizes.classes is not None,
         num_prefix=config.num_prefix,
+        statistics=_extractor_statistics(file) if layout.name == "hf-ast" else None,
     )
+
+
+def _extractor_statistics(file: TensorFile) -> Statistics | None:
+    """Mean and standard deviation from the feature extractor beside Hugging Face weights."""
+    folder = file.path if file.path.is_dir() else file.path.parent
+    entries = read_json(folder / "preprocessor_config.json")
+    if entries is None or "mean" not in entries or not entries.get("do_normalize", True):
+        return None
+    try:
+        return read_statistics([entries["mean"], entries.get("std")])
+    except DataError as error:
+        raise DataError(f"{folder / 'preprocessor_config.json'}: {error}") from None
 
 
 def _read_native(
@@ -164,8 +185,9 @@ def _read_native(
     params = _load(file, expected, NATIVE, "sum", allow_nan)
     layout = "orbax" if file.form == "orbax" else "native"
     return Checkpoint(
-        config, params, grid, described.rule, labels, layout, has_head, config.num_prefix
-    )
+        config, params, grid, described.rule, labels, layout, has_head, config.num_prefix,
+        described.statistics,
+    )  # fmt: skip
 
 
 def _compare(tensors: Mapping[str, StoredTensor], expected: Expected, layout: Layout) -> list[str]:

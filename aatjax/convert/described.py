@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.models.positions import RULES
 
 FORMAT = 1
+Statistics = tuple[float, float]
 MOST_BLOCKS = 1000
 _MODELS = {"hf-ast": "audio-spectrogram-transformer", "hf-deit": "deit", "hf-vit": "vit"}
 _INTEGERS = (
@@ -128,6 +130,20 @@ class NativeDescription:
     labels: tuple[str, ...] | None
     grid: tuple[int, int]
     rule: Positions
+    statistics: Statistics | None
+
+
+def read_statistics(value: Any) -> Statistics:
+    """(mean, std) of the log-mel that a model was trained on.
+
+    Raises:
+        DataError: not two finite numbers, the second above 0.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2:
+        mean, std = value
+        if all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) and std > 0:
+            return float(mean), float(std)
+    raise DataError(f"statistics {str(value)[:60]} are not a mean and a standard deviation")
 
 
 def read_native_description(text: str, path: Path, names: Iterable[str]) -> NativeDescription:
@@ -160,13 +176,15 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
             labels = tuple(labels)
         rows, columns = entries.get("grid") or config.grid
         rule = entries.get("rule", "audioset")
+        statistics = entries.get("statistics")
+        statistics = None if statistics is None else read_statistics(statistics)
         if rule not in RULES or type(rows) is not int or type(columns) is not int:
             raise DataError(f"grid {rows} x {columns} with position rule {rule!r}")
         if not (1 <= rows <= 10**5 and 1 <= columns <= 10**5):
             raise DataError(f"a position grid of {rows} x {columns}")
     except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: its aatjax entry describes no AST ({error})") from None
-    return NativeDescription(config, labels, (rows, columns), cast(Positions, rule))
+    return NativeDescription(config, labels, (rows, columns), cast(Positions, rule), statistics)
 
 
 def _check_fields(fields: Any) -> None:
@@ -194,7 +212,11 @@ def _is_size(value: Any) -> bool:
 
 
 def describe(
-    config: ASTConfig, labels: Iterable[str] | None, grid: tuple[int, int], rule: Positions
+    config: ASTConfig,
+    labels: Iterable[str] | None,
+    grid: tuple[int, int],
+    rule: Positions,
+    statistics: Statistics | None = None,
 ) -> str:
     """The JSON text that goes with canonical parameters (format 1)."""
     entries: dict[str, Any] = {
@@ -203,5 +225,6 @@ def describe(
         "labels": None if labels is None else list(labels),
         "grid": list(grid),
         "rule": rule,
+        "statistics": statistics,
     }
     return json.dumps(entries, ensure_ascii=False)

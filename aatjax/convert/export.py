@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
 from aatjax.convert.atomic import write_file, write_folder
-from aatjax.convert.described import describe
+from aatjax.convert.described import Statistics, describe
 from aatjax.convert.layouts import HF_AST, Positions
 from aatjax.convert.matching import expand
 from aatjax.convert.measure import Sizes
@@ -32,6 +32,7 @@ def write_native(
     *,
     grid: tuple[int, int] | None = None,
     rule: Positions = "audioset",
+    statistics: Statistics | None = None,
 ) -> None:
     """Writes canonical parameters and their description to one .safetensors file, atomically.
 
@@ -43,6 +44,7 @@ def write_native(
         dtype: stored type; float16 halves the file.
         grid: (frequency, time) grid of `embed/pos` where it is not `config.grid`.
         rule: how positions on another grid are adapted.
+        statistics: mean and standard deviation of the log-mel that the model was trained on.
 
     Raises:
         DataError: names or shapes are not those of `config`, or a number float16 cannot hold.
@@ -56,7 +58,7 @@ def write_native(
         for name, value in arrays.items():
             if np.abs(value).max(initial=0.0) > np.finfo(np.float16).max:
                 raise DataError(f"{name} exceeds what float16 holds: write float32")
-    text = describe(config, names, grid or config.grid, rule)
+    text = describe(config, names, grid or config.grid, rule, statistics)
     stored = {name: np.ascontiguousarray(value, dtype) for name, value in arrays.items()}
     write_file(Path(path), lambda place: save_file(stored, place, {"aatjax": text}))
 
@@ -69,6 +71,7 @@ def write_orbax(
     *,
     grid: tuple[int, int] | None = None,
     rule: Positions = "audioset",
+    statistics: Statistics | None = None,
 ) -> None:
     """Writes an Orbax folder (`params/` and `aatjax.json`) under a new name, atomically.
 
@@ -77,7 +80,7 @@ def write_orbax(
     """
     names = _labels(labels, config)
     arrays = _checked(params, config, grid or config.grid)
-    text = describe(config, names, grid or config.grid, rule)
+    text = describe(config, names, grid or config.grid, rule, statistics)
     write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
 
 

@@ -147,6 +147,7 @@ class AST(nnx.Module):
     Attributes:
         origin: where the backbone came from, once it was loaded.
         labels: class names of a head that was loaded.
+        statistics: mean and standard deviation of the log-mel that it was trained on, if known.
         method: what adapted the model, if anything did.
     """
 
@@ -154,6 +155,7 @@ class AST(nnx.Module):
         self.config = config
         self.origin: Origin | None = None
         self.labels: tuple[str, ...] | None = None
+        self.statistics: tuple[float, float] | None = None
         self.method: Hashable = None
         self.embed = PatchEmbed(config, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])

@@ -19,6 +19,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import Crop, batches_per_epoch, eval_batches, train_batches
 from aatjax.errors import NotFiniteError, UsageError
+from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.train import metrics
 from aatjax.train.artefact import save_adapter
@@ -64,9 +65,16 @@ class Training:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("epochs", "batch_size", "eval_batch_size", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        if self.threads < 0:
+            raise UsageError(f"threads={self.threads} must be 0 (read in the main thread) or more")
+        if self.loss not in (None, "ce", "bce"):
+            raise UsageError(f"loss={self.loss!r} is not one of ce, bce")
+        if self.crop not in ("start", "random"):
+            raise UsageError(f"crop={self.crop!r} is not one of start, random")
         if self.select not in ("last", "best", "average"):
             raise UsageError(f"select={self.select!r} is not one of last, best, average")
         if self.select == "average" and self.average is None:
@@ -179,7 +187,7 @@ def evaluate(
     Raises:
         UsageError: the number of classes differs.
     """
-    frontend = frontend or FrontEnd(frames=model.config.frames, mels=model.config.mels)
+    frontend = frontend or front_end_of(model)
     _check_fit(model, [source], frontend)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
@@ -259,7 +267,7 @@ def fit(
     training = training if epochs is None else dataclasses.replace(training, epochs=epochs)
     optim = optim or Optim()
     optim = optim if lr is None else dataclasses.replace(optim, lr=lr)
-    frontend = frontend or FrontEnd(frames=model.config.frames, mels=model.config.mels)
+    frontend = frontend or front_end_of(model)
     if training.select == "best" and valid is None:
         raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
     _check_fit(model, [s for s in (train, valid, test) if s is not None], frontend)
@@ -416,6 +424,7 @@ class _Loop:
                     mean = sums["loss"] / sums["weight"] if sums.get("weight") else None
                     display.step(done, (done - 1) // self.per_epoch + 1, speed, mean)
                     if at_end:
+                        _check_weights(state, done, checkpoints)
                         epoch = done // self.per_epoch
                         row = self._epoch_row(state, epoch, done, sums, epoch_seconds)
                         records.add(row)
@@ -424,6 +433,9 @@ class _Loop:
                         if epoch % training.save_every == 0 or done == total:
                             save()
                     if stop.signum is not None and done < total:
+                        # The signal may have come after the look at the loss above.
+                        _collect(pending, sums, done, checkpoints)
+                        _check_weights(state, done, checkpoints)
                         save()
                         where = (
                             "" if checkpoints is None else "; the same command goes on from here"
@@ -484,6 +496,24 @@ def _collect(
         for name, value in one.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     pending.clear()
+
+
+def _check_weights(state: TrainState, step: int, checkpoints: Checkpoints | None) -> None:
+    """Stops the run at weights that are not finite: the loss would tell one step too late."""
+    if not bool(_finite((state.trainable, state.stats, state.average))):
+        kept = (
+            "" if checkpoints is None else f"; the last finite checkpoint is {_last(checkpoints)}"
+        )
+        raise NotFiniteError(
+            f"the weights after step {step} are not finite{kept}; lower optim.lr, or set "
+            "optim.clip to 1"
+        )
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _last(checkpoints: Checkpoints) -> str:
