@@ -1,6 +1,7 @@
 """Predictions for sound files of any length, by windows."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int16
 from aatjax import surgery
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
-from aatjax.errors import UsageError
+from aatjax.errors import DataError, UsageError
 from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.train.artefact import load_adapter, read_info
@@ -101,6 +102,17 @@ class Classifier:
         self.classes = tuple(classes)
         self.frontend = frontend or front_end_of(model)
         self.multi_label = multi_label
+        config = model.config
+        if len(self.classes) != config.num_classes:
+            raise UsageError(
+                f"{len(self.classes)} class names for a head of {config.num_classes} outputs: "
+                "give one for each output, in their order"
+            )
+        if (self.frontend.frames, self.frontend.mels) != (config.frames, config.mels):
+            raise UsageError(
+                f"the front end makes {self.frontend.frames} frames of {self.frontend.mels} mel "
+                f"bins, the model takes {config.frames} of {config.mels}: give one that fits"
+            )
         parts = surgery.split(model)
         state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)
 
@@ -143,9 +155,11 @@ class Classifier:
                 window is shorter than the others where the length does not divide.
         """
         size = self.frontend.samples
+        if hop is not None and not (math.isfinite(hop) and round(hop * RATE) >= 1):
+            raise UsageError(f"hop={hop} must be a number of seconds above 0")
         step = size if hop is None else round(hop * RATE)
-        if step < 1:
-            raise UsageError(f"hop={hop} must be above 0 seconds")
+        if not len(waveform):
+            raise DataError("the waveform has no samples")
         starts = list(range(0, max(1, len(waveform) - size + step), step)) or [0]
         starts = [start for start in starts if start < len(waveform)]
         fitted = [self.frontend.fit(waveform, start=start) for start in starts]

@@ -1,11 +1,13 @@
 """The command line: `aatjax VERB ...`. Heavy imports happen inside the verbs."""
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from aatjax.errors import AatjaxError, DataError, UsageError
 
@@ -30,6 +32,16 @@ interruption.
 
 configs: {configs}
 every field of the config is a flag: aatjax train CONFIG --flags lists them
+"""
+
+SUMMARY_HELP = """usage: aatjax summary [CONFIG] [--method NAME] [--FIELD VALUE ...]
+
+Prints the trained and frozen parameters of what CONFIG says, module by module; trains nothing.
+
+  --method NAME      another adaptation method at its defaults ({methods})
+
+configs: {configs}
+every field of the config is a flag: aatjax summary CONFIG --flags lists them
 """
 
 
@@ -62,14 +74,16 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except AatjaxError as error:
-        print(f"aatjax: {error}", file=sys.stderr)
+        print(f"aatjax: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as end:  # --help, and what tyro says of a flag
+        return end.code if isinstance(end.code, int) else 2 * (end.code is not None)
     except KeyboardInterrupt:
         print("aatjax: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # as if SIGPIPE had ended it: not everything was written
 
 
 def overview() -> str:
@@ -97,8 +111,25 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = next((w for w in message.split() if w.startswith("--")), None)
+        hint = "" if wrong is None else _nearest(wrong, list(self._option_string_actions))
+        raise UsageError(f"{message}{hint}; see {self.prog} --help")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """`, did you mean ...?` where one of the known words is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
+    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""
+
+
 def _parser(verb: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"aatjax {verb}", description=VERBS[verb])
+    return _Parser(prog=f"aatjax {verb}", description=VERBS[verb], allow_abbrev=False)
 
 
 def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
@@ -109,9 +140,10 @@ def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
     from aatjax.petl import METHODS
 
     if any(a in ("-h", "--help") for a in arguments):
-        print(TRAIN_HELP.format(methods=", ".join(sorted(METHODS)), configs=", ".join(available())))
+        text = TRAIN_HELP if verb == "train" else SUMMARY_HELP
+        print(text.format(methods=", ".join(sorted(METHODS)), configs=", ".join(available())))
         raise SystemExit(0)
-    parser = argparse.ArgumentParser(prog=f"aatjax {verb}", add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=f"aatjax {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--cross-validate", action="store_true")
@@ -119,19 +151,37 @@ def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
     parser.add_argument("--flags", action="store_true")
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options, fields = parser.parse_known_args(arguments[1 if name else 0 :])
+    for field in fields:
+        hint = _nearest(field, list(parser._option_string_actions))
+        if field.startswith("--") and "." not in field and hint:
+            raise UsageError(f"unknown flag {field!r}{hint}")
     config = load_config(name or "default")
     if options.method:
         config = config.with_method(options.method)
     if options.flags:
         fields = ["--help"]
-    config = tyro.cli(
-        tyro.conf.AvoidSubcommands[type(config)],
-        default=config,
-        args=fields,
-        prog=f"aatjax {verb} {name or 'default'}",
-        description="Every field of the config as a flag.",
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(
+                tyro.conf.AvoidSubcommands[type(config)],
+                default=config,
+                args=fields,
+                prog=f"aatjax {verb} {name or 'default'}",
+                description="Every field of the config as a flag.",
+            )
+    except SystemExit as end:
+        if not said.getvalue():
+            raise
+        raise UsageError(_unbox(said.getvalue())) from end
     return config, options
+
+
+def _unbox(text: str) -> str:
+    """What tyro says of a wrong flag in a box of several lines, as one line."""
+    inside = (line.strip(" │") for line in text.splitlines()[1:])  # the first is a title
+    words = (line for line in inside if line.strip("─-╰╯"))
+    return " ".join(words).partition(" For full helptext")[0]
 
 
 def _train(arguments: list[str]) -> None:
@@ -204,6 +254,7 @@ def _predict(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     import json
 
+    from aatjax.audio.listing import show
     from aatjax.audio.waveform import BadAudio
     from aatjax.classifier import Classifier
 
@@ -220,7 +271,7 @@ def _predict(arguments: list[str]) -> None:
             print(json.dumps(prediction.to_json()), flush=True)
         else:
             best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
-            print(f"{path}  {best}", flush=True)
+            print(f"{show(path)}  {best}", flush=True)
     if failed:
         raise DataError(f"{len(failed)} of {len(options.files)} files could not be read")
 

@@ -5,6 +5,8 @@ import difflib
 import importlib.util
 import json
 import pkgutil
+import traceback
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.audio.waveform import Channels
 from aatjax.data.open import Format
-from aatjax.errors import UsageError
+from aatjax.errors import AatjaxError, UsageError
 from aatjax.models.config import Pool
 from aatjax.petl import Method, find
 from aatjax.train.loop import Training
@@ -97,8 +99,14 @@ class Data:
             raise UsageError(
                 f"data.statistics={self.statistics!r} is not one of {', '.join(known)}"
             )
-        if self.max_bad < 0:
-            raise UsageError(f"data.max_bad={self.max_bad} must not be negative")
+        if not self.max_bad >= 0:
+            raise UsageError(f"data.max_bad={self.max_bad} must be 0 or more")
+        if self.format == "synthetic" and (self.path is not None or self.fold is not None):
+            given = "path" if self.path is not None else "fold"
+            raise UsageError(
+                f"data.{given}={getattr(self, given)!r} does not go with data.format='synthetic', "
+                "which reads no files: give data.format='auto' too, or take the config 'folder'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +145,20 @@ class Config:
         parts: dict[str, Any] = {
             "model": Model, "data": Data, "training": Training, "optim": Optim, "augment": Augment,
         }  # fmt: skip
-        _known("config", fields, Config)
         if "petl" not in fields:
             raise UsageError("the config has no petl, the adaptation method")
         values: dict[str, Any] = dict(fields)
+        for name in ("petl", *parts):
+            if not isinstance(fields.get(name, {}), dict):
+                raise UsageError(f"config.{name}={fields[name]!r} is not an object with fields")
+        method = {key: value for key, value in fields["petl"].items() if key != "name"}
+        _check("petl", method, find(str(fields["petl"].get("name"))))
         values["petl"] = Method.from_json(fields["petl"])
         for name, cls in parts.items():
             if name in fields:
-                _known(name, fields[name], cls)
+                _check(name, fields[name], cls)
                 values[name] = cls(**fields[name])
+        _check("config", values, Config)
         return Config(**values)
 
     def with_method(self, name: str) -> "Config":
@@ -196,7 +209,16 @@ def load_config(name: str) -> Config:
         if spec is None or spec.loader is None:
             raise UsageError(f"{path}: not a Python file")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except AatjaxError:
+            raise
+        except Exception as error:
+            line = getattr(traceback.extract_tb(error.__traceback__)[-1], "lineno", None)
+            line = error.lineno if isinstance(error, SyntaxError) else line
+            raise UsageError(
+                f"{path}: could not be run: {type(error).__name__} at line {line}: {error}"
+            ) from error
     elif name in available():
         module = importlib.import_module(f"aatjax.configs.{name}")
     else:
@@ -212,10 +234,32 @@ def load_config(name: str) -> Config:
     return config
 
 
-def _known(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
+def _check(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
+    """Refuses fields that the dataclass does not have, and values of another type."""
     names = [field.name for field in dataclasses.fields(cls)]
+    hints = typing.get_type_hints(cls)
     for name in fields:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(names)})"
             raise UsageError(f"{where} has no field {name!r}{hint}")
+        if not _fits(fields[name], hints[name]):
+            expected = getattr(hints[name], "__name__", None) or str(hints[name])
+            raise UsageError(
+                f"{where}.{name}={fields[name]!r} is not of type "
+                f"{expected if expected != 'Literal' else hints[name]}".replace("typing.", "")
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, as it comes from JSON, is of a field's type; whole numbers are floats."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return value in options
+    if options and typing.get_origin(hint) is not tuple:
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, typing.get_origin(hint) or hint)

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+import numpy as np
 from flax import nnx
 
 from aatjax import surgery
@@ -19,9 +20,10 @@ from aatjax.data.open import open_source
 from aatjax.data.pipeline import eval_batches, in_memory
 from aatjax.data.synthesis import TARGET_SOUNDS
 from aatjax.data.synthetic import Synthetic
-from aatjax.errors import UsageError, WriteError
+from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
+from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
 from aatjax.train.intervals import mean_interval
 from aatjax.train.loop import Run, evaluate, fit
@@ -29,6 +31,7 @@ from aatjax.train.metrics import Metrics
 from aatjax.train.records import write_text
 
 Headline = tuple[str, float | None, float | None, float | None]
+Show = TextIO | Literal["stderr"] | None
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
 
 
@@ -100,9 +103,11 @@ def open_data(data: Data, *, quarantine: Path | None = None, show: TextIO | None
 def divide(data: Data, *, quarantine: Path | None = None, show: TextIO | None = None) -> Parts:
     """The training, validation and test parts that a config asks for."""
     if data.format == "synthetic":
+        made = in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
+        part = made.split(data.valid_fraction, seed=data.seed) if data.valid_fraction else None
         return Parts(
-            in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed)),
-            None,
+            part[0] if part else made,
+            part[1] if part else None,
             in_memory(Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)),
         )
     whole = open_data(data, quarantine=quarantine, show=show)
@@ -152,8 +157,10 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
         seed=seed,
     )
     if model.reset:
-        fresh = AST(backbone.config, rngs=nnx.Rngs(seed))
-        surgery.assign(backbone, surgery.arrays(fresh), what="random weights", complete=True)
+        values = surgery.arrays(AST(backbone.config, rngs=nnx.Rngs(seed)))
+        surgery.assign(backbone, values, what="random weights", complete=True)
+        tensors = {path: np.asarray(value) for path, value in values.items()}
+        backbone.origin = Origin(f"reset:{model.source}", fingerprint(tensors), seed)
     return backbone
 
 
@@ -164,7 +171,7 @@ def run_folder(config: Config) -> Path:
 
 
 def train(
-    config: Config, *, run_dir: str | Path | None = None, show: TextIO | None = sys.stderr
+    config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr"
 ) -> Result:
     """Trains what a config says, evaluates it, and writes the run folder.
 
@@ -175,12 +182,13 @@ def train(
     Args:
         config: the experiment.
         run_dir: its folder; by default `runs/<name>-<method>`.
-        show: stream of the progress display.
+        show: stream of the progress display, None for silence.
 
     Raises:
         UsageError: the folder holds a run of another config; the differences are listed.
         DataError, WriteError, NotFiniteError, Interrupted: see the parts.
     """
+    show = sys.stderr if show == "stderr" else show
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
     result_file, artefact = folder / "result.json", folder / "adapter.safetensors"
     _claim(folder, config)
@@ -232,15 +240,23 @@ def train(
         "headline": headline,
         **run.to_json(),
     }
-    write_text(result_file, json.dumps(figures, indent=2))
+    _write(result_file, figures)
     return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(values, indent=2))
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _claim(folder: Path, config: Config) -> None:
     """Makes the run folder and writes the config, or checks that it is the same."""
     path = folder / "config.json"
     fields = json.loads(json.dumps(config.to_json()))
-    if path.exists():
+    started = any((folder / "checkpoints").glob("[0-9]*")) or (folder / "result.json").exists()
+    if path.exists() and started:  # a run that failed before its first checkpoint binds nobody
         changed = differences(json.loads(path.read_text(encoding="utf-8")), fields)
         if changed:
             raise UsageError(
@@ -268,19 +284,22 @@ class CrossValidation:
 
 
 def cross_validate(
-    config: Config, *, run_dir: str | Path | None = None, show: TextIO | None = sys.stderr
+    config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr"
 ) -> CrossValidation:
     """Trains once for every fold of the data set, each held out in turn.
 
     Args:
         config: the experiment; its data set must have folds.
         run_dir: folder of the folds' run folders.
-        show: stream of the progress display.
+        show: stream of the progress display, None for silence.
 
     Raises:
         UsageError: the data set has no folds.
     """
+    show = sys.stderr if show == "stderr" else show
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
+    if config.data.format == "synthetic":
+        raise UsageError("the synthetic sounds have no folds: leave --cross-validate")
     source = open_data(config.data)
     if not source.folds:
         raise UsageError(
@@ -293,17 +312,22 @@ def cross_validate(
         data = dataclasses.replace(config.data, fold=fold)
         part = dataclasses.replace(config, data=data)
         results[fold] = train(part, run_dir=folder / f"fold{fold}", show=show)
-    headlines = [r.headline for r in results.values() if r.headline is not None]
-    values = [value for _, value, _, _ in headlines if value is not None]
-    mean, low, high = mean_interval(values)
-    summary_row: dict[str, Any] = {
-        "method": config.petl.name,
-        "metric": headlines[0][0],
-        "mean": mean, "low": low, "high": high,
-        "folds": dict(zip(results, values, strict=True)),
+    headlines = {fold: r.headline for fold, r in results.items() if r.headline is not None}
+    scores = {fold: headline[1] for fold, headline in headlines.items()}
+    undefined = [fold for fold, score in scores.items() if score is None]
+    metric = next(headline[0] for headline in headlines.values())
+    if undefined:
+        raise DataError(
+            f"{source.name}: {metric} is not defined on fold {', '.join(undefined)}: it lacks "
+            "clips of some class; put some there, or join folds"
+        )
+    mean, low, high = mean_interval([score for score in scores.values() if score is not None])
+    row = {
+        "method": config.petl.name, "metric": metric, "mean": mean, "low": low, "high": high,
+        "folds": scores,
     }  # fmt: skip
-    write_text(folder / "result.json", json.dumps(summary_row, indent=2))
-    return CrossValidation(results, headlines[0][0], mean, low, high)
+    _write(folder / "cross_validation.json", row)  # result.json is that of a run without folds
+    return CrossValidation(results, metric, mean, low, high)
 
 
 def evaluate_adapter(

@@ -3,7 +3,7 @@
     aatjax train esc --data.path ESC-50-master --cross-validate
     aatjax train esc --data.path ESC-50-master --data.fold 1 --method aat
 
-Five seconds of log-mel (498 frames). Nothing is selected on the held-out fold: the figures are
+The first three seconds of each clip (298 frames). Nothing is selected on the held-out fold: the figures are
 those of the last epoch.
 """
 
@@ -16,9 +16,9 @@ from aatjax.train.optim import Optim
 config = Config(
     name="esc",
     petl=SoftMoA(num_experts=7, slots=1, reduction=16),
-    model=Model(frames=498),
+    model=Model(frames=298),
     data=Data(format="esc"),
-    training=Training(epochs=25, batch_size=32),
-    optim=Optim(lr=3e-3),
-    augment=Augment(freq_mask=24, time_mask=80),
+    training=Training(epochs=20, batch_size=16),
+    optim=Optim(lr=5e-3),
+    augment=Augment(freq_mask=24, time_mask=48),
 )

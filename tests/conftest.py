@@ -10,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["aatjax", "aatjax_kernels"], "beartype.beartype")
+install_import_hook(["aatjax", "aatjax_kernels"], "typecheck.check")
 
 import jax
 import pytest

@@ -23,7 +23,7 @@ RULES = {
     "audio": ("errors", "audio"),
     "data": ("errors", "audio", "data"),
     "convert": ("errors", "models", "convert"),
-    "loading": ("errors", "surgery", "models", "convert"),
+    "loading": ("errors", "surgery", "audio", "models", "convert"),
     "petl": ("errors", "ops", "surgery", "models", "petl"),
     "train": (
         *("errors", "surgery", "counts", "audio", "data", "models", "loading", "convert", "train"),

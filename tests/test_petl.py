@@ -168,6 +168,13 @@ def test_a_method_survives_json(name):
     assert type(Method.from_json(written)) is type(method)
 
 
+def test_a_whole_number_will_do_where_a_ratio_is_asked():
+    assert petl.SoftMoA(reduction=16) == petl.SoftMoA(reduction=16.0)
+    assert Method.from_json({"name": "soft_moa", "reduction": 16}) == petl.SoftMoA(reduction=16)
+    adapted = aatjax.adapt(model(), petl.AAT(ratio=1))
+    assert surgery.arrays(adapted)["blocks/0/mlp/mlp_adapter/w_down"].shape == (16, 16)
+
+
 @every_case
 def test_the_summary_counts_what_is_trained(name):
     method, _ = CASES[name]

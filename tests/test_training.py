@@ -667,4 +667,6 @@ def test_each_epoch_says_one_line(tmp_path: Path) -> None:
         train(adapted(), show=screen, valid=tones(6, first=50))
     lines = (tmp_path / "screen").read_text().splitlines()
     assert len(lines) == 3
-    assert re.match(r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  valid/accuracy", lines[0])
+    assert re.match(
+        r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  valid/accuracy", lines[0]
+    )

@@ -2,7 +2,7 @@
 
     python tools/compare_methods.py default --seeds 0 1 2
     python tools/compare_methods.py esc --data ESC-10 --source runs/real/backbone.safetensors \
-        --frames 498 --folds
+        --folds
 
 The first trains on the embedded default with several seeds (of initial weights, order and
 augmentation); the second holds out each fold of a data set in turn. `scratch` is full
@@ -37,8 +37,8 @@ METHODS = {
     "linear": Entry(Linear(), 1e-2),
     "aat_m": Entry(AAT(spatial=False), 3e-3),
     "aat_ms": Entry(AAT(), 3e-3),
-    "soft_moa": Entry(SoftMoA(num_experts=7, slots=1, reduction=16), 3e-3),
-    "full": Entry(Full(), 1e-3),
+    "soft_moa": Entry(SoftMoA(num_experts=7, slots=1, reduction=16), 5e-3),
+    "full": Entry(Full(), 5e-4),
     "scratch": Entry(Full(), 1e-3, scratch=True),
 }
 

@@ -73,7 +73,7 @@ class SoftMoA(Method):
 
     num_experts: int = 7
     slots: int = 1
-    reduction: float = 128.0
+    reduction: float = 128
     location: Literal["mhsa", "ffn", "both"] = "mhsa"
     train_norm: bool = True
 

@@ -1,8 +1,11 @@
 """`adapter.safetensors`: what was trained, with everything needed to use it again."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.errors import AatjaxError, DataError, WriteError
+from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
 from aatjax.loading import load
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
@@ -95,7 +98,8 @@ def save_adapter(
         "versions": versions(),
         **(extra or {}),
     }
-    data = save({n: np.asarray(v) for n, v in tensors.items()}, {KEY: json.dumps(info)})
+    values = {name: np.asarray(value) for name, value in tensors.items()}
+    data = save(values, {KEY: json.dumps(info), "sha256": _checksum(values)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +108,18 @@ def save_adapter(
     except OSError as error:
         raise WriteError(f"{path}: could not be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -137,35 +151,45 @@ def load_adapter(
         raise DataError(f"{path}: no such file")
     info = read_info(path)
     if info is None:
-        raise DataError(f"{path}: not an adapter file that aatjax wrote")
-    if info["format"] > FORMAT:
-        raise DataError(
-            f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
-            f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
-        )
-    config = ASTConfig.from_json(info["model"])
-    method = Method.from_json(info["method"])
-    origin = Origin(**info["base"])
+        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
     try:
+        if info["format"] > FORMAT:
+            raise DataError(
+                f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
+                f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
+            )
+        config = ASTConfig.from_json(info["model"])
+        method = Method.from_json(info["method"])
+        origin = Origin(**info["base"])
+        classes, multi_label = tuple(info["classes"]), bool(info["multi_label"])
+        frontend = FrontEnd.from_dict(info["frontend"])
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise DataError(f"{path}: damaged: {error}") from error
+            checksum = file.metadata().get("sha256")
+    except UsageError as error:  # a method or field that this version does not have
+        raise DataError(f"{path}: {error}") from error
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if checksum is not None and checksum != _checksum(tensors):
+        raise DataError(f"{path}: damaged: the checksum of its tensors does not fit; copy it anew")
 
     whole: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
     if set(surgery.variables(whole)) <= set(tensors):
         model = whole  # full fine-tuning: the file holds every parameter
     else:
         model = adapt(_load_base(path, base, config, origin), method)
-    surgery.assign(model, tensors, what=str(path))
+    kinds = (surgery.Trainable, nnx.BatchStat)
+    trained = {name for name, v in surgery.variables(whole).items() if isinstance(v, kinds)}
+    if missing := sorted(trained - set(tensors)):
+        raise DataError(
+            f"{path}: {len(missing)} trained parameters are missing, first {missing[0]}"
+        )
+    try:
+        surgery.assign(model, tensors, what=str(path))
+    except UsageError as error:
+        raise DataError(str(error)) from error
     model.origin, model.method = origin, method
-    return Adapter(
-        model=model,
-        classes=tuple(info["classes"]),
-        multi_label=bool(info["multi_label"]),
-        frontend=FrontEnd.from_dict(info["frontend"]),
-        info=info,
-    )
+    return Adapter(model, classes, multi_label, frontend, info)
 
 
 def _load_base(

@@ -1,5 +1,6 @@
 """What a run writes down as it goes: metrics.jsonl, TensorBoard events, the progress shown."""
 
+import contextlib
 import json
 import math
 import os
@@ -79,7 +80,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class Display:

@@ -1,0 +1,241 @@
+"""Predictions for sounds of any length: windows, their average, and one answer for one sound."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from jaxtyping import Int16
+
+from aatjax import Classifier, load, petl, predict, surgery
+from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.waveform import BadAudio
+from aatjax.convert import write_native
+from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.train.artefact import save_adapter
+
+RATE = 16000
+FRONTEND = FrontEnd(frames=98)
+SIZE = FRONTEND.samples
+CLASSES = ("ant", "bee", "cat")
+TINY = ASTConfig(
+    dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=3,
+    pool="mean_patches",
+)  # fmt: skip
+
+
+def make_model(seed: int = 0) -> AST:
+    model = AST(TINY, rngs=nnx.Rngs(seed))
+    kernel = model.head.linear.kernel
+    kernel[...] = 100 * kernel[...]  # answers that differ from sound to sound
+    return model
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return Classifier(make_model(), CLASSES, FRONTEND)
+
+
+def sound(samples: int, seed: int = 0) -> Int16[np.ndarray, " s"]:
+    """A glide in noise: no two stretches are alike."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(samples) / RATE
+    wave = np.sin(2 * np.pi * (300 + 90 * time) * time) + 0.2 * rng.normal(size=samples)
+    return (9000 * wave / 1.5).astype(np.int16)
+
+
+def write(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
+    soundfile.write(path, wave, rate, subtype="PCM_16")
+    return path
+
+
+def by_hand(model: AST, wave: np.ndarray, multi_label: bool = False) -> np.ndarray:
+    """One window, without windows, batches and compilation."""
+    audio, length = FRONTEND.fit(wave)
+    logits = model(FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length])))[0]
+    return np.asarray(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits))
+
+
+@pytest.mark.parametrize("samples", [1, 399, 400, 5000, SIZE - 1, SIZE])
+def test_one_window_is_the_model_called_by_hand(classifier: Classifier, samples: int) -> None:
+    wave = sound(samples)
+    found = classifier.predict_waveform(wave)
+    assert len(found.windows) == 1
+    np.testing.assert_allclose(found.probabilities, by_hand(classifier.model, wave), atol=1e-5)
+    assert found.windows[0].start == 0
+    assert found.windows[0].end == pytest.approx(samples / RATE)
+    assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
+    assert found.label == CLASSES[int(np.argmax(found.probabilities))]
+    assert found.probability == max(found.probabilities)
+
+
+def test_windows_follow_each_other_and_count_by_their_length(classifier: Classifier) -> None:
+    wave = sound(5 * SIZE // 2)
+    found = classifier.predict_waveform(wave)
+    spans = [(round(w.start * RATE), round(w.end * RATE)) for w in found.windows]
+    assert spans == [(0, SIZE), (SIZE, 2 * SIZE), (2 * SIZE, 5 * SIZE // 2)]
+    parts = [by_hand(classifier.model, wave[start:end]) for start, end in spans]
+    for window, part in zip(found.windows, parts, strict=True):
+        np.testing.assert_allclose(window.probabilities, part, atol=1e-5)
+    mean = (parts[0] + parts[1] + parts[2] / 2) / 2.5
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
+    assert np.abs(parts[0] - parts[2]).max() > 1e-3, "the windows differ"
+
+
+@pytest.mark.parametrize("samples", [SIZE, SIZE + 1, 3 * SIZE - 1, 3 * SIZE, 3 * SIZE + 1])
+@pytest.mark.parametrize("hop", [None, 0.25, 0.5, 0.1])
+def test_every_sample_is_heard_and_no_window_is_in_vain(
+    classifier: Classifier, samples: int, hop: float | None
+) -> None:
+    _, spans = classifier.window_probabilities(sound(samples), hop=hop)
+    step = SIZE if hop is None else round(hop * RATE)
+    assert [start for start, _ in spans] == [i * step for i in range(len(spans))]
+    assert spans[-1][1] == samples
+    heard = np.zeros(samples, bool)
+    for start, end in spans:
+        assert 0 < end - start <= SIZE
+        heard[start:end] = True
+    assert heard.all()
+    # One window less would leave the end unheard.
+    assert len(spans) == 1 or spans[-2][1] < samples
+
+
+def test_overlapping_windows_hear_what_they_span(classifier: Classifier) -> None:
+    wave = sound(2 * SIZE)
+    rows, spans = classifier.window_probabilities(wave, hop=0.25)
+    assert len(rows) == len(spans) == 5
+    for row, (start, end) in zip(rows, spans, strict=True):
+        np.testing.assert_allclose(row, by_hand(classifier.model, wave[start:end]), atol=1e-5)
+
+
+@pytest.mark.parametrize("hop", [0.0, -1.0, 1e-9, float("nan"), float("inf")])
+def test_a_hop_that_cannot_be_is_refused(classifier: Classifier, hop: float) -> None:
+    with pytest.raises(UsageError, match="hop"):
+        classifier.predict_waveform(sound(SIZE), hop=hop)
+
+
+@pytest.mark.parametrize("windows", [7, 8, 9, 16, 17])
+def test_where_a_batch_ends_does_not_matter(classifier: Classifier, windows: int) -> None:
+    wave = sound(windows * SIZE - 100)
+    rows, _ = classifier.window_probabilities(wave)
+    assert len(rows) == windows
+    for number in {0, windows // 2, windows - 1}:
+        alone, _ = classifier.window_probabilities(wave[number * SIZE :][:SIZE])
+        np.testing.assert_allclose(rows[number], alone[0], atol=1e-6)
+
+
+def test_a_file_of_minutes(classifier: Classifier, tmp_path: Path) -> None:
+    wave = np.tile(sound(10 * RATE), 18)
+    found = classifier.predict(write(tmp_path / "long.wav", wave))
+    assert len(found.windows) == -(-len(wave) // SIZE)
+    assert found.windows[-1].end == pytest.approx(180)
+    assert sum(found.probabilities) == pytest.approx(1, abs=1e-4)
+    weights = [w.end - w.start for w in found.windows]
+    mean = np.average([w.probabilities for w in found.windows], axis=0, weights=weights)
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+
+
+def test_a_file_is_its_waveform_whatever_its_form(classifier: Classifier, tmp_path: Path) -> None:
+    wave = sound(RATE)
+    plain = classifier.predict(write(tmp_path / "a.wav", wave))
+    assert plain.probabilities == classifier.predict_waveform(wave).probabilities
+    stereo = classifier.predict(write(tmp_path / "b.wav", np.stack([wave, wave], 1)))
+    np.testing.assert_allclose(stereo.probabilities, plain.probabilities, atol=1e-6)
+    soundfile.write(tmp_path / "c.flac", wave, RATE)
+    flac = classifier.predict(tmp_path / "c.flac")
+    assert flac.probabilities == plain.probabilities
+    assert flac.path == str(tmp_path / "c.flac")
+
+
+def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    with pytest.raises(BadAudio, match=r"bad\.wav"):
+        classifier.predict(tmp_path / "bad.wav")
+    with pytest.raises(BadAudio, match=r"gone\.wav"):
+        classifier.predict(tmp_path / "gone.wav")
+    with pytest.raises(DataError, match="no samples"):
+        classifier.predict_waveform(np.zeros(0, np.int16))
+
+
+def test_several_labels_are_sigmoids() -> None:
+    model = make_model()
+    many = Classifier(model, CLASSES, FRONTEND, multi_label=True)
+    wave = sound(SIZE, seed=3)
+    found = many.predict_waveform(wave)
+    np.testing.assert_allclose(
+        found.probabilities, by_hand(model, wave, multi_label=True), atol=1e-5
+    )
+    assert abs(sum(found.probabilities) - 1) > 1e-2
+
+
+def test_class_names_must_fit_the_head() -> None:
+    with pytest.raises(UsageError, match="2 class names for a head of 3"):
+        Classifier(make_model(), ("ant", "bee"), FRONTEND)
+
+
+def test_the_front_end_must_fit_the_model() -> None:
+    with pytest.raises(UsageError, match="frames"):
+        Classifier(make_model(), CLASSES, FrontEnd(frames=50))
+
+
+def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
+    write_native(tmp_path / "base.safetensors", surgery.arrays(make_model()), TINY)
+    model = petl.adapt(load(tmp_path / "base.safetensors", num_classes=2), petl.AAT())
+    model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]
+    frontend = FrontEnd(frames=98, mean=-6.0, std=3.0, pad="repeat")
+    path = save_adapter(
+        tmp_path / "a.safetensors", model, classes=("dog", "cat"), multi_label=False,
+        frontend=frontend,
+    )  # fmt: skip
+    one, two = (write(tmp_path / f"{i}.wav", sound(9000, seed=i)) for i in range(2))
+    found = predict(path, [one, str(two)])
+    assert [f.path for f in found] == [str(one), str(two)]
+    single = predict(path, two)
+    assert single == found[1]
+    assert single.classes == ("dog", "cat")
+    audio, length = frontend.fit(sound(9000, seed=1))
+    logits = model(frontend(jnp.asarray(audio[None]), jnp.asarray([length])))[0]
+    np.testing.assert_allclose(single.probabilities, jax.nn.softmax(logits), atol=1e-5)
+    assert predict(Classifier.load(path), two) == single
+    # The base moved: the message says so, and base= mends it.
+    (tmp_path / "base.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(DataError, match="--base"):
+        predict(path, two)
+    assert predict(path, two, base=tmp_path / "moved.safetensors") == single
+
+
+def test_predict_from_weights_that_name_their_classes(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_native(path, surgery.arrays(make_model()), TINY, labels=CLASSES)
+    found = Classifier.load(path).predict_waveform(sound(SIZE))
+    assert found.classes == CLASSES
+    np.testing.assert_allclose(found.probabilities, by_hand(make_model(), sound(SIZE)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "text.safetensors"])
+def test_something_else_than_weights_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(AatjaxError, match=name) as caught:
+        Classifier.load(tmp_path / name)
+    assert caught.value.exit_code == 65
+
+
+def test_a_prediction_as_json_and_as_text(classifier: Classifier) -> None:
+    found = classifier.predict_waveform(sound(2 * SIZE), path="a b.wav")
+    values = json.loads(json.dumps(found.to_json()))
+    assert values["path"] == "a b.wav"
+    assert values["label"] == found.label
+    assert values["probabilities"] == dict(zip(CLASSES, found.probabilities, strict=True))
+    assert len(values["windows"]) == 2
+    for window, plain in zip(found.windows, values["windows"], strict=True):
+        assert plain["label"] == CLASSES[int(np.argmax(window.probabilities))]
+        assert (plain["start"], plain["end"]) == (window.start, window.end)
+    assert str(found) == f"a b.wav: {found.label} ({found.probability:.3f})"
+    names = [label for label, _ in found.top(2)]
+    assert names[0] == found.label and len(names) == 2
+    assert len(found.top(99)) == 3
