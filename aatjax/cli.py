@@ -47,6 +47,9 @@ every field of the config is a flag: aatjax summary CONFIG --flags lists them
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `aatjax` command; exits with the code of the error, if any."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the locale cannot write are escaped
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

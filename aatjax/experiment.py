@@ -170,9 +170,7 @@ def run_folder(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{config.petl.name}{fold}"
 
 
-def train(
-    config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr"
-) -> Result:
+def train(config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr") -> Result:
     """Trains what a config says, evaluates it, and writes the run folder.
 
     The folder holds config.json, checkpoints, metrics.jsonl, TensorBoard events,

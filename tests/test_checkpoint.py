@@ -237,7 +237,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._checkpointer, "save_pytree", full)
-    with pytest.raises(WriteError, match="step 2 could not be written.*No space left"):
+    with pytest.raises(WriteError, match=r"step 2 could not be written.*No space left"):
         checkpoints.save(2, filled(state, 2), {})
     monkeypatch.undo()
     assert checkpoints.latest == 1

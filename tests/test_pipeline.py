@@ -1,4 +1,4 @@
-"""Batches: an order that (seed, epoch) decide, every clip once an epoch, padding that is not seen."""
+"""Batches: an order that seed and epoch decide, every clip once an epoch, padding unseen."""
 
 import dataclasses
 import itertools

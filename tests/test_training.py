@@ -330,6 +330,21 @@ def test_without_augmentation_the_key_does_not_matter() -> None:
     assert (trainable(mixed, 0) != trainable(mixed, 1)).any()
 
 
+def test_every_step_draws_its_augmentation_anew() -> None:
+    parts = surgery.split(adapted())
+    tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=3)
+    steps = make_steps(
+        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=Augment(noise=True), loss="ce"
+    )
+    losses = []
+    for number in (0, 1, 1):
+        state = init_state(parts.trainable, parts.stats, tx, average=False)
+        state = dataclasses.replace(state, step=jnp.int32(number))
+        _, sums = steps.train(state, parts.frozen, make_batch(4), jax.random.key(0))
+        losses.append(float(sums["loss"]))
+    assert losses[0] != losses[1] == losses[2]
+
+
 def test_losses_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
@@ -591,7 +606,7 @@ def test_a_learning_rate_beyond_all_bounds_stops_the_run(tmp_path: Path) -> None
 
 
 def test_the_number_of_classes_must_fit() -> None:
-    with pytest.raises(UsageError, match="tones has 4 classes, the model's head 3.*num_classes=4"):
+    with pytest.raises(UsageError, match=r"tones has 4 classes, the model's head 3.*num_classes=4"):
         train(adapted(), source=tones(8, classes=4))
     with pytest.raises(UsageError, match="classes"):
         train(adapted(), test=tones(8, classes=4))
@@ -606,7 +621,7 @@ def test_the_classes_must_be_the_same() -> None:
 
 
 def test_the_front_end_must_fit() -> None:
-    with pytest.raises(UsageError, match="makes 98 frames of 128.*takes 39.*frames=98"):
+    with pytest.raises(UsageError, match=r"makes 98 frames of 128.*takes 39.*frames=98"):
         train(adapted(), frontend=FrontEnd(frames=98))
     with pytest.raises(UsageError, match="64 mel bins"):
         evaluate(adapted(), tones(3), FrontEnd(frames=39, mels=64))
