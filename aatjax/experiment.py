@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from flax import nnx
@@ -28,10 +28,10 @@ from aatjax.petl import adapt
 from aatjax.train.intervals import mean_interval
 from aatjax.train.loop import Run, evaluate, fit
 from aatjax.train.metrics import Metrics
-from aatjax.train.records import write_text
+from aatjax.train.records import TextStream, write_text
 
 Headline = tuple[str, float | None, float | None, float | None]
-Show = TextIO | Literal["stderr"] | None
+Show = TextStream | Literal["stderr"] | None
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
 
 
@@ -73,7 +73,9 @@ def cache_folder(data: Data) -> Path:
     return Path(root) / "aatjax" / "audio"
 
 
-def open_data(data: Data, *, quarantine: Path | None = None, show: TextIO | None = None) -> Source:
+def open_data(
+    data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
+) -> Source:
     """The whole labelled set, decoded once; unreadable files are quarantined."""
     if data.path is None:
         raise UsageError(
@@ -100,7 +102,7 @@ def open_data(data: Data, *, quarantine: Path | None = None, show: TextIO | None
     return kept
 
 
-def divide(data: Data, *, quarantine: Path | None = None, show: TextIO | None = None) -> Parts:
+def divide(data: Data, *, quarantine: Path | None = None, show: TextStream | None = None) -> Parts:
     """The training, validation and test parts that a config asks for."""
     if data.format == "synthetic":
         made = in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
@@ -186,30 +188,30 @@ def train(config: Config, *, run_dir: str | Path | None = None, show: Show = "st
         UsageError: the folder holds a run of another config; the differences are listed.
         DataError, WriteError, NotFiniteError, Interrupted: see the parts.
     """
-    show = sys.stderr if show == "stderr" else show
+    screen = sys.stderr if isinstance(show, str) else show
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
     result_file, artefact = folder / "result.json", folder / "adapter.safetensors"
     _claim(folder, config)
     if result_file.exists() and artefact.exists():
         done = json.loads(result_file.read_text(encoding="utf-8"))
-        if show is not None:
-            print(f"{folder}: finished before; delete it to train anew", file=show)
+        if screen is not None:
+            print(f"{folder}: finished before; delete it to train anew", file=screen)
         headline = None if done["headline"] is None else tuple(done["headline"])
         return Result(done["method"], done["trainable"], headline, done["seconds"], artefact, None)
 
-    parts = divide(config.data, quarantine=folder / "quarantine.jsonl", show=show)
+    parts = divide(config.data, quarantine=folder / "quarantine.jsonl", show=screen)
     seed = config.training.seed
     classes = len(parts.train.classes)
     model = adapt(
         load_backbone(config.model, num_classes=classes, seed=seed), config.petl, seed=seed
     )
     counts = summary(model)
-    if show is not None:
+    if screen is not None:
         share = 100 * counts.trainable / counts.total
         print(
             f"{config.petl.name}: {counts.trainable:,} trainable of {counts.total:,} parameters "
             f"({share:.2f}%); {len(parts.train)} training clips",
-            file=show,
+            file=screen,
             flush=True,
         )
     run = fit(
@@ -222,7 +224,7 @@ def train(config: Config, *, run_dir: str | Path | None = None, show: Show = "st
         augment=config.augment,
         frontend=front_end(config, model, parts.train),
         run_dir=folder,
-        show=show,
+        show=screen,
     )
     extra = {"config": config.to_json(), "data": parts.train.fingerprint()}
     for weights in run.models:
@@ -294,7 +296,7 @@ def cross_validate(
     Raises:
         UsageError: the data set has no folds.
     """
-    show = sys.stderr if show == "stderr" else show
+    screen = sys.stderr if isinstance(show, str) else show
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
     if config.data.format == "synthetic":
         raise UsageError("the synthetic sounds have no folds: leave --cross-validate")
@@ -305,11 +307,11 @@ def cross_validate(
         )
     results: dict[str, Result] = {}
     for fold in source.folds:
-        if show is not None:
-            print(f"fold {fold} of {', '.join(source.folds)}", file=show, flush=True)
+        if screen is not None:
+            print(f"fold {fold} of {', '.join(source.folds)}", file=screen, flush=True)
         data = dataclasses.replace(config.data, fold=fold)
         part = dataclasses.replace(config, data=data)
-        results[fold] = train(part, run_dir=folder / f"fold{fold}", show=show)
+        results[fold] = train(part, run_dir=folder / f"fold{fold}", show=screen)
     headlines = {fold: r.headline for fold, r in results.items() if r.headline is not None}
     scores = {fold: headline[1] for fold, headline in headlines.items()}
     undefined = [fold for fold, score in scores.items() if score is None]

@@ -3,9 +3,8 @@
     aatjax train esc --data.path ESC-50-master --cross-validate
     aatjax train esc --data.path ESC-50-master --data.fold 1 --method aat
 
-Three seconds of log-mel (298 frames): anywhere in a clip in training, its first ones in testing.
-Nothing is selected on the held-out fold: the figures are
-those of the last epoch.
+The first three seconds of each clip (298 frames). Nothing is selected on the held-out fold: the
+figures are those of the last epoch.
 """
 
 from aatjax.audio.augment import Augment
@@ -19,7 +18,7 @@ config = Config(
     petl=SoftMoA(num_experts=7, slots=1, reduction=16),
     model=Model(frames=298),
     data=Data(format="esc"),
-    training=Training(epochs=25, batch_size=16, crop="random"),
+    training=Training(epochs=20, batch_size=16),
     optim=Optim(lr=5e-3),
-    augment=Augment(mixup=0.5, freq_mask=24, time_mask=48),
+    augment=Augment(freq_mask=24, time_mask=48),
 )

@@ -83,7 +83,7 @@ def test_agrees_with_torch(rule, source, target):
     pos = table(source)
     got = resize_positions(pos, source, target, prefix=2, rule=rule)
     assert isinstance(got, np.ndarray) and got.dtype == np.float32
-    np.testing.assert_allclose(got, by_torch(pos, source, target, 2), atol=2e-6)
+    np.testing.assert_allclose(got, by_torch(pos, source, target, 2), atol=5e-6)
     np.testing.assert_array_equal(got[:, :2], pos[:, :2])
 
 
@@ -105,7 +105,7 @@ def test_the_hard_coded_eight_rows_of_ssast_change_nothing_for_frame_models():
 def test_any_grid_agrees_with_torch_and_stays_in_range(source, target, prefix):
     pos = table(source, prefix)
     got = resize_positions(pos, source, target, prefix=prefix, rule="ssast")
-    np.testing.assert_allclose(got, by_torch(pos, source, target, prefix), atol=2e-6)
+    np.testing.assert_allclose(got, by_torch(pos, source, target, prefix), atol=5e-6)
     patches = pos[:, prefix:]
     assert got[:, prefix:].max() <= patches.max() + 1e-5
     assert got[:, prefix:].min() >= patches.min() - 1e-5

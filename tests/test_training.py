@@ -410,6 +410,30 @@ def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], Non
     assert run.test is not None and run.test.to_json() == again.to_json()
 
 
+def test_the_first_of_equally_good_epochs_is_the_best(
+    after_step: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, Any] = {}
+
+    def keep(number: int, state: TrainState) -> TrainState:
+        seen[number] = jax.tree.map(np.asarray, jax.device_get(state.trainable))
+        return state
+
+    scores = iter([None, 0.2, 0.5, 0.5, 0.1, 0.1])  # the last is that of the figures at the end
+    measure = loop._metrics
+
+    def scripted(*args: Any) -> Any:
+        return dataclasses.replace(measure(*args), accuracy=next(scores))
+
+    after_step(keep)
+    monkeypatch.setattr(loop, "_metrics", scripted)
+    run = train(adapted(), valid=tones(3, first=50), training=Training(epochs=5, batch_size=12))
+    assert [row["valid/accuracy"] for row in run.history] == [None, 0.2, 0.5, 0.5, 0.1]
+    parts = surgery.split(run.models["best"])
+    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[3]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("select", ["last", "average"])
 def test_the_selected_weights_are_the_run_s_model(select: Any) -> None:
     run = train(adapted(), training=Training(epochs=2, batch_size=4, average=0.5, select=select))

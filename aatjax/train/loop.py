@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from aatjax.train.artefact import save_adapter
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.interrupt import Interrupted, StopRequest
 from aatjax.train.optim import Optim, learning_rate, make_optimizer
-from aatjax.train.records import Display, Records
+from aatjax.train.records import Display, Records, TextStream
 from aatjax.train.state import TrainState, init_state
 from aatjax.train.step import Loss, Steps, make_steps
 
@@ -237,7 +237,7 @@ def fit(
     augment: Augment | None = None,
     frontend: FrontEnd | None = None,
     run_dir: str | Path | None = None,
-    show: TextIO | Literal["stderr"] | None = "stderr",
+    show: TextStream | Literal["stderr"] | None = "stderr",
 ) -> Run:
     """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
@@ -344,7 +344,7 @@ class _Loop:
     valid: Source | None
     frontend: FrontEnd
     run_dir: Path | None
-    show: TextIO | None
+    show: TextStream | None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     best_score: float = -math.inf

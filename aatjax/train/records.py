@@ -4,17 +4,33 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from aatjax.errors import WriteError
+
+
+@runtime_checkable
+class TextStream(Protocol):
+    """What progress is written to: standard error, or anything like it."""
+
+    def write(self, text: str, /) -> object:
+        """Writes text."""
+        ...
+
+    def flush(self) -> object:
+        """Sends on what was written."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        ...
 
 
 class Records:
@@ -90,12 +106,12 @@ class Display:
     Args:
         total: steps of the whole run.
         done: steps done before.
-        stream: where to write; standard error by default. None shows nothing.
+        stream: where to write; None shows nothing.
         every: seconds between plain lines within a long epoch.
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, stream: TextIO | None = sys.stderr, every: float = 30.0
+        self, total: int, *, done: int = 0, stream: TextStream | None, every: float = 30.0
     ) -> None:
         self._total, self._done, self._start = total, done, done
         self._stream, self._every = stream, every
@@ -107,7 +123,7 @@ class Display:
                 BarColumn(),
                 TextColumn("{task.fields[numbers]}"),
                 TimeRemainingColumn(),
-                console=Console(file=stream),
+                console=Console(file=cast(IO[str], stream)),
             )
             self._task = self._bar.add_task("training", total=total, completed=done, numbers="")
             self._bar.start()
