@@ -16,5 +16,5 @@ config = Config(
     petl=SoftMoA(num_experts=7, slots=1, reduction=16),
     data=Data(format="synthetic"),
     training=Training(epochs=40, batch_size=32),
-    optim=Optim(lr=3e-3),
+    optim=Optim(lr=5e-3),
 )
