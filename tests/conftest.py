@@ -11,6 +11,8 @@ os.environ.setdefault(
     "--xla_cpu_multi_thread_eigen=false",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Processes that tests start import the installed package, not the checkout they are started in.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
