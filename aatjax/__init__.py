@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from aatjax.models.config import ASTConfig
     from aatjax.petl.base import adapt
     from aatjax.train.artefact import Adapter, load_adapter
-    from aatjax.train.loop import Run, Training, evaluate, fit
+    from aatjax.train.evaluation import evaluate
+    from aatjax.train.fit import Run, fit
+    from aatjax.train.loop import Training
     from aatjax.train.optim import Optim
 
 _HOMES = {
@@ -27,12 +29,12 @@ _HOMES = {
     "Config": "aatjax.config",
     "Optim": "aatjax.train.optim",
     "Prediction": "aatjax.classifier",
-    "Run": "aatjax.train.loop",
+    "Run": "aatjax.train.fit",
     "Summary": "aatjax.counts",
     "Training": "aatjax.train.loop",
     "adapt": "aatjax.petl.base",
-    "evaluate": "aatjax.train.loop",
-    "fit": "aatjax.train.loop",
+    "evaluate": "aatjax.train.evaluation",
+    "fit": "aatjax.train.fit",
     "load": "aatjax.loading",
     "load_adapter": "aatjax.train.artefact",
     "predict": "aatjax.classifier",

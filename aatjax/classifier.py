@@ -117,7 +117,8 @@ class Classifier:
         state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)
 
         def probabilities(state: Any, audio: jax.Array, length: jax.Array) -> jax.Array:
-            logits = nnx.merge(parts.graphdef, state, copy=True)(self.frontend(audio, length))
+            whole = nnx.merge(parts.graphdef, state, copy=True)
+            logits = whole(self.frontend(audio, length), self.frontend.sounding(length))
             return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
         compiled = jax.jit(probabilities)

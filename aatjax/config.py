@@ -15,8 +15,8 @@ from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.audio.waveform import Channels
 from aatjax.data.open import Format
 from aatjax.errors import AatjaxError, UsageError
-from aatjax.models.config import Pool
-from aatjax.petl import Method, find
+from aatjax.models.config import Pool, Positions
+from aatjax.petl import Method, find, method_named
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
@@ -34,6 +34,8 @@ class Model:
         dtype: compute type.
         scan: run the blocks as one scanned body.
         remat: recompute activations in the backward pass.
+        positions: `learned`, or `zeros` as the published parameter-efficient code has them.
+        mask_padding: patches of padding are seen by nobody.
         revision: commit or branch of a Hugging Face id.
     """
 
@@ -45,6 +47,8 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
+    positions: Positions = "learned"
+    mask_padding: bool = False
     revision: str | None = None
 
 
@@ -162,8 +166,8 @@ class Config:
         return Config(**values)
 
     def with_method(self, name: str) -> "Config":
-        """The same experiment with another method at its defaults."""
-        return dataclasses.replace(self, petl=find(name)())
+        """The same experiment with a row of the papers' tables, another method, or a+b."""
+        return dataclasses.replace(self, petl=method_named(name))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

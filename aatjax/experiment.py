@@ -25,8 +25,9 @@ from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
+from aatjax.train.evaluation import evaluate
+from aatjax.train.fit import Run, fit
 from aatjax.train.intervals import mean_interval
-from aatjax.train.loop import Run, evaluate, fit
 from aatjax.train.metrics import Metrics
 from aatjax.train.records import TextStream, write_text
 
@@ -155,6 +156,8 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
         dtype=model.dtype,
         scan=model.scan,
         remat=model.remat,
+        positions=model.positions,
+        mask_padding=model.mask_padding,
         revision=model.revision,
         seed=seed,
     )

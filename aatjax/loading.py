@@ -14,7 +14,7 @@ from aatjax.audio.frontend import PRESETS, FrontEnd
 from aatjax.convert import Checkpoint, read_checkpoint, resolve
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, Head
-from aatjax.models.config import ASTConfig, Pool
+from aatjax.models.config import ASTConfig, Pool, Positions
 from aatjax.models.origin import Origin, fingerprint
 from aatjax.models.positions import resize_positions
 
@@ -32,6 +32,8 @@ def load(
     dtype: Literal["float32", "bfloat16"] = "float32",
     scan: bool = False,
     remat: bool = False,
+    positions: Positions = "learned",
+    mask_padding: bool = False,
     rgb: Literal["sum", "mean"] = "sum",
     revision: str | None = None,
     seed: int = 0,
@@ -52,6 +54,9 @@ def load(
         dtype: compute type.
         scan: run the blocks as one scanned body.
         remat: recompute activations in the backward pass.
+        positions: `learned`, or `zeros` to throw the checkpoint's away, as the published
+            parameter-efficient code (arXiv 2312.03694, 2402.00828) does.
+        mask_padding: patches that lie wholly in a clip's padding are seen by nobody.
         rgb: how the colour channels of an ImageNet patch kernel become one.
         revision: commit or branch of a repository id.
         seed: seed of a new head, or of everything in `random:...`.
@@ -64,7 +69,10 @@ def load(
         DataError: the file is missing, damaged, or of another model.
         UnavailableError: a repository that cannot be reached and is not in the cache.
     """
-    changes: dict[str, Any] = {"dtype": dtype, "scan": scan, "remat": remat}
+    changes: dict[str, Any] = {
+        "dtype": dtype, "scan": scan, "remat": remat, "positions": positions,
+        "mask_padding": mask_padding,
+    }  # fmt: skip
     given = {"num_classes": num_classes, "frames": frames, "mels": mels, "pool": pool}
     changes |= {name: value for name, value in given.items() if value is not None}
     name = os.fspath(source)
@@ -101,6 +109,8 @@ def build(
     if new_head:
         head = Head(config, rngs=nnx.Rngs(seed))
         values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
+    if config.positions == "zeros":
+        values["embed/pos"] = np.zeros_like(values["embed/pos"])
     surgery.assign(model, values, what=origin, complete=True)
     model.origin = Origin(origin, fingerprint(checkpoint.params), seed)
     model.labels = None if new_head else checkpoint.labels
@@ -157,6 +167,8 @@ def _random(name: str, changes: dict[str, Any], seed: int) -> AST:
     parts = jax.jit(lambda: nnx.state(AST(config, rngs=nnx.Rngs(seed))))()
     model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
     nnx.update(model, parts)
+    if config.positions == "zeros":
+        surgery.assign(model, {"embed/pos": np.zeros(model.embed.pos.shape)}, what="zero positions")
     tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
     model.origin = Origin(name, fingerprint(tensors), seed)
     return model

@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels.soft_moe import reference as soft_moe_reference
@@ -16,6 +16,8 @@ def attention(
     query: Float[Array, "b n h k"],
     key: Float[Array, "b m h k"],
     value: Float[Array, "b m h k"],
+    *,
+    mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n h k"]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(k)) V, with a float32 softmax.
 
@@ -23,6 +25,7 @@ def attention(
         query: `[b, n, h, k]`.
         key: `[b, m, h, k]`.
         value: `[b, m, h, k]`.
+        mask: which keys are seen; None for all. A clip must have one at least.
 
     Returns:
         `[b, n, h, k]` in the type of `value`.
@@ -32,6 +35,8 @@ def attention(
     # Heads beside the batch first: XLA:CPU is 2.5 times faster so, and others transpose anyway.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.swapaxes(jnp.einsum("bhnm,bhmk->bhnk", weights, v), 1, 2)
 
@@ -44,6 +49,8 @@ def soft_moe(
     w_up: Float[Array, "e r d"],
     b_up: Float[Array, "e d"],
     *,
+    mask: Bool[Array, "b n"] | None = None,
+    normalize: bool = False,
     implementation: Implementation = None,
 ) -> Float[Array, "b n d"]:
     """Soft mixture of bottleneck experts: dispatch to slots, experts, combine (2402.00828).
@@ -53,6 +60,9 @@ def soft_moe(
         phi: slot parameters `[d, e, p]` for e experts of p slots.
         w_down, b_down: stacked down-projections `[e, d, r]` and `[e, r]`.
         w_up, b_up: stacked up-projections `[e, r, d]` and `[e, d]`.
+        mask: which tokens are dispatched and read back; the others come out as zero. None for all.
+        normalize: tokens have unit length in the scores (not in the slots), as in Soft MoE
+            (2308.00951, sec. 2.3).
         implementation: `"xla"` or None (the best one here).
 
     Returns:
@@ -63,4 +73,11 @@ def soft_moe(
     """
     if implementation not in (None, "xla"):
         raise UsageError(f"soft_moe has no implementation {implementation!r}: use 'xla' or None")
-    return soft_moe_reference.soft_moe(x, phi, w_down, b_down, w_up, b_up)
+    return soft_moe_reference.soft_moe(
+        x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize
+    )
+
+
+soft_routing = soft_moe_reference.routing
+soft_dispatch = soft_moe_reference.dispatch
+soft_combine = soft_moe_reference.combine

@@ -23,6 +23,19 @@ class Trainable(nnx.Param):
     """A parameter that the optimiser updates; every other parameter is frozen."""
 
 
+class Penalty(nnx.Variable):
+    """A number that a forward pass leaves behind, to be added to the training loss."""
+
+
+class Recorded(nnx.Variable):
+    """An array that a forward pass leaves behind, to be looked at."""
+
+
+def penalty(model: nnx.Module) -> jax.Array | float:
+    """The sum of all penalties that the last forward pass left in the model; 0 without any."""
+    return sum((value.sum() for value in arrays(model, Penalty).values()), 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """A model taken apart: what gradients see, what the forward pass updates, and the rest."""
@@ -119,7 +132,11 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def wrap(
-    model: nnx.Module, pattern: str, build: Callable[[str, nnx.Module], nnx.Module]
+    model: nnx.Module,
+    pattern: str,
+    build: Callable[[str, nnx.Module], nnx.Module],
+    *,
+    innermost: bool = False,
 ) -> list[str]:
     """Replaces every submodule whose path matches by `build(path, submodule)`.
 
@@ -127,6 +144,8 @@ def wrap(
         model: changed in place.
         pattern: a glob over path segments, such as `blocks/*/mlp`.
         build: makes the wrapper; it must hold the submodule as its attribute `base`.
+        innermost: where another method has wrapped the submodule, wrap the submodule itself
+            instead of that wrapper.
 
     Returns:
         The paths that were wrapped.
@@ -144,6 +163,8 @@ def wrap(
         while not isinstance(parent, nnx.List) and not hasattr(parent, name):
             parent = parent.base
         old = parent[int(name)] if isinstance(parent, nnx.List) else getattr(parent, name)
+        while innermost and hasattr(old, BASE):
+            parent, name, old = old, BASE, getattr(old, BASE)
         new = build(path, old)
         if isinstance(parent, nnx.List):
             parent[int(name)] = new

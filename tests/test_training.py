@@ -24,10 +24,12 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.models.ast import AST, ASTConfig
+from aatjax.train import fit as fit_module
 from aatjax.train import loop
 from aatjax.train.checkpoint import Checkpoints
+from aatjax.train.fit import Run
 from aatjax.train.interrupt import Interrupted
-from aatjax.train.loop import Run, Training
+from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.state import TrainState, init_state
 from aatjax.train.step import Steps, loss_per_clip, make_steps
@@ -420,13 +422,14 @@ def test_the_first_of_equally_good_epochs_is_the_best(
         return state
 
     scores = iter([None, 0.2, 0.5, 0.5, 0.1, 0.1])  # the last is that of the figures at the end
-    measure = loop._metrics
+    measure = loop.measure
 
     def scripted(*args: Any) -> Any:
         return dataclasses.replace(measure(*args), accuracy=next(scores))
 
     after_step(keep)
-    monkeypatch.setattr(loop, "_metrics", scripted)
+    for module in (loop, fit_module):
+        monkeypatch.setattr(module, "measure", scripted)
     run = train(adapted(), valid=tones(3, first=50), training=Training(epochs=5, batch_size=12))
     assert [row["valid/accuracy"] for row in run.history] == [None, 0.2, 0.5, 0.5, 0.1]
     parts = surgery.split(run.models["best"])

@@ -90,7 +90,11 @@ def main() -> None:
             for fold in folds:
                 part = configure(config, entry, seed=seed, epochs=args.epochs)
                 part = dataclasses.replace(part, data=dataclasses.replace(data, fold=fold))
-                folder = args.out / args.config / f"{name}-lr{entry.lr:g}-seed{seed}-fold{fold}"
+                folder = (
+                    args.out
+                    / Path(args.config).stem
+                    / f"{name}-lr{entry.lr:g}-seed{seed}-fold{fold}"
+                )
                 results.append(train(part, run_dir=folder, show=None))
         values = [r.headline[1] for r in results if r.headline and r.headline[1] is not None]
         mean, low, high = mean_interval(values)
@@ -107,7 +111,7 @@ def main() -> None:
             f"{bounds}  ({each})  {seconds:.0f} s a run",
             flush=True,
         )
-    out = args.out / f"{args.config}.json"
+    out = args.out / f"{Path(args.config).stem}.json"
     out.write_text(json.dumps(rows, indent=2))
 
 

@@ -17,10 +17,11 @@ from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.convert import write_native
 from aatjax.data.pipeline import in_memory
-from aatjax.data.sources import Synthetic
 from aatjax.data.synthesis import PRETRAIN_SOUNDS
+from aatjax.data.synthetic import Synthetic
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.loop import Training, fit
+from aatjax.train.fit import fit
+from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
 MINI = ASTConfig(

@@ -153,6 +153,10 @@ class FrontEnd:
         ends = FRAME + HOP * jnp.arange(self.frames)
         return ends[None, :] <= jnp.maximum(length, FRAME)[:, None]
 
+    def sounding(self, length: Integer[Array, " b"]) -> Integer[Array, " b"]:
+        """How many frames lie wholly inside `length` samples."""
+        return self.valid_frames(length).sum(axis=-1)
+
     def normalise(self, x: Float[Array, "*b t f"]) -> Float[Array, "*b t f"]:
         """(x - mean) / (2 std), padding included (Gong et al. 2021)."""
         return (x - self.mean) / (2.0 * self.std)

@@ -61,11 +61,14 @@ class _Load:
 
 
 def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
-    """Fills the last batch up to `size` by repeating its first row with weight 0."""
+    """Fills the last batch up to `size` by repeating its rows in turn with weight 0.
+
+    In turn, so that batch statistics, which count every row, stay those of the clips.
+    """
     missing = size - len(batch["index"])
     if not missing:
         return batch
-    rows = np.concatenate([np.arange(size - missing), np.zeros(missing, int)])
+    rows = np.arange(size) % (size - missing)
     padded = {name: values[rows] for name, values in batch.items()}
     padded["weight"][size - missing :] = 0
     return padded

@@ -1,8 +1,9 @@
 """The Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778) as Flax NNX modules.
 
-Submodules carry the names that adaptation methods attach to: `blocks/*/attn`, `attn/q|k|v|out`,
-`mlp`, `mlp/up`, `mlp/down`, `ln1`, `ln2`, `norm`, `head`. A model does not know that it will be
-adapted.
+Submodules carry the names that adaptation methods attach to: `embed`, `blocks/*`, `blocks/*/attn`,
+`attn/q|k|v|out`, `mlp`, `mlp/up`, `mlp/down`, `ln1`, `ln2`, `norm`, `pool`, `head`. A model does
+not know that it will be adapted. `embed`, the blocks and their sub-layers take a mask of the tokens
+that hold sound, or None where all do.
 """
 
 from collections.abc import Hashable
@@ -11,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import truncated_normal, zeros
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.origin import Origin
-from aatjax.models.stack import run_blocks
+from aatjax.models.stack import masked, run_blocks
 
 WEIGHT = truncated_normal(0.02)
 HEAD_WEIGHT = truncated_normal(0.01)
 
-__all__ = ["AST", "ASTConfig", "Attention", "Block", "Head", "Mlp", "PatchEmbed"]
+__all__ = ["AST", "ASTConfig", "Attention", "Block", "Head", "Mlp", "PatchEmbed", "Pool"]
 
 
 def _linear(
@@ -51,6 +52,7 @@ class PatchEmbed(nnx.Module):
     """
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
+        self.config = config
         self.proj = nnx.Conv(
             1,
             config.dim,
@@ -75,6 +77,15 @@ class PatchEmbed(nnx.Module):
         tokens = [jnp.broadcast_to(p, (batch, 1, dim)).astype(patches.dtype) for p in prefix]
         return jnp.concatenate([*tokens, patches], axis=1) + self.pos[...].astype(patches.dtype)
 
+    def mask(self, valid: Integer[Array, " b"]) -> Bool[Array, "b n"]:
+        """Which tokens hold sound in clips of `valid` frames: prefixes, patches that reach in."""
+        config = self.config
+        rows, columns = config.grid
+        starts = jnp.arange(columns) * config.stride[1]
+        sounding = starts[None] < jnp.maximum(valid, 1)[:, None]
+        prefix = jnp.ones((valid.shape[0], config.num_prefix), bool)
+        return jnp.concatenate([prefix, jnp.tile(sounding, (1, rows))], axis=1)
+
 
 class Attention(nnx.Module):
     """Multi-head self-attention with its output projection: `[b, n, d] -> [b, n, d]`."""
@@ -87,11 +98,17 @@ class Attention(nnx.Module):
         self.v = _linear(config.dim, config.dim, config, bias=bias, rngs=rngs)
         self.out = _linear(config.dim, config.dim, config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
         batch, tokens, dim = x.shape
-        shape = (batch, tokens, self.heads, dim // self.heads)
+        # Keys and values may be more than the tokens: a method may put some in front.
+        shape = (batch, -1, self.heads, dim // self.heads)
         q, k, v = (project(x).reshape(shape) for project in (self.q, self.k, self.v))
-        return self.out(ops.attention(q, k, v).reshape(batch, tokens, dim))
+        if mask is not None:
+            more = k.shape[1] - tokens
+            mask = jnp.concatenate([jnp.ones((batch, more), bool), mask], axis=1)
+        return self.out(ops.attention(q, k, v, mask=mask).reshape(batch, tokens, dim))
 
 
 class Mlp(nnx.Module):
@@ -101,7 +118,9 @@ class Mlp(nnx.Module):
         self.up = _linear(config.dim, config.mlp_dim, config, rngs=rngs)
         self.down = _linear(config.mlp_dim, config.dim, config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
@@ -114,9 +133,40 @@ class Block(nnx.Module):
         self.ln2 = _layer_norm(config, config.eps, rngs)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        x = x + self.attn(self.ln1(x).astype(x.dtype))
-        return x + self.mlp(self.ln2(x).astype(x.dtype))
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        x = x + masked(self.attn, self.ln1(x).astype(x.dtype), mask)
+        return x + masked(self.mlp, self.ln2(x).astype(x.dtype), mask)
+
+
+class Pool(nnx.Module):
+    """One vector a clip, `[b, n, d] -> [b, d]`, by `config.pool`."""
+
+    def __init__(self, config: ASTConfig):
+        self.kind, self.prefix = config.pool, config.num_prefix
+
+    def __call__(
+        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b d"]:
+        match self.kind:
+            case "cls_dist":
+                return tokens[:, : self.prefix].mean(axis=1)
+            case "cls":
+                return tokens[:, 0]
+            case "mean_patches":
+                return mean_tokens(tokens, mask, self.prefix)
+            case _:
+                return mean_tokens(tokens, mask)
+
+
+def mean_tokens(
+    tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None, start: int = 0
+) -> Float[Array, "b d"]:
+    """Mean of the tokens from `start` on, those outside the mask left out."""
+    if mask is None:
+        return tokens[:, start:].mean(axis=1)
+    return tokens[:, start:].mean(axis=1, where=mask[:, start:, None])
 
 
 class Head(nnx.Module):
@@ -160,9 +210,12 @@ class AST(nnx.Module):
         self.embed = PatchEmbed(config, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
         self.norm = _layer_norm(config, config.eps, rngs)
+        self.pool = Pool(config)
         self.head = Head(config, rngs=rngs)
 
-    def tokens(self, x: Float[Array, "b t f"]) -> Float[Array, "b n d"]:
+    def tokens(
+        self, x: Float[Array, "b t f"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
         """All tokens after the final LayerNorm, float32.
 
         Raises:
@@ -175,7 +228,7 @@ class AST(nnx.Module):
                 f"the input is {list(x.shape)}: {self._advice(x.shape)}"
             )
         x = self.embed(x.astype(jnp.dtype(config.dtype)))
-        x = run_blocks(self.blocks, x, scan=config.scan, remat=config.remat)
+        x = run_blocks(self.blocks, x, mask, scan=config.scan, remat=config.remat)
         return self.norm(x)
 
     def _advice(self, shape: tuple[int, ...]) -> str:
@@ -188,19 +241,16 @@ class AST(nnx.Module):
             return f"load it with mels={shape[2]} or compute {config.mels} mel bins"
         return f"load it with frames={shape[1]} or cut the input"
 
-    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """One vector a clip, by `config.pool`."""
-        prefix = self.config.num_prefix
-        match self.config.pool:
-            case "cls_dist":
-                return tokens[:, :prefix].mean(axis=1)
-            case "cls":
-                return tokens[:, 0]
-            case "mean_patches":
-                return tokens[:, prefix:].mean(axis=1)
-            case _:
-                return tokens.mean(axis=1)
+    def __call__(
+        self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Logits `[b, c]` in float32 of normalised log-mel `[b, t, f]`.
 
-    def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b c"]:
-        """Logits `[b, c]` in float32 of normalised log-mel `[b, t, f]`."""
-        return self.head(self.pool(self.tokens(x)))
+        Args:
+            x: the clips.
+            valid: frames of each clip that are sound and not padding; only looked at with
+                `config.mask_padding`. None means all.
+        """
+        padded = self.config.mask_padding and valid is not None
+        mask = self.embed.mask(valid) if padded else None
+        return self.head(self.pool(self.tokens(x, mask), mask))

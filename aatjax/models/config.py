@@ -6,6 +6,7 @@ from typing import Any, Literal
 from aatjax.errors import UsageError
 
 Pool = Literal["cls_dist", "mean_all", "mean_patches", "cls"]
+Positions = Literal["learned", "zeros"]
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(dim=192, depth=12, heads=3, mlp_dim=768),
@@ -39,6 +40,12 @@ class ASTConfig:
             logits are float32 either way.
         scan: run the blocks as one scanned body (compiles once, needs equal blocks).
         remat: recompute each block's activations in the backward pass.
+        positions: `learned` (as loaded, cut or interpolated) or `zeros`: what the published
+            parameter-efficient code (arXiv 2312.03694, 2402.00828) trains on, whose loader zeroes
+            the positions of every input length but the checkpoint's own.
+        mask_padding: patches that lie wholly in the padding of a clip are seen by nobody: they
+            are no keys of the attention, no input of mixtures, no part of pooled means. AST itself
+            does not mask.
     """
 
     dim: int = 768
@@ -59,6 +66,8 @@ class ASTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
+    positions: Positions = "learned"
+    mask_padding: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "mlp_dim", "num_classes"):
@@ -77,6 +86,8 @@ class ASTConfig:
             raise UsageError(
                 f"pool={self.pool!r} is not one of cls_dist, mean_all, mean_patches, cls"
             )
+        if self.positions not in ("learned", "zeros"):
+            raise UsageError(f"positions={self.positions!r} is neither learned nor zeros")
         if self.dtype not in ("float32", "bfloat16"):
             raise UsageError(f"dtype={self.dtype!r} is neither float32 nor bfloat16")
 

@@ -6,19 +6,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 
 
+def masked(module: Any, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None) -> Any:
+    """Calls a module on tokens; without a mask as `module(x)`, so that it need not know masks."""
+    return module(x) if mask is None else module(x, mask)
+
+
 def run_blocks(
-    blocks: Sequence[nnx.Module], x: Float[Array, "b n d"], *, scan: bool, remat: bool
+    blocks: Sequence[nnx.Module],
+    x: Float[Array, "b n d"],
+    mask: Bool[Array, "b n"] | None = None,
+    *,
+    scan: bool,
+    remat: bool,
 ) -> Float[Array, "b n d"]:
     """Applies the blocks in order to tokens `[b, n, d]`.
 
     Args:
         blocks: modules that map `[b, n, d]` to `[b, n, d]`.
         x: tokens.
+        mask: which tokens hold sound; None where all do.
         scan: stack the blocks' weights and scan one body over them: compiles once whatever the
             depth. State that a block updates (batch statistics) is written back.
         remat: keep only each block's input for the backward pass and recompute the rest.
@@ -28,14 +39,14 @@ def run_blocks(
     """
     if not scan and not remat:
         for block in blocks:
-            x = block(x)  # pyright: ignore[reportCallIssue]
+            x = masked(block, x, mask)
         return x
 
     parts = [nnx.split(block, nnx.Param, ...) for block in blocks]
 
     def body(x: Array, states: tuple[Any, Any], graphdef: Any) -> tuple[Array, Any]:
         block = nnx.merge(graphdef, *states, copy=True)
-        y = block(x)
+        y = masked(block, x, mask)
         return y, nnx.split(block, nnx.Param, ...)[2]
 
     if remat:

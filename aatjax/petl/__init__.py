@@ -5,8 +5,22 @@ import pkgutil
 from typing import Any
 
 from aatjax.petl.base import METHODS, Method, adapt, find
+from aatjax.petl.diagnostics import Routing, diagnose, routing
+from aatjax.petl.merging import merge
+from aatjax.petl.table import TABLE, method_named
 
-__all__ = ["METHODS", "Method", "adapt", "find"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Routing",
+    "TABLE",
+    "adapt",
+    "diagnose",
+    "find",
+    "merge",
+    "method_named",
+    "routing",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -2,15 +2,21 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
+from aatjax.models.stack import masked
+
+Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
+"""(trainable, stats, frozen, normalised log-mel, sounding frames) -> numbers by name."""
 
 METHODS: dict[str, type["Method"]] = {}
 
@@ -25,9 +31,14 @@ class Method:
     classifier: the head's own where it has one, else the final LayerNorm of the body.
     Defining a subclass with a name of its own registers it under that name. Fields are plain
     values or tuples of such, so that a method can be compared, hashed and written as JSON.
+
+    Where a published repository's code ran something else than its paper says, the method's
+    default is the paper's form and `as_published=True` what the code ran; the docstring tells the
+    difference.
     """
 
     name: ClassVar[str] = ""
+    trains_last_norm: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -37,6 +48,10 @@ class Method:
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Adds this method's modules and marks its parameters, in place."""
         raise NotImplementedError(f"{type(self).__name__} does not implement inject")
+
+    def monitor(self, model: AST) -> Monitor | None:
+        """Numbers about the adapted model that training writes down after each epoch, if any."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """The method's name and fields as a plain dictionary."""
@@ -50,11 +65,7 @@ class Method:
             UsageError: unknown method or field.
         """
         cls = find(str(fields.get("name")))
-        values = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in fields.items()
-            if key != "name"
-        }
+        values = {key: cls.read(value) for key, value in fields.items() if key != "name"}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(
@@ -62,6 +73,11 @@ class Method:
                 f"version; the fields are {', '.join(sorted(known)) or 'none'}"
             )
         return cls(**values)
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """A field's value from its JSON."""
+        return tuple(value) if isinstance(value, list) else value
 
     def replace(self, **changes: Any) -> "Method":
         """A copy with fields changed."""
@@ -100,16 +116,26 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
     adapted = surgery.clone(model)
     method.inject(adapted, rngs=nnx.Rngs(seed))
     surgery.retag(adapted, "head/**")
-    if not adapted.config.head_norm:
+    if not adapted.config.head_norm and method.trains_last_norm:
         surgery.retag(adapted, "norm/*")
     adapted.method = method
     return adapted
 
 
-class Parallel(nnx.Module):
-    """base(x) + adapter(x): the adapter reads what the wrapped submodule reads.
+def zero_positions(model: AST) -> None:
+    """Sets the position embeddings to zero, in place.
 
-    The adapter is the attribute `name`, so its parameters are found under the submodule's path.
+    The published parameter-efficient code (arXiv 2312.03694, 2402.00828) loads its AST so that
+    every input length but 1024 frames starts with zero positions, which stay frozen.
+    """
+    shape = surgery.variables(model)["embed/pos"].shape
+    surgery.assign(model, {"embed/pos": np.zeros(shape)}, what="zero positions")
+
+
+class Wrapper(nnx.Module):
+    """A wrapped submodule, `base`, with an adapter beside it under the attribute `name`.
+
+    The adapter's parameters are found under the submodule's own path.
     """
 
     def __init__(self, base: nnx.Module, name: str, adapter: nnx.Module):
@@ -117,18 +143,27 @@ class Parallel(nnx.Module):
         self.name = name
         setattr(self, name, adapter)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.base(x) + getattr(self, self.name)(x)  # pyright: ignore[reportCallIssue]
+    def adapted(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
+    ) -> Float[Array, "b n d"]:
+        """The adapter's output."""
+        return masked(getattr(self, self.name), x, mask)
 
 
-class After(nnx.Module):
+class Parallel(Wrapper):
+    """base(x) + adapter(x): the adapter reads what the wrapped submodule reads."""
+
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        return masked(self.base, x, mask) + self.adapted(x, mask)
+
+
+class After(Wrapper):
     """z + adapter(z) with z = base(x): the adapter reads what the wrapped submodule wrote."""
 
-    def __init__(self, base: nnx.Module, name: str, adapter: nnx.Module):
-        self.base = base
-        self.name = name
-        setattr(self, name, adapter)
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        z: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]
-        return z + getattr(self, self.name)(z)
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        z: jax.Array = masked(self.base, x, mask)
+        return z + self.adapted(z, mask)

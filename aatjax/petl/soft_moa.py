@@ -2,105 +2,94 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import normal, zeros
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from aatjax import ops, surgery
+from aatjax import ops
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST
-from aatjax.petl.base import Method, Parallel
+from aatjax.petl.mixture import Experts, Mixture, Shape, record
 from aatjax.surgery import Trainable
 
 
-class SoftMixture(nnx.Module):
-    """N bottleneck experts behind p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
+class SoftMixture(Experts):
+    """N experts behind p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
 
-    `phi` starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a normal of
-    standard deviation 0.02, the rest as zero, so that the mixture is zero at first.
+    `phi` [d, e, p] starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a
+    normal of standard deviation 0.02, the rest as zero, so that the mixture is zero at first.
 
     Args:
-        dim: token width d.
-        experts: number of experts N.
+        shape: width d, number of experts and what they are.
         slots: slots p an expert.
-        width: bottleneck width r of an expert.
+        normalize: tokens and phi of unit length in the scores, times a learned scale.
         rngs: source of the initial weights.
     """
 
-    def __init__(self, dim: int, experts: int, slots: int, width: int, *, rngs: nnx.Rngs):
-        spread = math.sqrt(2 / ((experts + dim) * slots))
-        self.phi = Trainable(jax.random.normal(rngs.params(), (dim, experts, slots)) * spread)
-        self.w_down = Trainable(normal(0.02)(rngs.params(), (experts, dim, width)))
-        self.b_down = Trainable(zeros(rngs.params(), (experts, width)))
-        self.w_up = Trainable(zeros(rngs.params(), (experts, width, dim)))
-        self.b_up = Trainable(zeros(rngs.params(), (experts, dim)))
+    def __init__(self, shape: Shape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
+        size, dim = shape.experts, shape.dim
+        spread = math.sqrt(2 / ((size + dim) * slots))
+        self.normalize, self.watched = normalize, False
+        self.phi = Trainable(jax.random.normal(rngs.params(), (dim, size, slots)) * spread)
+        self.scale = Trainable(jnp.ones(())) if normalize else None
+        super().__init__(shape, rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return ops.soft_moe(
-            x,
-            self.phi[...],
-            self.w_down[...],
-            self.b_down[...],
-            self.w_up[...],
-            self.b_up[...],
-        )
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        phi, normalize = self.phi[...], self.normalize
+        if self.scale is not None:
+            square = jnp.sum(jnp.square(phi), axis=0, keepdims=True)
+            phi = phi * jax.lax.rsqrt(square + 1e-6) * self.scale[...]
+        if self.watched or not self.stacked:
+            sent, read = ops.soft_routing(x, phi, mask=mask, normalize=normalize)
+            slots = ops.soft_dispatch(x, sent)
+            record(self, dispatch=sent, combine=read, slots=slots)
+            if not self.stacked:
+                return ops.soft_combine(self.on_slots(slots), read, x.dtype)
+        weights = (self.w_down[...], self.b_down[...], self.w_up[...], self.b_up[...])
+        return ops.soft_moe(x, phi, *weights, mask=mask, normalize=normalize)
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftMoA(Method):
+class SoftMoA(Mixture):
     """Soft mixture of adapters, parallel to a sub-layer of every block (arXiv 2402.00828).
 
     Every expert works on `slots` convex combinations of all tokens; the tokens read the slot
     outputs back by another convex combination. The mixture reads the LayerNorm output that its
     sub-layer reads, and is added once. Trained besides: that LayerNorm, the head and the last
-    LayerNorm before it. Identity at init. The published code adds the mixture twice at the
-    attention site and starts all projections at random; this is the paper's form.
+    LayerNorm before it. Identity at init.
     Adds N(2Dr + r + D) + DNp parameters a site, r = round(D / reduction), and 2D for LayerNorm.
 
+    as_published=True: zero positions, all projections drawn from normal(0.02), and at the
+    attention site (`mhsa`) the mixture added a second time after the MLP. The published
+    `normalize` is not reproduced: it divides phi by its norm over the experts instead of over D,
+    and none of the paper's runs used it.
+
     Attributes:
-        num_experts: N.
-        slots: p, slots an expert.
-        reduction: token width over bottleneck width.
-        location: parallel to the attention (`mhsa`, the published default), to the MLP (`ffn`),
-            or to both (`both`, "Houlsby").
-        train_norm: train the LayerNorm in front of the site.
+        slots: p, slots an expert. Conformer and convpass experts convolve over their p slots,
+            which have no order, so they make sense for mixtures over tokens only (`DenseMoA`).
+        normalize: scores as in Soft MoE (arXiv 2308.00951, sec. 2.3): tokens and phi have unit
+            length, times a learned scale; the slots mix the tokens as they are.
     """
 
     name: ClassVar[str] = "soft_moa"
 
-    num_experts: int = 7
     slots: int = 1
-    reduction: float = 128
-    location: Literal["mhsa", "ffn", "both"] = "mhsa"
-    train_norm: bool = True
+    normalize: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("num_experts", "slots"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"SoftMoA {field}={getattr(self, field)} must be at least 1")
-        if not self.reduction > 0:
-            raise UsageError(f"SoftMoA reduction={self.reduction} must be above 0")
-        if self.location not in ("mhsa", "ffn", "both"):
-            raise UsageError(f"SoftMoA location={self.location!r} is not one of mhsa, ffn, both")
-
-    def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Wraps `blocks/*/attn` and/or `blocks/*/mlp`."""
-        dim = model.config.dim
-        width = max(1, round(dim / self.reduction))
-        sites = {"mhsa": ("attn", "ln1"), "ffn": ("mlp", "ln2")}
-        chosen = sites.values() if self.location == "both" else [sites[self.location]]
-        for submodule, norm in chosen:
-            surgery.wrap(
-                model,
-                f"blocks/*/{submodule}",
-                lambda _, base: Parallel(
-                    base,
-                    "soft_moa",
-                    SoftMixture(dim, self.num_experts, self.slots, width, rngs=rngs),
-                ),
+        super().__post_init__()
+        if self.slots < 1:
+            raise UsageError(f"SoftMoA slots={self.slots} must be at least 1")
+        if self.normalize and self.as_published:
+            raise UsageError(
+                "SoftMoA normalize=True with as_published=True: no published run normalised; "
+                "leave one of them"
             )
-            if self.train_norm:
-                surgery.retag(model, f"blocks/*/{norm}/*")
+
+    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+        """The soft mixture of one site."""
+        return SoftMixture(shape, self.slots, normalize=self.normalize, rngs=rngs)

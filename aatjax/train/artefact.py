@@ -208,6 +208,8 @@ def _load_base(
                 pool=config.pool,
                 head_norm=config.head_norm,
                 dtype=config.dtype,
+                positions=config.positions,
+                mask_padding=config.mask_padding,
                 seed=origin.seed,
             )
         except AatjaxError as error:

@@ -1,37 +1,27 @@
-"""Fitting an adapted model and evaluating it."""
+"""The training loop: steps, epochs, records, checkpoints, and going on after an interruption."""
 
 import dataclasses
 import math
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float
 
-from aatjax import surgery
-from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clips import Source
-from aatjax.data.pipeline import Crop, batches_per_epoch, eval_batches, train_batches
+from aatjax.data.pipeline import Crop, eval_batches, train_batches
 from aatjax.errors import NotFiniteError, UsageError
-from aatjax.loading import front_end_of
-from aatjax.models.ast import AST
-from aatjax.train import metrics
-from aatjax.train.artefact import save_adapter
+from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
+from aatjax.train.evaluation import Weights, measure, predict_logits
 from aatjax.train.interrupt import Interrupted, StopRequest
-from aatjax.train.optim import Optim, learning_rate, make_optimizer
 from aatjax.train.records import Display, Records, TextStream
-from aatjax.train.state import TrainState, init_state
-from aatjax.train.step import Loss, Steps, make_steps
+from aatjax.train.state import TrainState
+from aatjax.train.step import Loss, Steps
 
 Select = Literal["last", "best", "average"]
-Weights = tuple[Any, Any]
 CHECK_EVERY = 10  # steps between looks at the loss: more often would wait for the device
 
 
@@ -83,256 +73,8 @@ class Training:
             raise UsageError(f"average={self.average} must lie between 0 and 1, such as 0.999")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What `fit` returns.
-
-    Attributes:
-        model: the adapted model with the selected weights.
-        classes: class names in the order of the logits.
-        multi_label: whether a clip may have any number of classes.
-        frontend: the front end that it was trained with.
-        selected: which weights `model` has: last, best or average.
-        models: all kept weights by name, as models.
-        test: metrics on the test clips, or None.
-        valid: metrics of the selected weights on the validation clips, or None.
-        history: one row an epoch, as in metrics.jsonl.
-        seconds: time spent in training steps, compilation included.
-    """
-
-    model: AST
-    classes: tuple[str, ...]
-    multi_label: bool
-    frontend: FrontEnd
-    selected: Select
-    models: dict[Select, AST]
-    test: metrics.Metrics | None
-    valid: metrics.Metrics | None
-    history: list[dict[str, Any]]
-    seconds: float
-
-    def save(
-        self,
-        path: str | Path,
-        *,
-        weights: Select | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> Path:
-        """Writes the adapter file: adapter, head, labels, front end, method and base.
-
-        Args:
-            path: the file.
-            weights: `last`, `best` or `average`; by default the selected ones.
-            extra: more JSON for the metadata.
-
-        Raises:
-            UsageError: these weights were not kept.
-            WriteError: the file could not be written.
-        """
-        weights = weights or self.selected
-        if weights not in self.models:
-            raise UsageError(f"no {weights} weights were kept; there are {', '.join(self.models)}")
-        figures = {"weights": weights}
-        if weights == self.selected:
-            figures |= {"test": _brief(self.test), "valid": _brief(self.valid)}
-        return save_adapter(
-            path,
-            self.models[weights],
-            classes=self.classes,
-            multi_label=self.multi_label,
-            frontend=self.frontend,
-            extra=figures | (extra or {}),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures of the run as a plain dictionary."""
-        return {
-            "selected": self.selected,
-            "classes": list(self.classes),
-            "seconds": self.seconds,
-            "test": None if self.test is None else self.test.to_json(),
-            "valid": None if self.valid is None else self.valid.to_json(),
-        }
-
-
-def predict_logits(
-    steps: Steps, weights: Weights, frozen: Any, source: Source, frontend: FrontEnd, batch: int
-) -> Float[np.ndarray, "n c"]:
-    """Logits `[n, c]` of every clip of a source, in its order."""
-    parts = []
-    for rows in eval_batches(source, frontend, batch_size=batch):
-        real = int(rows["weight"].sum())
-        rows.pop("index")
-        parts.append(np.asarray(steps.evaluate(*weights, frozen, rows))[:real])
-    return np.concatenate(parts)
-
-
-def evaluate(
-    model: AST,
-    source: Source,
-    frontend: FrontEnd | None = None,
-    *,
-    batch_size: int = 64,
-    bootstrap: int = 1000,
-) -> metrics.Metrics:
-    """Metrics of a model on labelled clips.
-
-    Args:
-        model: an AST whose head has one output a class of `source`.
-        source: labelled clips.
-        frontend: the front end that the model was trained with; by default AST's at its length.
-        batch_size: clips a step.
-        bootstrap: resamples for the intervals.
-
-    Raises:
-        UsageError: the number of classes differs.
-    """
-    frontend = frontend or front_end_of(model)
-    _check_fit(model, [source], frontend)
-    parts = surgery.split(model)
-    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
-    steps = make_steps(parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce")
-    weights = (parts.trainable, parts.stats)
-    logits = predict_logits(steps, weights, parts.frozen, source, frontend, batch_size)
-    return _metrics(logits, source, bootstrap)
-
-
-def _metrics(logits: np.ndarray, source: Source, bootstrap: int) -> metrics.Metrics:
-    return metrics.evaluate(
-        logits,
-        source.targets(),
-        classes=source.classes,
-        multi_label=source.multi_label,
-        bootstrap=bootstrap,
-    )
-
-
-def _check_fit(model: AST, sources: Sequence[Source], frontend: FrontEnd) -> None:
-    config = model.config
-    for source in sources:
-        if len(source.classes) != config.num_classes:
-            raise UsageError(
-                f"{source.name} has {len(source.classes)} classes, the model's head "
-                f"{config.num_classes}: load it with num_classes={len(source.classes)}"
-            )
-        if source.classes != sources[0].classes:
-            raise UsageError(f"{source.name} and {sources[0].name} differ in their classes")
-    if (frontend.frames, frontend.mels) != (config.frames, config.mels):
-        raise UsageError(
-            f"the front end makes {frontend.frames} frames of {frontend.mels} mel bins, the model "
-            f"takes {config.frames} of {config.mels}: load it with frames={frontend.frames}"
-        )
-
-
-def fit(
-    model: AST,
-    train: Source,
-    test: Source | None = None,
-    *,
-    valid: Source | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    training: Training | None = None,
-    optim: Optim | None = None,
-    augment: Augment | None = None,
-    frontend: FrontEnd | None = None,
-    run_dir: str | Path | None = None,
-    show: TextStream | Literal["stderr"] | None = "stderr",
-) -> Run:
-    """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
-
-    Args:
-        model: an adapted AST; it is left as it is.
-        train: training clips.
-        test: clips for the figures reported at the end; they never choose anything.
-        valid: validation clips, looked at after every epoch; `select="best"` chooses by them.
-        epochs, lr: shorthands for `training.epochs` and `optim.lr`.
-        training: length, batch, selection, seed.
-        optim: AdamW and its schedule.
-        augment: augmentation of the training batches.
-        frontend: log-mel front end; by default AST's, at the model's length.
-        run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
-            interrupted goes on from its last checkpoint when called again with the same folder.
-        show: stream of the progress display, None for silence.
-
-    Returns:
-        A Run with the adapted model, its metrics and its history.
-
-    Raises:
-        UsageError: classes, lengths or options that do not fit together.
-        NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
-        Interrupted: SIGINT or SIGTERM came; what was done is in the checkpoint.
-    """
-    training = training or Training()
-    training = training if epochs is None else dataclasses.replace(training, epochs=epochs)
-    optim = optim or Optim()
-    optim = optim if lr is None else dataclasses.replace(optim, lr=lr)
-    frontend = frontend or front_end_of(model)
-    if training.select == "best" and valid is None:
-        raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
-    _check_fit(model, [s for s in (train, valid, test) if s is not None], frontend)
-    loss = training.loss or ("bce" if train.multi_label else "ce")
-    if loss == "ce" and train.multi_label:
-        raise UsageError(f"{train.name} has several labels a clip: use loss='bce'")
-
-    parts = surgery.split(model)
-    if not jax.tree.leaves(parts.trainable):
-        raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
-    per_epoch = batches_per_epoch(train, training.batch_size)
-    tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
-    steps = make_steps(
-        parts.graphdef, tx, frontend=frontend, augment=augment or Augment(), loss=loss,
-        average=training.average,
-    )  # fmt: skip
-    loop = _Loop(
-        training=training,
-        steps=steps,
-        frozen=parts.frozen,
-        rate=learning_rate(optim, steps_per_epoch=per_epoch, epochs=training.epochs),
-        per_epoch=per_epoch,
-        train=train,
-        valid=valid,
-        frontend=frontend,
-        run_dir=None if run_dir is None else Path(run_dir),
-        show=sys.stderr if show == "stderr" else show,
-    )
-    state, best = loop.run(
-        init_state(parts.trainable, parts.stats, tx, average=training.average is not None)
-    )
-
-    kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
-    if best is not None:
-        kept["best"] = best
-    if training.average is not None:
-        kept["average"] = (state.average, state.stats)
-    models: dict[Select, AST] = {
-        name: surgery.merge(parts.graphdef, *weights, parts.frozen)
-        for name, weights in kept.items()
-    }
-
-    def measured(source: Source | None) -> metrics.Metrics | None:
-        if source is None:
-            return None
-        weights = kept[training.select]
-        logits = predict_logits(steps, weights, parts.frozen, source, frontend, loop.eval_batch)
-        return _metrics(logits, source, 1000)
-
-    return Run(
-        model=models[training.select],
-        classes=train.classes,
-        multi_label=train.multi_label,
-        frontend=frontend,
-        selected=training.select,
-        models=models,
-        test=measured(test),
-        valid=measured(valid),
-        history=loop.history,
-        seconds=loop.seconds,
-    )
-
-
 @dataclasses.dataclass
-class _Loop:
+class Loop:
     """One run of the training loop; its attributes are what the epochs share."""
 
     training: Training
@@ -345,6 +87,7 @@ class _Loop:
     frontend: FrontEnd
     run_dir: Path | None
     show: TextStream | None
+    monitor: Monitor | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     best_score: float = -math.inf
@@ -353,6 +96,12 @@ class _Loop:
     @property
     def eval_batch(self) -> int:
         return self.training.eval_batch_size or 2 * self.training.batch_size
+
+    @property
+    def _looked_at(self) -> Any:
+        """The clips that the method's figures are computed on: always the same first batch."""
+        source = self.train if self.valid is None else self.valid
+        return eval_batches(source, self.frontend, batch_size=self.eval_batch, threads=0)
 
     def run(self, state: TrainState) -> tuple[TrainState, Weights | None]:
         """Trains to the end, from the last checkpoint if there is one.
@@ -460,12 +209,18 @@ class _Loop:
             "train/lr": float(self.rate(done - 1)),
             "train/seconds": seconds,
         }
+        weights = (state.trainable, state.stats)
+        if self.monitor is not None:
+            batch = next(iter(self._looked_at))
+            length = self.frontend.sounding(jnp.asarray(batch["length"]))
+            x = self.frontend(jnp.asarray(batch["audio"]), jnp.asarray(batch["length"]))
+            figures = jax.device_get(self.monitor(*weights, self.frozen, x, length))
+            row |= {f"mixture/{name}": float(value) for name, value in figures.items()}
         if self.valid is not None:
-            weights = (state.trainable, state.stats)
             logits = predict_logits(
                 self.steps, weights, self.frozen, self.valid, self.frontend, self.eval_batch
             )
-            result = _metrics(logits, self.valid, 0)
+            result = measure(logits, self.valid, 0)
             name, value, _, _ = result.headline
             row[f"valid/{name}"] = value
             if value is not None and value > self.best_score:
@@ -532,10 +287,3 @@ def _sentence(row: dict[str, Any], epochs: int, remaining: str) -> str:
         if name.startswith("valid/"):
             text += f"  {name} " + ("n/a" if value is None else f"{value:.3f}")
     return f"{text}  {row['train/clips_per_s']:.0f} clips/s  {remaining} left"
-
-
-def _brief(result: metrics.Metrics | None) -> dict[str, Any] | None:
-    if result is None:
-        return None
-    name, value, low, high = result.headline
-    return {"metric": name, "value": value, "low": low, "high": high, "clips": result.clips}

@@ -60,6 +60,7 @@ def make_steps(
 ) -> Steps:
     """Builds the jitted steps.
 
+    What a method adds to the loss (`surgery.Penalty`) is in the gradient, not in the loss shown.
     The gradient is taken with respect to the trainable tree alone, so no weight gradient of a
     frozen matrix exists in the compiled program. Rows of weight 0 (padding) do not count.
 
@@ -73,15 +74,15 @@ def make_steps(
     """
 
     def forward(
-        trainable: Any, stats: Any, frozen: Any, x: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Any]:
+        trainable: Any, stats: Any, frozen: Any, x: jax.Array, length: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, Any, Any]:
         model = surgery.merge(graphdef, trainable, stats, frozen)
         if train:
             model.train()
         else:
             model.eval()
-        logits = model(x)
-        return logits, nnx.state(model, nnx.BatchStat)
+        logits = model(x, frontend.sounding(length))
+        return logits, nnx.state(model, nnx.BatchStat), surgery.penalty(model)
 
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
@@ -91,7 +92,9 @@ def make_steps(
         x, target = augment(key, frontend, batch["audio"], batch["length"], batch["target"], weight)
 
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-            logits, stats = forward(trainable, state.stats, frozen, x, train=True)
+            logits, stats, penalty = forward(
+                trainable, state.stats, frozen, x, batch["length"], train=True
+            )
             losses = loss_per_clip(logits, target, loss) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {
@@ -99,7 +102,8 @@ def make_steps(
                 "correct": (hit * weight).sum(),
                 "weight": weight.sum(),
             }
-            return losses.sum() / jnp.maximum(weight.sum(), 1.0), (stats, sums)
+            mean = losses.sum() / jnp.maximum(weight.sum(), 1.0)
+            return mean + penalty, (stats, sums)
 
         (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
@@ -111,6 +115,6 @@ def make_steps(
 
     def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
         x = frontend(batch["audio"], batch["length"])
-        return forward(trainable, stats, frozen, x, train=False)[0]
+        return forward(trainable, stats, frozen, x, batch["length"], train=False)[0]
 
     return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))

@@ -6,21 +6,63 @@ eq. 1-3. Axes: b batch, n tokens, d width, e experts, p slots an expert, r bottl
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def routing(
-    x: Float[Array, "b n d"], phi: Float[Array, "d e p"]
+    x: Float[Array, "b n d"],
+    phi: Float[Array, "d e p"],
+    *,
+    mask: Bool[Array, "b n"] | None = None,
+    normalize: bool = False,
 ) -> tuple[Float[Array, "b n e p"], Float[Array, "b n e p"]]:
     """Dispatch and combine weights in float32.
 
     Dispatch is a softmax over the tokens, for each slot; combine is a softmax jointly over all
     e*p slots, for each token.
+
+    Args:
+        x: tokens.
+        phi: slot parameters.
+        mask: tokens that take part; both weights of the others are zero. None for all.
+        normalize: scale every token to unit length for the scores, x / sqrt(|x|^2 + 1e-6).
     """
-    logits = jnp.einsum("bnd,dep->bnep", x, phi.astype(x.dtype), preferred_element_type=jnp.float32)
-    dispatch = jax.nn.softmax(logits, axis=1)
+    scored = x
+    if normalize:
+        wide = x.astype(jnp.float32)
+        square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+        scored = (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
+    logits = jnp.einsum(
+        "bnd,dep->bnep", scored, phi.astype(x.dtype), preferred_element_type=jnp.float32
+    )
     combine = jax.nn.softmax(logits, axis=(2, 3))
-    return dispatch, combine
+    if mask is None:
+        return jax.nn.softmax(logits, axis=1), combine
+    taking = mask[:, :, None, None]
+    # A clip of nothing but padding: its weights are zero, not 0/0.
+    peak = jnp.max(logits, axis=1, keepdims=True, where=taking, initial=-1e30)
+    scores = jnp.where(taking, jnp.exp(jnp.where(taking, logits - peak, 0.0)), 0.0)
+    dispatch = scores / jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
+    return dispatch, jnp.where(taking, combine, 0.0)
+
+
+def dispatch(x: Float[Array, "b n d"], weights: Float[Array, "b n e p"]) -> Float[Array, "b e p d"]:
+    """Slots S = D^T X, float32: each a weighted mean of the tokens."""
+    return jnp.einsum(
+        "bnep,bnd->bepd", weights.astype(x.dtype), x, preferred_element_type=jnp.float32
+    )
+
+
+def combine(
+    outputs: Float[Array, "b e p d"], weights: Float[Array, "b n e p"], dtype: jnp.dtype
+) -> Float[Array, "b n d"]:
+    """What the tokens read back, C Y, in `dtype`."""
+    return jnp.einsum(
+        "bnep,bepd->bnd",
+        weights.astype(dtype),
+        outputs.astype(dtype),
+        preferred_element_type=jnp.float32,
+    ).astype(dtype)
 
 
 def soft_moe(
@@ -30,26 +72,21 @@ def soft_moe(
     b_down: Float[Array, "e r"],
     w_up: Float[Array, "e r d"],
     b_up: Float[Array, "e d"],
+    *,
+    mask: Bool[Array, "b n"] | None = None,
+    normalize: bool = False,
 ) -> Float[Array, "b n d"]:
     """Every expert works on p convex combinations of all tokens; tokens read the slots back.
 
     Slots S = D^T X; slot outputs Y = W_up GELU(W_down S + b_down) + b_up, each expert its own
     weights; output C Y. GELU is the exact (erf) form. Products accumulate in float32.
+    `mask` and `normalize` are those of `routing`.
 
     Returns:
         `[b, n, d]` in the type of `x`.
     """
-    dtype = x.dtype
-    dispatch, combine = routing(x, phi)
-    slots = jnp.einsum(
-        "bnep,bnd->bepd", dispatch.astype(dtype), x, preferred_element_type=jnp.float32
-    )
+    sent, read = routing(x, phi, mask=mask, normalize=normalize)
+    slots = dispatch(x, sent)
     hidden = jnp.einsum("bepd,edr->bepr", slots, w_down) + b_down[None, :, None]
     outputs = jnp.einsum("bepr,erd->bepd", jax.nn.gelu(hidden, approximate=False), w_up)
-    outputs = outputs + b_up[None, :, None]
-    return jnp.einsum(
-        "bnep,bepd->bnd",
-        combine.astype(dtype),
-        outputs.astype(dtype),
-        preferred_element_type=jnp.float32,
-    ).astype(dtype)
+    return combine(outputs + b_up[None, :, None], read, x.dtype)

@@ -1,0 +1,65 @@
+"""Several methods on one model."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from aatjax.errors import UsageError
+from aatjax.models.ast import AST
+from aatjax.petl.base import Method, Monitor
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Method):
+    """Several methods at once, injected in their order; what any of them trains is trained.
+
+    `petl.Combined((petl.AAT(), petl.LoRA()))`, on the command line `--method aat+lora`. A method
+    that wraps a sub-layer sees what earlier ones put around it: an adapter after the attention
+    reads the attention with the earlier adapters' output.
+
+    Attributes:
+        methods: two or more, of different kinds.
+    """
+
+    name: ClassVar[str] = "combined"
+
+    methods: tuple[Method, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.methods) < 2:
+            raise UsageError(
+                "Combined needs two methods or more: methods=(petl.AAT(), petl.LoRA())"
+            )
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"Combined has {' and '.join(names)}: two of one kind would give their parameters "
+                "the same names"
+            )
+        if any(isinstance(method, Combined) for method in self.methods):
+            raise UsageError("Combined holds a Combined: list all its methods side by side")
+
+    @property
+    def trains_last_norm(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether any of the methods trains the last LayerNorm."""
+        return any(method.trains_last_norm for method in self.methods)
+
+    def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
+        """Injects the methods one after the other."""
+        for method in self.methods:
+            method.inject(model, rngs=rngs)
+
+    def monitor(self, model: AST) -> Monitor | None:
+        """What the first method that watches something gives; it sees all mixtures."""
+        found = (method.monitor(model) for method in self.methods)
+        return next((one for one in found if one is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The name, and the methods with theirs."""
+        return {"name": self.name, "methods": [method.to_json() for method in self.methods]}
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """The methods from their JSON."""
+        return tuple(Method.from_json(fields) for fields in value)

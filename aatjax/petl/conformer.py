@@ -1,0 +1,101 @@
+"""The conformer adapter block: a depthwise convolution over the tokens (arXiv 2312.03694)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, zeros
+from jaxtyping import Array, Bool, Float
+
+from aatjax.petl.bottleneck import Init
+from aatjax.surgery import Trainable
+
+
+class Conformer(nnx.Module):
+    """Pointwise, GLU, depthwise convolution, BatchNorm, SiLU, pointwise: `[b, n, d] -> [b, n, d]`.
+
+    LN(z) -> W_1, d to 2r -> first half * sigmoid(second half) -> depthwise convolution of `kernel`
+    tokens ("same": (kernel - 1) // 2 before) -> BatchNorm over clips and tokens (eps 1e-5, momentum
+    0.9) -> SiLU -> W_2, r to d. The tokens are taken in their order, CLS and DIST first, then
+    frequency row by frequency row, so the convolution crosses the borders of rows. Parameters:
+    d(2r) + 2r + r kernel + r + 2r + rd + d, and 2d for LN.
+
+    Projections start as PyTorch's convolutions do, U(-1/sqrt(fan in), 1/sqrt(fan in)); W_2 and its
+    bias as zero with init="identity". The running variance is the biased one (PyTorch keeps the
+    unbiased one). The published AST code computes LN(z) and then goes on from z, so that
+    LN is counted as trained but never gets a gradient: `uses_norm=False`.
+
+    Args:
+        dim: token width d.
+        width: bottleneck width r.
+        kernel: tokens that the convolution sees; 8 for sounds, 31 for speech in the paper.
+        dtype: compute type; parameters, LN and BatchNorm are float32.
+        rngs: source of the initial weights.
+        init: `identity` or `normal` (here: PyTorch's own).
+        norm: whether there is an LN.
+        uses_norm: whether its output is used.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        *,
+        kernel: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        init: Init = "identity",
+        norm: bool = True,
+        uses_norm: bool = True,
+    ):
+        self.dtype, self.kernel, self.uses_norm = dtype, kernel, uses_norm
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) if norm else None
+        last = _uniform(width) if init == "normal" else zeros
+        self.w_in = Trainable(_uniform(dim)(rngs.params(), (dim, 2 * width)))
+        self.b_in = Trainable(_uniform(dim)(rngs.params(), (2 * width,)))
+        self.w_conv = Trainable(_uniform(kernel)(rngs.params(), (kernel, width)))
+        self.b_conv = Trainable(_uniform(kernel)(rngs.params(), (width,)))
+        self.batch_norm = nnx.BatchNorm(
+            width, momentum=0.9, epsilon=1e-5, use_running_average=True, rngs=rngs
+        )
+        self.w_out = Trainable(last(rngs.params(), (width, dim)))
+        self.b_out = Trainable(last(rngs.params(), (dim,)))
+        for module in (self.norm, self.batch_norm):
+            if module is not None:
+                for name in ("scale", "bias"):
+                    setattr(module, name, Trainable(getattr(module, name)[...]))
+
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        dtype = self.dtype
+        if self.norm is not None and self.uses_norm:
+            x = self.norm(x)
+        w_in, w_out = self.w_in[...].astype(dtype), self.w_out[...].astype(dtype)
+        b_in, b_out = self.b_in[None, None].astype(dtype), self.b_out[None, None].astype(dtype)
+        value, gate = jnp.split(x.astype(dtype) @ w_in + b_in, 2, axis=-1)
+        hidden = depthwise(value * jax.nn.sigmoid(gate), self.w_conv[...].astype(dtype))
+        hidden = hidden + self.b_conv[None, None].astype(dtype)
+        shown = None if mask is None else mask[..., None]
+        hidden = self.batch_norm(hidden.astype(jnp.float32), mask=shown).astype(dtype)
+        return jax.nn.silu(hidden) @ w_out + b_out
+
+
+def depthwise(x: Float[Array, "b n r"], kernel: Float[Array, "k r"]) -> Float[Array, "b n r"]:
+    """A convolution channel by channel: y_i = sum_j kernel_j x_(i + j - (k - 1) // 2), 0 outside.
+
+    As a sum of k shifted copies, which XLA fuses into one pass; its grouped convolution is slower
+    by an order of magnitude on CPU.
+    """
+    size, tokens = kernel.shape[0], x.shape[1]
+    before = (size - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (before, size - 1 - before), (0, 0)))
+    return sum(padded[:, j : j + tokens] * kernel[None, None, j] for j in range(size))
+
+
+def _uniform(fan_in: int) -> Initializer:
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init  # pyright: ignore[reportReturnType]

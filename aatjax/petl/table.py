@@ -1,0 +1,67 @@
+"""The rows of the papers' method tables by name, each at its published settings for AST-base.
+
+`aatjax train CONFIG --method NAME` takes a row as well as a method; `aatjax methods` prints them.
+"""
+
+import difflib
+
+from aatjax.errors import UsageError
+from aatjax.petl.aat import AAT
+from aatjax.petl.adapter import Adapter
+from aatjax.petl.base import METHODS, Method
+from aatjax.petl.combined import Combined
+from aatjax.petl.dense_moa import DenseMoA, TopKMoA
+from aatjax.petl.lora import LoRA
+from aatjax.petl.prefix import Prefix
+from aatjax.petl.prompt import Prompt
+from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
+from aatjax.petl.soft_moa import SoftMoA
+
+TABLE: dict[str, Method] = {
+    # arXiv 2401.10544; its head has a LayerNorm
+    "linear": Linear(),
+    "partial": Partial(),
+    "prompt_12": Prompt(tokens=12, keep_dist=True, pool=None),
+    "aat_m": AAT(spatial=False),
+    "aat_s": AAT(mlp=False),
+    "aat_ms": AAT(),
+    # arXiv 2312.03694
+    "bitfit": BitFit(),
+    "layer_norm": LayerNormTuning(),
+    "spt_300": Prompt(tokens=300, deep=False),
+    "dpt_25": Prompt(tokens=25),
+    "prefix_24": Prefix(),
+    "lora": LoRA(),
+    "bottleneck_pfeiffer": Adapter(),
+    "bottleneck_houlsby": Adapter(location="both"),
+    "conformer_pfeiffer": Adapter(block="conformer", reduction=96),
+    "conformer_houlsby": Adapter(block="conformer", reduction=96, location="both"),
+    # arXiv 2402.00828
+    "dense_moa": DenseMoA(),
+    "dense_moa_houlsby": DenseMoA(location="both"),
+    "top_k_moa": TopKMoA(),
+    "soft_moa": SoftMoA(),
+    "soft_moa_houlsby": SoftMoA(location="both"),
+    "full": Full(),
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of a row (`conformer_houlsby`), a method at its defaults (`aat`), or `a+b`.
+
+    Raises:
+        UsageError: no such name; the message suggests the nearest.
+    """
+    if "+" in name:
+        return Combined(tuple(method_named(part) for part in name.split("+")))
+    if name in TABLE:
+        return TABLE[name]
+    if name in METHODS:
+        return METHODS[name]()
+    known = [*TABLE, *METHODS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    raise UsageError(
+        f"unknown method {name!r}{hint} (there are {', '.join(sorted(set(known)))}; two joined by "
+        "+ are combined)"
+    )

@@ -1,0 +1,213 @@
+"""`aatjax.fit`: training an adapted model, and what comes of it."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from aatjax import surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
+from aatjax.data.clips import Source
+from aatjax.data.pipeline import batches_per_epoch
+from aatjax.errors import UsageError
+from aatjax.loading import front_end_of
+from aatjax.models.ast import AST
+from aatjax.petl.base import Method
+from aatjax.train import metrics
+from aatjax.train.artefact import save_adapter
+from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
+from aatjax.train.loop import Loop, Select, Training
+from aatjax.train.optim import Optim, learning_rate, make_optimizer
+from aatjax.train.records import TextStream
+from aatjax.train.state import init_state
+from aatjax.train.step import make_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `fit` returns.
+
+    Attributes:
+        model: the adapted model with the selected weights.
+        classes: class names in the order of the logits.
+        multi_label: whether a clip may have any number of classes.
+        frontend: the front end that it was trained with.
+        selected: which weights `model` has: last, best or average.
+        models: all kept weights by name, as models.
+        test: metrics on the test clips, or None.
+        valid: metrics of the selected weights on the validation clips, or None.
+        history: one row an epoch, as in metrics.jsonl.
+        seconds: time spent in training steps, compilation included.
+    """
+
+    model: AST
+    classes: tuple[str, ...]
+    multi_label: bool
+    frontend: FrontEnd
+    selected: Select
+    models: dict[Select, AST]
+    test: metrics.Metrics | None
+    valid: metrics.Metrics | None
+    history: list[dict[str, Any]]
+    seconds: float
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        weights: Select | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Path:
+        """Writes the adapter file: adapter, head, labels, front end, method and base.
+
+        Args:
+            path: the file.
+            weights: `last`, `best` or `average`; by default the selected ones.
+            extra: more JSON for the metadata.
+
+        Raises:
+            UsageError: these weights were not kept.
+            WriteError: the file could not be written.
+        """
+        weights = weights or self.selected
+        if weights not in self.models:
+            raise UsageError(f"no {weights} weights were kept; there are {', '.join(self.models)}")
+        figures = {"weights": weights}
+        if weights == self.selected:
+            figures |= {"test": _brief(self.test), "valid": _brief(self.valid)}
+        return save_adapter(
+            path,
+            self.models[weights],
+            classes=self.classes,
+            multi_label=self.multi_label,
+            frontend=self.frontend,
+            extra=figures | (extra or {}),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of the run as a plain dictionary."""
+        return {
+            "selected": self.selected,
+            "classes": list(self.classes),
+            "seconds": self.seconds,
+            "test": None if self.test is None else self.test.to_json(),
+            "valid": None if self.valid is None else self.valid.to_json(),
+        }
+
+
+def fit(
+    model: AST,
+    train: Source,
+    test: Source | None = None,
+    *,
+    valid: Source | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    training: Training | None = None,
+    optim: Optim | None = None,
+    augment: Augment | None = None,
+    frontend: FrontEnd | None = None,
+    run_dir: str | Path | None = None,
+    show: TextStream | Literal["stderr"] | None = "stderr",
+) -> Run:
+    """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
+
+    Args:
+        model: an adapted AST; it is left as it is.
+        train: training clips.
+        test: clips for the figures reported at the end; they never choose anything.
+        valid: validation clips, looked at after every epoch; `select="best"` chooses by them.
+        epochs, lr: shorthands for `training.epochs` and `optim.lr`.
+        training: length, batch, selection, seed.
+        optim: AdamW and its schedule.
+        augment: augmentation of the training batches.
+        frontend: log-mel front end; by default AST's, at the model's length.
+        run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
+            interrupted goes on from its last checkpoint when called again with the same folder.
+        show: stream of the progress display, None for silence.
+
+    Returns:
+        A Run with the adapted model, its metrics and its history.
+
+    Raises:
+        UsageError: classes, lengths or options that do not fit together.
+        NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
+        Interrupted: SIGINT or SIGTERM came; what was done is in the checkpoint.
+    """
+    training = training or Training()
+    training = training if epochs is None else dataclasses.replace(training, epochs=epochs)
+    optim = optim or Optim()
+    optim = optim if lr is None else dataclasses.replace(optim, lr=lr)
+    frontend = frontend or front_end_of(model)
+    if training.select == "best" and valid is None:
+        raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
+    check_fit(model, [s for s in (train, valid, test) if s is not None], frontend)
+    loss = training.loss or ("bce" if train.multi_label else "ce")
+    if loss == "ce" and train.multi_label:
+        raise UsageError(f"{train.name} has several labels a clip: use loss='bce'")
+
+    parts = surgery.split(model)
+    if not jax.tree.leaves(parts.trainable):
+        raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
+    per_epoch = batches_per_epoch(train, training.batch_size)
+    tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
+    steps = make_steps(
+        parts.graphdef, tx, frontend=frontend, augment=augment or Augment(), loss=loss,
+        average=training.average,
+    )  # fmt: skip
+    loop = Loop(
+        training=training,
+        steps=steps,
+        frozen=parts.frozen,
+        rate=learning_rate(optim, steps_per_epoch=per_epoch, epochs=training.epochs),
+        per_epoch=per_epoch,
+        train=train,
+        valid=valid,
+        frontend=frontend,
+        run_dir=None if run_dir is None else Path(run_dir),
+        show=sys.stderr if show == "stderr" else show,
+        monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
+    )
+    state, best = loop.run(
+        init_state(parts.trainable, parts.stats, tx, average=training.average is not None)
+    )
+
+    kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
+    if best is not None:
+        kept["best"] = best
+    if training.average is not None:
+        kept["average"] = (state.average, state.stats)
+    models: dict[Select, AST] = {
+        name: surgery.merge(parts.graphdef, *weights, parts.frozen)
+        for name, weights in kept.items()
+    }
+
+    def measured(source: Source | None) -> metrics.Metrics | None:
+        if source is None:
+            return None
+        weights = kept[training.select]
+        logits = predict_logits(steps, weights, parts.frozen, source, frontend, loop.eval_batch)
+        return measure(logits, source, 1000)
+
+    return Run(
+        model=models[training.select],
+        classes=train.classes,
+        multi_label=train.multi_label,
+        frontend=frontend,
+        selected=training.select,
+        models=models,
+        test=measured(test),
+        valid=measured(valid),
+        history=loop.history,
+        seconds=loop.seconds,
+    )
+
+
+def _brief(result: metrics.Metrics | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    name, value, low, high = result.headline
+    return {"metric": name, "value": value, "low": low, "high": high, "clips": result.clips}
