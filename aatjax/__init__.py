@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aatjax.models.ast import AST
     from aatjax.models.config import ASTConfig
     from aatjax.petl.base import adapt
+    from aatjax.petl.merging import merge
+    from aatjax.train.adapters import Adapters, average
     from aatjax.train.artefact import Adapter, load_adapter
     from aatjax.train.evaluation import evaluate
     from aatjax.train.fit import Run, fit
@@ -25,6 +27,7 @@ _HOMES = {
     "AST": "aatjax.models.ast",
     "ASTConfig": "aatjax.models.config",
     "Adapter": "aatjax.train.artefact",
+    "Adapters": "aatjax.train.adapters",
     "Classifier": "aatjax.classifier",
     "Config": "aatjax.config",
     "Optim": "aatjax.train.optim",
@@ -33,10 +36,12 @@ _HOMES = {
     "Summary": "aatjax.counts",
     "Training": "aatjax.train.loop",
     "adapt": "aatjax.petl.base",
+    "average": "aatjax.train.adapters",
     "evaluate": "aatjax.train.evaluation",
     "fit": "aatjax.train.fit",
     "load": "aatjax.loading",
     "load_adapter": "aatjax.train.artefact",
+    "merge": "aatjax.petl.merging",
     "predict": "aatjax.classifier",
     "summary": "aatjax.counts",
 }
@@ -45,6 +50,7 @@ __all__ = [
     "AST",
     "ASTConfig",
     "Adapter",
+    "Adapters",
     "Classifier",
     "Config",
     "Optim",
@@ -53,11 +59,13 @@ __all__ = [
     "Summary",
     "Training",
     "adapt",
+    "average",
     "data",
     "evaluate",
     "fit",
     "load",
     "load_adapter",
+    "merge",
     "petl",
     "predict",
     "summary",

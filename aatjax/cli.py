@@ -17,6 +17,7 @@ VERBS = {
     "predict": "what an adapter hears in sound files",
     "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
     "summary": "what a config trains and what it leaves frozen",
+    "methods": "what each adaptation method trains and costs, as a table",
 }
 
 TRAIN_HELP = """usage: aatjax train [CONFIG] [--method NAME] [--run DIR] [--FIELD VALUE ...]
@@ -220,6 +221,44 @@ def _summary(arguments: list[str]) -> None:
         classes = len(experiment.divide(config.data).train.classes)
     model = experiment.load_backbone(config.model, num_classes=classes, seed=0)
     print(summary(petl.adapt(model, config.petl)))
+
+
+def _methods(arguments: list[str]) -> None:
+    parser = _parser("methods")
+    parser.add_argument("--size", default="base", choices=("tiny", "small", "base"))
+    parser.add_argument("--frames", type=int, default=500, help="input length (default 500)")
+    parser.add_argument("--classes", type=int, default=50, help="classes (default 50)")
+    parser.add_argument(
+        "--body-norm", action="store_true",
+        help="the head is a linear layer alone, after the mean of all tokens (arXiv 2312.03694)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    import json
+
+    from aatjax.comparison import compare
+    from aatjax.models.config import ASTConfig
+
+    changes = {"pool": "mean_all", "head_norm": False} if options.body_norm else {}
+    config = ASTConfig.size(
+        options.size, frames=options.frames, num_classes=options.classes, **changes
+    )
+    costs = compare(config)
+    if options.json:
+        rows = [
+            {"name": c.name, "trainable": c.trainable, "share": c.share, "flops": c.flops,
+             "method": c.method.to_json()}
+            for c in costs
+        ]  # fmt: skip
+        print(json.dumps(rows, indent=2))
+        return
+    table = [
+        [c.name, c.method.name, c.placement, f"{c.trainable:,}", f"{c.share:.2%}",
+         f"{c.flops / 1e9:+.3f}"]
+        for c in costs
+    ]  # fmt: skip
+    heads = ["row", "method", "placement", "trainable", "share", "GFLOPs a clip"]
+    print(_table(heads, table))
 
 
 def _eval(arguments: list[str]) -> None:

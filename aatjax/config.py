@@ -260,7 +260,9 @@ def _fits(value: Any, hint: Any) -> bool:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return value in options
-    if options and typing.get_origin(hint) is not tuple:
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple)  # JSON has no tuples
+    if options:
         return any(_fits(value, option) for option in options)
     if isinstance(value, bool):
         return hint is bool

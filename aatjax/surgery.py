@@ -173,6 +173,35 @@ def wrap(
     return paths
 
 
+def replace(model: nnx.Module, build: Callable[[str, nnx.Module], nnx.Module | None]) -> list[str]:
+    """Replaces every submodule for which `build(path, submodule)` returns another, in place.
+
+    Wrappers and what they wrap are both visited, the inner one first.
+
+    Returns:
+        The paths at which something was replaced.
+    """
+    changed: list[str] = []
+
+    def walk(path: str, module: Any) -> None:
+        for name, child in list(_children(module)):
+            if not isinstance(child, nnx.Module):
+                continue
+            here = _join(path, name)
+            walk(here, child)
+            new = build(here, child)
+            if new is None:
+                continue
+            changed.append(here)
+            if isinstance(module, nnx.List):
+                module[int(name)] = new
+            else:
+                setattr(module, name, new)
+
+    walk("", model)
+    return changed
+
+
 def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) -> list[str]:
     """Makes every parameter whose path matches one of type `kind` (Trainable by default).
 

@@ -50,18 +50,28 @@ def test_a_shipped_config_survives_json(name: str) -> None:
     assert through_json(config).to_json() == config.to_json()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted({*METHODS, *petl.TABLE} - {"combined"}))
 def test_every_method_survives_json(method: str) -> None:
     config = load_config("default").with_method(method)
-    assert config.petl == METHODS[method]()
+    assert config.petl == petl.TABLE.get(method) or config.petl == METHODS[method]()
     again = through_json(config)
-    assert again == config and type(again.petl) is METHODS[method]
+    assert again == config and type(again.petl) is type(config.petl)
+
+
+def test_methods_joined_by_plus_are_combined_and_survive_json() -> None:
+    config = load_config("default").with_method("aat_m+lora+bitfit")
+    assert config.petl == petl.Combined((petl.AAT(spatial=False), petl.LoRA(), petl.BitFit()))
+    assert through_json(config) == config
+    with pytest.raises(UsageError, match="unknown method 'lorra', did you mean 'lora'"):
+        load_config("default").with_method("aat+lorra")
 
 
 def test_no_field_is_lost() -> None:
     config = Config(
         petl=petl.SoftMoA(num_experts=2, slots=3, reduction=4.5, location="both", train_norm=False),
-        model=Model("a b.pth", 99, "mean_all", False, True, "bfloat16", True, True, "main"),
+        model=Model(
+            "a b.pth", 99, "mean_all", False, True, "bfloat16", True, True, "zeros", True, "main"
+        ),
         data=Data(
             format="names", path="/x", pattern="(?P<label>.)", fold="3", test_fraction=0.3,
             valid_fraction=0.1, seed=4, pad="repeat", statistics="train", channels=1,

@@ -20,6 +20,7 @@ RULES = {
     "models": ("errors", "ops", "models"),
     "surgery": ("errors",),
     "counts": ("errors", "surgery"),
+    "flops": ("errors",),
     "audio": ("errors", "audio"),
     "data": ("errors", "audio", "data"),
     "convert": ("errors", "models", "convert"),

@@ -119,7 +119,7 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[Steps]:
         made.append(make_steps(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(loop, "make_steps", record)
+    monkeypatch.setattr(fit_module, "make_steps", record)
     return made
 
 
@@ -138,7 +138,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
             return Steps(step, steps.evaluate)
 
-        monkeypatch.setattr(loop, "make_steps", wrapped)
+        monkeypatch.setattr(fit_module, "make_steps", wrapped)
 
     return use
 
@@ -243,7 +243,7 @@ def test_one_compilation_after_a_resume(
     monkeypatch.undo()
     again: list[Steps] = []
     monkeypatch.setattr(
-        loop, "make_steps", lambda *a, **k: again.append(make_steps(*a, **k)) or again[-1]
+        fit_module, "make_steps", lambda *a, **k: again.append(make_steps(*a, **k)) or again[-1]
     )
     train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
     assert again[0].train._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]

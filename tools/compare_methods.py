@@ -128,11 +128,13 @@ def main() -> None:
         each = " ".join(f"{value:.3f}" for value in values)
         bounds = _bounds(low, high)
         first = first or values
-        gain, *gain_bounds = mean_interval([a - b for a, b in zip(values, first, strict=True)])
-        row["over_first"] = {"mean": gain, "low": gain_bounds[0], "high": gain_bounds[1]}
+        gains = [a - b for a, b in zip(values, first, strict=True)]
+        gain, gain_low, gain_high = mean_interval(gains)
+        row["over_first"] = {"mean": gain, "low": gain_low, "high": gain_high}
         print(
             f"{name:<15} lr {entry.lr:<7g} {results[0].trainable:>9,} trainable  {mean:.3f} "
-            f"{bounds}  ({each})  over {args.methods[0]} {gain:+.3f} {_bounds(*gain_bounds, '+')}"
+            f"{bounds}  ({each})  over {args.methods[0]} {gain:+.3f} "
+            f"{_bounds(gain_low, gain_high, '+')}"
             f"  {seconds:.0f} s a run",
             flush=True,
         )

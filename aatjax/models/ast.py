@@ -251,6 +251,7 @@ class AST(nnx.Module):
             valid: frames of each clip that are sound and not padding; only looked at with
                 `config.mask_padding`. None means all.
         """
-        padded = self.config.mask_padding and valid is not None
-        mask = self.embed.mask(valid) if padded else None
+        mask = None
+        if self.config.mask_padding and valid is not None:
+            mask = self.embed.mask(valid)
         return self.head(self.pool(self.tokens(x, mask), mask))

@@ -89,7 +89,10 @@ def depthwise(x: Float[Array, "b n r"], kernel: Float[Array, "k r"]) -> Float[Ar
     size, tokens = kernel.shape[0], x.shape[1]
     before = (size - 1) // 2
     padded = jnp.pad(x, ((0, 0), (before, size - 1 - before), (0, 0)))
-    return sum(padded[:, j : j + tokens] * kernel[None, None, j] for j in range(size))
+    out = jnp.zeros_like(x)
+    for j in range(size):
+        out = out + padded[:, j : j + tokens] * kernel[None, None, j]
+    return out
 
 
 def _uniform(fan_in: int) -> Initializer:

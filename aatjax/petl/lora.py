@@ -1,7 +1,7 @@
 """LoRA: low-rank changes of the attention's projections, which can be merged into them."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -97,7 +97,7 @@ class LoRA(Method):
                 model,
                 f"blocks/*/attn/{SITES[letter]}",
                 # The projection itself, not what prefixes or others put around it.
-                lambda _, base: LowRank(base, width, scale, init=init, rngs=rngs),
+                lambda _, base: LowRank(cast(nnx.Linear, base), width, scale, init=init, rngs=rngs),
                 innermost=True,
             )
         if self.as_published:

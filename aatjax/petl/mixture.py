@@ -74,9 +74,8 @@ class Experts(nnx.Module):
         nothing of size [b, n, e, d] is made.
         """
         if not self.stacked:
-            outputs = [masked(block, x, mask) for block in self.blocks]
-            weights = gates.astype(self.dtype)
-            return sum(weights[..., i, None] * y for i, y in enumerate(outputs))
+            outputs = jnp.stack([masked(block, x, mask) for block in self.blocks], axis=-1)
+            return jnp.einsum("bnde,bne->bnd", outputs, gates.astype(self.dtype))
         dtype = self.dtype
         size, dim, width = self.w_down.shape
         gates = gates.astype(dtype)

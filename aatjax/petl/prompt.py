@@ -18,6 +18,7 @@ from aatjax.petl.base import Method, zero_positions
 from aatjax.surgery import Trainable
 
 PromptPooling = Literal["all", "cls", "prompts", "patches", "prompts_patches"]
+OF_MODEL: dict[str, PromptPooling] = {"mean_all": "all", "mean_patches": "patches", "cls": "cls"}
 
 
 def uniform_rows(config: ASTConfig, rows: int, rngs: nnx.Rngs) -> Array:
@@ -175,10 +176,8 @@ class Prompt(Method):
                     lambda _, base: PromptBlock(base, rows(), prefix=prefix),
                 )
         kind = self.pool
-        if kind is None and defect:
-            return
-        if kind is None:
-            kind = {"mean_all": "all", "mean_patches": "patches", "cls": "cls"}.get(config.pool)
+        if kind is None and not defect:
+            kind = OF_MODEL.get(config.pool)
         if kind is not None:
             places = 0 if defect else self.tokens
             surgery.wrap(

@@ -1,0 +1,553 @@
+"""The papers' method tables to the integer, combinations, merging, routing, several adapters."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from test_artefact import FRONTEND, inputs, save, trained, write_base
+from test_petl import CASES, clip, form, model, parts_of, settled
+
+import aatjax
+from aatjax import cli, flops, petl, surgery
+from aatjax.audio.augment import Augment
+from aatjax.comparison import compare
+from aatjax.errors import DataError, UsageError
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.surgery import Trainable
+from aatjax.train.optim import Optim, make_optimizer
+from aatjax.train.state import init_state
+from aatjax.train.step import make_steps
+
+# ------------------------------------------------------------------ integers of AST-base
+
+
+@functools.cache
+def abstract(config: ASTConfig) -> AST:
+    return nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+
+
+def trainable(method: petl.Method, size: str = "base", **config: Any) -> int:
+    plain = abstract(ASTConfig.size(size, **config))
+    made = nnx.eval_shape(lambda model: aatjax.adapt(model, method), plain)
+    return aatjax.summary(made).trainable
+
+
+def conformer(kernel: int, **fields: Any) -> petl.Method:
+    return petl.Adapter(block="conformer", reduction=96, kernel=kernel, **fields)
+
+
+# arXiv 2312.03694 and 2402.00828: ESC-50, 500 frames, mean of all tokens, head without LayerNorm.
+ESC50 = [
+    (petl.Full(), 85_746_482),
+    (petl.Linear(), 39_986),
+    (petl.BitFit(), 140_594),
+    (petl.Adapter(reduction=64), 288_962),
+    (petl.Adapter(reduction=64, location="both"), 537_938),
+    (petl.Adapter(reduction=96), 215_186),
+    (petl.Adapter(reduction=96, location="both"), 390_386),
+    (petl.Adapter(reduction=128), 178_298),
+    (petl.Adapter(reduction=128, location="both"), 316_610),
+    (conformer(8), 308_498),
+    (conformer(8, location="both"), 577_010),
+    (conformer(31), 310_706),
+    (conformer(31, location="both"), 581_426),
+    (petl.LoRA(reduction=128), 261_170),
+    (petl.LoRA(reduction=64), 482_354),
+    (petl.Prefix(tokens=24), 261_170),
+    (petl.Prompt(tokens=300, deep=False), 270_386),
+    (petl.Prompt(tokens=25), 270_386),
+    (petl.DenseMoA(), 962_174),
+    (petl.DenseMoA(location="both"), 1_884_362),
+    (petl.SoftMoA(), 962_090),
+    (petl.SoftMoA(location="both"), 1_884_194),
+    (petl.SoftMoA(num_experts=15), 1_994_858),
+    (petl.SoftMoA(num_experts=2), 316_610),
+]
+
+
+@pytest.mark.parametrize(("method", "published"), ESC50, ids=lambda v: str(v)[:60])
+def test_the_trainable_integers_of_esc50(method, published):
+    shape = dict(frames=500, num_classes=50, pool="mean_all", head_norm=False)
+    assert trainable(method, **shape) == published
+    if "as_published" in {field.name for field in dataclasses.fields(method)}:
+        assert trainable(method.replace(as_published=True), **shape) == published
+
+
+def test_other_classes_change_the_head_and_another_length_full_fine_tuning_alone():
+    shape = dict(num_classes=35, pool="mean_all", head_norm=False)
+    assert trainable(petl.Full(), frames=100, **shape) == 85_339_392 + 26_915
+    for method, published in ESC50[1::4]:
+        assert trainable(method, frames=100, **shape) == published - 769 * 15
+
+
+@pytest.mark.parametrize(("classes", "head"), [(50, 39_986), (20, 16_916)])
+@pytest.mark.parametrize(
+    ("method", "core"),
+    [
+        (petl.Linear(), 0),
+        (petl.Partial(), 42_527_232),
+        (petl.Prompt(tokens=12, keep_dist=True, pool=None), 110_592),
+        (petl.AAT(spatial=False), 3_550_464),
+        (petl.AAT(), 7_100_928),
+    ],
+    ids=["head", "partial", "prompt", "M", "MS"],
+)
+def test_the_trainable_integers_of_aat(method, core, classes, head):
+    assert trainable(method, num_classes=classes, frames=512) == core + head
+
+
+@pytest.mark.parametrize(
+    ("experts", "location", "core"),
+    [
+        (2, "mhsa", 885_288),
+        (4, "mhsa", 885_264),
+        (7, "mhsa", 903_672),
+        (15, "mhsa", 829_800),
+        (24, "mhsa", 885_024),
+        (2, "both", 885_264),
+        (12, "both", 885_024),
+    ],
+)
+def test_a_budget_finds_the_papers_widths(experts, location, core):
+    method = petl.SoftMoA(num_experts=experts, location=location, budget=900_000, train_norm=False)
+    shape = dict(frames=500, num_classes=50, pool="mean_all", head_norm=False)
+    assert trainable(method, **shape) - 39_986 == core
+
+
+def test_a_budget_that_cannot_be_met_says_what_the_least_is():
+    with pytest.raises(UsageError, match=r"budget=500 is not enough for 7 experts at 2 sites.*910"):
+        aatjax.adapt(model(), petl.SoftMoA(budget=500))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_other_sizes_and_the_frame_patches_of_ssast_follow_the_closed_forms(size):
+    shape = dict(
+        size=size, frames=512, num_classes=10, patch=(128, 2), stride=(128, 1),
+        pool="mean_patches",
+    )  # fmt: skip
+    dim = {"tiny": 192, "small": 384}[size]
+    head, r = 2 * dim + 11 * dim - dim + 10, round(dim / 64)
+    block = 2 * dim * r + r + dim
+    assert trainable(petl.Adapter(), **shape) == 12 * (block + 2 * dim) + head
+    assert trainable(petl.LoRA(targets="qkvo", reduction=64), **shape) == 12 * 8 * dim * r + head
+    conv = 2 * dim + dim * 2 * r + 2 * r + 8 * r + r + 2 * r + r * dim + dim
+    found = trainable(petl.Adapter(block="conformer"), **shape)
+    assert found == 12 * (conv + 2 * dim) + head
+    convpass = 2 * dim * r + r + dim + 3 * r * r + r
+    dense = petl.DenseMoA(expert="convpass", reduction=64)
+    assert trainable(dense, **shape) == 12 * (7 * convpass + 7 * (dim + 1) + 2 * dim) + head
+
+
+def test_the_table_command_prints_every_row(capsys, monkeypatch):
+    for name in petl.TABLE.keys() - {"linear", "dense_moa", "soft_moa_houlsby", "full"}:
+        monkeypatch.delitem(petl.TABLE, name)  # the others are counted above
+    assert cli.run(["methods", "--body-norm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(petl.TABLE)
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert "962,174" in rows["dense_moa"] and "+1.066" in rows["dense_moa"]
+    assert "location=both" in rows["soft_moa_houlsby"] and "1,884,194" in rows["soft_moa_houlsby"]
+    assert cli.run(["methods", "--size", "tiny", "--frames", "100", "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in read] == list(petl.TABLE)
+    assert petl.Method.from_json(read[-2]["method"]) == petl.SoftMoA(location="both")
+
+
+# ------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: petl.Adapter(residual=True), "parallel' with residual=True would add the LayerN"),
+        (
+            lambda: petl.Adapter(order="sequential", residual=False),
+            "would lose the frozen sub-layer's output",
+        ),
+        (lambda: petl.Adapter(reduction=0.0), "reduction=0.0 must be above 0"),
+        (lambda: petl.LoRA(targets="qx"), "targets='qx' is not a set of the letters q, k, v, o"),
+        (lambda: petl.LoRA(targets="qq"), "targets='qq' is not a set"),
+        (lambda: petl.Prefix(tokens=5), "tokens=5 must be even"),
+        (lambda: petl.Prompt(tokens=0), "tokens=0 must be at least 1"),
+        (
+            lambda: petl.SoftMoA(expert=("bottleneck", "conformer")),
+            "the experts of a mixture are of one kind and size, since they run as one batched",
+        ),
+        (lambda: petl.DenseMoA(expert="moe"), "expert='moe' is not one of bottleneck, conformer"),
+        (lambda: petl.TopKMoA(num_experts=2, top=3), r"top=3 must lie in 1\.\.2"),
+        (lambda: petl.TopKMoA(as_published=True), "no published code routes so"),
+        (lambda: petl.SoftMoA(normalize=True, as_published=True), "no published run normalised"),
+        (lambda: petl.Combined((petl.AAT(),)), "needs two methods or more"),
+        (lambda: petl.Combined((petl.AAT(), petl.AAT(mlp=False))), "two of one kind"),
+        (lambda: petl.Partial(blocks=0), "blocks=0 must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_residual_may_be_said_where_it_is_right():
+    assert petl.Adapter(residual=False).inject and petl.Adapter(order="sequential", residual=True)
+    with pytest.raises(UsageError, match="blocks=3, but the model has 2"):
+        aatjax.adapt(model(), petl.Partial(blocks=3))
+
+
+# ------------------------------------------------------------- positions and permutations
+
+
+def permuted(x: jax.Array, rng: np.random.Generator) -> jax.Array:
+    """Clips whose non-overlapping patches are shuffled: tokens permuted, nothing else."""
+    b, t, f = x.shape
+    patches = np.asarray(x).reshape(b, t // 6, 6, f // 6, 6).transpose(0, 1, 3, 2, 4)
+    flat = patches.reshape(b, -1, 6, 6)[:, rng.permutation(t // 6 * (f // 6))]
+    back = flat.reshape(b, t // 6, f // 6, 6, 6).transpose(0, 1, 3, 2, 4)
+    return jnp.asarray(back.reshape(b, t, f))
+
+
+@pytest.mark.parametrize("positions", ["zeros", "learned"])
+@pytest.mark.parametrize("name", ["linear", "adapter", "lora", "soft_moa_mhsa", "conformer"])
+def test_without_positions_only_the_conformer_sees_the_order_of_patches(name, positions):
+    method, _ = CASES[name]
+    shape = dict(patch=(6, 6), stride=(6, 6), frames=36, mels=24, pool="mean_all")
+    adapted = settled(aatjax.adapt(model(**shape), method))
+    if positions == "zeros":
+        petl.base.zero_positions(adapted)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 36, 24)), jnp.float32)
+    change = np.abs(adapted(permuted(x, np.random.default_rng(1))) - adapted(x)).max()
+    assert bool(change < 1e-5) is (positions == "zeros" and name != "conformer")
+    assert change < 1e-5 or change > 1e-3
+
+
+def test_loading_with_zero_positions_is_remembered_by_the_adapter(tmp_path: Path):
+    base = write_base(tmp_path / "base.safetensors")
+    adapted = trained(base, petl.Adapter(reduction=8), positions="zeros")
+    assert not surgery.arrays(adapted)["embed/pos"].any()
+    assert aatjax.load(base).embed.pos[...].any()
+    found = aatjax.load_adapter(save(tmp_path / "a.safetensors", adapted))
+    assert found.model.config.positions == "zeros"
+    np.testing.assert_array_equal(found.model(inputs()), adapted(inputs()))
+    random = aatjax.load("random:tiny", num_classes=2, frames=26, positions="zeros")
+    assert not surgery.arrays(random)["embed/pos"].any()
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "soft_moa", "dense_moa", "prefix", "prompt"])
+def test_as_published_zeroes_the_positions_and_starts_all_projections_at_random(name):
+    method, _ = form(name, True)
+    held = surgery.arrays(aatjax.adapt(model(), method))
+    assert not held["embed/pos"].any()
+    ups = [value for path, value in held.items() if path.endswith(("w_up", "lora_b"))]
+    assert all(0.01 < float(value.std()) < 0.03 for value in ups)
+    assert ups or name in ("prefix", "prompt")
+
+
+def test_published_mixtures_are_added_twice_at_the_attention_alone():
+    shown = {}
+    for location in ("mhsa", "ffn", "both"):
+        method = petl.SoftMoA(reduction=4.0, location=location, as_published=True)
+        shown[location] = set(surgery.modules(aatjax.adapt(model(), method)))
+    assert "blocks/0/soft_moa" in shown["mhsa"] and "blocks/0/attn/soft_moa" not in shown["mhsa"]
+    assert "blocks/0/mlp/soft_moa" in shown["ffn"] and "blocks/0/attn/soft_moa" in shown["both"]
+
+
+# ------------------------------------------------------------------- training, saving
+
+
+def batch(frontend: Any, classes: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    audio = (3000 * rng.normal(size=(4, frontend.samples))).astype(np.int16)
+    target = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, 4)]
+    length = np.full(4, frontend.samples, np.int32)
+    return dict(audio=audio, length=length, target=target, weight=np.ones(4, np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_fifty_steps_move_all_that_is_trained_and_nothing_else(name, tmp_path):
+    """And what was trained comes back from its file, BatchNorm statistics included."""
+    method, _ = CASES[name]
+    base = write_base(tmp_path / "base.safetensors")
+    adapted = aatjax.adapt(aatjax.load(base, num_classes=3), method)
+    parts = surgery.split(adapted)
+    tx = make_optimizer(Optim(lr=1e-2), steps_per_epoch=10, epochs=5)
+    steps = make_steps(parts.graphdef, tx, frontend=FRONTEND, augment=Augment(), loss="ce")
+    state = init_state(parts.trainable, parts.stats, tx, average=False)
+    frozen = jax.tree.map(np.asarray, parts.frozen)
+    for step in range(50):
+        state, sums = steps.train(
+            state, parts.frozen, batch(FRONTEND, 3, step % 3), jax.random.key(0)
+        )
+        assert np.isfinite(float(sums["loss"]))
+    after = surgery.merge(parts.graphdef, state.trainable, state.stats, parts.frozen)
+    for kind, moves in ((Trainable, True), (nnx.BatchStat, True)):
+        old, new = surgery.arrays(adapted, kind), surgery.arrays(after, kind)
+        assert all(bool((old[p] != new[p]).any()) is moves for p in old), [
+            p for p in old if not (old[p] != new[p]).any()
+        ]
+    jax.tree.map(np.testing.assert_array_equal, parts.frozen, frozen)
+    moments = jax.tree.leaves(state.opt_state[0][0].mu)
+    assert len(moments) == len(jax.tree.leaves(state.trainable))
+    after.method, after.origin = adapted.method, adapted.origin
+    found = aatjax.load_adapter(save(tmp_path / "adapter.safetensors", after))
+    np.testing.assert_array_equal(found.model(inputs()), after(inputs()))
+
+
+def test_the_training_step_adds_the_balance_loss_to_the_gradient(tmp_path):
+    """One step of plain gradient descent with and without it differs by its own gradient."""
+    source = write_base(tmp_path / "b.safetensors")
+    one = batch(FRONTEND, 3, 0)
+    moved: dict[float, Any] = {}
+    for balance in (0.0, 2.0):
+        method = petl.TopKMoA(num_experts=4, top=2, reduction=8.0, balance=balance)
+        adapted = aatjax.adapt(aatjax.load(source, num_classes=3), method)
+        parts = surgery.split(adapted)
+        tx = optax.sgd(1.0)
+        steps = make_steps(parts.graphdef, tx, frontend=FRONTEND, augment=Augment(), loss="ce")
+        state = init_state(parts.trainable, parts.stats, tx, average=False)
+        after, _ = steps.train(state, parts.frozen, one, jax.random.key(0))
+        moved[balance] = jax.tree.map(lambda a, b: b - a, after.trainable, parts.trainable)
+
+    x = FRONTEND(jnp.asarray(one["audio"]), jnp.asarray(one["length"]))
+
+    @jax.grad
+    def slope(trainable: Any) -> Any:
+        whole = surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)
+        whole(x)
+        return surgery.penalty(whole)
+
+    expected = slope(parts.trainable)
+    difference = jax.tree.map(lambda a, b: a - b, moved[2.0], moved[0.0])
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert largest > 1e-2
+    for found, wanted in zip(jax.tree.leaves(difference), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * largest)
+
+
+# ------------------------------------------------------------------------ merging
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        petl.LoRA(targets="qkvo", reduction=4),
+        petl.LoRA(reduction=8, scale="alpha/reduction"),
+        petl.LoRA(reduction=8, as_published=True),
+    ],
+)
+def test_lora_merges_into_a_plain_model_that_computes_the_same(method):
+    adapted = settled(aatjax.adapt(model(), method))
+    merged = aatjax.merge(adapted)
+    np.testing.assert_allclose(merged(clip()), adapted(clip()), rtol=1e-5, atol=1e-5)
+    plain = model()
+    assert set(surgery.variables(merged)) == set(surgery.variables(plain))
+    assert not surgery.arrays(merged, Trainable) and merged.method is None
+    moved = surgery.arrays(merged)["blocks/0/attn/q/kernel"]
+    assert np.abs(moved - surgery.arrays(adapted)["blocks/0/attn/q/kernel"]).max() > 1e-3
+    assert surgery.arrays(adapted)["blocks/0/attn/q/lora_a"].any(), "the original is left alone"
+
+
+def test_merging_leaves_other_adapters_in_place():
+    method = petl.Combined((petl.AAT(), petl.Prefix(tokens=4), petl.LoRA(targets="kv")))
+    adapted = settled(aatjax.adapt(model(), method))
+    merged = aatjax.merge(adapted)
+    np.testing.assert_allclose(merged(clip()), adapted(clip()), rtol=1e-5, atol=1e-5)
+    names = set(surgery.variables(merged))
+    assert not any("lora" in name for name in names)
+    assert "blocks/0/mlp/mlp_adapter/w_up" in names and "blocks/0/attn/k/prefix" in names
+
+
+@pytest.mark.parametrize("name", ["soft_moa", "aat", "linear"])
+def test_what_cannot_be_merged_is_refused(name):
+    with pytest.raises(UsageError, match="has nothing that can be merged into the backbone"):
+        aatjax.merge(aatjax.adapt(model(), CASES[name][0]))
+
+
+# ------------------------------------------------------------------------ routing
+
+
+@pytest.mark.parametrize("name", ["soft_moa_both", "soft_moa_normalized", "dense_moa", "top_k_moa"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_routing_tells_the_weights_that_the_model_uses(name, scan):
+    method, _ = CASES[name]
+    adapted = settled(aatjax.adapt(model(scan=scan), method))
+    before = adapted(clip())
+    found = petl.routing(adapted, clip())
+    sites = 4 if name.endswith("both") else 2
+    assert len(found) == sites and all(path.startswith("blocks/") for path in found)
+    for path, one in found.items():
+        mixture: Any = surgery.modules(adapted)[path]
+        experts = mixture.w_down.shape[0]
+        axes = tuple(range(2, one.combine.ndim))
+        np.testing.assert_allclose(one.combine.sum(axis=axes), 1, atol=1e-5)
+        assert one.use.shape == (experts,) and abs(one.use.sum() - 1) < 1e-5
+        if "soft" in name:
+            assert one.dispatch is not None and one.slots is not None
+            np.testing.assert_allclose(one.dispatch.sum(axis=1), 1, atol=1e-5)
+            assert one.slots.shape == (2, experts, 2, 16)
+        if name == "top_k_moa":
+            assert ((one.combine > 0).sum(axis=-1) == 2).all()
+    np.testing.assert_array_equal(adapted(clip()), before)
+    assert not surgery.arrays(adapted, surgery.Recorded)
+
+
+def test_the_first_site_s_weights_are_those_of_its_input():
+    """The mixture before the first attention reads LN1 of the embedding: softmax by hand."""
+    adapted = settled(aatjax.adapt(model(), CASES["soft_moa_mhsa"][0]))
+    block: Any = adapted.blocks[0]
+    u = np.asarray(block.ln1(adapted.embed(clip())), np.float64)
+    phi = np.asarray(surgery.arrays(adapted)["blocks/0/attn/soft_moa/phi"], np.float64)
+    scores = np.exp(np.einsum("bnd,dep->bnep", u, phi))
+    one = petl.routing(adapted, clip())["blocks/0/attn/soft_moa"]
+    dispatch = scores / scores.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(one.dispatch, dispatch, rtol=1e-4)
+    np.testing.assert_allclose(
+        one.combine, scores / scores.sum(axis=(2, 3), keepdims=True), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        one.slots, np.einsum("bnep,bnd->bepd", dispatch, u), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_figures_of_an_even_and_of_a_collapsed_mixture():
+    method = petl.SoftMoA(num_experts=4, slots=2, reduction=4.0)
+    adapted = aatjax.adapt(model(), method)
+    flat = {p: v * 0 for p, v in surgery.arrays(adapted).items() if p.endswith("phi")}
+    surgery.assign(adapted, flat, what="the test")
+    even = petl.diagnose(adapted, clip())
+    for name in ("combine_entropy", "dispatch_entropy", "balance", "slot_similarity"):
+        assert even[name] == pytest.approx(1, abs=1e-5), name
+    assert even["least_used"] == pytest.approx(1) == pytest.approx(even["most_used"])
+
+    router = aatjax.adapt(model(), petl.DenseMoA(num_experts=4, reduction=4.0))
+    bias = {p: np.array([30.0, 0, 0, 0]) for p in surgery.arrays(router) if "b_router" in p}
+    surgery.assign(router, bias, what="the test")
+    collapsed = petl.diagnose(router, clip())
+    assert collapsed["balance"] < 1e-3 and collapsed["least_used"] < 1e-6
+    assert collapsed["most_used"] == pytest.approx(4) and collapsed["combine_entropy"] < 1e-3
+    assert "slot_similarity" not in collapsed
+
+
+def test_a_model_without_a_mixture_has_no_routing():
+    with pytest.raises(UsageError, match="aat has no mixture of adapters"):
+        petl.routing(aatjax.adapt(model(), petl.AAT()), clip())
+
+
+# --------------------------------------------------------------- several adapters at once
+
+
+def files(folder: Path) -> tuple[Path, dict[str, Path], dict[str, AST]]:
+    base = write_base(folder / "base.safetensors")
+    models = {
+        "a": trained(base, petl.AAT()),
+        "b": trained(base, petl.AAT()),
+        "moa": trained(base, petl.SoftMoA(reduction=8.0)),
+    }
+    for value in surgery.variables(models["b"]).values():
+        if isinstance(value, Trainable):
+            value[...] = value[...] * 0.5 - 0.1
+    return base, {n: save(folder / f"{n}.safetensors", m) for n, m in models.items()}, models
+
+
+def test_adapters_are_held_by_name_and_share_their_backbone(tmp_path):
+    base, paths, models = files(tmp_path)
+    held = aatjax.Adapters(base)
+    for name, path in paths.items():
+        held.add(name, path)
+    assert (list(held), len(held), held.active) == (["a", "b", "moa"], 3, "a")
+    for name, one in models.items():
+        np.testing.assert_array_equal(held.use(name)(inputs()), one(inputs()))
+        np.testing.assert_array_equal(held(inputs()), one(inputs()))
+    first, last = (surgery.arrays(held[name].model) for name in ("a", "moa"))
+    for path in ("embed/pos", "blocks/1/mlp/up/kernel"):
+        assert first[path].unsafe_buffer_pointer() == last[path].unsafe_buffer_pointer()
+    held.remove("moa")
+    assert held.active is None and list(held) == ["a", "b"]
+    with pytest.raises(UsageError, match="no adapter is in use"):
+        held(inputs())
+    with pytest.raises(UsageError, match=r"no adapter 'moa' \(there are a, b\)"):
+        held.use("moa")
+    with pytest.raises(UsageError, match="there is an adapter 'a' already"):
+        held.add("a", paths["a"])
+
+
+def test_adapters_of_another_backbone_are_refused(tmp_path):
+    _, paths, _ = files(tmp_path)
+    other = trained(write_base(tmp_path / "other.safetensors", seed=5), petl.AAT())
+    held = aatjax.Adapters()
+    held.add("a", paths["a"])
+    with pytest.raises(UsageError, match="'a' and 'x' were trained on different backbones"):
+        held.add("x", save(tmp_path / "x.safetensors", other))
+    with pytest.raises(DataError, match="was trained on base"):
+        aatjax.Adapters(tmp_path / "other.safetensors").add("a", paths["a"])
+
+
+def test_the_average_is_the_weighted_mean_of_what_was_trained(tmp_path):
+    _, paths, models = files(tmp_path)
+    held = aatjax.Adapters()
+    for name in ("a", "b", "moa"):
+        held.add(name, paths[name])
+    mean = held.average("mean", {"a": 3.0, "b": 1.0})
+    one, other = (surgery.arrays(models[name], Trainable) for name in ("a", "b"))
+    found = surgery.arrays(mean.model, Trainable)
+    assert set(found) == set(one)
+    for path, value in found.items():
+        np.testing.assert_allclose(value, 0.75 * one[path] + 0.25 * other[path], atol=1e-6)
+    again = aatjax.load_adapter(save(tmp_path / "mean.safetensors", mean.model))
+    np.testing.assert_array_equal(again.model(inputs()), held.use("mean")(inputs()))
+    with pytest.raises(UsageError, match="adapters 1 and 2 are of different methods"):
+        held.average("no", {"a": 1.0, "moa": 1.0})
+    with pytest.raises(UsageError, match="for each a weight above 0"):
+        held.average("no", {"a": 1.0, "b": 0.0})
+
+
+# ------------------------------------------------------------------------- FLOPs
+
+
+def test_flops_of_products_convolutions_and_scans():
+    a, b = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
+    assert flops.count(lambda a, b: a @ b, a, b) == 2 * 3 * 4 * 5 * 6
+    assert flops.count(jax.jit(jax.checkpoint(lambda a, b: a @ b)), a, b) == 720
+
+    def loop(a):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ c), None), a, None, length=7)[0]
+
+    assert flops.count(loop, jnp.ones((4, 4))) == 7 * 2 * 64
+    conv = nnx.Conv(2, 3, (4, 5), strides=(2, 2), padding="VALID", rngs=nnx.Rngs(0))
+    assert flops.count(conv, jnp.ones((1, 8, 9, 2))) == 2 * (3 * 3 * 3) * 4 * 5 * 2
+    with pytest.raises(UsageError, match=r"use lax\.scan"):
+        flops.count(
+            lambda a: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, a),
+            jnp.ones((4, 4)),
+        )
+
+
+def test_flops_of_a_model_are_those_of_xla_and_of_the_papers_formulas():
+    """XLA counts everything, so a little more; scanned and unrolled are the same."""
+    config = ASTConfig.size("tiny", frames=100, num_classes=10, depth=2)
+    costs = {cost.name: cost.flops for cost in compare(config)}
+    n, d, r = config.num_tokens, 192, 2
+    assert costs["linear"] == costs["full"] == costs["bitfit"] == 0
+    assert costs["soft_moa"] == 2 * 2 * (3 * 7 * n * d + 2 * 7 * d * r)
+    assert costs["dense_moa"] == 2 * 2 * (2 * 7 * n * d * r + n * d * 7 + 7 * n * d)
+    assert costs["aat_m"] == 2 * 2 * (2 * n * d * 48)
+    one, scanned = (
+        AST(dataclasses.replace(config, scan=scan), rngs=nnx.Rngs(0)) for scan in (False, True)
+    )
+    x = jnp.ones((1, 100, 128))
+    counted = flops.count(one, x)
+    assert flops.count(scanned, x) == counted
+    compiled: Any = jax.jit(lambda x: one(x)).lower(x).compile().cost_analysis()
+    assert counted < compiled["flops"] < 1.1 * counted
+
+
+def test_every_case_is_one_of_the_methods_of_the_table():
+    named = {part.name for method in petl.TABLE.values() for part in parts_of(method)}
+    assert named == set(petl.METHODS) - {"combined"}
