@@ -21,8 +21,10 @@ from jaxtyping import Int16
 from aatjax import evaluate, fit, petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.classifier import Classifier
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.loading import front_end_of
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train import fit as fit_module
 from aatjax.train import loop
@@ -712,3 +714,44 @@ def test_each_epoch_says_one_line(tmp_path: Path) -> None:
     assert re.match(
         r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  valid/accuracy", lines[0]
     )
+
+
+# Mixtures and padding.
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_figures_of_mixtures_are_in_the_history(tmp_path: Path, scan: bool) -> None:
+    config = dataclasses.replace(TINY, depth=2, scan=scan)
+    method = petl.Combined((petl.LoRA(reduction=8), petl.SoftMoA(num_experts=3, reduction=8.0)))
+    run = train(adapted(method, config), run_dir=tmp_path)
+    names = {"combine_entropy", "dispatch_entropy", "least_used", "most_used", "balance"}
+    names |= {"slot_similarity"}
+    for row in [*run.history, *map(json.loads, (tmp_path / "metrics.jsonl").open())]:
+        assert {f"mixture/{name}" for name in names} == {k for k in row if k.startswith("mixture/")}
+        assert 0 < row["mixture/balance"] <= 1.0001
+        assert row["mixture/least_used"] <= 1.0001 <= 1.0002 + row["mixture/most_used"]
+    clips = [run.frontend.fit(Tones().read(Clip(str(i), (i % 3,), None))) for i in range(8)]
+    audio, length = (jnp.asarray(np.stack(part)) for part in zip(*clips, strict=True))
+    last = petl.diagnose(run.model, run.frontend(audio, length))
+    for name in names:
+        assert last[name] == pytest.approx(run.history[-1][f"mixture/{name}"], rel=1e-4)
+    assert not any(k.startswith("mixture/") for k in train(adapted(petl.AAT())).history[0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_masked_padding_is_not_heard_in_evaluation_and_prediction(masked: bool) -> None:
+    """What fills a short clip matters only to a model that does not mask it."""
+    # Patches of 13 frames: the clip's 39 are three columns, and no patch is half padding.
+    grid = dict(patch=(16, 13), stride=(16, 13))
+    config = dataclasses.replace(TINY, frames=79, mask_padding=masked, **grid)
+    model = adapted(petl.SoftMoA(reduction=8.0), config)
+    front = front_end_of(model)
+    wave = Tones().read(Clip("1", (1,), None))
+    heard = []
+    for pad in ("log_mel_zero", "silence"):
+        filled = dataclasses.replace(front, pad=pad)
+        result = Classifier(model, ("a", "b", "c"), filled).predict_waveform(wave)
+        losses = [row["train/loss"] for row in train(model, frontend=filled).history]
+        heard.append((*result.probabilities, *losses))
+    same = np.abs(np.subtract(*heard)).max()
+    assert same < 1e-6 if masked else same > 1e-4
