@@ -26,7 +26,9 @@ Trains what CONFIG says (a name, a .py or a .json file; by default the embedded 
 no download), prints the result and where the adapter lies. The same command goes on after an
 interruption.
 
-  --method NAME      another adaptation method at its defaults ({methods})
+  --method NAME      another method: a row of `aatjax methods` such as conformer_houlsby, several
+                     joined by +, or one at its defaults:
+{methods}
   --run DIR          run folder (default runs/CONFIG-METHOD)
   --cross-validate   once for every fold of the data, mean and interval
   --quiet            no progress
@@ -39,7 +41,8 @@ SUMMARY_HELP = """usage: aatjax summary [CONFIG] [--method NAME] [--FIELD VALUE 
 
 Prints the trained and frozen parameters of what CONFIG says, module by module; trains nothing.
 
-  --method NAME      another adaptation method at its defaults ({methods})
+  --method NAME      another method: a row of `aatjax methods`, a method at its defaults, or
+                     several joined by +
 
 configs: {configs}
 every field of the config is a flag: aatjax summary CONFIG --flags lists them
@@ -138,6 +141,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
     """CONFIG, the flags of the verb, and every other flag as a field of the config."""
+    import textwrap
+
     import tyro
 
     from aatjax.config import available, load_config
@@ -145,7 +150,10 @@ def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
 
     if any(a in ("-h", "--help") for a in arguments):
         text = TRAIN_HELP if verb == "train" else SUMMARY_HELP
-        print(text.format(methods=", ".join(sorted(METHODS)), configs=", ".join(available())))
+        indent = " " * 21
+        names = ", ".join(sorted(METHODS.keys() - {"combined"}))
+        methods = textwrap.fill(names, 98, initial_indent=indent, subsequent_indent=indent)
+        print(text.format(methods=methods, configs=", ".join(available())))
         raise SystemExit(0)
     parser = _Parser(prog=f"aatjax {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--method")

@@ -83,8 +83,8 @@ class Conformer(nnx.Module):
 def depthwise(x: Float[Array, "b n r"], kernel: Float[Array, "k r"]) -> Float[Array, "b n r"]:
     """A convolution channel by channel: y_i = sum_j kernel_j x_(i + j - (k - 1) // 2), 0 outside.
 
-    As a sum of k shifted copies, which XLA fuses into one pass; its grouped convolution is slower
-    by an order of magnitude on CPU.
+    As a sum of k shifted copies, which XLA fuses into one pass; its grouped convolution takes four
+    to six times as long on CPU, forward and backward (602 tokens, 8 channels, k = 31 and 8).
     """
     size, tokens = kernel.shape[0], x.shape[1]
     before = (size - 1) // 2
