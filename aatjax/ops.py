@@ -1,15 +1,13 @@
 """The door to the kernels: every op with a choice of implementation is called from here."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
-from aatjax_kernels.soft_moe import reference as soft_moe_reference
+from aatjax_kernels import soft_moe as soft_moe_kernels
 
-Implementation = Literal["xla"] | None
+Implementation = soft_moe_kernels.Implementation
 
 
 def attention(
@@ -63,7 +61,7 @@ def soft_moe(
         mask: which tokens are dispatched and read back; the others come out as zero. None for all.
         normalize: tokens have unit length in the scores (not in the slots), as in Soft MoE
             (2308.00951, sec. 2.3).
-        implementation: `"xla"` or None (the best one here).
+        implementation: `"xla"`, `"reference"`, or None (the best one here).
 
     Returns:
         `[b, n, d]` in the type of `x`.
@@ -71,13 +69,18 @@ def soft_moe(
     Raises:
         UsageError: an implementation of that name does not exist.
     """
-    if implementation not in (None, "xla"):
-        raise UsageError(f"soft_moe has no implementation {implementation!r}: use 'xla' or None")
-    return soft_moe_reference.soft_moe(
-        x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize
-    )
+    known = soft_moe_kernels.IMPLEMENTATIONS
+    if implementation not in (None, *known):
+        raise UsageError(
+            f"soft_moe has no implementation {implementation!r}: use "
+            f"{', '.join(map(repr, known))} or None"
+        )
+    return soft_moe_kernels.soft_moe(
+        x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize,
+        implementation=implementation,
+    )  # fmt: skip
 
 
-soft_routing = soft_moe_reference.routing
-soft_dispatch = soft_moe_reference.dispatch
-soft_combine = soft_moe_reference.combine
+soft_routing = soft_moe_kernels.routing
+soft_dispatch = soft_moe_kernels.dispatch
+soft_combine = soft_moe_kernels.combine

@@ -1,6 +1,7 @@
 """The soft mixture op against float64 numpy written from its equations, and its invariants."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from scipy.special import erf
 
 from aatjax import ops
 from aatjax.errors import UsageError
-from aatjax_kernels.soft_moe import reference
+from aatjax_kernels.soft_moe import IMPLEMENTATIONS, reference, soft_moe
 
 NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
 Inputs = dict[str, np.ndarray]
@@ -181,6 +182,158 @@ def test_an_unknown_implementation_is_refused_and_xla_is_the_default():
     np.testing.assert_array_equal(
         ops.soft_moe(*values, implementation="xla"), ops.soft_moe(*values)
     )
+    with pytest.raises(ValueError, match="use 'xla', 'reference' or None"):
+        inspect.unwrap(soft_moe)(*values, implementation="cuda")
+
+
+# ------------------------------------------- every implementation, its backward pass included
+
+
+def masked_numpy(values: Inputs, mask: np.ndarray | None, normalize: bool) -> np.ndarray:
+    """The equations on the tokens inside the mask, clip by clip; scores by unit tokens if asked."""
+    x = np.asarray(values["x"], np.float64)
+    out = np.zeros_like(x)
+    rest = [np.asarray(values[name], np.float64) for name in NAMES[2:]]
+    phi = np.asarray(values["phi"], np.float64)
+    for clip, tokens in enumerate(x):
+        here = np.flatnonzero(np.ones(len(tokens), bool) if mask is None else mask[clip])
+        if not len(here):
+            continue
+        seen = tokens[here]
+        unit = seen / np.sqrt((seen**2).sum(-1, keepdims=True) + 1e-6) if normalize else seen
+        scores = np.einsum("nd,dep->nep", unit, phi)
+        down, b_down, up, b_up = rest
+        dispatch = np.exp(scores - scores.max(axis=0))
+        slots = np.einsum("nep,nd->epd", dispatch / dispatch.sum(axis=0), seen)
+        hidden = gelu(np.einsum("epd,edr->epr", slots, down) + b_down[:, None])
+        answers = np.einsum("epr,erd->epd", hidden, up) + b_up[:, None]
+        flat = scores.reshape(len(here), -1)
+        read = np.exp(flat - flat.max(axis=1, keepdims=True))
+        out[clip, here] = read / read.sum(1, keepdims=True) @ answers.reshape(-1, x.shape[-1])
+    return out
+
+
+def masks(kind: str) -> np.ndarray | None:
+    if kind == "all":
+        return None
+    mask = (np.random.default_rng(5).random((2, 5)) < 0.6) | (np.arange(5) == 2)
+    if kind == "one clip empty":
+        mask[1] = False
+    return mask
+
+
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+@every_implementation
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", ["all", "some", "one clip empty"])
+def test_values_and_cotangents_of_every_implementation(implementation, normalize, kind):
+    values = inputs(b=2, n=5, d=4, e=2, p=2, r=3)
+    mask = masks(kind)
+    seed = np.random.default_rng(9).normal(size=values["x"].shape)
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        shown = None if mask is None else jnp.asarray(mask)
+        return ops.soft_moe(*arrays, mask=shown, normalize=normalize, implementation=implementation)
+
+    out, pull = jax.vjp(run, *(jnp.asarray(values[name]) for name in NAMES))
+    np.testing.assert_allclose(out, masked_numpy(values, mask, normalize), rtol=1e-5, atol=1e-5)
+    expected = finite_differences(
+        lambda v: float((masked_numpy(v, mask, normalize) * seed).sum()), values
+    )
+    for name, gradient in zip(NAMES, pull(jnp.asarray(seed, jnp.float32)), strict=True):
+        scale = np.abs(expected[name]).max()
+        assert scale > 1e-3, name
+        np.testing.assert_allclose(gradient, expected[name], atol=2e-5 * scale, err_msg=name)
+
+
+def gradients(implementation: str, values: Inputs, dtype: str = "float32", **more) -> list:
+    x = jnp.asarray(values["x"], dtype)
+    seed = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
+
+    def loss(x, *rest):
+        out = ops.soft_moe(x, *rest, implementation=implementation, **more)
+        return (out.astype(jnp.float32) * seed).sum()
+
+    rest = [jnp.asarray(values[name]) for name in NAMES[1:]]
+    return list(jax.jit(jax.grad(loss, argnums=tuple(range(6))))(x, *rest))
+
+
+def relative(one, other) -> float:
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    return float(np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    n=st.sampled_from([1, 2, 7, 13, 110, 146]),
+    d=st.sampled_from([8, 64, 192]),
+    e=st.integers(1, 8),
+    p=st.integers(1, 4),
+    r=st.integers(1, 12),
+    normalize=st.booleans(),
+)
+def test_the_backward_pass_is_that_of_autodiff(n, d, e, p, r, normalize):
+    values = inputs(2, n, d, e, p, r, seed=n + d)
+    values["phi"] *= 0.3
+    values |= {name: values[name] * d**-0.5 for name in ("w_down", "w_up")}
+    truth = gradients("reference", values, normalize=normalize)
+    for name, found, expected in zip(
+        NAMES, gradients("xla", values, normalize=normalize), truth, strict=True
+    ):
+        floor = 1e-6 * max(float(jnp.linalg.norm(t)) for t in truth)
+        assert relative(found, expected) < 2e-5 or float(jnp.linalg.norm(expected)) < floor, name
+
+
+def test_bfloat16_gradients_stay_close():
+    values = inputs(2, 110, 64, 7, 1, 6)
+    values["phi"] *= 0.1
+    values |= {name: values[name] * 0.1 for name in ("w_down", "w_up")}
+    truth = gradients("reference", values)
+    for name, found, expected in zip(
+        NAMES, gradients("xla", values, "bfloat16"), truth, strict=True
+    ):
+        assert 0 < relative(found, expected) < 2e-2, name
+
+
+def test_scores_of_ten_thousand_give_finite_gradients():
+    values = inputs(n=20)
+    values["phi"] *= 1e4
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients("xla", values))
+
+
+def test_vmap_remat_and_scan():
+    values = [jnp.asarray(value) for value in inputs().values()]
+    x, rest = values[0], values[1:]
+    plain = ops.soft_moe(x, *rest)
+    mapped = jax.vmap(lambda row: ops.soft_moe(row[None], *rest)[0])(x)
+    np.testing.assert_allclose(mapped, plain, rtol=1e-5, atol=1e-6)
+
+    def loss(body):
+        return jax.grad(lambda x: (body(x) ** 2).sum())(x)
+
+    straight = loss(lambda x: ops.soft_moe(ops.soft_moe(x, *rest), *rest))
+    again = jax.checkpoint(lambda x: ops.soft_moe(x, *rest))
+    np.testing.assert_allclose(loss(lambda x: again(again(x))), straight, rtol=1e-4, atol=1e-4)
+    scanned = loss(lambda x: jax.lax.scan(lambda c, _: (again(c), None), x, None, length=2)[0])
+    np.testing.assert_allclose(scanned, straight, rtol=1e-4, atol=1e-4)
+
+
+def test_the_backward_pass_keeps_nothing_of_the_size_of_tokens_times_experts():
+    """No array of the compiled gradient has b * n * e * d numbers."""
+    values = inputs(2, 64, 32, 6, 1, 4)
+
+    def loss(*arrays):
+        return (ops.soft_moe(*arrays, implementation="xla") ** 2).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=tuple(range(6))))(*values.values()))
+    sizes = [
+        int(np.prod([int(part) for part in found.split(",")]))
+        for found in re.findall(r"(?:f32|bf16)\[([\d,]+)\]", text)
+    ]
+    assert max(sizes) < 2 * 64 * 32 * 6
+    assert max(sizes) >= 2 * 64 * 32
 
 
 sizes = st.integers(1, 6)

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+NORM_EPS = 1e-6
+"""Added to the squared length of a token before it is divided by it."""
+
 
 def routing(
     x: Float[Array, "b n d"],
@@ -31,7 +34,7 @@ def routing(
     if normalize:
         wide = x.astype(jnp.float32)
         square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
-        scored = (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
+        scored = (wide * jax.lax.rsqrt(square + NORM_EPS)).astype(x.dtype)
     logits = jnp.einsum(
         "bnd,dep->bnep", scored, phi.astype(x.dtype), preferred_element_type=jnp.float32
     )
@@ -51,6 +54,19 @@ def dispatch(x: Float[Array, "b n d"], weights: Float[Array, "b n e p"]) -> Floa
     return jnp.einsum(
         "bnep,bnd->bepd", weights.astype(x.dtype), x, preferred_element_type=jnp.float32
     )
+
+
+def experts(
+    slots: Float[Array, "b e p d"],
+    w_down: Float[Array, "e d r"],
+    b_down: Float[Array, "e r"],
+    w_up: Float[Array, "e r d"],
+    b_up: Float[Array, "e d"],
+) -> Float[Array, "b e p d"]:
+    """Every expert on its own slots."""
+    hidden = jnp.einsum("bepd,edr->bepr", slots, w_down) + b_down[None, :, None]
+    outputs = jnp.einsum("bepr,erd->bepd", jax.nn.gelu(hidden, approximate=False), w_up)
+    return outputs + b_up[None, :, None]
 
 
 def combine(
@@ -86,7 +102,4 @@ def soft_moe(
         `[b, n, d]` in the type of `x`.
     """
     sent, read = routing(x, phi, mask=mask, normalize=normalize)
-    slots = dispatch(x, sent)
-    hidden = jnp.einsum("bepd,edr->bepr", slots, w_down) + b_down[None, :, None]
-    outputs = jnp.einsum("bepr,erd->bepd", jax.nn.gelu(hidden, approximate=False), w_up)
-    return combine(outputs + b_up[None, :, None], read, x.dtype)
+    return combine(experts(dispatch(x, sent), w_down, b_down, w_up, b_up), read, x.dtype)
