@@ -47,12 +47,14 @@ def in_jax(
 ) -> Callable[[], None]:
     """One forward and backward pass of an implementation."""
 
-    def loss(*given: jax.Array) -> jax.Array:
-        return soft_moe(*given, implementation=implementation).astype(jnp.float32).sum()
+    @jax.jit
+    def step(cotangent: jax.Array, *given: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(lambda *a: soft_moe(*a, implementation=implementation), *given)
+        return out, *pull(cotangent)
 
-    step = jax.jit(jax.grad(loss, argnums=tuple(range(6))))
     given = [jnp.asarray(values[0], dtype), *map(jnp.asarray, values[1:])]
-    return lambda: jax.block_until_ready(step(*given))
+    cotangent = jnp.asarray(values[0][::-1], dtype)
+    return lambda: jax.block_until_ready(step(cotangent, *given))
 
 
 def in_torch(values: list[np.ndarray]) -> Callable[[], None]:
@@ -60,6 +62,7 @@ def in_torch(values: list[np.ndarray]) -> Callable[[], None]:
     import torch
 
     given: list[Any] = [torch.tensor(value, requires_grad=True) for value in values]
+    cotangent = torch.tensor(values[0][::-1].copy())
 
     def step() -> None:
         x, phi, w_down, b_down, w_up, b_up = given
@@ -73,7 +76,8 @@ def in_torch(values: list[np.ndarray]) -> Callable[[], None]:
             torch.nn.functional.gelu(slots[:, i] @ w_down[i] + b_down[i]) @ w_up[i] + b_up[i]
             for i in range(phi.shape[1])
         ]
-        torch.einsum("bnep,bepd->bnd", combine, torch.stack(outputs, dim=1)).sum().backward()
+        out = torch.einsum("bnep,bepd->bnd", combine, torch.stack(outputs, dim=1))
+        out.backward(cotangent)
 
     return step
 

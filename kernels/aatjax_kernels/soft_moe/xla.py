@@ -21,8 +21,6 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax_kernels.soft_moe.reference import NORM_EPS, experts
 
-Weights = tuple[Array, Array, Array, Array]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def soft_moe(
