@@ -131,7 +131,7 @@ class Prompt(Method):
         deep: own prompts in every block.
         keep_dist: keep the DIST token.
         pool: what is averaged: `all` tokens, the `prompts`, the `patches`, `prompts_patches` (all
-            but CLS, and DIST where it is kept among them), or `cls` alone; None takes the model's.
+            but CLS), or `cls` alone; None takes the model's.
         as_published: see above.
     """
 
