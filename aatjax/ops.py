@@ -51,20 +51,7 @@ def soft_moe(
     normalize: bool = False,
     implementation: Implementation = None,
 ) -> Float[Array, "b n d"]:
-    """Soft mixture of bottleneck experts: dispatch to slots, experts, combine (2402.00828).
-
-    Args:
-        x: tokens `[b, n, d]`.
-        phi: slot parameters `[d, e, p]` for e experts of p slots.
-        w_down, b_down: stacked down-projections `[e, d, r]` and `[e, r]`.
-        w_up, b_up: stacked up-projections `[e, r, d]` and `[e, d]`.
-        mask: which tokens are dispatched and read back; the others come out as zero. None for all.
-        normalize: tokens have unit length in the scores (not in the slots), as in Soft MoE
-            (2308.00951, sec. 2.3).
-        implementation: `"xla"`, `"reference"`, or None (the best one here).
-
-    Returns:
-        `[b, n, d]` in the type of `x`.
+    """Soft mixture of bottleneck experts (2402.00828): see `aatjax_kernels.soft_moe.soft_moe`.
 
     Raises:
         UsageError: an implementation of that name does not exist.

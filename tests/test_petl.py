@@ -634,10 +634,12 @@ def test_bfloat16_stays_close(name, published):
     assert norm_of(found - expected) < 0.06 * norm_of(expected)
 
 
-@every_case
+# A convolution over the tokens reads across the border of the padding, so it is not among them.
+BLIND = [name for name in CASES if "conformer" not in name and "convpass" not in name]
+
+
+@pytest.mark.parametrize("name", BLIND)
 def test_padding_that_is_masked_changes_nothing(name):
-    if "conformer" in name or "convpass" in name:
-        pytest.skip("a convolution over the tokens reads across the border by design")
     method, _ = CASES[name]
     adapted = settled(aatjax.adapt(model(mask_padding=True, frames=66, pool="mean_all"), method))
     rng = np.random.default_rng(1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from aatjax.surgery import Trainable
 
 Init = Literal["identity", "normal"]
+DOWN = normal(0.02)
 
 
 def up_init(init: Init) -> Initializer:
@@ -35,6 +36,7 @@ class Bottleneck(nnx.Module):
         dtype: compute type; the parameters are float32.
         rngs: source of the initial weights.
         init: `identity` or `normal`.
+        down: how W_down starts.
     """
 
     def __init__(
@@ -45,16 +47,25 @@ class Bottleneck(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         init: Init = "identity",
+        down: Initializer = DOWN,
     ):
         self.dtype = dtype
-        self.w_down = Trainable(normal(0.02)(rngs.params(), (dim, width)))
+        self.w_down = Trainable(down(rngs.params(), (dim, width)))
         self.b_down = Trainable(zeros(rngs.params(), (width,)))
         self.w_up = Trainable(up_init(init)(rngs.params(), (width, dim)))
         self.b_up = Trainable(zeros(rngs.params(), (dim,)))
 
     def __call__(self, x: Float[Array, "b n d"], mask: object = None) -> Float[Array, "b n d"]:
+        return self.up(jax.nn.gelu(self.down(x), approximate=False))
+
+    def down(self, x: Float[Array, "b n d"]) -> Float[Array, "b n r"]:
+        """W_down x + b_down in the compute type."""
         dtype = self.dtype
-        w_down, w_up = self.w_down[...].astype(dtype), self.w_up[...].astype(dtype)
-        b_down, b_up = self.b_down[None, None].astype(dtype), self.b_up[None, None].astype(dtype)
-        hidden = jax.nn.gelu(x.astype(dtype) @ w_down + b_down, approximate=False)
-        return hidden @ w_up + b_up
+        return x.astype(dtype) @ self.w_down[...].astype(dtype) + self.b_down[None, None].astype(
+            dtype
+        )
+
+    def up(self, hidden: Float[Array, "b n r"]) -> Float[Array, "b n d"]:
+        """W_up hidden + b_up in the compute type."""
+        dtype = self.dtype
+        return hidden @ self.w_up[...].astype(dtype) + self.b_up[None, None].astype(dtype)

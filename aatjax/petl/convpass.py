@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import glorot_uniform, normal, zeros
+from jax.nn.initializers import glorot_uniform, zeros
 from jaxtyping import Array, Float
 
-from aatjax.petl.bottleneck import Init, up_init
+from aatjax.petl.bottleneck import DOWN, Bottleneck, Init
 from aatjax.surgery import Trainable
 
 SIZE = 3
 
 
-class Convpass(nnx.Module):
+class Convpass(Bottleneck):
     """W_up q(conv(q(W_down z + b_down))) + b_up: `[b, n, d] -> [b, n, d]`.
 
     q(x) = x sigmoid(1.702 x). The convolution mixes all r channels of three neighbouring tokens.
@@ -39,27 +39,22 @@ class Convpass(nnx.Module):
         init: Init = "identity",
         uses_conv: bool = True,
     ):
-        self.dtype, self.uses_conv = dtype, uses_conv
-        down = normal(0.02) if init == "normal" else glorot_uniform()
-        self.w_down = Trainable(down(rngs.params(), (dim, width)))
-        self.b_down = Trainable(zeros(rngs.params(), (width,)))
+        down = DOWN if init == "normal" else glorot_uniform()
+        super().__init__(dim, width, dtype=dtype, rngs=rngs, init=init, down=down)
+        self.uses_conv = uses_conv
         self.w_conv = Trainable(glorot_uniform()(rngs.params(), (SIZE, width, width)))
         self.b_conv = Trainable(zeros(rngs.params(), (width,)))
-        self.w_up = Trainable(up_init(init)(rngs.params(), (width, dim)))
-        self.b_up = Trainable(zeros(rngs.params(), (dim,)))
 
     def __call__(self, x: Float[Array, "b n d"], mask: object = None) -> Float[Array, "b n d"]:
         dtype = self.dtype
-        w_down, w_up = self.w_down[...].astype(dtype), self.w_up[...].astype(dtype)
-        b_down, b_up = self.b_down[None, None].astype(dtype), self.b_up[None, None].astype(dtype)
-        hidden = _quick_gelu(x.astype(dtype) @ w_down + b_down)
+        hidden = _quick_gelu(self.down(x))
         if self.uses_conv:
             tokens = x.shape[1]
             padded = jnp.pad(hidden, ((0, 0), (1, 1), (0, 0)))
             weights = self.w_conv[...].astype(dtype)
             hidden = sum(padded[:, j : j + tokens] @ weights[j] for j in range(SIZE))
             hidden = hidden + self.b_conv[None, None].astype(dtype)
-        return _quick_gelu(hidden) @ w_up + b_up
+        return self.up(_quick_gelu(hidden))
 
 
 def _quick_gelu(x: Float[Array, "b n r"]) -> Float[Array, "b n r"]:

@@ -38,10 +38,18 @@ def routing(
     logits = jnp.einsum(
         "bnd,dep->bnep", scored, phi.astype(x.dtype), preferred_element_type=jnp.float32
     )
-    combine = jax.nn.softmax(logits, axis=(2, 3))
+    sent, read = weights(logits.reshape(*x.shape[:2], -1), mask)
+    return sent.reshape(logits.shape), read.reshape(logits.shape)
+
+
+def weights(
+    logits: Float[Array, "b n s"], mask: Bool[Array, "b n"] | None
+) -> tuple[Float[Array, "b n s"], Float[Array, "b n s"]]:
+    """Softmax over the tokens (dispatch) and over all slots (combine); zero outside the mask."""
+    combine = jax.nn.softmax(logits, axis=2)
     if mask is None:
         return jax.nn.softmax(logits, axis=1), combine
-    taking = mask[:, :, None, None]
+    taking = mask[:, :, None]
     # A clip of nothing but padding: its weights are zero, not 0/0.
     peak = jnp.max(logits, axis=1, keepdims=True, where=taking, initial=-1e30)
     scores = jnp.where(taking, jnp.exp(jnp.where(taking, logits - peak, 0.0)), 0.0)

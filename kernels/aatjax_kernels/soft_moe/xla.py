@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels.soft_moe.reference import NORM_EPS, experts
+from aatjax_kernels.soft_moe.reference import NORM_EPS, experts, weights
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -50,20 +50,6 @@ def _scores(
     return logits * length, length
 
 
-def _weights(
-    logits: Float[Array, "b n s"], mask: Bool[Array, "b n"] | None
-) -> tuple[Float[Array, "b n s"], Float[Array, "b n s"]]:
-    """Dispatch and combine weights."""
-    combine = jax.nn.softmax(logits, axis=2)
-    if mask is None:
-        return jax.nn.softmax(logits, axis=1), combine
-    taking = mask[:, :, None]
-    peak = jnp.max(logits, axis=1, keepdims=True, where=taking, initial=-1e30)
-    scores = jnp.where(taking, jnp.exp(jnp.where(taking, logits - peak, 0.0)), 0.0)
-    total = jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
-    return scores / total, jnp.where(taking, combine, 0.0)
-
-
 def _forward(
     normalize: bool,
     x: Array,
@@ -76,29 +62,29 @@ def _forward(
 ) -> tuple[Array, Any]:
     batch, _, dim = x.shape
     logits, length = _scores(normalize, x, phi)
-    dispatch, combine = _weights(logits, mask)
+    dispatch, combine = weights(logits, mask)
     slots = jnp.einsum(
         "bns,bnd->bsd", dispatch.astype(x.dtype), x, preferred_element_type=jnp.float32
     )
-    weights = (w_down, b_down, w_up, b_up)
-    outputs = experts(slots.reshape(batch, *phi.shape[1:], dim), *weights)
+    given = (w_down, b_down, w_up, b_up)
+    outputs = experts(slots.reshape(batch, *phi.shape[1:], dim), *given)
     out = jnp.einsum(
         "bns,bsd->bnd",
         combine.astype(x.dtype),
         outputs.reshape(slots.shape).astype(x.dtype),
         preferred_element_type=jnp.float32,
     )
-    return out.astype(x.dtype), (x, phi, weights, mask, logits, length, slots)
+    return out.astype(x.dtype), (x, phi, given, mask, logits, length, slots)
 
 
 def _backward(normalize: bool, kept: Any, dout: Array) -> tuple[Array | None, ...]:
-    x, phi, weights, mask, logits, length, slots = kept
+    x, phi, given, mask, logits, length, slots = kept
     batch, _, dim = x.shape
     dtype = x.dtype
-    dispatch, combine = _weights(logits, mask)
+    dispatch, combine = weights(logits, mask)
 
     # The slots: what the experts' outputs and their inputs are to the loss.
-    outputs, pull = jax.vjp(experts, slots.reshape(batch, *phi.shape[1:], dim), *weights)
+    outputs, pull = jax.vjp(experts, slots.reshape(batch, *phi.shape[1:], dim), *given)
     doutputs = jnp.einsum(
         "bns,bnd->bsd", combine.astype(dtype), dout, preferred_element_type=jnp.float32
     )
