@@ -13,6 +13,7 @@ from jaxtyping import Int16
 
 from aatjax import evaluate
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data import pipeline
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.data.pipeline import batches_per_epoch, eval_batches, in_memory, train_batches
 from aatjax.errors import DataError, UsageError
@@ -249,3 +250,12 @@ def test_a_clip_that_fails_ends_the_run_and_is_named(error: Exception, threads: 
     with pytest.raises(DataError, match=r"5\.wav"):
         list(eval_batches(source, FRONTEND, batch_size=2, threads=threads))
     assert time.monotonic() - began < 5
+
+
+def test_a_partial_batch_is_filled_with_its_rows_in_turn() -> None:
+    """Batch statistics count every row: three clips in eight places are 3, 3 and 2 rows."""
+    rows = {"index": np.array([4, 7, 9]), "weight": np.ones(3, np.float32)}
+    filled = pipeline._pad(rows, size=8)
+    assert filled["index"].tolist() == [4, 7, 9, 4, 7, 9, 4, 7]
+    assert filled["weight"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert pipeline._pad(rows, size=3) is rows
