@@ -50,6 +50,9 @@ def soft_moe(
         return reference.soft_moe(
             x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize
         )
+    if implementation == "tpu":
+        from aatjax_kernels.soft_moe import tpu
+        return tpu.soft_moe(tpu.Options(normalize), x, phi, w_down, b_down, w_up, b_up, mask)
     if implementation not in (None, "xla"):
         raise ValueError(
             f"soft_moe has no implementation {implementation!r}: use "

@@ -1,0 +1,58 @@
+"""The parameters as kernels take them: slots and hidden units of all experts on one axis each.
+
+Phi becomes [s, d], the down- and up-projections [h, d] with h = e r hidden units, and `own` [s, h]
+says which hidden units belong to a slot's expert, so that all experts are two products.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Packed(NamedTuple):
+    """Slot and expert parameters, or their gradients, with the experts on one axis."""
+
+    phi: Float[Array, "s d"]
+    w_down: Float[Array, "h d"]
+    b_down: Float[Array, "1 h"]
+    w_up: Float[Array, "h d"]
+    b_up: Float[Array, "s d"]
+
+
+def pack(phi: Array, w_down: Array, b_down: Array, w_up: Array, b_up: Array) -> Packed:
+    """From phi [d, e, p], w_down [e, d, r], b_down [e, r], w_up [e, r, d] and b_up [e, d]."""
+    dim, _, slots = phi.shape
+    return Packed(
+        phi.reshape(dim, -1).T,
+        jnp.swapaxes(w_down, 1, 2).reshape(-1, dim),
+        b_down.reshape(1, -1),
+        w_up.reshape(-1, dim),
+        jnp.repeat(b_up, slots, axis=0),
+    )
+
+
+def unpack(packed: Packed, experts: int, slots: int) -> tuple[Array, ...]:
+    """The adjoint of `pack`: gradients in the shapes of the parameters."""
+    dim = packed.phi.shape[1]
+    return (
+        packed.phi.T.reshape(dim, experts, slots),
+        jnp.swapaxes(packed.w_down.reshape(experts, -1, dim), 1, 2),
+        packed.b_down.reshape(experts, -1),
+        packed.w_up.reshape(experts, -1, dim),
+        packed.b_up.reshape(experts, slots, dim).sum(axis=1),
+    )
+
+
+def ownership(experts: int, slots: int, width: int) -> np.ndarray:
+    """`own` [e p, e r] in float32: one where a slot and a hidden unit are of the same expert."""
+    return np.kron(np.eye(experts), np.ones((slots, width))).astype(np.float32)
+
+
+def gelu(x: Array) -> tuple[Array, Array]:
+    """Exact GELU and its slope, x Phi(x) and Phi(x) + x phi(x)."""
+    below = 0.5 * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5)))
+    density = jnp.exp(-0.5 * x * x) * np.float32((2.0 * np.pi) ** -0.5)
+    return x * below, below + x * density

@@ -1,0 +1,210 @@
+"""What the Soft-MoA layer costs on a TPU, read from programs that libtpu compiles without one.
+
+    python tools/kernel_costs.py
+    python tools/kernel_costs.py --chips v6e --shapes 128,1214,8,1,6 --only backward
+
+For every chip, shape and implementation it compiles forward, backward and both together, and prints
+
+    kernel   static cycles of the Pallas kernel over those of its floor, the bytes that must move
+             (forward 2N, backward 3N, N one activation tensor) at the chip's bandwidth
+    us       sum over the program's ops of max(static cycles / clock, HBM bytes / bandwidth)
+    HBM/N    bytes moved to and from HBM over N: operands and results that are not placed in VMEM
+
+The cycles are those of the compiler's schedule and DMA model: nothing was timed. They let reads and
+writes overlap at full bandwidth each, so a kernel may come out below its floor.
+
+Every program is compiled twice in processes of their own: once for its text, once with the profile
+written out, since libtpu may abort after writing that. Needs `pip install 'aatjax[tpu]'`.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CHIPS = {"v5e": ("v5e:2x2", 1.5e9, 819e9), "v5p": ("v5p:2x2x1", 1.75e9, 2765e9)}
+CHIPS["v6e"] = ("v6e:2x2", 1.75e9, 1640e9)
+SHAPES = ("128,1214,8,1,6", "32,1214,8,1,6", "32,590,8,1,6", "128,110,8,1,6", "32,1214,16,8,6")
+PASSES = {"forward": 2, "backward": 3, "both": 5}
+DIM = 768
+
+SIZES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+SHAPE = re.compile(r"((?:bf16|f16|f32|s32|u32|s8|u8|pred)\[[\d,]*\](?:\{[^}]*\})?)")
+FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all"}
+LIBTPU = {
+    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
+
+
+def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The function to compile and the shapes of its arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from aatjax_kernels.soft_moe import soft_moe
+
+    batch, tokens, experts, slots, width = job["shape"]
+    dtype, plain = jnp.dtype(job["dtype"]), jnp.float32
+    shaped = jax.ShapeDtypeStruct
+    x = shaped((batch, tokens, DIM), dtype)
+    given = (
+        x, shaped((DIM, experts, slots), plain),
+        shaped((experts, DIM, width), plain), shaped((experts, width), plain),
+        shaped((experts, width, DIM), plain), shaped((experts, DIM), plain),
+    )  # fmt: skip
+
+    def forward(*values: Any) -> Any:
+        return soft_moe(*values, implementation=job["implementation"])
+
+    def backward(*values: Any) -> Any:
+        return jax.vjp(forward, *values[:-1])[1](values[-1])
+
+    def both(*values: Any) -> Any:
+        out, pull = jax.vjp(forward, *values[:-1])
+        return out, pull(values[-1])
+
+    if job["pass"] == "forward":
+        return forward, given
+    return {"backward": backward, "both": both}[job["pass"]], (*given, x)
+
+
+def compile_program(job: dict[str, Any]) -> str:
+    """Compiles for one chip, activations row-major as inside a model; returns the program's text."""
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.experimental.layout import Format, Layout
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=CHIPS[job["chip"]][0]
+    )
+    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    function, given = program(job)
+
+    def place(value: Any) -> Format:
+        return Format(Layout(tuple(range(value.ndim))), sharding)
+
+    places = jax.tree.map(place, (given, jax.eval_shape(function, *given)))
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(function, in_shardings=places[0], out_shardings=places[1])
+        return jitted.lower(*given).compile().as_text()
+
+
+def size(text: str, *, in_hbm: bool = False) -> int:
+    """Bytes of the arrays named in a piece of HLO; with `in_hbm` of those not placed in VMEM."""
+    total = 0
+    for item in SHAPE.findall(text):
+        kind, dims = re.match(r"(\w+)\[([\d,]*)\]", item).groups()  # pyright: ignore
+        if not (in_hbm and "S(1)" in item):
+            total += SIZES[kind] * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+def operations(text: str) -> list[tuple[str, str, str, list[str]]]:
+    """Name, kind, result and operands of each instruction of the program's entry computation."""
+    found = []
+    for line in text[text.index("\nENTRY") :].splitlines()[1:]:
+        match = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*)", line)
+        call = match and re.search(r"\s([a-z][\w-]*)\(", match.group(2))
+        if match and call:
+            rest = match.group(2)
+            inside = rest[call.end() : rest.find(")", call.end())]
+            names = re.findall(r"%([\w.-]+)", inside)
+            found.append((match.group(1), call.group(1), rest[: call.start()], names))
+    return found
+
+
+def child(job: dict[str, Any], **environment: str) -> str:
+    """Runs one compile in a process of its own and returns what it printed last."""
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    done = subprocess.run(
+        command, env=os.environ | LIBTPU | environment, capture_output=True, text=True
+    )
+    if not environment and done.returncode:
+        raise SystemExit(f"{job}: the compile failed\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def cost(job: dict[str, Any]) -> dict[str, float]:
+    """Kernel cycles, modelled seconds and HBM bytes of one program."""
+    text = child(job)
+    _, clock, bandwidth = CHIPS[job["chip"]]
+    cycles: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "profile").mkdir()
+        flags = (
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+            "--xla_jf_dump_llo_pass_label_regex=^NONE$ "
+            f"--xla_jf_dump_static_llo_profile_to={folder}/profile"
+        )
+        child(job, LIBTPU_INIT_ARGS=flags)
+        for path in (Path(folder) / "profile").glob("*.textproto"):
+            profile = path.read_text()
+            name = re.search(r'hlo_op_name: "(.*)"', profile)
+            spent = re.search(r"estimated_cycles: (\d+)", profile)
+            if name and spent:
+                cycles[name.group(1)] = int(spent.group(1))
+    kernel, moved, seconds, missing = 0, 0, 0.0, 0
+    results: dict[str, str] = {}
+    for name, kind, result, names in operations(text):
+        results[name] = result
+        if kind in FREE or kind.endswith("-start"):
+            continue
+        if kind.endswith("-done"):
+            traffic, spent = size(result), 0
+        else:
+            operands = (results.get(operand, "") for operand in names)
+            traffic = sum(size(each, in_hbm=True) for each in (result, *operands))
+            spent = cycles.get(name, 0)
+            missing += name not in cycles
+        moved += traffic
+        seconds += max(spent / clock, traffic / bandwidth)
+        kernel += spent if kind == "custom-call" else 0
+    return dict(kernel=kernel / clock, seconds=seconds, bytes=moved, missing=missing)
+
+
+def main() -> None:
+    """Prints one row for each chip, shape and implementation."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=CHIPS)
+    parser.add_argument(
+        "--shapes", nargs="+", default=SHAPES, help="batch,tokens,experts,slots,bottleneck"
+    )
+    parser.add_argument("--only", nargs="+", default=list(PASSES), choices=PASSES)
+    parser.add_argument("--implementations", nargs="+", default=["tpu", "xla", "reference"])
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    args = parser.parse_args()
+    if args.job:
+        print(compile_program(json.loads(args.job)))
+        return
+    for chip in args.chips:
+        for shape in ([int(n) for n in shape.split(",")] for shape in args.shapes):
+            tensor = math.prod(shape[:2]) * DIM * (2 if args.dtype == "bfloat16" else 4)
+            for implementation in args.implementations:
+                row = f"{chip} {shape!s:24} {implementation:10}"
+                for only in args.only:
+                    job = dict(
+                        chip=chip, shape=shape, implementation=implementation, dtype=args.dtype
+                    )
+                    got = cost({**job, "pass": only})
+                    floor = PASSES[only] * tensor / CHIPS[chip][2]
+                    row += f"  {only} {1e6 * got['seconds']:6.0f} us {got['bytes'] / tensor:5.2f}N"
+                    row += f" kernel {got['kernel'] / floor:4.2f}" if got["kernel"] else ""
+                    row += f" ({got['missing']} unprofiled)" if got["missing"] else ""
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
