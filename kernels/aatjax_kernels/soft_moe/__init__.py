@@ -1,17 +1,20 @@
 """Soft mixture of experts: dispatch, experts, combine.
 
-`reference` is the truth in plain einsums; `xla` the same with a hand-written backward pass.
+`reference` is the truth in plain einsums; `xla` the same with a hand-written backward pass; `tpu`
+fused kernels. Under a mesh (`jax.set_mesh`) kernels run on each device's part of the batch, which
+is split over the axes named in `aatjax_kernels.mesh.BATCH_AXES`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels.soft_moe import reference, xla
+from aatjax_kernels.soft_moe import fused, reference
+from aatjax_kernels.soft_moe.packed import Options
 from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
 
-Implementation = Literal["xla", "reference"] | None
-IMPLEMENTATIONS = ("xla", "reference")
+Implementation = Literal["xla", "tpu", "gpu", "reference"] | None
+IMPLEMENTATIONS = ("xla", "tpu", "gpu", "reference")
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "combine", "dispatch", "routing", "soft_moe"]
 
@@ -27,6 +30,7 @@ def soft_moe(
     mask: Bool[Array, "b n"] | None = None,
     normalize: bool = False,
     implementation: Implementation = None,
+    interpret: Any = False,
 ) -> Float[Array, "b n d"]:
     """Soft mixture of bottleneck experts (arXiv 2402.00828; 2308.00951, eq. 1-3).
 
@@ -37,25 +41,24 @@ def soft_moe(
         w_up, b_up: stacked up-projections `[e, r, d]` and `[e, d]`.
         mask: which tokens are dispatched and read back; the others come out as zero. None for all.
         normalize: tokens have unit length in the scores (not in the slots).
-        implementation: `"xla"`, `"reference"` (which alone has forward-mode derivatives), or None
-            for the fastest one here, which is `"xla"`.
+        implementation: `"xla"`, `"tpu"`, `"reference"` (which alone has forward-mode derivatives),
+            or None for the fastest one on the platform that the program is compiled for.
+        interpret: run a kernel that was named in Pallas's interpreter, on any platform.
 
     Returns:
         `[b, n, d]` in the type of `x`. Scores, softmaxes and sums are float32.
 
     Raises:
-        ValueError: an implementation of that name does not exist.
+        ValueError: an implementation of that name does not exist or, when the program is compiled,
+            does not run on its platform; or the mesh in use cannot split the batch evenly.
     """
-    if implementation == "reference":
-        return reference.soft_moe(
-            x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize
-        )
-    if implementation == "tpu":
-        from aatjax_kernels.soft_moe import tpu
-        return tpu.soft_moe(tpu.Options(normalize), x, phi, w_down, b_down, w_up, b_up, mask)
-    if implementation not in (None, "xla"):
+    if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
             f"soft_moe has no implementation {implementation!r}: use "
             f"{', '.join(map(repr, IMPLEMENTATIONS))} or None"
         )
-    return xla.soft_moe(normalize, x, phi, w_down, b_down, w_up, b_up, mask)
+    given = (x, phi, w_down, b_down, w_up, b_up)
+    if implementation == "reference":
+        return reference.soft_moe(*given, mask=mask, normalize=normalize)
+    options = Options(normalize, interpret)
+    return fused.soft_moe(fused.static(implementation, x, phi, options), *given, mask)

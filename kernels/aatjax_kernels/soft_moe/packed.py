@@ -4,12 +4,19 @@ Phi becomes [s, d], the down- and up-projections [h, d] with h = e r hidden unit
 says which hidden units belong to a slot's expert, so that all experts are two products.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+
+class Options(NamedTuple):
+    """What is fixed when a program is made: the form of the scores, Pallas's interpreter."""
+
+    normalize: bool = False
+    interpret: Any = False
 
 
 class Packed(NamedTuple):

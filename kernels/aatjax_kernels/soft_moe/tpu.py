@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.soft_moe.packed import Packed, gelu, ownership, pack, unpack
+from aatjax_kernels.soft_moe.packed import Options, Packed, gelu, ownership, pack, unpack
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
 VMEM = 56 * 2**20
@@ -41,13 +41,6 @@ F32 = jnp.float32
 ROWS = (((1,), (0,)), ((), ()))  # A B
 LANES = (((1,), (1,)), ((), ()))  # A B^T
 COLUMNS = (((0,), (0,)), ((), ()))  # A^T B
-
-
-class Options(NamedTuple):
-    """What is fixed when a program is made: the form of the scores, Pallas's interpreter."""
-
-    normalize: bool = False
-    interpret: Any = False
 
 
 class Plan(NamedTuple):
@@ -466,7 +459,7 @@ def forward(
     """The output, and with `keep` what the backward pass needs beside the arguments."""
     plan = plan_of(x, phi, experts[0].shape[2])
     params = _params(plan, x.dtype, phi, *experts)
-    valid, dim, tokens = _valid(plan, mask), x.shape[2], x.shape[1]
+    valid, dim = _valid(plan, mask), x.shape[2]
     if plan.tile:
         return _forward_tiled(plan, options, x, params, valid, mask)
     first = lambda i: (i, 0, 0)  # noqa: E731
@@ -486,7 +479,6 @@ def forward(
         ],
         out_specs=specs, out_shape=shapes,
     )  # fmt: skip
-    del tokens
     out, *kept = call(x, *params, *valid)
     return out, tuple(kept)
 
@@ -593,32 +585,3 @@ def _backward_tiled(
     )(x, dout, params[0], slots, outputs, dslots, peak, total, *valid)  # fmt: skip
     return dx, dphi, *grads
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def soft_moe(
-    options: Options,
-    x: Array,
-    phi: Array,
-    w_down: Array,
-    b_down: Array,
-    w_up: Array,
-    b_up: Array,
-    mask: Array | None,
-) -> Array:
-    """`reference.soft_moe`; forward mode is not supported."""
-    return forward(options, x, phi, w_down, b_down, w_up, b_up, mask=mask, keep=False)[0]
-
-
-def _vjp_forward(options: Options, *given: Any) -> tuple[Array, Any]:
-    *arrays, mask = given
-    out, kept = forward(options, *arrays, mask=mask, keep=True)
-    return out, (given, kept)
-
-
-def _vjp_backward(options: Options, saved: Any, dout: Array) -> tuple[Array | None, ...]:
-    (*arrays, mask), kept = saved
-    grads = backward(options, dout, kept, *arrays, mask=mask)
-    return *(g.astype(a.dtype) for g, a in zip(grads, arrays, strict=True)), None
-
-
-soft_moe.defvjp(_vjp_forward, _vjp_backward)

@@ -12,29 +12,13 @@ With normalised scores L = r X Phi, r = (|x|^2 + 1e-6)^(-1/2), dL is scaled by r
 r^2 sum_s(dL L) X is taken off.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from aatjax_kernels.soft_moe.reference import NORM_EPS, experts, weights
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def soft_moe(
-    normalize: bool,
-    x: Float[Array, "b n d"],
-    phi: Float[Array, "d e p"],
-    w_down: Float[Array, "e d r"],
-    b_down: Float[Array, "e r"],
-    w_up: Float[Array, "e r d"],
-    b_up: Float[Array, "e d"],
-    mask: Bool[Array, "b n"] | None,
-) -> Float[Array, "b n d"]:
-    """`reference.soft_moe`, with the backward pass above; forward mode is not supported."""
-    return _forward(normalize, x, phi, w_down, b_down, w_up, b_up, mask)[0]
+from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.soft_moe.reference import NORM_EPS, weights
+from aatjax_kernels.soft_moe.reference import experts as apply
 
 
 def _scores(
@@ -50,41 +34,40 @@ def _scores(
     return logits * length, length
 
 
-def _forward(
-    normalize: bool,
-    x: Array,
-    phi: Array,
-    w_down: Array,
-    b_down: Array,
-    w_up: Array,
-    b_up: Array,
-    mask: Array | None,
-) -> tuple[Array, Any]:
+def forward(
+    options: Options, x: Array, phi: Array, *experts: Array, mask: Array | None, keep: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    """The output, and with `keep` what the backward pass needs beside the arguments."""
     batch, _, dim = x.shape
-    logits, length = _scores(normalize, x, phi)
+    logits, length = _scores(options.normalize, x, phi)
     dispatch, combine = weights(logits, mask)
     slots = jnp.einsum(
         "bns,bnd->bsd", dispatch.astype(x.dtype), x, preferred_element_type=jnp.float32
     )
-    given = (w_down, b_down, w_up, b_up)
-    outputs = experts(slots.reshape(batch, *phi.shape[1:], dim), *given)
+    outputs = apply(slots.reshape(batch, *phi.shape[1:], dim), *experts)
     out = jnp.einsum(
         "bns,bsd->bnd",
         combine.astype(x.dtype),
         outputs.reshape(slots.shape).astype(x.dtype),
         preferred_element_type=jnp.float32,
     )
-    return out.astype(x.dtype), (x, phi, given, mask, logits, length, slots)
+    kept = (logits, slots) if length is None else (logits, slots, length)
+    return out.astype(x.dtype), kept if keep else ()
 
 
-def _backward(normalize: bool, kept: Any, dout: Array) -> tuple[Array | None, ...]:
-    x, phi, given, mask, logits, length, slots = kept
+def backward(
+    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *experts: Array,
+    mask: Array | None,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Gradients of x, phi and the experts' weights."""
+    logits, slots, *lengths = kept
+    length = lengths[0] if options.normalize else None
     batch, _, dim = x.shape
     dtype = x.dtype
     dispatch, combine = weights(logits, mask)
 
     # The slots: what the experts' outputs and their inputs are to the loss.
-    outputs, pull = jax.vjp(experts, slots.reshape(batch, *phi.shape[1:], dim), *given)
+    outputs, pull = jax.vjp(apply, slots.reshape(batch, *phi.shape[1:], dim), *experts)
     doutputs = jnp.einsum(
         "bns,bnd->bsd", combine.astype(dtype), dout, preferred_element_type=jnp.float32
     )
@@ -114,7 +97,4 @@ def _backward(normalize: bool, kept: Any, dout: Array) -> tuple[Array | None, ..
         along = jnp.sum(dlogits * logits, axis=2, keepdims=True)
         dx = dx - jnp.square(length) * along * x.astype(jnp.float32)
     dphi = jnp.einsum("bnd,bns->ds", x, scaled.astype(dtype), preferred_element_type=jnp.float32)
-    return dx.astype(dtype), dphi.reshape(phi.shape).astype(phi.dtype), *dweights, None
-
-
-soft_moe.defvjp(_forward, _backward)
+    return dx.astype(dtype), dphi.reshape(phi.shape), *dweights
