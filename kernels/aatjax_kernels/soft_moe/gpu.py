@@ -33,11 +33,9 @@ from aatjax_kernels.soft_moe.reference import NORM_EPS
 from aatjax_kernels.soft_moe.reference import experts as apply
 
 KEPT_SLOTS = 32
-BLOCK = 32
-"""Tokens a block: the sums of 16 slots over a width of 768 then leave registers to spare."""
-
-PROGRAMS = 4 * 132
-"""Programs that a pass is split into at least, if there are tokens enough: four a core of an H100."""
+PROGRAMS = 132
+"""Programs that a pass is split into, if there are tokens enough: one a core of an H100. Each leaves
+sums of the size of the slots behind, so that more of them cost more than they win."""
 
 LOW = -1e30
 F32 = jnp.float32
@@ -54,6 +52,7 @@ class Plan(NamedTuple):
         padded: slots rounded up to a power of two.
         chunk: columns of the width at a time.
         group: chunks that one program sums.
+        rows: tokens a block.
         blocks: blocks of tokens that one program goes through.
         normalize, masked: the form of the op.
     """
@@ -65,6 +64,7 @@ class Plan(NamedTuple):
     padded: int
     chunk: int
     group: int
+    rows: int
     blocks: int
     normalize: bool
     masked: bool
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     @property
     def splits(self) -> int:
         """Programs along the tokens."""
-        return pl.cdiv(self.tokens, BLOCK * self.blocks)
+        return pl.cdiv(self.tokens, self.rows * self.blocks)
 
     @property
     def groups(self) -> int:
@@ -96,13 +96,14 @@ def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:
     slots = phi.shape[1] * phi.shape[2]
     padded = max(16, pl.next_power_of_2(slots))
     chunk = dim & -dim  # the largest power of two that divides it
-    chunk = min(chunk, 256 if padded <= 32 else 128)
+    chunk = min(chunk, 256 if padded == 16 else 128 if padded == 32 else 32)
     group = dim // chunk if slots <= KEPT_SLOTS else 1
-    blocks = pl.cdiv(tokens, BLOCK)
-    # As few splits as fill the device: each leaves sums of the size of the slots behind.
+    # What a program holds must fit 255 registers a thread: no spills on an H100 so.
+    rows = 32 if padded == 16 else 16
+    blocks = pl.cdiv(tokens, rows)
     splits = min(blocks, max(1, PROGRAMS // (batch * (dim // (chunk * group)))))
     return Plan(
-        batch, tokens, dim, slots, padded, chunk, group, pl.cdiv(blocks, splits),
+        batch, tokens, dim, slots, padded, chunk, group, rows, pl.cdiv(blocks, splits),
         options.normalize, mask is not None,
     )  # fmt: skip
 
@@ -124,16 +125,16 @@ def _columns(plan: Plan, chunk: Any) -> Any:
 
 def _inside(plan: Plan, block: Any) -> tuple[Any, Array]:
     """The rows of a block of tokens, and which of them are tokens."""
-    start = block * BLOCK
-    return pl.ds(start, BLOCK), start + jnp.arange(BLOCK) < plan.tokens
+    start = block * plan.rows
+    return pl.ds(start, plan.rows), start + jnp.arange(plan.rows) < plan.tokens
 
 
 def _score(
     plan: Plan, x: Any, phi: Any, rows: Any, inside: Array
 ) -> tuple[Array, Array | None]:
     """Scores of a block, [tokens, slots], and the tokens' reciprocal lengths."""
-    scores = jnp.zeros((BLOCK, plan.padded), F32)
-    square = jnp.zeros((BLOCK,), F32)
+    scores = jnp.zeros((plan.rows, plan.padded), F32)
+    square = jnp.zeros((plan.rows,), F32)
     for chunk in range(plan.dim // plan.chunk):
         tokens = _load(x, rows, _columns(plan, chunk), inside)
         scores += _dot(tokens, phi[:, _columns(plan, chunk)], LANES)
@@ -146,11 +147,17 @@ def _score(
 
 
 def _lengths(plan: Plan, x: Any, rows: Any, inside: Array) -> Array:
-    square = jnp.zeros((BLOCK,), F32)
+    square = jnp.zeros((plan.rows,), F32)
     for chunk in range(plan.dim // plan.chunk):
         tokens = _load(x, rows, _columns(plan, chunk), inside).astype(F32)
         square += jnp.sum(tokens * tokens, axis=1)
     return lax.rsqrt(square + NORM_EPS)
+
+
+def _put(plan: Plan, ref: Any, columns: Any, sums: Array) -> None:
+    """Writes sums of the real slots."""
+    real = jnp.arange(plan.padded) < plan.slots
+    triton.store(ref.at[pl.ds(0, plan.padded), columns], sums, mask=real[:, None])
 
 
 def _seen(valid: Any, rows: Any, inside: Array) -> Array:
@@ -210,7 +217,7 @@ def _gather(plan: Plan, x: Any, phi: Any, *refs: Any) -> None:
     peak_ref[...] = peak
     total_ref[...] = total
     for own, mean in enumerate(means):
-        mean_ref[:, _columns(plan, first_chunk + own)] = mean
+        _put(plan, mean_ref, _columns(plan, first_chunk + own), mean)
 
 
 def _scores_of(plan: Plan, source: Any, phi: Any, rows: Any, inside: Array) -> Array:
@@ -255,7 +262,7 @@ def _gather_back(plan: Plan, source: Any, phi: Any, dout: Any, *refs: Any) -> No
 
     first = tuple(jnp.zeros((plan.padded, plan.chunk), F32) for _ in range(plan.group))
     for own, total in enumerate(lax.fori_loop(0, plan.blocks, step, first)):
-        sum_ref[:, _columns(plan, first_chunk + own)] = total
+        _put(plan, sum_ref, _columns(plan, first_chunk + own), total)
 
 
 def _answer_back(
@@ -280,8 +287,8 @@ def _answer_back(
         read = _read(plan, scores, seen)
         sent = jnp.exp(jnp.where(seen[:, None], scores, LOW) - peak[...][None])
         sent = jnp.where(seen[:, None], sent / total[...][None], 0.0)
-        dread = jnp.zeros((BLOCK, plan.padded), F32)
-        dsent = jnp.zeros((BLOCK, plan.padded), F32)
+        dread = jnp.zeros((plan.rows, plan.padded), F32)
+        dsent = jnp.zeros((plan.rows, plan.padded), F32)
         for chunk in range(plan.dim // plan.chunk):
             columns = _columns(plan, chunk)
             dread += _dot(_load(dout, rows, columns, inside), outputs[:, columns], LANES)
@@ -305,7 +312,7 @@ def _answer_back(
 
     first = tuple(jnp.zeros((plan.padded, plan.chunk), F32) for _ in range(plan.group))
     for own, value in enumerate(lax.fori_loop(0, plan.blocks, step, first)):
-        dphi[:, _columns(plan, first_chunk + own)] = value
+        _put(plan, dphi, _columns(plan, first_chunk + own), value)
 
 
 # The calls.
@@ -333,7 +340,7 @@ def _call(plan: Plan, options: Options, kernel: Any, arrays: Any, outputs: Any) 
         in_specs=[spec for _, spec in arrays],
         out_specs=[spec for _, spec in outputs],
         out_shape=[shape for shape, _ in outputs],
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2 if plan.padded == 16 else 1),
         interpret=options.interpret,
     )(*(array for array, _ in arrays))
 
@@ -367,19 +374,20 @@ def forward(
     batch, tokens, dim = x.shape
     flat, valid, size = _packed_phi(plan, phi, x.dtype), _valid(plan, mask), plan.padded
     whole, per_slot = (x, _clip((tokens, dim))), (batch, plan.splits, size)
+    sums = (batch, plan.splits, plan.slots, dim)
     kept = [(_shaped((batch, tokens, size)), _clip((tokens, size)))] if plan.keep else []
     peak, total, mean, *scores = _call(
         plan, options, _gather, [whole, (flat, _constant(flat)), *valid],
         [
             (_shaped(per_slot), _partial((size,))), (_shaped(per_slot), _partial((size,))),
-            (_shaped((*per_slot, dim)), _partial((size, dim))), *kept,
+            (_shaped(sums), _partial(sums[2:])), *kept,
         ],
     )  # fmt: skip
     # One softmax of what the splits found.
     highest = jnp.max(peak, axis=1)
     share = jnp.exp(peak - highest[:, None])
     total = jnp.maximum(jnp.sum(total * share, axis=1), 1e-30)[:, : plan.slots]
-    slots = jnp.einsum("bks,bksd->bsd", share, mean)[:, : plan.slots] / total[..., None]
+    slots = jnp.sum(share[..., : plan.slots, None] * mean, axis=1) / total[..., None]
     outputs = apply(slots.reshape(batch, *phi.shape[1:], dim), *experts).reshape(slots.shape)
     source = (scores[0], _clip((tokens, size))) if plan.keep else whole
     answers = _pad(plan, outputs.astype(x.dtype))
@@ -401,15 +409,15 @@ def backward(
     batch, tokens, dim = x.shape
     flat, valid, size = _packed_phi(plan, phi, x.dtype), _valid(plan, mask), plan.padded
     whole, score = _clip((tokens, dim)), _clip((tokens, size))
-    fixed, sums = (flat, _constant(flat)), (batch, plan.splits, size, dim)
+    fixed, sums = (flat, _constant(flat)), (batch, plan.splits, plan.slots, dim)
     saved = [(each, score) for each in scores]
     source = saved[0] if plan.keep else (x, whole)
     outputs, pull = jax.vjp(apply, slots.reshape(batch, *phi.shape[1:], dim), *experts)
     (doutputs,) = _call(
         plan, options, _gather_back, [source, fixed, (dout, whole), *valid],
-        [(_shaped(sums), _partial((size, dim)))],
+        [(_shaped(sums), _partial(sums[2:]))],
     )  # fmt: skip
-    doutputs = doutputs.sum(axis=1)[:, : plan.slots]
+    doutputs = doutputs.sum(axis=1)
     dslots, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
     dslots = dslots.reshape(slots.shape)
     delta = jnp.sum(slots * dslots, axis=2)
@@ -423,7 +431,7 @@ def backward(
             (_pad(plan, peak), narrow), (_pad(plan, total, 1.0), narrow),
             (_pad(plan, delta), narrow), *valid, *saved,
         ],
-        [(_shaped(x.shape, x.dtype), whole), (_shaped(sums), _partial((size, dim)))],
+        [(_shaped(x.shape, x.dtype), whole), (_shaped(sums), _partial(sums[2:]))],
     )  # fmt: skip
-    dphi = dphi.sum(axis=(0, 1))[: plan.slots].T.reshape(phi.shape)
+    dphi = dphi.sum(axis=(0, 1)).T.reshape(phi.shape)
     return dx, dphi, *dweights

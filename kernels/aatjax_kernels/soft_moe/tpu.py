@@ -89,10 +89,10 @@ def plan_of(x: Array, phi: Array, width: int) -> Plan:
         small = 4 * (6 * scores * rows + 8 * scores * dim + 10 * hidden * dim)
         return moved + product + small
 
-    # Block-diagonal scores cost clips times the slots; up to 64 rows the matrix unit is not full.
+    # Block-diagonal scores cost clips times the slots; up to 128 rows the matrix unit is not full.
     clips = 1
     for more in (2, 4, 8):
-        fits = more * slots <= 64 and more * tokens <= 2560 and taken(more) <= VMEM // 2
+        fits = more * slots <= 128 and more * tokens <= 2560 and taken(more) <= VMEM // 2
         if fits and more <= batch:
             clips = more
     sublanes = 32 // size
