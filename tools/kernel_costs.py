@@ -80,16 +80,14 @@ def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
 
 
 def compile_program(job: dict[str, Any]) -> str:
-    """Compiles for one chip, activations row-major as inside a model; returns the program's text."""
+    """The program's text for one chip, with activations row-major as they are inside a model."""
     import jax
     import numpy as np
     from jax.experimental import topologies
     from jax.experimental.layout import Format, Layout
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=CHIPS[job["chip"]][0]
-    )
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[job["chip"]][0])
     mesh = Mesh(np.array(topology.devices[:1]), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec())
     function, given = program(job)
@@ -127,6 +125,28 @@ def operations(text: str) -> list[tuple[str, str, str, list[str]]]:
     return found
 
 
+def movers(text: str) -> list[tuple[str, str, int]]:
+    """Name, kind and HBM bytes of every instruction that does something."""
+    results: dict[str, str] = {}
+    found = []
+    for name, kind, result, names in operations(text):
+        results[name] = result
+        if kind in FREE or kind.endswith("-start"):
+            continue
+        if kind.endswith("-done"):  # an asynchronous copy between HBM and VMEM
+            moved = size(result)
+        else:
+            operands = (results.get(operand, "") for operand in names)
+            moved = sum(size(each, in_hbm=True) for each in (result, *operands))
+        found.append((name, kind, moved))
+    return found
+
+
+def traffic(text: str) -> int:
+    """Bytes that a program moves to and from HBM."""
+    return sum(moved for _, _, moved in movers(text))
+
+
 def child(job: dict[str, Any], **environment: str) -> str:
     """Runs one compile in a process of its own and returns what it printed last."""
     command = [sys.executable, __file__, "--job", json.dumps(job)]
@@ -157,23 +177,13 @@ def cost(job: dict[str, Any]) -> dict[str, float]:
             spent = re.search(r"estimated_cycles: (\d+)", profile)
             if name and spent:
                 cycles[name.group(1)] = int(spent.group(1))
-    kernel, moved, seconds, missing = 0, 0, 0.0, 0
-    results: dict[str, str] = {}
-    for name, kind, result, names in operations(text):
-        results[name] = result
-        if kind in FREE or kind.endswith("-start"):
-            continue
-        if kind.endswith("-done"):
-            traffic, spent = size(result), 0
-        else:
-            operands = (results.get(operand, "") for operand in names)
-            traffic = sum(size(each, in_hbm=True) for each in (result, *operands))
-            spent = cycles.get(name, 0)
-            missing += name not in cycles
-        moved += traffic
-        seconds += max(spent / clock, traffic / bandwidth)
+    kernel, seconds, missing = 0, 0.0, 0
+    for name, kind, moved in movers(text):
+        spent = cycles.get(name, 0)
+        missing += name not in cycles and not kind.endswith("-done")
+        seconds += max(spent / clock, moved / bandwidth)
         kernel += spent if kind == "custom-call" else 0
-    return dict(kernel=kernel / clock, seconds=seconds, bytes=moved, missing=missing)
+    return dict(kernel=kernel / clock, seconds=seconds, bytes=traffic(text), missing=missing)
 
 
 def main() -> None:

@@ -61,4 +61,5 @@ def soft_moe(
     if implementation == "reference":
         return reference.soft_moe(*given, mask=mask, normalize=normalize)
     options = Options(normalize, interpret)
-    return fused.soft_moe(fused.static(implementation, x, phi, options), *given, mask)
+    static = fused.static(implementation, x, phi, w_down.shape[2], options)
+    return fused.soft_moe(static, *given, mask)

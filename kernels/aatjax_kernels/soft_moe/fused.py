@@ -31,41 +31,58 @@ class Static(NamedTuple):
     default: str | None
 
 
-def static(implementation: str | None, x: Array, phi: Array, options: Options) -> Static:
+CHOICE = {"tpu": "tpu"}
+"""The fastest implementation of each platform, where it takes the shape; else it is `"xla"`.
+
+TPU: by the static schedules of the compiled programs, in which the kernels need less time than
+`"xla"` at every shape (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`. CPU: `"xla"`.
+"""
+
+
+def static(implementation: str | None, x: Array, phi: Array, width: int, given: Options) -> Static:
     """Resolves the implementation: a name, or None for the fastest one of each platform.
 
     A batch that a mesh cannot split runs as `"xla"`, which XLA partitions itself, with a warning.
 
     Raises:
-        ValueError: a kernel was named, and the batch cannot be split.
+        ValueError: a kernel was named that does not take the shape, or whose mesh cannot split it.
     """
-    axes, possible = mesh.shards(x.shape[0])
-    if implementation in PLATFORM:
-        if not possible:
-            raise ValueError(
-                f"soft_moe implementation={implementation!r}: a batch of {x.shape[0]} cannot be "
-                f"split over the mesh axes {', '.join(axes)}: make it a multiple of their size, "
-                "or use implementation='xla'"
-            )
-        if options.interpret:
-            return Static(options, (), implementation)
-        return Static(options, ((PLATFORM[implementation], implementation),), None)
     if implementation == "xla":
-        return Static(options, (), "xla")
-    chosen = choose(x, phi)
-    if chosen and not possible:
-        warnings.warn(
-            f"soft_moe: a batch of {x.shape[0]} cannot be split over the mesh axes "
-            f"{', '.join(axes)}, so the slower 'xla' runs: make it a multiple of their size",
-            stacklevel=4,
+        return Static(given, (), "xla")
+    axes, possible = mesh.shards(x.shape[0])
+    uneven = f"a batch of {x.shape[0]} cannot be split over the mesh axes {', '.join(axes)}"
+    if implementation is None:
+        chosen = choose(x, phi, width)
+        if chosen and not possible:
+            warnings.warn(
+                f"soft_moe: {uneven}, so the slower 'xla' runs: make it a multiple of their size",
+                stacklevel=4,
+            )
+            chosen = ()
+        return Static(given, chosen, "xla")
+    reason = MODULES[implementation].refuses(x, phi, width)
+    if reason is not None:
+        raise ValueError(
+            f"soft_moe implementation={implementation!r} does not take {reason}: use "
+            "implementation='xla', or None to take what is fastest here"
         )
-        chosen = ()
-    return Static(options, chosen, "xla")
+    if not possible:
+        raise ValueError(
+            f"soft_moe implementation={implementation!r}: {uneven}: make it a multiple of their "
+            "size, or use implementation='xla'"
+        )
+    if given.interpret:
+        return Static(given, (), implementation)
+    return Static(given, ((PLATFORM[implementation], implementation),), None)
 
 
-def choose(x: Array, phi: Array) -> tuple[tuple[str, str], ...]:
-    """The fastest implementation of each platform for a shape, where it is not `"xla"`."""
-    return (("tpu", "tpu"),)
+def choose(x: Array, phi: Array, width: int) -> tuple[tuple[str, str], ...]:
+    """Platform and implementation, for each platform where that is not `"xla"`."""
+    return tuple(
+        (where, name)
+        for where, name in CHOICE.items()
+        if MODULES[name].refuses(x, phi, width) is None
+    )
 
 
 def _names(static: Static) -> tuple[str, ...]:

@@ -34,8 +34,10 @@ from aatjax_kernels.soft_moe.reference import experts as apply
 
 KEPT_SLOTS = 32
 PROGRAMS = 132
-"""Programs that a pass is split into, if there are tokens enough: one a core of an H100. Each leaves
-sums of the size of the slots behind, so that more of them cost more than they win."""
+"""Programs that a pass is split into, if there are tokens enough: one a core of an H100.
+
+Each leaves sums of the size of the slots behind, so that more of them cost more than they win.
+"""
 
 LOW = -1e30
 F32 = jnp.float32
@@ -85,9 +87,11 @@ class Plan(NamedTuple):
         return self.slots <= KEPT_SLOTS
 
 
-def supports(dim: int) -> bool:
-    """Whether a width can be cut into chunks that the tensor cores take."""
-    return dim % 16 == 0
+def refuses(x: Array, phi: Array, width: int) -> str | None:
+    """What of a shape the kernels do not take, or None."""
+    if x.shape[2] % 16:
+        return f"a width of {x.shape[2]}, which is not a multiple of 16"
+    return None
 
 
 def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:
@@ -112,7 +116,10 @@ def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:
 
 
 def _dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
-    return lax.dot_general(a, b, dims, preferred_element_type=F32)
+    # Products of 16-bit operands are exact: a higher precision, if one is set, is for float32.
+    wide = a.dtype == F32 or b.dtype == F32
+    precision = None if wide else lax.Precision.DEFAULT
+    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=F32)
 
 
 def _load(ref: Any, rows: Any, columns: Any, inside: Array) -> Array:
@@ -129,9 +136,7 @@ def _inside(plan: Plan, block: Any) -> tuple[Any, Array]:
     return pl.ds(start, plan.rows), start + jnp.arange(plan.rows) < plan.tokens
 
 
-def _score(
-    plan: Plan, x: Any, phi: Any, rows: Any, inside: Array
-) -> tuple[Array, Array | None]:
+def _score(plan: Plan, x: Any, phi: Any, rows: Any, inside: Array) -> tuple[Array, Array | None]:
     """Scores of a block, [tokens, slots], and the tokens' reciprocal lengths."""
     scores = jnp.zeros((plan.rows, plan.padded), F32)
     square = jnp.zeros((plan.rows,), F32)
@@ -340,7 +345,9 @@ def _call(plan: Plan, options: Options, kernel: Any, arrays: Any, outputs: Any) 
         in_specs=[spec for _, spec in arrays],
         out_specs=[spec for _, spec in outputs],
         out_shape=[shape for shape, _ in outputs],
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2 if plan.padded == 16 else 1),
+        compiler_params=triton.CompilerParams(
+            num_warps=8, num_stages=2 if plan.padded == 16 else 1
+        ),
         interpret=options.interpret,
     )(*(array for array, _ in arrays))
 

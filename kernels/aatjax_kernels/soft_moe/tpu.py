@@ -73,31 +73,44 @@ class Plan(NamedTuple):
         return 2 if self.steps % 2 == 0 else 1
 
 
+def refuses(x: Array, phi: Array, width: int) -> str | None:
+    """What of a shape the kernels do not take, or None."""
+    if x.shape[1] < 8:
+        return f"{x.shape[1]} tokens, fewer than 8"
+    if phi.shape[1] * width < 2:
+        return "a single hidden unit"
+    if _taken(x, phi, width, 1, CHUNK) > VMEM:
+        return f"weights of {phi.shape[1]} experts of bottleneck width {width}: VMEM is too small"
+    return None
+
+
+def _taken(x: Array, phi: Array, width: int, clips: int, tokens: int) -> int:
+    """Bytes of VMEM that a step of the backward pass takes."""
+    dim, size = x.shape[2], x.dtype.itemsize
+    rows, scores = clips * tokens, clips * phi.shape[1] * phi.shape[2]
+    # Tokens, their cotangents and the gradient, each twice: one moves while one is worked on.
+    moved = 6 * rows * dim * size
+    # A chunk of a float32 product, or the whole one where clips are stacked.
+    product = 4 * dim * (min(rows, CHUNK) if clips == 1 else rows)
+    # Scores, both weights and their gradients; slots and hidden units with their gradients.
+    hidden = phi.shape[1] * width
+    return moved + product + 4 * (6 * scores * rows + 8 * scores * dim + 10 * hidden * dim)
+
+
 def plan_of(x: Array, phi: Array, width: int) -> Plan:
     """Chooses clips a step, or a tile, by a count of bytes in VMEM."""
-    batch, tokens, dim = x.shape
+    batch, tokens, _ = x.shape
     slots, size = phi.shape[1] * phi.shape[2], x.dtype.itemsize
-    hidden = phi.shape[1] * width
-
-    def taken(clips: int) -> int:
-        rows, scores = clips * tokens, clips * slots
-        # Tokens, their cotangents and the gradient, each twice: one moves while one is worked on.
-        moved = 6 * rows * dim * size
-        # A chunk of a float32 product, or the whole one where clips are stacked.
-        product = 4 * dim * (min(rows, CHUNK) if clips == 1 else rows)
-        # Scores, both weights and their gradients; slots and hidden units with their gradients.
-        small = 4 * (6 * scores * rows + 8 * scores * dim + 10 * hidden * dim)
-        return moved + product + small
-
+    taken = functools.partial(_taken, x, phi, width)
     # Block-diagonal scores cost clips times the slots; up to 128 rows the matrix unit is not full.
     clips = 1
     for more in (2, 4, 8):
-        fits = more * slots <= 128 and more * tokens <= 2560 and taken(more) <= VMEM // 2
+        fits = more * slots <= 128 and more * tokens <= 2560 and taken(more, tokens) <= VMEM // 2
         if fits and more <= batch:
             clips = more
     sublanes = 32 // size
     rows = tokens if clips == 1 else -(-tokens // sublanes) * sublanes
-    tile = 0 if taken(clips) <= VMEM else CHUNK
+    tile = 0 if taken(clips, tokens) <= VMEM else CHUNK
     return Plan(batch, tokens, slots, clips, rows, tile, keep=not tile and slots <= KEPT_SLOTS)
 
 
@@ -105,7 +118,10 @@ def plan_of(x: Array, phi: Array, width: int) -> Plan:
 
 
 def _dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
-    return lax.dot_general(a, b, dims, preferred_element_type=F32)
+    # Products of 16-bit operands are exact: a higher precision, if one is set, is for float32.
+    wide = a.dtype == F32 or b.dtype == F32
+    precision = None if wide else lax.Precision.DEFAULT
+    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=F32)
 
 
 class Experts(NamedTuple):
@@ -272,9 +288,10 @@ def _forward_whole(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> Non
     if kept:
         # Every column has the scores of its own clip only: one block of rows is all there is.
         scores = _select(_member(plan, None), scores, 0.0)
-        kept[0][0] = sum(
-            scores[i * plan.slots : (i + 1) * plan.slots] for i in range(1, plan.clips)
-        ) + scores[: plan.slots]
+        kept[0][0] = (
+            sum(scores[i * plan.slots : (i + 1) * plan.slots] for i in range(1, plan.clips))
+            + scores[: plan.slots]
+        )
         kept[1][0] = slots.astype(x.dtype)
 
 
@@ -419,9 +436,7 @@ def _call(
     return pl.pallas_call(
         functools.partial(kernel, plan, options.normalize, mask is not None),
         grid=grid,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=semantics, vmem_limit_bytes=VMEM
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM),
         interpret=options.interpret,
         **given,
     )
@@ -584,4 +599,3 @@ def _backward_tiled(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *_sum_shapes(plan, params[:1])],
     )(x, dout, params[0], slots, outputs, dslots, peak, total, *valid)  # fmt: skip
     return dx, dphi, *grads
-

@@ -1,0 +1,32 @@
+"""Shapes that real workloads have: what kernels must compile for."""
+
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """One Soft-MoA layer of AST-base (d = 768).
+
+    Attributes:
+        batch: clips.
+        tokens: 12 floor((frames - 16) / 10 + 1) + 2, or 146 for a mel axis cut short.
+        experts, slots, width: N, slots an expert and bottleneck width.
+    """
+
+    batch: int
+    tokens: int
+    experts: int
+    slots: int
+    width: int
+
+
+TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
+"""1, 4, 5, 6, 10 and 30 seconds; 146 tokens are those of 1.3 seconds."""
+
+MIXTURES = ((7, 1, 6), (15, 1, 2), (24, 1, 1), (7, 2, 6), (16, 8, 6))
+"""Experts, slots an expert and bottleneck width: the papers' settings, and 128 slots."""
+
+SHAPES = tuple(
+    Shape(max(4, 32 * 602 // tokens // 4 * 4), tokens, *mixture)
+    for tokens in TOKENS
+    for mixture in MIXTURES
+)

@@ -1,0 +1,421 @@
+"""Every implementation of the soft mixture against float64, and where each of them runs."""
+
+import functools
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from jax.experimental.layout import Format, Layout
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from torch_soft_moe import soft_moe as truth
+
+from aatjax_kernels.soft_moe import Implementation, fused, soft_moe, tpu
+from aatjax_kernels.soft_moe.shapes import SHAPES, Shape
+
+NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
+KERNELS = ("tpu", "gpu")
+FOLLOWED = ("xla", *KERNELS)
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+Arrays = list[np.ndarray]
+
+
+def arrays(shape: Shape, dim: int, seed: int = 0, size: float = 1.0) -> Arrays:
+    """Arguments whose scores have a spread of about `size`."""
+    rng = np.random.default_rng(seed)
+    batch, tokens, e, p, r = shape
+    shapes = ((batch, tokens, dim), (dim, e, p), (e, dim, r), (e, r), (e, r, dim), (e, dim))
+    scales = (1.0, size * dim**-0.5, dim**-0.5, 0.5, r**-0.5, 0.5)
+    return [
+        (scale * rng.normal(size=shape)).astype(np.float32)
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
+
+
+def masked(shape: Shape, seed: int = 0) -> np.ndarray:
+    """A mask with ragged ends, one clip full and one (of several) empty."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, shape.tokens + 1, size=shape.batch)
+    lengths[0] = shape.tokens
+    if shape.batch > 2:
+        lengths[1] = 0
+    return np.arange(shape.tokens)[None] < lengths[:, None]
+
+
+def distance(found: jax.Array, expected: np.ndarray) -> float:
+    """Relative distance in the Euclidean norm."""
+    difference = np.linalg.norm(np.asarray(found, np.float64) - expected)
+    return float(difference / max(np.linalg.norm(expected), 1e-30))
+
+
+def run(
+    values: Arrays, cotangent: np.ndarray, name: Implementation, *, dtype: str = "float32", **more
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Output and gradients of an implementation, kernels in Pallas's interpreter."""
+    interpret = more.pop("interpret", name in KERNELS)
+    mask = more.pop("mask", None)
+    call = functools.partial(
+        soft_moe, implementation=name, interpret=interpret,
+        mask=None if mask is None else jnp.asarray(mask), **more,
+    )  # fmt: skip
+    given = [jnp.asarray(values[0], dtype), *map(jnp.asarray, values[1:])]
+    out, pull = jax.vjp(call, *given)
+    return out, pull(jnp.asarray(cotangent, dtype))
+
+
+def check(
+    shape: Shape, dim: int, name: Implementation, *, bound: float = 1e-5, dtype: str = "float32",
+    gradient_bound: float | None = None, values: Arrays | None = None, **more,
+) -> None:  # fmt: skip
+    values = arrays(shape, dim) if values is None else values
+    cotangent = np.random.default_rng(1).normal(size=values[0].shape).astype(np.float32)
+    # What both get is the same, rounded once.
+    values[0], cotangent = (
+        np.asarray(jnp.asarray(each, dtype).astype(jnp.float32)) for each in (values[0], cotangent)
+    )
+    truths = {key: value for key, value in more.items() if key != "interpret"}
+    expected, gradients = truth(*values, cotangent=cotangent, **truths)
+    out, found = run(values, cotangent, name, dtype=dtype, **more)
+    assert out.dtype == jnp.dtype(dtype)
+    assert distance(out, expected) < bound
+    whole = np.linalg.norm(gradients[0])
+    for key, mine, theirs in zip(NAMES, found, gradients, strict=True):
+        # A gradient that vanishes (phi with one token) is held against that of the tokens.
+        scale = max(np.linalg.norm(theirs), 1e-3 * whole)
+        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs)
+        assert gap < (gradient_bound or bound) * scale, f"{key}: {gap / scale}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOLLOWED)
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    tokens=st.one_of(st.integers(8, 130), st.integers(131, 1300)),
+    mixture=st.sampled_from([(1, 1), (3, 1), (7, 1), (5, 3), (24, 1), (33, 1), (16, 8)]),
+    width=st.integers(2, 46),
+    dim=st.sampled_from([64, 192, 384, 768]),
+    normalize=st.booleans(),
+    hidden=st.booleans(),
+    batch=st.integers(1, 5),
+)
+@example(
+    tokens=3590, mixture=(7, 1), width=6, dim=64, normalize=False, hidden=True, batch=1
+)  # fmt: skip
+@example(tokens=8, mixture=(128, 1), width=1, dim=64, normalize=True, hidden=False, batch=3)
+@example(tokens=590, mixture=(7, 1), width=6, dim=768, normalize=False, hidden=False, batch=3)
+def test_values_and_gradients_are_those_of_float64(
+    name, tokens, mixture, width, dim, normalize, hidden, batch
+):
+    shape = Shape(batch, tokens, *mixture, width)
+    check(shape, dim, name, normalize=normalize, mask=masked(shape) if hidden else None)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("shape", [Shape(9, 110, 7, 1, 6), Shape(2, 146, 16, 8, 3)], ids=str)
+def test_bfloat16_stays_near_float64(name, shape):
+    check(shape, 192, name, dtype="bfloat16", bound=2e-2, mask=masked(shape))
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_scores_of_ten_thousand(name):
+    """Whole numbers, so that the scores are exact and only the softmaxes are on trial.
+
+    Gradients of the scores are differences of what nearly cancels, times phi of thousands.
+    """
+    shape, dim = Shape(3, 57, 4, 2, 3), 64
+    values = arrays(shape, dim)
+    rng = np.random.default_rng(2)
+    values[0] = rng.integers(-3, 4, size=values[0].shape).astype(np.float32)
+    values[1] = np.zeros_like(values[1])
+    values[1][:9] = rng.integers(-400, 401, size=values[1][:9].shape)
+    scores = np.einsum("bnd,dep->bnep", values[0], values[1])
+    assert np.abs(scores).max() > 5_000
+    values[1][9] = 8192.0
+    check(shape, dim, name, values=values, gradient_bound=1e-3)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("mask", [False, True])
+def test_normalised_scores(name, mask):
+    shape = Shape(3, 200, 7, 1, 6)
+    check(shape, 64, name, normalize=True, mask=masked(shape) if mask else None)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("tokens", [1024, 1300])
+def test_tiles_on_tpu(monkeypatch, tokens, normalize, hidden):
+    """What does not fit VMEM goes in tiles: here VMEM is made small."""
+    monkeypatch.setattr(tpu, "VMEM", 3 * 2**19)
+    shape = Shape(3, tokens, 5, 2, 6)
+    values = arrays(shape, 64)
+    assert tpu.plan_of(jnp.asarray(values[0]), jnp.asarray(values[1]), 6).tile == 512
+    jax.clear_caches()
+    try:
+        check(shape, 64, "tpu", normalize=normalize, mask=masked(shape) if hidden else None)
+    finally:
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize("shape", [Shape(9, 110, 7, 1, 6), Shape(3, 590, 24, 1, 1)], ids=str)
+def test_nothing_of_uninitialised_memory_on_tpu(shape):
+    """Memory that was not written is NaN here, that beyond a clip's or the batch's end too."""
+    poisoned = pltpu.InterpretParams(uninitialized_memory="nan")
+    check(shape, 64, "tpu", interpret=poisoned, mask=masked(shape))
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_under_the_transformations(name):
+    shape = Shape(2, 33, 3, 2, 4)
+    values = [jnp.asarray(value) for value in arrays(shape, 64)]
+    call = functools.partial(soft_moe, implementation=name, interpret=name in KERNELS)
+    x, *params = values
+
+    def loss(call, x):
+        return (jnp.sin(call(x, *params)) ** 2).sum()
+
+    expected = jax.grad(functools.partial(loss, call))(x)
+    for changed in (jax.jit(call), jax.checkpoint(call)):
+        np.testing.assert_allclose(
+            jax.grad(functools.partial(loss, changed))(x), expected, atol=1e-6
+        )
+    several = jnp.stack([x, x[::-1], 2 * x])
+    np.testing.assert_allclose(
+        jax.vmap(lambda x: call(x, *params))(several),
+        jnp.stack([call(x, *params) for x in several]),
+        atol=1e-6,
+    )
+
+    def scanned(x):
+        return jax.lax.scan(lambda x, _: (x + call(x, *params), None), x, length=3)[0].sum()
+
+    def unrolled(x):
+        for _ in range(3):
+            x = x + call(x, *params)
+        return x.sum()
+
+    np.testing.assert_allclose(jax.grad(scanned)(x), jax.grad(unrolled)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_choice_on_cpu_is_xla_bit_for_bit():
+    values = arrays(Shape(2, 110, 7, 1, 6), 64)
+    cotangent = values[0][::-1].copy()
+    chosen, xla = (run(values, cotangent, name) for name in (None, "xla"))
+    for mine, theirs in zip(jax.tree.leaves(chosen), jax.tree.leaves(xla), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_named_kernel_raises_where_it_cannot_run(name):
+    values = [jnp.asarray(value) for value in arrays(Shape(2, 16, 3, 1, 2), 64)]
+    with pytest.raises(ValueError, match=f"'{name}' runs on (TPU|NVIDIA GPU) only: use implem"):
+        soft_moe(*values, implementation=name)
+    with pytest.raises(ValueError, match="only"):
+        jax.jit(functools.partial(soft_moe, implementation=name))(*values)
+
+
+# Without the device: what compiles, and what the programs hold.
+
+
+def both(
+    *values: jax.Array, name: Implementation, mask: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    call = functools.partial(soft_moe, implementation=name, mask=mask)
+    out, pull = jax.vjp(call, *values[:-1])
+    return out, *pull(values[-1])
+
+
+def shaped(
+    shape: Shape, dim: int = 768, dtype: str = "bfloat16"
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    batch, tokens, e, p, r = shape
+    shapes = ((dim, e, p), (e, dim, r), (e, r), (e, r, dim), (e, dim))
+    x = jax.ShapeDtypeStruct((batch, tokens, dim), jnp.dtype(dtype))
+    return x, *(jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes), x
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_lowers_for_cuda_on_a_machine_without(shape):
+    exported = jax.export.export(
+        jax.jit(functools.partial(both, name="gpu")), platforms=["cuda"],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
+    )(*shaped(shape))  # fmt: skip
+    assert exported.mlir_module().count("stablehlo.custom_call @__gpu$xla.gpu.triton") == 4
+
+
+@functools.cache
+def chip(name: str):
+    """The devices of a TPU that is not here."""
+    pytest.importorskip("libtpu", reason="compiling for TPU needs libtpu: pip install '.[tpu]'")
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
+    )
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[name]).devices
+    return np.array(found)
+
+
+def compiled(
+    name: str, shape: Shape, count: int = 1, *, hidden: bool = False, row_major: bool = False,
+    **form,
+) -> str:  # fmt: skip
+    """The program of forward and backward pass for a chip, the batch split over `count` of them."""
+    mesh = Mesh(chip(name)[:count], ("data",), axis_types=(AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    given = shaped(shape, **form)
+    places = (split, *[whole] * 5, split)
+    if row_major:
+        places = tuple(
+            Format(Layout(tuple(range(each.ndim))), place)
+            for each, place in zip(given, places, strict=True)
+        )
+    mask = jnp.asarray(masked(shape)) if hidden else None
+    with jax.set_mesh(mesh):
+        function = functools.partial(both, name="tpu", mask=mask)
+        jitted = jax.jit(function, in_shardings=places, out_shardings=(places[0], *places[:-1]))
+        return jitted.lower(*given).compile().as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiles_for_tpu(name, shape):
+    kernels = compiled(name, shape).count('custom_call_target="tpu_custom_call"')
+    assert kernels == 2
+
+
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize(
+    ("shape", "dim", "dtype", "hidden"),
+    [
+        (Shape(3, 8, 1, 1, 2), 64, "float32", False),
+        (Shape(5, 110, 33, 1, 2), 192, "float32", True),
+        (Shape(127, 110, 7, 1, 6), 768, "bfloat16", True),
+        (Shape(2, 3590, 7, 1, 6), 768, "float32", True),
+        (Shape(2, 3590, 16, 8, 46), 768, "float32", False),
+    ],
+    ids=str,
+)
+def test_other_forms_compile_for_tpu(name, shape, dim, dtype, hidden):
+    text = compiled(name, shape, dim=dim, dtype=dtype, hidden=hidden)
+    assert 'custom_call_target="tpu_custom_call"' in text
+
+
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("shape", [Shape(128, 1214, 8, 1, 6), Shape(32, 590, 8, 1, 6)], ids=str)
+def test_moves_little_more_than_it_must_on_tpu(name, shape):
+    """Bytes to and from HBM of forward and backward pass: at most 1.15 times five tensors."""
+    path = Path(__file__).resolve().parents[1] / "tools" / "kernel_costs.py"
+    spec = importlib.util.spec_from_file_location("kernel_costs", path)
+    assert spec is not None and spec.loader is not None
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    tensor = shape.batch * shape.tokens * 768 * 2
+    assert costs.traffic(compiled(name, shape, row_major=True)) < 1.15 * 5 * tensor
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_on_four_chips_only_gradients_travel(name):
+    text = compiled(name, Shape(32, 110, 7, 1, 6), count=4)
+    assert "bf16[8,110,768]" in text
+    assert "all-gather" not in text
+    reductions = re.findall(r"= .* all-reduce(?:-start)?\(", text)
+    assert len(reductions) == 1, reductions
+
+
+def meshed(values: Arrays, name: Implementation, *, interpret: bool = False):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    given = [jnp.asarray(value) for value in values]
+    given[0] = jax.device_put(given[0], split)
+
+    def step(x, dout, *params):
+        call = functools.partial(soft_moe, implementation=name, interpret=interpret)
+        out, pull = jax.vjp(call, x, *params)
+        return out, *pull(dout)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(step)(given[0], given[0][::-1], *given[1:])
+
+
+@pytest.mark.parametrize("name", [None, *FOLLOWED])
+def test_four_devices_give_what_one_gives(name):
+    values = arrays(Shape(8, 30, 5, 1, 3), 64)
+    out, grads = run(values, values[0][::-1].copy(), name)
+    found = meshed(values, name, interpret=name in KERNELS)
+    for mine, theirs in zip(found, (out, *grads), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gpu_kernels_see_one_devices_clips_under_a_mesh():
+    """Plain jit would gather the batch on every device without a word."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    shape = Shape(32, 110, 7, 1, 6)
+
+    def lowered():
+        traced = jax.jit(functools.partial(both, name="gpu")).trace(*shaped(shape))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        calls = [line for line in text.splitlines() if "xla.gpu.triton" in line]
+        assert len(calls) == 4
+        return calls
+
+    assert all("tensor<32x110x768xbf16>" in call for call in lowered() if "bf16" in call)
+    with jax.set_mesh(mesh):
+        calls = lowered()
+    assert any("tensor<8x110x768xbf16>" in call for call in calls)
+    assert not any("tensor<32x" in call for call in calls)
+
+
+def test_a_batch_that_cannot_be_split():
+    values = [jnp.asarray(value) for value in arrays(Shape(6, 30, 5, 1, 3), 64)]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match="batch of 6 cannot be split over the mesh axes data"):
+            soft_moe(*values, implementation="gpu", interpret=True)
+        with pytest.warns(UserWarning, match="slower 'xla' runs"):
+            out = soft_moe(*values)
+    np.testing.assert_allclose(out, soft_moe(*values, implementation="xla"), atol=1e-6)
+
+
+def test_what_is_kept_for_other_platforms_is_not_computed():
+    """The zeros that stand for other implementations' residuals leave no trace in the program."""
+    x, *params, dout = shaped(Shape(4, 110, 7, 1, 6))
+    texts = [
+        jax.jit(functools.partial(both, name=name)).lower(x, *params, dout).compile().as_text()
+        for name in (None, "xla")
+    ]
+    counts = [len(re.findall(r"^\s+(?:ROOT )?%", text, flags=re.M)) for text in texts]
+    assert counts[0] == counts[1]
+    tokens, phi = jnp.zeros(x.shape, x.dtype), jnp.zeros(params[0].shape)
+    chosen = fused.choose(tokens, phi, 6)
+    assert chosen, "no other platform has a choice of its own"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dim", "why"),
+    [
+        ("tpu", Shape(2, 7, 3, 1, 2), 64, "7 tokens, fewer than 8"),
+        ("tpu", Shape(2, 110, 1, 3, 1), 64, "a single hidden unit"),
+        ("tpu", Shape(2, 110, 128, 1, 46), 768, "weights of 128 experts"),
+        ("gpu", Shape(2, 110, 3, 1, 2), 72, "a width of 72"),
+    ],
+)
+def test_shapes_that_a_kernel_does_not_take(name, shape, dim, why):
+    values = [jnp.asarray(value) for value in arrays(shape, dim)]
+    with pytest.raises(ValueError, match=f"implementation='{name}' does not take {why}"):
+        soft_moe(*values, implementation=name, interpret=True)
+    platforms = dict(fused.choose(values[0], values[1], shape.width))
+    assert name not in platforms.values()
