@@ -1,10 +1,10 @@
 """The door to the kernels: every op with a choice of implementation is called from here."""
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
+from aatjax_kernels import attention as attention_kernels
+from aatjax_kernels import product
 from aatjax_kernels import soft_moe as soft_moe_kernels
 
 Implementation = soft_moe_kernels.Implementation
@@ -30,13 +30,7 @@ def attention(
 
     Source: Vaswani et al. 2017, eq. 1.
     """
-    # Heads beside the batch first: XLA:CPU is 2.5 times faster so, and others transpose anyway.
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.swapaxes(jnp.einsum("bhnm,bhmk->bhnk", weights, v), 1, 2)
+    return attention_kernels.attention(query, key, value, mask=mask)
 
 
 def soft_moe(
@@ -54,7 +48,7 @@ def soft_moe(
     """Soft mixture of bottleneck experts (2402.00828): see `aatjax_kernels.soft_moe.soft_moe`.
 
     Raises:
-        UsageError: an implementation of that name does not exist.
+        UsageError: an implementation of that name does not exist, or cannot run here.
     """
     known = soft_moe_kernels.IMPLEMENTATIONS
     if implementation not in (None, *known):
@@ -62,12 +56,16 @@ def soft_moe(
             f"soft_moe has no implementation {implementation!r}: use "
             f"{', '.join(map(repr, known))} or None"
         )
-    return soft_moe_kernels.soft_moe(
-        x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize,
-        implementation=implementation,
-    )  # fmt: skip
+    try:
+        return soft_moe_kernels.soft_moe(
+            x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize,
+            implementation=implementation,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
+dot_general = product.dot_general
 soft_routing = soft_moe_kernels.routing
 soft_dispatch = soft_moe_kernels.dispatch
 soft_combine = soft_moe_kernels.combine

@@ -54,7 +54,7 @@ def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
 
     batch, tokens, experts, slots, width = job["shape"]
     dtype, plain = jnp.dtype(job["dtype"]), jnp.float32
-    shaped = jax.ShapeDtypeStruct
+    shaped: Any = jax.ShapeDtypeStruct
     x = shaped((batch, tokens, DIM), dtype)
     given = (
         x, shaped((DIM, experts, slots), plain),
@@ -63,7 +63,8 @@ def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     )  # fmt: skip
 
     def forward(*values: Any) -> Any:
-        return soft_moe(*values, implementation=job["implementation"])
+        layer: Any = soft_moe
+        return layer(*values, implementation=job["implementation"])
 
     def both(*values: Any) -> Any:
         out, pull = jax.vjp(forward, *values[:-1])
@@ -98,7 +99,7 @@ def compile_program(job: dict[str, Any]) -> str:
     places = jax.tree.map(place, (given, jax.eval_shape(function, *given)))
     with jax.set_mesh(mesh):
         jitted = jax.jit(function, in_shardings=places[0], out_shardings=places[1])
-        return jitted.lower(*given).compile().as_text()
+        return jitted.lower(*given).compile().as_text() or ""
 
 
 def size(text: str, *, in_hbm: bool = False) -> int:

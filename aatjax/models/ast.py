@@ -36,6 +36,7 @@ def _linear(
         dtype=jnp.dtype(config.dtype),
         kernel_init=WEIGHT,
         bias_init=zeros,
+        dot_general=ops.dot_general,
         rngs=rngs,
     )
 

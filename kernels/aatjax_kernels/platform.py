@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -31,7 +32,7 @@ def branch(
 
     def refuse(*_: Any) -> Any:
         leaves, tree = jax.tree.flatten(shapes)
-        avals = tuple(jax.core.ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
+        avals = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
         return tree.unflatten(_refuse.bind(avals=avals, message=message))
 
     return jax.lax.platform_dependent(*args, default=refuse, **branches)

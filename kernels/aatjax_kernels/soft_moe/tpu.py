@@ -431,7 +431,7 @@ def _answer_back(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> None:
 
 def _call(
     plan: Plan, options: Options, kernel: Any, mask: Array | None, grid: tuple[int, ...],
-    semantics: tuple[str, ...], **given: Any,
+    semantics: tuple[Any, ...], **given: Any,
 ) -> Any:  # fmt: skip
     return pl.pallas_call(
         functools.partial(kernel, plan, options.normalize, mask is not None),

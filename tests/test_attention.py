@@ -1,0 +1,98 @@
+"""Attention and the bfloat16 product against float64 PyTorch, and what attention keeps."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from aatjax.models.ast import AST, ASTConfig
+from aatjax_kernels import product
+from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked
+
+NAMES = ("query", "key", "value")
+
+
+def arrays(n: int = 37, m: int = 41) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = ((3, n, 4, 16), (3, m, 4, 16), (3, m, 4, 16), (3, n, 4, 16))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def truth(values: list[np.ndarray], mask: np.ndarray | None) -> list[np.ndarray]:
+    """Output and gradients in float64."""
+    *given, cotangent = (torch.tensor(np.asarray(v, np.float64)).transpose(1, 2) for v in values)
+    given = [tensor.requires_grad_() for tensor in given]
+    seen = None if mask is None else torch.tensor(mask)[:, None, None]
+    out = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=seen)
+    grads = torch.autograd.grad(out, given, cotangent)
+    return [each.detach().transpose(1, 2).numpy() for each in (out, *grads)]
+
+
+@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("heads", [1, 3, 12])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype, bound):
+    """All heads at once, and a few at a time as on CPU."""
+    monkeypatch.setattr(blocked, "BLOCK", heads * 37 * 41)
+    values = arrays()
+    mask = np.arange(41)[None] < np.array([41, 1, 17])[:, None] if hidden else None
+    given = [jnp.asarray(value, dtype) for value in values]
+    expected = truth([np.asarray(each.astype(jnp.float32)) for each in given], mask)
+    out, pull = jax.vjp(
+        lambda *qkv: attention(
+            *qkv, mask=None if mask is None else jnp.asarray(mask), implementation=implementation
+        ),
+        *given[:3],
+    )
+    assert out.dtype == given[2].dtype
+    for name, mine, theirs in zip(("out", *NAMES), (out, *pull(given[3])), expected, strict=True):
+        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
+        assert gap < bound, f"{name}: {gap}"
+
+
+def test_no_weights_are_kept():
+    values = [jnp.asarray(value) for value in arrays()]
+    _, pull = jax.vjp(attention, *values[:3])
+    kept = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+    assert kept
+    assert not any(37 in shape and 41 in shape for shape in kept)
+
+
+def test_an_unknown_implementation():
+    values = [jnp.asarray(value) for value in arrays()[:3]]
+    with pytest.raises(ValueError, match="attention has no implementation 'fast': use 'blocked'"):
+        inspect.unwrap(attention)(*values, implementation="fast")
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24)])
+def test_bfloat16_products_are_rounded_once(shape):
+    rng = np.random.default_rng(0)
+    x, kernel, dout = (
+        jnp.asarray(rng.normal(size=each), jnp.bfloat16)
+        for each in (shape, (24, 7), (*shape[:-1], 7))
+    )
+    wide = [np.asarray(each.astype(jnp.float32), np.float64) for each in (x, kernel, dout)]
+    rows = wide[0].reshape(-1, 24), wide[2].reshape(-1, 7)
+    out, pull = jax.vjp(product.matmul, x, kernel)
+    expected = (wide[0] @ wide[1], wide[2] @ wide[1].T, rows[0].T @ rows[1])
+    for mine, theirs in zip((out, *pull(dout)), expected, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        rounded = np.asarray(jnp.asarray(theirs, jnp.bfloat16).astype(jnp.float32))
+        # Half a unit of the last place at a tie at most.
+        np.testing.assert_allclose(mine.astype(jnp.float32), rounded, rtol=2**-7, atol=1e-6)
+
+
+def test_the_dense_layers_of_a_bfloat16_model_sum_in_float32():
+    small = ASTConfig(
+        dim=32, depth=1, heads=2, mlp_dim=64, frames=48, num_classes=3, dtype="bfloat16"
+    )
+    model = AST(small, rngs=nnx.Rngs(0))
+    text = str(jax.make_jaxpr(lambda x: model(x))(jnp.zeros((1, 48, 128))))
+    dense = [line for line in text.splitlines() if "= dot_general" in line]
+    assert dense
+    assert not any(line.strip().split("=")[0].count("bf16") for line in dense)
