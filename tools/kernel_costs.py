@@ -76,8 +76,9 @@ def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         return both, (*given, x)
     # The backward pass alone: what the forward pass kept comes from HBM.
     static = fused.static(job["implementation"], *given[:2], Options())
-    pull = functools.partial(fused.backward, static)
-    return pull, (jax.eval_shape(functools.partial(fused.forward, static), *given, None)[1], x)
+    kept = jax.eval_shape(functools.partial(fused.forward, static), *given, None)[1]
+    pull: Any = functools.partial(fused.backward, static)
+    return pull, (kept, x)
 
 
 def compile_program(job: dict[str, Any]) -> str:
