@@ -75,7 +75,7 @@ def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     if job["pass"] == "both" or job["implementation"] == "reference":
         return both, (*given, x)
     # The backward pass alone: what the forward pass kept comes from HBM.
-    static = fused.static(job["implementation"], *given[:2], Options())
+    static = fused.static(job["implementation"], *given[:2], width, Options())
     kept = jax.eval_shape(functools.partial(fused.forward, static), *given, None)[1]
     pull: Any = functools.partial(fused.backward, static)
     return pull, (kept, x)
