@@ -46,7 +46,7 @@ def test_the_example_runs_and_leaves_an_adapter(sounds, capsys):
 
 def test_both_commands_are_there_once_each():
     assert len(re.findall(r"^pip install \. && aatjax train$", README, re.MULTILINE)) == 1
-    assert len(re.findall(r"^pip install '\.\[test\]' && pytest$", README, re.MULTILINE)) == 1
+    assert len(re.findall(r"^pip install '\.\[test,tpu\]' && pytest$", README, re.MULTILINE)) == 1
 
 
 def test_every_verb_and_method_is_named():
