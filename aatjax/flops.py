@@ -49,6 +49,9 @@ def _equation(equation: Any) -> int:
             return 2 * math.prod(equation.outvars[0].aval.shape) * per_output
         case "scan":
             return params["length"] * _of(params["jaxpr"].jaxpr)
+        case "cond" if params.get("branches_platforms"):
+            # A choice by platform, the plain form last: all do the same products.
+            return _of(params["branches"][-1].jaxpr)
         case "cond":
             return max(_of(branch.jaxpr) for branch in params["branches"])
         case "while":
