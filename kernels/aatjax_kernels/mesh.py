@@ -4,11 +4,12 @@ On TPU a kernel in a program over several devices is refused; on GPU the whole b
 be gathered on every device. Hence `shard_map`, over the batch alone: clips do not see each other.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 BATCH_AXES = ("slice", "data")
 """Names of mesh axes that the batch is split over."""
@@ -17,17 +18,25 @@ BATCH_AXES = ("slice", "data")
 def shards(batch: int) -> tuple[tuple[str, ...], bool]:
     """Axes of the mesh in use that the batch is split over, and whether that can be done.
 
-    None where there is no mesh (`jax.set_mesh`), or where the caller is inside `shard_map` already.
+    No axes where there is no mesh (`jax.set_mesh`), or where the caller is inside `shard_map` already.
     The batch must be a multiple of their size.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types or mesh.size == 1:
+    mesh = _mesh()
+    if mesh is None:
         return (), True
-    axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
-    size = 1
-    for name in axes:
-        size *= mesh.shape[name]
-    return axes, batch % size == 0
+    axes = _axes(mesh)
+    return axes, batch % math.prod(mesh.shape[name] for name in axes) == 0
+
+
+def _mesh() -> AbstractMesh | None:
+    """The mesh in use, where a kernel has to be split over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = AxisType.Manual in mesh.axis_types
+    return None if mesh.empty or manual or mesh.size == 1 else mesh
+
+
+def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    return tuple(name for name in BATCH_AXES if name in mesh.axis_names)
 
 
 def over_batch(
@@ -42,10 +51,10 @@ def over_batch(
         shared: arrays that all devices have.
         summed: add the second tree up over the devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types or mesh.size == 1:
+    mesh = _mesh()
+    if mesh is None:
         return function(batched, shared)
-    axes, _ = shards(0)
+    axes = _axes(mesh)
     split, whole = PartitionSpec(axes or None), PartitionSpec()
 
     def local(batched: Any, shared: Any) -> Any:

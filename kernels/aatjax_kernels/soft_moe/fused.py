@@ -39,7 +39,9 @@ TPU: by the static schedules of the compiled programs, in which the kernels need
 """
 
 
-def static(implementation: str | None, x: Array, phi: Array, width: int, given: Options) -> Static:
+def static(
+    implementation: str | None, x: Array, phi: Array, width: int, options: Options
+) -> Static:
     """Resolves the implementation: a name, or None for the fastest one of each platform.
 
     A batch that a mesh cannot split runs as `"xla"`, which XLA partitions itself, with a warning.
@@ -48,18 +50,18 @@ def static(implementation: str | None, x: Array, phi: Array, width: int, given: 
         ValueError: a kernel was named that does not take the shape, or whose mesh cannot split it.
     """
     if implementation == "xla":
-        return Static(given, (), "xla")
+        return Static(options, (), "xla")
     axes, possible = mesh.shards(x.shape[0])
     uneven = f"a batch of {x.shape[0]} cannot be split over the mesh axes {', '.join(axes)}"
     if implementation is None:
         chosen = choose(x, phi, width)
         if chosen and not possible:
             warnings.warn(
-                f"soft_moe: {uneven}, so the slower 'xla' runs: make it a multiple of their size",
+                f"soft_moe: {uneven}, so 'xla' runs on every platform: make it a multiple of their size",
                 stacklevel=4,
             )
             chosen = ()
-        return Static(given, chosen, "xla")
+        return Static(options, chosen, "xla")
     reason = MODULES[implementation].refuses(x, phi, width)
     if reason is not None:
         raise ValueError(
@@ -71,9 +73,9 @@ def static(implementation: str | None, x: Array, phi: Array, width: int, given: 
             f"soft_moe implementation={implementation!r}: {uneven}: make it a multiple of their "
             "size, or use implementation='xla'"
         )
-    if given.interpret:
-        return Static(given, (), implementation)
-    return Static(given, ((PLATFORM[implementation], implementation),), None)
+    if options.interpret:
+        return Static(options, (), implementation)
+    return Static(options, ((PLATFORM[implementation], implementation),), None)
 
 
 def choose(x: Array, phi: Array, width: int) -> tuple[tuple[str, str], ...]:
@@ -154,12 +156,14 @@ def _run(static: Static, batched: Any, params: Any, *, keep: bool) -> tuple[Arra
 
 
 def forward(static: Static, *given: Any) -> tuple[Array, Any]:
+    """The output [b, n, d], and what `backward` needs: the arguments and what was kept."""
     x, *params, mask = given
     out, kept = _run(static, (x, mask), tuple(params), keep=True)
     return out, (given, kept)
 
 
 def backward(static: Static, saved: Any, dout: Array) -> tuple[Array | None, ...]:
+    """Gradients of x, phi, w_down, b_down, w_up and b_up, in their shapes and types."""
     (x, *params, mask), kept = saved
 
     def pull(batched: Any, params: Any) -> Any:

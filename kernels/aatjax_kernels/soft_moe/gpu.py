@@ -29,6 +29,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array
 
 from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.soft_moe.products import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 from aatjax_kernels.soft_moe.reference import experts as apply
 
@@ -38,12 +39,6 @@ PROGRAMS = 132
 
 Each leaves sums of the size of the slots behind, so that more of them cost more than they win.
 """
-
-LOW = -1e30
-F32 = jnp.float32
-ROWS = (((1,), (0,)), ((), ()))  # A B
-LANES = (((1,), (1,)), ((), ()))  # A B^T
-COLUMNS = (((0,), (0,)), ((), ()))  # A^T B
 
 
 class Plan(NamedTuple):
@@ -115,13 +110,6 @@ def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:
 # Pieces of the kernels.
 
 
-def _dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
-    # Products of 16-bit operands are exact: a higher precision, if one is set, is for float32.
-    wide = a.dtype == F32 or b.dtype == F32
-    precision = None if wide else lax.Precision.DEFAULT
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=F32)
-
-
 def _load(ref: Any, rows: Any, columns: Any, inside: Array) -> Array:
     return triton.load(ref.at[rows, columns], mask=inside[:, None], other=0.0)
 
@@ -142,7 +130,7 @@ def _score(plan: Plan, x: Any, phi: Any, rows: Any, inside: Array) -> tuple[Arra
     square = jnp.zeros((plan.rows,), F32)
     for chunk in range(plan.dim // plan.chunk):
         tokens = _load(x, rows, _columns(plan, chunk), inside)
-        scores += _dot(tokens, phi[:, _columns(plan, chunk)], LANES)
+        scores += dot(tokens, phi[:, _columns(plan, chunk)], LANES)
         if plan.normalize:
             square += jnp.sum(tokens.astype(F32) * tokens.astype(F32), axis=1)
     if not plan.normalize:
@@ -204,7 +192,7 @@ def _gather(plan: Plan, x: Any, phi: Any, *refs: Any) -> None:
         total = total * shrink + jnp.sum(raw, axis=0)
         means = tuple(
             mean * shrink[:, None]
-            + _dot(
+            + dot(
                 raw.astype(x.dtype),
                 _load(x, rows, _columns(plan, first_chunk + own), inside),
                 COLUMNS,
@@ -243,7 +231,7 @@ def _answer(plan: Plan, source: Any, phi: Any, outputs: Any, *refs: Any) -> None
         read = _read(plan, scores, _seen(valid, rows, inside)).astype(outputs.dtype)
         for own in range(plan.group):
             columns = _columns(plan, first_chunk + own)
-            value = _dot(read, outputs[:, columns]).astype(out.dtype)
+            value = dot(read, outputs[:, columns]).astype(out.dtype)
             triton.store(out.at[rows, columns], value, mask=inside[:, None])
         return carry
 
@@ -260,8 +248,7 @@ def _gather_back(plan: Plan, source: Any, phi: Any, dout: Any, *refs: Any) -> No
         scores = _scores_of(plan, source, phi, rows, inside)
         read = _read(plan, scores, _seen(valid, rows, inside)).astype(dout.dtype)
         return tuple(
-            total
-            + _dot(read, _load(dout, rows, _columns(plan, first_chunk + own), inside), COLUMNS)
+            total + dot(read, _load(dout, rows, _columns(plan, first_chunk + own), inside), COLUMNS)
             for own, total in enumerate(sums)
         )
 
@@ -296,8 +283,8 @@ def _answer_back(
         dsent = jnp.zeros((plan.rows, plan.padded), F32)
         for chunk in range(plan.dim // plan.chunk):
             columns = _columns(plan, chunk)
-            dread += _dot(_load(dout, rows, columns, inside), outputs[:, columns], LANES)
-            dsent += _dot(_load(x, rows, columns, inside), dslots[:, columns], LANES)
+            dread += dot(_load(dout, rows, columns, inside), outputs[:, columns], LANES)
+            dsent += dot(_load(x, rows, columns, inside), dslots[:, columns], LANES)
         of_tokens = jnp.sum(read * dread, axis=1)[:, None]
         dscores = read * (dread - of_tokens) + sent * (dsent - delta[...][None])
         scaled = dscores if length is None else dscores * length[:, None]
@@ -306,13 +293,13 @@ def _answer_back(
         found = []
         for own, before in enumerate(sums):
             columns = _columns(plan, first_chunk + own)
-            value = _dot(weights, dslots[:, columns]) + _dot(slopes, phi[:, columns])
+            value = dot(weights, dslots[:, columns]) + dot(slopes, phi[:, columns])
             tokens = _load(x, rows, columns, inside)
             if length is not None:
                 along = length * length * jnp.sum(dscores * scores, axis=1)
                 value -= along[:, None] * tokens.astype(F32)
             triton.store(dx.at[rows, columns], value.astype(dx.dtype), mask=inside[:, None])
-            found.append(before + _dot(slopes, tokens, COLUMNS))
+            found.append(before + dot(slopes, tokens, COLUMNS))
         return tuple(found)
 
     first = tuple(jnp.zeros((plan.padded, plan.chunk), F32) for _ in range(plan.group))

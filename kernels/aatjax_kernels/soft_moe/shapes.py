@@ -8,7 +8,7 @@ class Shape(NamedTuple):
 
     Attributes:
         batch: clips.
-        tokens: 12 floor((frames - 16) / 10 + 1) + 2, or 146 for a mel axis cut short.
+        tokens: 12 floor((frames - 16) / 10 + 1) + 2 at 100 frames a second.
         experts, slots, width: N, slots an expert and bottleneck width.
     """
 
@@ -20,7 +20,7 @@ class Shape(NamedTuple):
 
 
 TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
-"""1, 4, 5, 6, 10 and 30 seconds; 146 tokens are those of 1.3 seconds."""
+"""1, 1.3, 4 and 5 seconds, 512 and 1,024 frames, 30 seconds."""
 
 MIXTURES = ((7, 1, 6), (15, 1, 2), (24, 1, 1), (7, 2, 6), (16, 8, 6))
 """Experts, slots an expert and bottleneck width: the papers' settings, and 128 slots."""

@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from aatjax_kernels.soft_moe.packed import Options, Packed, gelu, ownership, pack, unpack
+from aatjax_kernels.soft_moe.products import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
 VMEM = 56 * 2**20
@@ -35,12 +36,6 @@ KEPT_SLOTS = 32
 
 CHUNK = 512
 """Tokens whose float32 product is made at once, so that it is never whole in VMEM."""
-
-LOW = -1e30
-F32 = jnp.float32
-ROWS = (((1,), (0,)), ((), ()))  # A B
-LANES = (((1,), (1,)), ((), ()))  # A B^T
-COLUMNS = (((0,), (0,)), ((), ()))  # A^T B
 
 
 class Plan(NamedTuple):
@@ -117,13 +112,6 @@ def plan_of(x: Array, phi: Array, width: int) -> Plan:
 # Pieces of the kernels. Everything here is an array in VMEM or registers.
 
 
-def _dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
-    # Products of 16-bit operands are exact: a higher precision, if one is set, is for float32.
-    wide = a.dtype == F32 or b.dtype == F32
-    precision = None if wide else lax.Precision.DEFAULT
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=F32)
-
-
 class Experts(NamedTuple):
     """Packed weights, and `own` [slots, hidden units]."""
 
@@ -135,19 +123,19 @@ class Experts(NamedTuple):
 
     def forward(self, slots: Array) -> tuple[Array, Array, Array]:
         """Outputs, and the hidden units with the slope of their GELU."""
-        hidden, slope = gelu(_dot(slots, self.w_down, LANES) + self.b_down)
+        hidden, slope = gelu(dot(slots, self.w_down, LANES) + self.b_down)
         hidden = hidden * self.own
-        return _dot(hidden, self.w_up) + self.b_up, hidden, slope
+        return dot(hidden, self.w_up) + self.b_up, hidden, slope
 
     def backward(
         self, slots: Array, hidden: Array, slope: Array, doutputs: Array
     ) -> tuple[Array, tuple[Array, ...]]:
         """Gradients of the slots and of w_down, b_down, w_up and b_up (by slot)."""
-        dbefore = _dot(doutputs, self.w_up, LANES) * self.own * slope
-        return _dot(dbefore, self.w_down), (
-            _dot(dbefore, slots, COLUMNS),
+        dbefore = dot(doutputs, self.w_up, LANES) * self.own * slope
+        return dot(dbefore, self.w_down), (
+            dot(dbefore, slots, COLUMNS),
             jnp.sum(dbefore, axis=0, keepdims=True),
-            _dot(hidden, doutputs, COLUMNS),
+            dot(hidden, doutputs, COLUMNS),
             doutputs,
         )
 
@@ -163,7 +151,7 @@ def _lengths(x: Array) -> Array:
 
 
 def _scores(phi: Array, x: Array, length: Array | None) -> Array:
-    scores = _dot(phi, x, LANES)
+    scores = dot(phi, x, LANES)
     return scores if length is None else scores * length
 
 
@@ -190,8 +178,8 @@ def _dscores(
     sent: Array, read: Array, slots: Array, dslots: Array, outputs: Array, x: Array, dout: Array
 ) -> Array:
     """Gradient of the scores, through both softmaxes."""
-    dread = _dot(outputs.astype(x.dtype), dout, LANES)
-    dsent = _dot(dslots.astype(x.dtype), x, LANES)
+    dread = dot(outputs.astype(x.dtype), dout, LANES)
+    dsent = dot(dslots.astype(x.dtype), x, LANES)
     of_tokens = jnp.sum(read * dread, axis=0, keepdims=True)
     of_slots = jnp.sum(slots * dslots, axis=1, keepdims=True)
     return read * (dread - of_tokens) + sent * (dsent - of_slots)
@@ -209,7 +197,7 @@ def _dtokens(
     if length is not None:
         along = -length * length * jnp.sum(dscores * scores, axis=0, keepdims=True)
     _store(out, both, given, x, along)
-    return _dot(scaled.astype(x.dtype), x)
+    return dot(scaled.astype(x.dtype), x)
 
 
 def _store(
@@ -220,7 +208,7 @@ def _store(
     chunk = clips * rows if clips > 1 else CHUNK
     for start in range(0, clips * rows, chunk):
         part = slice(start, min(start + chunk, clips * rows))
-        product = _dot(weights[:, part], values, COLUMNS)
+        product = dot(weights[:, part], values, COLUMNS)
         if x is not None and along is not None:
             column = jnp.broadcast_to(along[:, part], (8, part.stop - part.start)).T[:, :1]
             product = product + column * x[part].astype(F32)
@@ -282,7 +270,7 @@ def _forward_whole(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> Non
     x = _tokens(plan, x_ref, pl.program_id(0))
     scores = _scores(phi[...], x, _lengths(x) if normalize else None)
     member = _member(plan, valid)
-    slots = _dot(_sent(scores, member).astype(x.dtype), x)
+    slots = dot(_sent(scores, member).astype(x.dtype), x)
     outputs, _, _ = Experts(*(ref[...] for ref in weights)).forward(slots)
     _store(out, _read(scores, member).astype(x.dtype), outputs.astype(x.dtype))
     if kept:
@@ -309,10 +297,10 @@ def _backward_whole(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> No
     else:
         scores = _scores(phi[...], x, length)
     sent, read = _sent(scores, member), _read(scores, member)
-    slots = kept[1][0].astype(F32) if kept else _dot(sent.astype(x.dtype), x)
+    slots = kept[1][0].astype(F32) if kept else dot(sent.astype(x.dtype), x)
     experts = Experts(*(ref[...] for ref in weights))
     outputs, hidden, slope = experts.forward(slots)
-    doutputs = _dot(read.astype(x.dtype), dout)
+    doutputs = dot(read.astype(x.dtype), dout)
     dslots, grads = experts.backward(slots, hidden, slope, doutputs)
     dscores = _dscores(sent, read, slots, dslots, outputs, x, dout)
     dphi = _dtokens(dx, x, phi[...], sent, scores, dslots, dscores, length)
@@ -361,7 +349,7 @@ def _gather(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> None:
     shrink = jnp.exp(peak[...] - higher)
     raw = _select(member, jnp.exp(scores - higher), 0.0)
     total[...] = total[...] * shrink + raw.sum(axis=1, keepdims=True)
-    mean[...] = mean[...] * shrink + _dot(raw.astype(x.dtype), x)
+    mean[...] = mean[...] * shrink + dot(raw.astype(x.dtype), x)
     peak[...] = higher
 
     @pl.when(tile == pl.num_programs(1) - 1)
@@ -398,7 +386,7 @@ def _gather_back(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> None:
         gathered[...] = jnp.zeros_like(gathered)
 
     scores = _scores(phi[...], x, _lengths(x) if normalize else None)
-    gathered[...] += _dot(_read(scores, member).astype(x.dtype), dout)
+    gathered[...] += dot(_read(scores, member).astype(x.dtype), dout)
 
     @pl.when(tile == pl.num_programs(2) - 1)
     def _() -> None:
