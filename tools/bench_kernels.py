@@ -5,8 +5,8 @@
 
 The shapes are those of AST-base at 1 second, 512 and 1,024 frames (110, 602, 1214 tokens) with 8,
 15 and 128 slots. Where PyTorch is installed its plain formulation, einsums and a loop over the
-experts, runs in the same rounds (CPU, float32). Printed are median milliseconds and the median ratio of each
-round to `reference`, the einsums that JAX differentiates itself.
+experts, runs in the same rounds (CPU, float32). Printed are median milliseconds and the median
+ratio of each round to `reference`, the einsums that JAX differentiates itself.
 """
 
 import argparse

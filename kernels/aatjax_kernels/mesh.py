@@ -18,8 +18,8 @@ BATCH_AXES = ("slice", "data")
 def shards(batch: int) -> tuple[tuple[str, ...], bool]:
     """Axes of the mesh in use that the batch is split over, and whether that can be done.
 
-    No axes where there is no mesh (`jax.set_mesh`), or where the caller is inside `shard_map` already.
-    The batch must be a multiple of their size.
+    No axes where there is no mesh (`jax.set_mesh`), or where the caller is inside `shard_map`
+    already. The batch must be a multiple of their size.
     """
     mesh = _mesh()
     if mesh is None:

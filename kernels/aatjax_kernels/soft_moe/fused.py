@@ -57,7 +57,8 @@ def static(
         chosen = choose(x, phi, width)
         if chosen and not possible:
             warnings.warn(
-                f"soft_moe: {uneven}, so 'xla' runs on every platform: make it a multiple of their size",
+                f"soft_moe: {uneven}, so 'xla' runs on every platform: "
+                "make it a multiple of their size",
                 stacklevel=4,
             )
             chosen = ()
