@@ -34,8 +34,8 @@ class Static(NamedTuple):
 CHOICE = {"tpu": "tpu"}
 """The fastest implementation of each platform, where it takes the shape; else it is `"xla"`.
 
-TPU: by the static schedules of the compiled programs, in which the kernels need less time than
-`"xla"` at every shape (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`. CPU: `"xla"`.
+TPU: by the static schedules of the compiled programs, in which the kernels need no more time than
+`"xla"` at any shape tried (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`. CPU: `"xla"`.
 """
 
 
