@@ -35,7 +35,7 @@ CHOICE = {"tpu": "tpu"}
 """The fastest implementation of each platform, where it takes the shape; else it is `"xla"`.
 
 TPU: by the static schedules of the compiled programs, in which the kernels need no more time than
-`"xla"` at any shape tried (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`. CPU: `"xla"`.
+`"xla"` at any shape tried (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`; so on CPU.
 """
 
 
