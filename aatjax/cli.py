@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.interrupt import terminable
 
 VERBS = {
     "train": "adapt a pretrained AST to sounds and evaluate it",
     "eval": "metrics of an adapter on labelled sounds",
     "predict": "what an adapter hears in sound files",
     "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
+    "plan": "whether a config's step fits a chip or a pod, and what it moves; without the chip",
     "summary": "what a config trains and what it leaves frozen",
     "methods": "what each adaptation method trains and costs, as a table",
 }
@@ -31,10 +33,34 @@ interruption.
 {methods}
   --run DIR          run folder (default runs/CONFIG-METHOD)
   --cross-validate   once for every fold of the data, mean and interval
+  --allow-change F   go on in a run folder although field F of the config (optim.lr), a part of it
+                     (optim) or the data set (clips) has changed; may be given again
   --quiet            no progress
+
+  --coordinator HOST:PORT --processes N --process I
+                     process I of N that train together; not needed under SLURM, Open MPI, GKE and
+                     on TPU hosts, where they are found
+  --stuck-after S    end all processes when one makes no progress for S seconds (default 600)
 
 configs: {configs}
 every field of the config is a flag: aatjax train CONFIG --flags lists them
+"""
+
+PLAN_HELP = """usage: aatjax plan [CONFIG] --topology NAME [NAME ...] [--method NAME] [--FIELD VALUE ...]
+
+Compiles the train step of CONFIG for a TPU, a pod, fake CPU devices or the GPU here, and prints
+whether it fits, bytes a device, collectives, FLOPs, and lower bounds on time and input. Needs no
+TPU, no data and no weights. Exit code 1 where it does not fit.
+
+  --topology NAME    v4, v5e, v5p, v6e or tpu7x with a grid (v5e:16x16, v5p:4x4x4), cpu:8, gpu
+  --per-device N     clips a device a step (default: training.batch-size over all devices)
+  --classes N        outputs of the head where the data do not tell (default 50)
+  --advise           also compile what could be changed, as is done where it does not fit
+  --json             one JSON object a topology
+  --method NAME      another method: a row of `aatjax methods`, or one at its defaults
+
+configs: {configs}
+every field of the config is a flag: aatjax plan CONFIG --flags lists them
 """
 
 SUMMARY_HELP = """usage: aatjax summary [CONFIG] [--method NAME] [--FIELD VALUE ...]
@@ -77,12 +103,13 @@ def run(arguments: list[str]) -> int:
             raise UsageError(f"unknown command {verb!r}{hint}")
         command: Callable[[list[str]], None] = globals()[f"_{verb}"]
         _quiet_libraries()
-        command(rest)
+        with terminable():
+            command(rest)
         sys.stdout.flush()
         return 0
     except AatjaxError as error:
         print(f"aatjax: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return error.exit_code
+        return _leave(error.exit_code)
     except SystemExit as end:  # --help, and what tyro says of a flag
         return end.code if isinstance(end.code, int) else 2 * (end.code is not None)
     except KeyboardInterrupt:
@@ -91,6 +118,37 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as if SIGPIPE had ended it: not everything was written
+
+
+def _leave(code: int) -> int:
+    """The exit code; where other processes run, ends at once instead of waiting for them."""
+    if "aatjax.train.processes" in sys.modules:
+        from aatjax.train.processes import several
+
+        if several():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, for this version and kind of machine."""
+    import hashlib
+    import platform
+
+    import jax
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    try:
+        about = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    except OSError:
+        about = platform.processor()
+    machine = hashlib.sha256(f"{platform.machine()} {about}".encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "aatjax" / "compiled" / f"{jax.__version__}-{machine}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def overview() -> str:
@@ -149,7 +207,7 @@ def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
     from aatjax.petl import METHODS
 
     if any(a in ("-h", "--help") for a in arguments):
-        text = TRAIN_HELP if verb == "train" else SUMMARY_HELP
+        text = {"train": TRAIN_HELP, "plan": PLAN_HELP}.get(verb, SUMMARY_HELP)
         indent = " " * 21
         names = ", ".join(sorted(METHODS.keys() - {"combined"}))
         methods = textwrap.fill(names, 98, initial_indent=indent, subsequent_indent=indent)
@@ -161,6 +219,17 @@ def _config(verb: str, arguments: list[str]) -> tuple[Any, argparse.Namespace]:
     parser.add_argument("--cross-validate", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--flags", action="store_true")
+    parser.add_argument("--allow-change", action="append", default=[])
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--stuck-after", type=float, default=600.0)
+    if verb == "plan":
+        parser.add_argument("--topology", nargs="+", default=[])
+        parser.add_argument("--per-device", type=int)
+        parser.add_argument("--classes", type=int)
+        parser.add_argument("--advise", action="store_true")
+        parser.add_argument("--json", action="store_true")
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options, fields = parser.parse_known_args(arguments[1 if name else 0 :])
     for field in fields:
@@ -199,10 +268,17 @@ def _unbox(text: str) -> str:
 def _train(arguments: list[str]) -> None:
     config, options = _config("train", arguments)
     from aatjax import experiment
+    from aatjax.train import processes
 
+    given = processes.Processes(options.coordinator, options.processes, options.process)
+    processes.start(given)
+    _keep_compiled()
     show = None if options.quiet else sys.stderr
+    more = {"allow_change": options.allow_change, "stuck_after": options.stuck_after}
     if options.cross_validate:
-        result = experiment.cross_validate(config, run_dir=options.run, show=show)
+        result = experiment.cross_validate(config, run_dir=options.run, show=show, **more)
+        if not processes.is_main():
+            return
         rows = [
             [f"fold {fold}", f"{r.trainable:,}", _value(r.headline), f"{r.seconds:.0f}"]
             for fold, r in result.folds.items()
@@ -212,11 +288,86 @@ def _train(arguments: list[str]) -> None:
         rows.append(["mean", "", _value(headline), f"{seconds:.0f}"])
         print(_table([config.petl.name, "trainable", result.metric, "seconds"], rows))
         return
-    result = experiment.train(config, run_dir=options.run, show=show)
+    result = experiment.train(config, run_dir=options.run, show=show, **more)
+    if not processes.is_main():
+        return
     metric = result.headline[0] if result.headline else "test"
     row = [result.method, f"{result.trainable:,}", _value(result.headline), f"{result.seconds:.0f}"]
     print(_table(["method", "trainable", metric, "seconds"], [row]))
     print(f"adapter: {result.artefact} ({result.artefact.stat().st_size / 1e6:.2f} MB)")
+
+
+def _plan(arguments: list[str]) -> None:
+    config, options = _config("plan", arguments)
+    import json
+
+    from aatjax import plan
+
+    if not options.topology:
+        raise UsageError("plan needs --topology, such as v5e:4x4, cpu:8 or gpu")
+    plan.prepare_environment(options.topology)
+    classes = options.classes or plan.classes_of(config) or 50
+    more = {"num_classes": classes, "batch_per_device": options.per_device}
+    _, remark = plan.shape_of(config.model, classes)
+    if remark is not None:
+        print(f"aatjax: {remark}", file=sys.stderr)
+    fits = True
+    for topology in options.topology:
+        found = plan.plan(config, topology, **more)
+        fits = fits and found.fits
+        rows = []
+        if options.advise or not found.fits:
+            rows = plan.advice(config, topology, found, **more)
+        if options.json:
+            changes = {what: one.to_json() for what, one in rows}
+            print(json.dumps({**found.to_json(), "advice": changes}), flush=True)
+        else:
+            print(_plan_text(config.petl.name, found, rows), flush=True)
+    if not fits:
+        raise SystemExit(1)
+
+
+def _plan_text(method: str, found: Any, rows: list[tuple[str, Any]]) -> str:
+    """A plan as a person reads it."""
+
+    def gib(size: float) -> str:
+        return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+
+    have = "" if found.memory is None else f" of {gib(found.memory)}"
+    verdict = "fits" if found.fits else f"does not fit, by {gib(found.over)}"
+    chips = f"{found.chips} chips, " if found.chips != found.devices else ""
+    lines = [
+        f"{method} on {found.topology}: {chips}{found.devices} devices, {found.hosts} hosts, "
+        f"{found.batch_size} clips a step, {found.dtype}, {found.trainable:,} trainable",
+        f"  memory a device   {verdict}: {gib(found.needed)}{have}",
+    ]
+    if found.arguments:
+        kept = found.outputs - found.aliased
+        parts = [f"arguments {gib(found.arguments)}", f"temporaries {gib(found.temporaries)}"]
+        lines.append(f"                    {', '.join([*parts, f'outputs {gib(kept)}'])}")
+        moved = [f"{n} {kind} {gib(size)}" for kind, (n, size) in found.collectives.items()]
+        lines.append(f"  collectives       {', '.join(moved) or 'none'}")
+        lines.append(f"  kernels           {found.kernels} Pallas calls a step")
+    total = found.flops * found.devices
+    lines.append(
+        f"  FLOPs             {total / 1e12:.2f} T a step, {found.flops / 1e12:.3f} T a device"
+    )
+    if found.step_s is not None:
+        bound = "compute" if found.step_s == found.compute_s else "memory"
+        lines += [
+            f"  step              at least {1e3 * found.step_s:.1f} ms ({bound}; "
+            f"{1e3 * found.compute_s:.1f} ms compute, {1e3 * found.memory_s:.1f} ms memory, "
+            f"{gib(found.traffic)} moved)",
+            f"  input             up to {found.clips_per_host:,.0f} clips/s from each host",
+        ]
+    lines.append(f"  compiled in       {found.compile_s:.0f} s")
+    for what, one in rows:
+        saved = gib(abs(found.needed - one.needed))
+        word = "saves" if one.needed < found.needed else "adds"
+        lines.append(
+            f"  {what:<26} {word} {saved}: {gib(one.needed)}, {'fits' if one.fits else 'too much'}"
+        )
+    return "\n".join(lines)
 
 
 def _summary(arguments: list[str]) -> None:

@@ -19,6 +19,8 @@ from aatjax.models.config import Pool, Positions
 from aatjax.petl import Method, find, method_named
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.processes import differing
+from aatjax.train.sharding import MeshShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Config:
         training: epochs, batch, selection, seed.
         optim: AdamW and its schedule.
         augment: augmentation of training batches.
+        mesh: how several devices share the work.
         name: used for the run folder.
     """
 
@@ -133,6 +136,7 @@ class Config:
     training: Training = Training()
     optim: Optim = Optim()
     augment: Augment = Augment()
+    mesh: MeshShape = MeshShape()
     name: str = "experiment"
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +152,7 @@ class Config:
         """
         parts: dict[str, Any] = {
             "model": Model, "data": Data, "training": Training, "optim": Optim, "augment": Augment,
+            "mesh": MeshShape,
         }  # fmt: skip
         if "petl" not in fields:
             raise UsageError("the config has no petl, the adaptation method")
@@ -170,17 +175,9 @@ class Config:
         return dataclasses.replace(self, petl=method_named(name))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two config dictionaries, as `data.fold: '1' -> '2'`."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        here = f"{path}.{key}" if path else key
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, here)
-        elif before != after:
-            lines.append(f"{here}: {before!r} -> {after!r}")
-    return lines
+    return [f"{path}: {before!r} -> {after!r}" for path, before, after in differing(old, new)]
 
 
 def available() -> list[str]:

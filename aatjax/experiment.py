@@ -1,18 +1,21 @@
 """Runs a config: from sounds and weights to a trained adapter, its figures and its files."""
 
+import contextlib
 import dataclasses
-import json
 import os
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
-from aatjax.config import Config, Data, Model, differences
+from aatjax.config import Config, Data, Model
 from aatjax.counts import summary
 from aatjax.data.cache import decode_all
 from aatjax.data.clips import Source
@@ -20,16 +23,20 @@ from aatjax.data.open import open_source
 from aatjax.data.pipeline import eval_batches, in_memory
 from aatjax.data.synthesis import TARGET_SOUNDS
 from aatjax.data.synthetic import Synthetic
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
+from aatjax.run_folder import claim_clips, claim_config, read_json, write_json
 from aatjax.train.evaluation import evaluate
 from aatjax.train.fit import Run, fit
 from aatjax.train.intervals import mean_interval
+from aatjax.train.lock import locked
 from aatjax.train.metrics import Metrics
-from aatjax.train.records import TextStream, write_text
+from aatjax.train.processes import agree, is_main, on_main
+from aatjax.train.records import TextStream
+from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
 Show = TextStream | Literal["stderr"] | None
@@ -175,39 +182,90 @@ def run_folder(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{config.petl.name}{fold}"
 
 
-def train(config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr") -> Result:
+def train(
+    config: Config,
+    *,
+    run_dir: str | Path | None = None,
+    show: Show = "stderr",
+    allow_change: Sequence[str] = (),
+    stuck_after: float = 600.0,
+) -> Result:
     """Trains what a config says, evaluates it, and writes the run folder.
 
-    The folder holds config.json, checkpoints, metrics.jsonl, TensorBoard events,
+    The folder holds config.json, clips.json, checkpoints, metrics.jsonl, TensorBoard events,
     quarantine.jsonl (where files were unreadable), result.json and adapter.safetensors. Called
     again with the same config it goes on where it stopped, or returns the finished result.
+
+    Where several processes were joined (`train.processes.start`), all call this with the same
+    arguments, share the folder, and read their parts of each batch; process 0 writes.
 
     Args:
         config: the experiment.
         run_dir: its folder; by default `runs/<name>-<method>`.
         show: stream of the progress display, None for silence.
+        allow_change: fields of the config that may have changed since the run was started, whole
+            parts of it, or `clips` for the data set.
+        stuck_after: seconds without progress of one process after which all are ended.
 
     Raises:
-        UsageError: the folder holds a run of another config; the differences are listed.
+        UsageError: the folder holds a run of another config, or of other clips; or is in use; or
+            processes were started with different things. The differences are listed.
         DataError, WriteError, NotFiniteError, Interrupted: see the parts.
     """
-    screen = sys.stderr if isinstance(show, str) else show
+    screen = (sys.stderr if isinstance(show, str) else show) if is_main() else None
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
+    watchdog = Watchdog(jax.process_index(), stuck=stuck_after)
+    watchdog.start()
+    with contextlib.ExitStack() as held:
+        try:
+            agree({"config": config.to_json(), "aatjax": version("aatjax"),
+                   "jax": jax.__version__}, {})  # fmt: skip
+            on_main(lambda: held.enter_context(locked(folder)))
+            result = _train(config, folder, screen, allow_change, watchdog)
+        except AatjaxError as error:
+            watchdog.finish(str(error))
+            raise
+        except Exception:
+            watchdog.blame()
+            raise
+        watchdog.finish()
+        return result
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    screen: TextStream | None,
+    allow: Sequence[str],
+    watchdog: Watchdog,
+) -> Result:
     result_file, artefact = folder / "result.json", folder / "adapter.safetensors"
-    _claim(folder, config)
-    if result_file.exists() and artefact.exists():
-        done = json.loads(result_file.read_text(encoding="utf-8"))
+
+    def claimed() -> dict[str, Any] | None:
+        claim_config(folder, config, allow)
+        return read_json(result_file) if result_file.exists() and artefact.exists() else None
+
+    done = on_main(claimed)
+    if done is not None:
         if screen is not None:
             print(f"{folder}: finished before; delete it to train anew", file=screen)
         headline = None if done["headline"] is None else tuple(done["headline"])
         return Result(done["method"], done["trainable"], headline, done["seconds"], artefact, None)
 
-    parts = divide(config.data, quarantine=folder / "quarantine.jsonl", show=screen)
+    quarantine = folder / "quarantine.jsonl" if is_main() else None
+    parts = divide(config.data, quarantine=quarantine, show=screen)
+    sources = {"train": parts.train, "valid": parts.valid, "test": parts.test}
+    used = {name: source for name, source in sources.items() if source is not None}
+    agree(
+        {"data": {name: source.fingerprint() for name, source in used.items()}},
+        {f"{name} clips": [clip.id for clip in source.clips] for name, source in used.items()},
+    )
+    on_main(lambda: claim_clips(folder, used, allow))
     seed = config.training.seed
     classes = len(parts.train.classes)
-    model = adapt(
-        load_backbone(config.model, num_classes=classes, seed=seed), config.petl, seed=seed
-    )
+    with _on_host():
+        backbone = load_backbone(config.model, num_classes=classes, seed=seed)
+        model = adapt(backbone, config.petl, seed=seed)
     counts = summary(model)
     if screen is not None:
         share = 100 * counts.trainable / counts.total
@@ -226,53 +284,39 @@ def train(config: Config, *, run_dir: str | Path | None = None, show: Show = "st
         optim=config.optim,
         augment=config.augment,
         frontend=front_end(config, model, parts.train),
+        mesh=config.mesh,
         run_dir=folder,
         show=screen,
+        beat=watchdog.beat,
     )
-    extra = {"config": config.to_json(), "data": parts.train.fingerprint()}
-    for weights in run.models:
-        if weights != run.selected:
-            run.save(folder / f"{weights}.safetensors", weights=weights, extra=extra)
-    run.save(artefact, extra=extra)
     headline = None if run.test is None else run.test.headline
-    figures = {
-        "method": config.petl.name,
-        "trainable": counts.trainable,
-        "frozen": counts.frozen,
-        "train_clips": len(parts.train),
-        "headline": headline,
-        **run.to_json(),
-    }
-    _write(result_file, figures)
+
+    def written() -> None:
+        extra = {"config": config.to_json(), "data": parts.train.fingerprint()}
+        for weights in run.models:
+            if weights != run.selected:
+                run.save(folder / f"{weights}.safetensors", weights=weights, extra=extra)
+        run.save(artefact, extra=extra)
+        figures = {
+            "method": config.petl.name,
+            "trainable": counts.trainable,
+            "frozen": counts.frozen,
+            "train_clips": len(parts.train),
+            "headline": headline,
+            **run.to_json(),
+        }
+        write_json(result_file, figures)
+
+    on_main(written)
     return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run)
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def _on_host() -> contextlib.AbstractContextManager[Any]:
+    """A context in which arrays are made in the host's memory, not on the first accelerator."""
     try:
-        write_text(path, json.dumps(values, indent=2))
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _claim(folder: Path, config: Config) -> None:
-    """Makes the run folder and writes the config, or checks that it is the same."""
-    path = folder / "config.json"
-    fields = json.loads(json.dumps(config.to_json()))
-    started = any((folder / "checkpoints").glob("[0-9]*")) or (folder / "result.json").exists()
-    if path.exists() and started:  # a run that failed before its first checkpoint binds nobody
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), fields)
-        if changed:
-            raise UsageError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:6])}"
-                f"{f'; and {len(changed) - 6} more' if changed[6:] else ''}): choose another "
-                "folder with --run, or delete it"
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(fields, indent=2))
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to leave the CPU alone
+        return contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +331,12 @@ class CrossValidation:
 
 
 def cross_validate(
-    config: Config, *, run_dir: str | Path | None = None, show: Show = "stderr"
+    config: Config,
+    *,
+    run_dir: str | Path | None = None,
+    show: Show = "stderr",
+    allow_change: Sequence[str] = (),
+    stuck_after: float = 600.0,
 ) -> CrossValidation:
     """Trains once for every fold of the data set, each held out in turn.
 
@@ -295,6 +344,7 @@ def cross_validate(
         config: the experiment; its data set must have folds.
         run_dir: folder of the folds' run folders.
         show: stream of the progress display, None for silence.
+        allow_change, stuck_after: as in `train`.
 
     Raises:
         UsageError: the data set has no folds.
@@ -314,7 +364,10 @@ def cross_validate(
             print(f"fold {fold} of {', '.join(source.folds)}", file=screen, flush=True)
         data = dataclasses.replace(config.data, fold=fold)
         part = dataclasses.replace(config, data=data)
-        results[fold] = train(part, run_dir=folder / f"fold{fold}", show=screen)
+        results[fold] = train(
+            part, run_dir=folder / f"fold{fold}", show=screen, allow_change=allow_change,
+            stuck_after=stuck_after,
+        )  # fmt: skip
     headlines = {fold: r.headline for fold, r in results.items() if r.headline is not None}
     scores = {fold: headline[1] for fold, headline in headlines.items()}
     undefined = [fold for fold, score in scores.items() if score is None]
@@ -329,7 +382,9 @@ def cross_validate(
         "method": config.petl.name, "metric": metric, "mean": mean, "low": low, "high": high,
         "folds": scores,
     }  # fmt: skip
-    _write(folder / "cross_validation.json", row)  # result.json is that of a run without folds
+    on_main(
+        lambda: write_json(folder / "cross_validation.json", row)
+    )  # result.json is that of a run without folds
     return CrossValidation(results, metric, mean, low, high)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,17 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.errors import DataError, WriteError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.checkpoint import Checkpoints
+from aatjax.train import checkpoint
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.state import TrainState, init_state
+
+
+class Checkpoints(checkpoint.Checkpoints):
+    """Every save is on disk when it returns."""
+
+    def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
+        super().save(step, tree, progress)
+        self.settle()
 
 
 def make_state(
@@ -236,12 +245,63 @@ def test_a_save_that_fails_leaves_the_earlier_one(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints._checkpointer, "save_pytree", full)
+    monkeypatch.setattr(checkpoints._checkpointer, "save_pytree_async", full)
     with pytest.raises(WriteError, match=r"step 2 could not be written.*No space left"):
         checkpoints.save(2, filled(state, 2), {})
     monkeypatch.undo()
     assert checkpoints.latest == 1
     assert_equal(checkpoints.restore(state)[0], filled(state, 1))
+
+
+def test_a_background_failure_is_told_at_the_next_settle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F4: asynchronous, and yet reported before the next step is done."""
+    state = make_state(petl.Linear())
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, filled(state, 1), {})
+
+    class Full:
+        def result(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    checkpoints.settle()
+    monkeypatch.setattr(checkpoints._checkpointer, "save_pytree_async", lambda *a, **k: Full())
+    checkpoints.save(2, filled(state, 2), {})
+    with pytest.raises(WriteError, match=r"step 2 could not be written.*No space left"):
+        checkpoints.settle()
+    checkpoints.settle()
+    assert_equal(checkpoints.restore(state)[0], filled(state, 1))
+
+
+def test_what_is_saved_is_what_was_given_though_its_memory_is_given_away(tmp_path: Path) -> None:
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    spoil = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree = {f"leaf{i}": jnp.full((256, 256), 3.0) for i in range(8)}
+    empty = jax.tree.map(jnp.zeros_like, tree)
+    checkpoints.save(1, tree, {})
+    for _ in range(5):
+        tree = spoil(tree)
+    found, _ = checkpoints.restore(empty)
+    assert all((np.asarray(leaf) == 3.0).all() for leaf in found.values())
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    """F19, F20: with a warning; nothing is deleted."""
+    state = make_state(petl.Linear())
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, say=said.append)
+    for step in (1, 2):
+        checkpoints.save(step, filled(state, step), {"at": step})
+    checkpoints.close()
+    for path in data_files(tmp_path / "2"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    reopened = Checkpoints(tmp_path, say=said.append)
+    found, told = reopened.restore(state)
+    assert_equal(found, filled(state, 1))
+    assert told == {"at": 1}
+    assert re.search(r"step 2 cannot be read.*going back to step 1", said[-1])
+    assert (tmp_path / "2").is_dir()
 
 
 SAVER = """
@@ -254,6 +314,7 @@ while True:
     step += 1
     tree = {f"leaf{i}": jnp.full((64, 64), step, jnp.float32) for i in range(8)}
     checkpoints.save(step, tree, {"at": step})
+    checkpoints.settle()
     print(step, flush=True)
 """
 

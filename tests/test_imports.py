@@ -19,6 +19,7 @@ RULES = {
     "ops": ("errors", "aatjax_kernels"),
     "models": ("errors", "ops", "models"),
     "surgery": ("errors",),
+    "interrupt": ("errors",),
     "counts": ("errors", "surgery"),
     "flops": ("errors",),
     "audio": ("errors", "audio"),
@@ -27,7 +28,8 @@ RULES = {
     "loading": ("errors", "surgery", "audio", "models", "convert"),
     "petl": ("errors", "ops", "surgery", "models", "petl"),
     "train": (
-        *("errors", "surgery", "counts", "audio", "data", "models", "loading", "convert", "train"),
+        *("errors", "interrupt", "ops", "surgery", "counts", "audio", "data", "models"),
+        *("loading", "convert", "train"),
         *("petl.base", "petl.adapt", "petl.Method", "petl.find"),
     ),
 }

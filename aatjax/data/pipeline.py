@@ -35,29 +35,42 @@ def in_memory(source: Source) -> Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Load:
-    """Clip number -> one example of fixed shape; `rng` places a random crop."""
+class Load:
+    """Rows of a batch as clip numbers -> the same rows with their clips, of fixed shape.
+
+    A row's `draw` places its random crop, so the same row is the same crop wherever it is read.
+    """
 
     source: Source
     targets: np.ndarray
     frontend: FrontEnd
     crop: Crop
 
-    def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        index = int(index)
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        clips = [self._clip(int(i), int(draw)) for i, draw in zip(rows["index"], rows["draw"],
+                                                                  strict=True)]  # fmt: skip
+        return {
+            "audio": np.stack([audio for audio, _ in clips]),
+            "length": np.array([length for _, length in clips], np.int32),
+            "target": self.targets[rows["index"]],
+            **rows,
+        }
+
+    def _clip(self, index: int, draw: int) -> tuple[np.ndarray, int]:
         waveform = self.source.waveform(index)
         spare = len(waveform) - self.frontend.samples
         start = 0
-        if self.crop == "random" and spare > 0 and rng is not None:
-            start = int(rng.integers(spare + 1))
-        audio, length = self.frontend.fit(waveform, start=start)
-        return {
-            "audio": audio,
-            "length": np.int32(length),
-            "target": self.targets[index],
-            "weight": np.float32(1),
-            "index": np.int32(index),
-        }
+        if self.crop == "random" and spare > 0:
+            start = int(np.random.default_rng(draw).integers(spare + 1))
+        return self.frontend.fit(waveform, start=start)
+
+
+def _row(index: int, draw: int) -> dict[str, Any]:
+    return {"index": np.int32(index), "draw": np.int64(draw), "weight": np.float32(1)}
+
+
+def _drawn(index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return _row(index, int(rng.integers(2**63 - 1)))
 
 
 def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
@@ -74,8 +87,16 @@ def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
     return padded
 
 
+def _batched(rows: grain.MapDataset, size: int, load: Load, local: np.ndarray | None) -> Any:
+    """Rows in batches of `size`, padded; of each the rows that this process reads, read."""
+    batches = rows.batch(size, drop_remainder=False).map(lambda batch: _pad(batch, size=size))
+    if local is not None and len(local) < size:
+        batches = batches.map(lambda batch: {name: v[local] for name, v in batch.items()})
+    return batches.map(load)
+
+
 def _threads(threads: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 if threads else 0)
 
 
 def batches_per_epoch(source: Source, batch_size: int) -> int:
@@ -92,6 +113,7 @@ def train_batches(
     seed: int,
     crop: Crop = "start",
     threads: int = 2,
+    rows: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """Shuffled batches of all epochs; every epoch is a new order and sees every clip once.
 
@@ -107,37 +129,36 @@ def train_batches(
         seed: seed of order and crops.
         crop: where a clip that is too long is cut: at its `start`, or anywhere (`random`).
         threads: reading threads.
+        rows: the rows of each batch that are read here, where several processes share a batch;
+            the order is the same whatever their number. None reads all.
 
     Raises:
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
-    load = _Load(source, source.targets(), frontend, crop)
-    return (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .random_map(load)
-        .batch(batch_size, drop_remainder=False)
-        .map(lambda batch: _pad(batch, size=batch_size))
-        .repeat(epochs)
-        .to_iter_dataset(_threads(threads))
-    )
+    load = Load(source, source.targets(), frontend, crop)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_drawn)
+    batches = _batched(order, batch_size, load, rows)
+    return batches.repeat(epochs).to_iter_dataset(_threads(threads))
 
 
 def eval_batches(
-    source: Source, frontend: FrontEnd, *, batch_size: int, threads: int = 2
+    source: Source,
+    frontend: FrontEnd,
+    *,
+    batch_size: int,
+    threads: int = 2,
+    rows: np.ndarray | None = None,
 ) -> grain.IterDataset:
-    """Batches in the source's order, cut at the start; the last one padded with weight 0."""
+    """Batches in the source's order, cut at the start; the last one padded with weight 0.
+
+    Args:
+        source, frontend, batch_size, threads, rows: as in `train_batches`.
+    """
     _check(source, batch_size)
-    load = _Load(source, source.targets(), frontend, "start")
-    return (
-        grain.MapDataset.range(len(source))
-        .map(load)
-        .batch(batch_size, drop_remainder=False)
-        .map(lambda batch: _pad(batch, size=batch_size))
-        .to_iter_dataset(_threads(threads))
-    )
+    load = Load(source, source.targets(), frontend, "start")
+    order = grain.MapDataset.range(len(source)).map(lambda index: _row(index, 0))
+    return _batched(order, batch_size, load, rows).to_iter_dataset(_threads(threads))
 
 
 def _check(source: Source, batch_size: int) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from aatjax import ops
 from aatjax.errors import UsageError
 
 
@@ -37,16 +38,17 @@ def run_blocks(
     Raises:
         UsageError: `scan` was asked for, but the blocks differ in structure.
     """
+    x = ops.over_batch_only(x)
     if not scan and not remat:
         for block in blocks:
-            x = masked(block, x, mask)
+            x = ops.over_batch_only(masked(block, x, mask))
         return x
 
     parts = [nnx.split(block, nnx.Param, ...) for block in blocks]
 
     def body(x: Array, states: tuple[Any, Any], graphdef: Any) -> tuple[Array, Any]:
         block = nnx.merge(graphdef, *states, copy=True)
-        y = masked(block, x, mask)
+        y = ops.over_batch_only(masked(block, x, mask))
         return y, nnx.split(block, nnx.Param, ...)[2]
 
     if remat:

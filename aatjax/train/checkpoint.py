@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
+from aatjax.train.sharding import fetch
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -19,22 +23,43 @@ def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
     return {keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}, structure
 
 
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Damaged(DataError):
+    """A checkpoint that is there and cannot be used."""
+
+
 class Checkpoints:
     """The checkpoints under one folder, newest kept.
 
     A checkpoint is a pytree (flattened to one array a name) and a small JSON dictionary. It is
     written under a temporary name and renamed when whole, so a killed save leaves no half one;
-    a checksum over both tells a damaged one.
+    a checksum over both tells a damaged one. Nothing that is there is ever deleted but older whole
+    checkpoints beyond `keep`, and what killed saves left under temporary names.
+
+    Where several processes run, all of them make the same calls and see the same folder.
 
     Args:
         directory: made on the first save.
         keep: how many to keep.
+        say: is told what was skipped or removed, in one line.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        say: Callable[[str], None] = _warn,
+    ) -> None:
         self.directory = Path(directory).absolute()
+        self._say = say
+        self._writing: tuple[int, Any] | None = None
         policy: Any = ocp.training.preservation_policies.LatestN(keep)
         try:
+            before = self._temporary()
             self._checkpointer: Any = ocp.training.Checkpointer(
                 str(self.directory),
                 preservation_policy=policy,
@@ -42,6 +67,13 @@ class Checkpoints:
             )
         except OSError as error:
             raise WriteError(f"{self.directory}: cannot keep checkpoints here: {error}") from error
+        if gone := sorted(before - self._temporary()):
+            say(f"{self.directory}: removed {', '.join(gone)}, left by a save that was killed")
+
+    def _temporary(self) -> set[str]:
+        if not self.directory.is_dir():
+            return set()
+        return {path.name for path in self.directory.iterdir() if "tmp" in path.name}
 
     @property
     def latest(self) -> int | None:
@@ -49,15 +81,25 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else int(newest.step)
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, newest first."""
+        return sorted((int(one.step) for one in self._checkpointer.checkpoints), reverse=True)
+
     def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
-        """Writes a checkpoint and waits until it is on disk.
+        """Starts writing a checkpoint in the background; `settle` waits for it.
+
+        The arrays are copied before this returns, so they may be given away.
 
         Raises:
-            WriteError: it could not be written; earlier checkpoints are as they were.
+            WriteError: this one, or the one before, could not be written; earlier ones are as
+                they were.
         """
-        leaves, _ = _flatten(tree)
+        self.settle()
+        # Copies: the next step is given the memory of the state while this is being written.
+        leaves, _ = _flatten(jax.tree.map(jnp.copy, tree))
         try:
-            self._checkpointer.save_pytree(
+            response = self._checkpointer.save_pytree_async(
                 step,
                 leaves,
                 custom_metadata={"progress": progress, "sha256": _digest(leaves, progress)},
@@ -65,20 +107,55 @@ class Checkpoints:
                 overwrite=True,
             )
         except (OSError, ValueError) as error:
-            raise WriteError(
-                f"{self.directory}: the checkpoint of step {step} could not be written: "
-                f"{_first_line(error)}; free some space or choose another run folder"
-            ) from error
+            raise self._failed(step, error) from error
+        self._writing = (step, response)
 
-    def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint (or that of a step) in the shape of `template`.
+    def settle(self) -> None:
+        """Waits until the checkpoint that is being written is on disk.
 
         Raises:
-            DataError: there is none, it is damaged, or it belongs to another model or optimiser.
+            WriteError: it could not be written.
         """
-        step = self.latest if step is None else step
-        if step is None:
+        if self._writing is None:
+            return
+        step, response = self._writing
+        self._writing = None
+        try:
+            response.result()
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+
+    def _failed(self, step: int, error: BaseException) -> WriteError:
+        return WriteError(
+            f"{self.directory}: the checkpoint of step {step} could not be written: "
+            f"{_first_line(error)}; free some space or choose another run folder"
+        )
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The newest checkpoint that is whole (or that of a step) in the shape of `template`.
+
+        A damaged one is left where it is, with a warning, and the one before is taken. Arrays lie
+        where the template's do, on however many devices they lay when they were saved.
+
+        Raises:
+            DataError: there is none, all are damaged, or it belongs to another model or optimiser.
+        """
+        self.settle()
+        if step is not None:
+            return self._restore(template, step)
+        steps = self.steps
+        if not steps:
             raise DataError(f"{self.directory}: there is no checkpoint")
+        for position, candidate in enumerate(steps):
+            try:
+                return self._restore(template, candidate)
+            except Damaged as error:
+                if position + 1 == len(steps):
+                    raise
+                self._say(f"warning: {error}; going back to step {steps[position + 1]}")
+        raise AssertionError
+
+    def _restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
         leaves, structure = _flatten(template)
         try:
             metadata = self._checkpointer.pytree_metadata(step)
@@ -94,9 +171,9 @@ class Checkpoints:
             if not wrong and told.get("sha256") != _digest(found, progress):
                 raise ValueError("it is damaged, its checksum does not fit")
         except Exception as error:
-            raise DataError(
+            raise Damaged(
                 f"{self.directory}: the checkpoint of step {step} cannot be read: "
-                f"{_first_line(error)}; delete its folder to go on from the one before"
+                f"{_first_line(error)}"
             ) from error
         if wrong:
             raise DataError(
@@ -106,14 +183,14 @@ class Checkpoints:
         return tree_unflatten(structure, [found[name] for name in leaves]), progress
 
     def close(self) -> None:
-        """Ends background work."""
+        """Ends background work: waits for a checkpoint that is being written."""
         self._checkpointer.close()
 
 
 def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
     for name in sorted(leaves):
-        value = np.ascontiguousarray(leaves[name])
+        value = np.ascontiguousarray(fetch(leaves[name]))
         digest.update(f"{name}{value.shape}{value.dtype}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -1,9 +1,11 @@
 """Evaluating a model on labelled clips."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from aatjax import surgery
@@ -16,21 +18,43 @@ from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.train import metrics
 from aatjax.train.optim import Optim, make_optimizer
+from aatjax.train.sharding import MeshShape, fetch, local_rows, put_batch
+from aatjax.train.state import start
 from aatjax.train.step import Steps, make_steps
 
 Weights = tuple[Any, Any]
 
 
+def evaluation_batch(wanted: int, mesh: Mesh) -> int:
+    """The next multiple of the devices: batches of evaluation are padded anyway."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-wanted // shards) * shards
+
+
 def predict_logits(
-    steps: Steps, weights: Weights, frozen: Any, source: Source, frontend: FrontEnd, batch: int
-) -> Float[np.ndarray, "n c"]:
-    """Logits `[n, c]` of every clip of a source, in its order."""
-    parts = []
-    for rows in eval_batches(source, frontend, batch_size=batch):
-        real = int(rows["weight"].sum())
-        rows.pop("index")
-        parts.append(np.asarray(steps.evaluate(*weights, frozen, rows))[:real])
-    return np.concatenate(parts)
+    steps: Steps,
+    weights: Weights,
+    frozen: Any,
+    source: Source,
+    frontend: FrontEnd,
+    batch: int,
+    mesh: Mesh,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Float[np.ndarray, "n c"] | None:
+    """Logits `[n, c]` of every clip of a source, in its order; None once `stopped()`."""
+    parts: list[np.ndarray] = []
+    waiting: jax.Array | None = None
+    for host in eval_batches(source, frontend, batch_size=batch, rows=local_rows(mesh, batch)):
+        if stopped():
+            return None
+        rows = {name: host[name] for name in ("audio", "length", "target", "weight")}
+        found = steps.evaluate(*weights, frozen, put_batch(rows, mesh, batch))
+        if waiting is not None:  # the next batch is on its way to the devices by now
+            parts.append(fetch(waiting))
+        waiting = found
+    if waiting is not None:
+        parts.append(fetch(waiting))
+    return np.concatenate(parts)[: len(source)]
 
 
 def evaluate(
@@ -57,9 +81,19 @@ def evaluate(
     check_fit(model, [source], frontend)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
-    steps = make_steps(parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce")
-    weights = (parts.trainable, parts.stats)
-    logits = predict_logits(steps, weights, parts.frozen, source, frontend, batch_size)
+    mesh = MeshShape().make(jax.local_devices())
+    begin = start(
+        parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False,
+        dtype=model.config.dtype,
+    )  # fmt: skip
+    steps = make_steps(
+        parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
+    )
+    weights = (begin.state.trainable, begin.state.stats)
+    batch = evaluation_batch(batch_size, mesh)
+    with jax.set_mesh(mesh):
+        logits = predict_logits(steps, weights, begin.frozen, source, frontend, batch, mesh)
+    assert logits is not None
     return measure(logits, source, bootstrap)
 
 

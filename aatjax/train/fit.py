@@ -2,10 +2,13 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from aatjax import surgery
 from aatjax.audio.augment import Augment
@@ -21,8 +24,10 @@ from aatjax.train.artefact import save_adapter
 from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.optim import Optim, learning_rate, make_optimizer
+from aatjax.train.processes import is_main
 from aatjax.train.records import TextStream
-from aatjax.train.state import init_state
+from aatjax.train.sharding import MeshShape, check_batch, fetch
+from aatjax.train.state import start
 from aatjax.train.step import make_steps
 
 
@@ -110,8 +115,10 @@ def fit(
     optim: Optim | None = None,
     augment: Augment | None = None,
     frontend: FrontEnd | None = None,
+    mesh: MeshShape | Mesh | None = None,
     run_dir: str | Path | None = None,
     show: TextStream | Literal["stderr"] | None = "stderr",
+    beat: Callable[[str, int], None] | None = None,
 ) -> Run:
     """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
@@ -125,9 +132,13 @@ def fit(
         optim: AdamW and its schedule.
         augment: augmentation of the training batches.
         frontend: log-mel front end; by default AST's, at the model's length.
+        mesh: how the devices of all processes share the work, or a mesh of some of them with
+            axes `data`, `fsdp` and `model`; by default each takes its part of the batch.
         run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
             interrupted goes on from its last checkpoint when called again with the same folder.
         show: stream of the progress display, None for silence.
+        beat: called with what the run is about to do (`input`, `step`, `eval`, `save`) and the
+            steps done, for a watchdog.
 
     Returns:
         A Run with the adapted model, its metrics and its history.
@@ -149,31 +160,40 @@ def fit(
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels a clip: use loss='bce'")
 
+    devices = mesh if isinstance(mesh, Mesh) else (mesh or MeshShape()).make()
+    check_batch(devices, training.batch_size)
+
     parts = surgery.split(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
     per_epoch = batches_per_epoch(train, training.batch_size)
     tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
+    begin = start(
+        parts.trainable, parts.stats, parts.frozen, tx, devices,
+        average=training.average is not None, dtype=model.config.dtype,
+    )  # fmt: skip
     steps = make_steps(
         parts.graphdef, tx, frontend=frontend, augment=augment or Augment(), loss=loss,
-        average=training.average,
+        average=training.average, layout=begin.layout,
     )  # fmt: skip
     loop = Loop(
         training=training,
         steps=steps,
-        frozen=parts.frozen,
+        frozen=begin.frozen,
+        mesh=devices,
         rate=learning_rate(optim, steps_per_epoch=per_epoch, epochs=training.epochs),
         per_epoch=per_epoch,
         train=train,
         valid=valid,
         frontend=frontend,
         run_dir=None if run_dir is None else Path(run_dir),
-        show=sys.stderr if show == "stderr" else show,
+        show=(sys.stderr if show == "stderr" else show) if is_main() else None,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
     )
-    state, best = loop.run(
-        init_state(parts.trainable, parts.stats, tx, average=training.average is not None)
-    )
+    if beat is not None:
+        loop.beat = beat
+    with jax.set_mesh(devices):
+        state, best = loop.run(begin.state)
 
     kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
     if best is not None:
@@ -181,7 +201,9 @@ def fit(
     if training.average is not None:
         kept["average"] = (state.average, state.stats)
     models: dict[Select, AST] = {
-        name: surgery.merge(parts.graphdef, *weights, parts.frozen)
+        name: surgery.merge(
+            parts.graphdef, *jax.tree.map(jnp.asarray, fetch(weights)), parts.frozen
+        )
         for name, weights in kept.items()
     }
 
@@ -189,7 +211,11 @@ def fit(
         if source is None:
             return None
         weights = kept[training.select]
-        logits = predict_logits(steps, weights, parts.frozen, source, frontend, loop.eval_batch)
+        with jax.set_mesh(devices):
+            logits = predict_logits(
+                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices
+            )
+        assert logits is not None
         return measure(logits, source, 1000)
 
     return Run(

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from aatjax import surgery
+from aatjax import ops, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.train.state import TrainState
@@ -41,12 +41,21 @@ class Steps:
     """The two compiled steps of a run.
 
     Attributes:
-        train: (state, frozen, batch, key) -> (state, {"loss", "correct", "weight"} sums).
+        train: (state, frozen, batch, key) -> (state, {"loss", "correct", "weight", "skipped"}
+            sums).
         evaluate: (trainable, stats, frozen, batch) -> logits `[b, c]`.
     """
 
     train: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _PerDevice(FrontEnd):
+    """The same front end, every device on its own clips: XLA would gather them for the FFT."""
+
+    def features(self, audio: Num[Array, "b s"], length: Int[Array, " b"]) -> Float[Array, "b t f"]:
+        return ops.over_batch(lambda clips, _: FrontEnd.features(self, *clips), (audio, length), ())
 
 
 def make_steps(
@@ -57,6 +66,7 @@ def make_steps(
     augment: Augment,
     loss: Loss,
     average: float | None = None,
+    layout: TrainState | None = None,
 ) -> Steps:
     """Builds the jitted steps.
 
@@ -71,7 +81,11 @@ def make_steps(
         augment: augmentation of training batches.
         loss: `ce` or `bce`.
         average: decay of the moving average of the trainable tree, or None.
+        layout: the sharding of every array of the state (`start`); all else that comes out is
+            copied to every device. The steps are then called under `jax.set_mesh`.
     """
+
+    frontend = _PerDevice(**dataclasses.asdict(frontend))
 
     def forward(
         trainable: Any, stats: Any, frozen: Any, x: jax.Array, length: jax.Array, *, train: bool
@@ -111,10 +125,27 @@ def make_steps(
         mean = state.average
         if average is not None:
             mean = optax.incremental_update(trainable, mean, 1.0 - average)
-        return TrainState(state.step + 1, trainable, stats, opt_state, mean), sums
+        # A step whose loss or gradient is not finite changes nothing but the count of steps.
+        fine = finite((sums["loss"], grads))
+        after = TrainState(state.step, trainable, stats, opt_state, mean)
+        kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
+        counted = {name: jnp.where(fine, value, 0.0) for name, value in sums.items()}
+        counted["skipped"] = 1.0 - fine.astype(jnp.float32)
+        return dataclasses.replace(kept, step=state.step + 1), counted
 
     def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
         x = frontend(batch["audio"], batch["length"])
         return forward(trainable, stats, frozen, x, batch["length"], train=False)[0]
 
-    return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))
+    if layout is None:
+        return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))
+    whole: Any = layout.step
+    return Steps(
+        jax.jit(train_step, donate_argnums=0, out_shardings=(layout, whole)),
+        jax.jit(eval_step, out_shardings=whole),
+    )
+
+
+def finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -11,8 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-BATCH_AXES = ("slice", "data")
+BATCH_AXES = ("slice", "data", "fsdp")
 """Names of mesh axes that the batch is split over."""
+
+HEAD_AXIS = "model"
+"""Name of the mesh axis that attention heads are split over."""
 
 
 def shards(batch: int) -> tuple[tuple[str, ...], bool]:
@@ -65,3 +68,47 @@ def over_batch(
         local, in_specs=(split, whole), out_specs=(split, whole) if summed else split,
         check_vma=False,
     )(batched, shared)  # fmt: skip
+
+
+def over_heads(function: Callable[..., Any], given: Any, heads: Any, out_heads: Any) -> Any:
+    """`function(given)`, every device on its own clips and heads.
+
+    Without a mesh, or where batch or heads are no multiple of its axes, the function is called as
+    it is and XLA splits it as it can.
+
+    Args:
+        function: takes the tree and returns a tree, all arrays with a leading batch axis.
+        given: arrays with a leading batch axis.
+        heads: for each of them the axis of the heads, or -1 where it has none.
+        out_heads: the same for the results.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return function(given)
+    axes = _axes(mesh)
+    across = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    size = math.prod(mesh.shape[name] for name in axes)
+    uneven = [x.shape[0] % size for x in jax.tree.leaves(given)]
+    if across is not None:
+        counts = jax.tree.map(lambda x, axis: 0 if axis < 0 else x.shape[axis], given, heads)
+        uneven += [count % mesh.shape[across] for count in jax.tree.leaves(counts)]
+    if any(uneven):
+        return function(given)
+
+    def spec(axis: int) -> PartitionSpec:
+        if axis < 0 or across is None:
+            return PartitionSpec(axes or None)
+        return PartitionSpec(axes or None, *[None] * (axis - 1), across)
+
+    return jax.shard_map(
+        function, in_specs=(jax.tree.map(spec, heads),), out_specs=jax.tree.map(spec, out_heads),
+        check_vma=False,
+    )(given)  # fmt: skip
+
+
+def pin(x: jax.Array) -> jax.Array:
+    """Activations `[b, ...]` split over the batch and nothing else: never along a sequence."""
+    mesh = _mesh()
+    if mesh is None or x.shape[0] % math.prod(mesh.shape[name] for name in _axes(mesh)):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_axes(mesh) or None))

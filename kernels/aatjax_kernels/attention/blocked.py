@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels import platform
+from aatjax_kernels import mesh, platform
 
 BLOCK = 1_500_000
 """Weights that a step on CPU makes at most, 6 MB: 4 heads a step of 602 tokens.
@@ -100,18 +100,32 @@ def _seen(mask: Array | None, heads: int) -> Array | None:
 
 
 def _forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
+    given = (query, key, value, mask)
+    heads = (2, 2, 2, None if mask is None else -1)
+    out, log_sum = mesh.over_heads(_local, given, heads, (2, 2))
+    return out, (*given, out, log_sum)
+
+
+def _local(given: Any) -> tuple[Array, Array]:
+    """Output and log-sums, `[b, n, h, k]` and `[b, n, h, 1]`, of what one device has."""
+    query, key, value, mask = given
     tokens = (query.shape[1], key.shape[1])
     seen = _seen(mask, query.shape[2])
-    out, log_sum = _over_heads(_answer, tokens, *map(_split, (query, key, value)), seen)
-    return _join(out, query.shape[0]), (query, key, value, mask, out, log_sum)
+    found = _over_heads(_answer, tokens, *map(_split, (query, key, value)), seen)
+    return _join(found[0], query.shape[0]), _join(found[1], query.shape[0])
 
 
 def _backward(kept: Any, dout: Array) -> tuple[Array | None, ...]:
-    query, key, value, mask, out, log_sum = kept
+    heads = (2, 2, 2, None if kept[3] is None else -1, 2, 2, 2)
+    return *mesh.over_heads(_local_back, (*kept, dout), heads, (2, 2, 2)), None
+
+
+def _local_back(given: Any) -> tuple[Array, ...]:
+    query, key, value, mask, out, log_sum, dout = given
     tokens = (query.shape[1], key.shape[1])
-    given = (*map(_split, (query, key, value)), _seen(mask, query.shape[2]), out, log_sum)
-    grads = _over_heads(_answer_back, tokens, *given, _split(dout))
-    return *(_join(grad, query.shape[0]) for grad in grads), None
+    split = (*map(_split, (query, key, value)), _seen(mask, query.shape[2]))
+    grads = _over_heads(_answer_back, tokens, *split, *map(_split, (out, log_sum, dout)))
+    return tuple(_join(grad, query.shape[0]) for grad in grads)
 
 
 attention.defvjp(_forward, _backward)

@@ -1,0 +1,190 @@
+"""Where the arrays of a run lie: one mesh, rules by path, placement.
+
+Axes: `data` (every device its own clips, weights copied), `fsdp` (its own clips, the large weights
+of the body in pieces) and `model` (heads and hidden units of every block in pieces, all devices on
+the same clips). The batch is split over `data` and `fsdp`; tokens are never split. Adapters are
+small: they are copied everywhere and their gradients are summed over the batch once a step.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_map_with_path
+
+from aatjax.errors import UsageError
+
+AXES = ("data", "fsdp", "model")
+BATCH = PartitionSpec(("data", "fsdp"))
+WHOLE = PartitionSpec()
+
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"blocks/\d+/attn/[qkv]/kernel", ("fsdp", "model")),
+    (r"blocks/\d+/attn/[qkv]/bias", ("model",)),
+    (r"blocks/\d+/attn/out/kernel", ("model", "fsdp")),
+    (r"blocks/\d+/mlp/up/kernel", ("fsdp", "model")),
+    (r"blocks/\d+/mlp/up/bias", ("model",)),
+    (r"blocks/\d+/mlp/down/kernel", ("model", "fsdp")),
+    (r"embed/proj/kernel", (None, None, None, "fsdp")),
+)
+"""(what the end of a parameter's path matches, the mesh axis of each of its axes).
+
+All else is copied. The optimiser's moments and the moving average lie as their parameter does.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Number of devices along each axis of the mesh; -1, once, takes what is left.
+
+    Attributes:
+        data: devices with the same weights and other clips.
+        fsdp: devices that hold a piece of each large weight, and other clips.
+        model: devices that share the heads and hidden units of the same clips.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise UsageError(f"mesh.{name}={size} must be at least 1, or -1 for what is left")
+        if list(sizes.values()).count(-1) > 1:
+            raise UsageError("only one of mesh.data, mesh.fsdp and mesh.model may be -1")
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """Devices along `data`, `fsdp` and `model`.
+
+        Raises:
+            UsageError: the sizes do not multiply to the number of devices.
+        """
+        given = dataclasses.astuple(self)
+        fixed = math.prod(size for size in given if size != -1)
+        if devices % fixed or (-1 not in given and fixed != devices):
+            said = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, given, strict=True))
+            raise UsageError(
+                f"{said} do not fit {devices} devices: their product must be {devices}; with -1 "
+                "one of them takes what is left"
+            )
+        data, fsdp, model = (devices // fixed if size == -1 else size for size in given)
+        return data, fsdp, model
+
+    def make(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """The mesh over all devices of all processes, or over those given.
+
+        On several slices (groups of TPU chips with a slow network in between) the `data` axis runs
+        across the slices.
+        """
+        devices = jax.devices() if devices is None else devices
+        sizes = self.sizes(len(devices))
+        types = (AxisType.Auto,) * len(AXES)
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if slices > 1:
+            if sizes[0] % slices:
+                raise UsageError(
+                    f"mesh.data={sizes[0]} must be a multiple of the {slices} slices: only the "
+                    "data axis may run across them"
+                )
+            inner = (sizes[0] // slices, *sizes[1:])
+            grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices)
+            return Mesh(grid, AXES, axis_types=types)
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+
+
+def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") -> None:
+    """Refuses a batch that does not divide over the devices.
+
+    Raises:
+        UsageError: with the nearest sizes that do.
+    """
+    size = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % size:
+        below, above = batch_size // size * size, -(-batch_size // size) * size
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UsageError(
+            f"{name}={batch_size} does not divide over {size} devices (mesh axes data and fsdp): "
+            f"take {near}"
+        )
+
+
+def path_of(path: Any) -> str:
+    """A parameter's path as in `surgery.variables`: wrappers and NNX's own names left out."""
+    names = keystr(path, simple=True, separator="/").split("/")
+    return "/".join(name for name in names if name not in ("base", "value", ""))
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How an array is split: by the first rule that its path ends in, else not at all.
+
+    An axis that the mesh does not divide is left whole.
+    """
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", path) and len(axes) == len(shape):
+            kept = (
+                axis if axis is not None and length % mesh.shape[axis] == 0 else None
+                for axis, length in zip(axes, shape, strict=True)
+            )  # fmt: skip
+            return PartitionSpec(*kept)
+    return WHOLE
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every array of a tree, by its path."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec_of(path_of(path), tuple(leaf.shape), mesh))
+
+    return tree_map_with_path(one, tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The tree's arrays on the mesh; each device is given its own piece and nothing more."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings(tree, mesh))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a batch that the devices of this process hold, in order."""
+    sharding = NamedSharding(mesh, BATCH)
+    pieces = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[index] for index in pieces if index is not None]))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """This process's rows of a batch as arrays over the whole mesh."""
+    sharding = NamedSharding(mesh, BATCH)
+
+    def one(rows: np.ndarray) -> jax.Array:
+        shape = (batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: one(rows) for name, rows in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """The tree as numpy arrays, whole, on every process."""
+
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                from jax.experimental import multihost_utils
+
+                return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+            return np.asarray(leaf.addressable_data(0))
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)

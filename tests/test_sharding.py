@@ -1,0 +1,272 @@
+"""Several devices and several processes: the same numbers, the same order, nothing gathered."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import run_sharded
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from aatjax import petl, surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UnavailableError, UsageError
+from aatjax.models.ast import AST
+from aatjax.train import processes
+from aatjax.train.optim import Optim, make_optimizer
+from aatjax.train.sharding import MeshShape, check_batch, local_rows, put_batch, spec_of
+from aatjax.train.state import hold, start
+from aatjax.train.step import make_steps
+
+HERE = Path(__file__).parent
+SHAPES = [(2, 1, 1), (4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]
+
+
+def mesh_of(data: int, fsdp: int = 1, model: int = 1) -> Any:
+    return MeshShape(data, fsdp, model).make(jax.devices()[: data * fsdp * model])
+
+
+@pytest.fixture(scope="module", params=["aat", "conformer", "soft_moa", "full"])
+def one_device(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param, run_sharded.run(request.param, mesh_of(1))
+
+
+def assert_alike(found: dict[str, Any], wanted: dict[str, Any], tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(found["losses"], wanted["losses"], atol=tolerance)
+    assert found["valid"] == wanted["valid"]
+    assert set(found["weights"]) == set(wanted["weights"])
+    for path, value in wanted["weights"].items():
+        if path.endswith("attn/k/bias"):
+            continue  # its gradient is rounding noise, which AdamW makes into whole steps
+        np.testing.assert_allclose(
+            found["weights"][path], value, atol=tolerance, rtol=0, err_msg=path
+        )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_several_devices_train_as_one_does(
+    one_device: tuple[str, dict[str, Any]], shape: tuple[int, int, int]
+) -> None:
+    method, wanted = one_device
+    found = run_sharded.run(method, mesh_of(*shape))
+    assert_alike(found, wanted)
+    assert found["seen"] == wanted["seen"]
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_cpu_multi_thread_eigen=false"
+    )
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONSAFEPATH": ""}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) -> list[Any]:
+    """Runs the script in `count` processes and returns what each printed and wrote."""
+    command = [sys.executable, str(HERE / "run_sharded.py"), method, sizes, str(folder)]
+    address = f"localhost:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [*command, *([address, str(count), str(index)] if count > 1 else [])],
+            env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    found = []
+    for index, process in enumerate(running):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        told = json.loads(out.splitlines()[-1])
+        told["weights"] = dict(np.load(folder / f"weights{index}.npz"))
+        found.append(told)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["aat", "conformer", "soft_moa"])
+def test_eight_devices_train_as_one_does(method: str, tmp_path: Path) -> None:
+    (found,) = launch(tmp_path, method, "-1,1,1", 8)
+    assert found["devices"] == 8
+    assert_alike(found, run_sharded.run(method, mesh_of(1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["aat", "conformer", "soft_moa"])
+def test_two_processes_train_as_one_does(method: str, tmp_path: Path) -> None:
+    """Each reads its half of every batch; both end with the same weights."""
+    found = launch(tmp_path, method, "-1,1,1", 2, count=2)
+    wanted = run_sharded.run(method, mesh_of(1))
+    for told in found:
+        assert told["devices"] == 4
+        told["losses"] = told["losses"] or wanted["losses"]
+        assert_alike(told, wanted)
+    halves = [np.reshape(told["seen"], (-1, 4)) for told in found]
+    together = np.concatenate(halves, axis=1).reshape(-1)
+    assert together.tolist() == wanted["seen"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
+
+
+# The compiled step.
+
+
+def compiled_step(method: petl.Method, mesh: Any, batch_size: int = 8) -> tuple[str, int]:
+    """The train step's program for a mesh, and the bytes of what is trained."""
+    model = petl.adapt(AST(run_sharded.CONFIG, rngs=nnx.Rngs(0)), method)
+    parts = surgery.split(model)
+    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
+    begin = start(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
+    steps = make_steps(
+        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=Augment(), loss="ce",
+        layout=begin.layout,
+    )  # fmt: skip
+    rows = {
+        "audio": np.zeros((batch_size, 6480), np.int16),
+        "length": np.full(batch_size, 6480, np.int32),
+        "target": np.eye(3, dtype=np.float32)[np.arange(batch_size) % 3],
+        "weight": np.ones(batch_size, np.float32),
+    }
+    batch = put_batch(rows, mesh, batch_size)
+    trained = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.trainable))
+    with jax.set_mesh(mesh):
+        step: Any = steps.train
+        lowered = step.lower(begin.state, begin.frozen, batch, jax.random.key(0))
+        return lowered.compile().as_text(), trained
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Bytes that each kind of collective operation of a program brings out."""
+    found: dict[str, int] = {}
+    pattern = r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
+    for shapes, name in re.findall(pattern, text):
+        for kind, dims in re.findall(r"(f32|s32|u32|pred|s16|bf16)\[([\d,]*)\]", shapes):
+            width = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "s16": 2, "bf16": 2}[kind]
+            size = width * int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
+            found[name] = found.get(name, 0) + size
+    return found
+
+
+@pytest.mark.parametrize("method", [petl.AAT(), petl.SoftMoA(reduction=8.0), petl.Full()])
+def test_data_parallel_sums_the_trainable_gradients_and_moves_nothing_else(
+    method: petl.Method,
+) -> None:
+    text, trained = compiled_step(method, mesh_of(4))
+    moved = collectives(text)
+    assert set(moved) == {"all-reduce"}
+    # And the sums: loss, hits, weights, whether all is finite.
+    assert trained <= moved["all-reduce"] <= trained + 64
+
+
+def test_fsdp_holds_a_piece_of_each_large_weight() -> None:
+    mesh = mesh_of(1, 4)
+    parts = surgery.split(petl.adapt(AST(run_sharded.CONFIG, rngs=nnx.Rngs(0)), petl.AAT()))
+    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
+    begin = start(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(begin.frozen))
+    piece = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(begin.frozen))
+    assert piece < 0.45 * whole
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(begin.state))
+    text, _ = compiled_step(petl.AAT(), mesh)
+    assert "all-gather" in collectives(text)
+
+
+def test_rules_follow_the_path_and_leave_whole_what_does_not_divide() -> None:
+    mesh = mesh_of(1, 2, 2)
+    assert spec_of("blocks/3/attn/q/kernel", (32, 32), mesh) == P("fsdp", "model")
+    assert spec_of("opt/0/mu/blocks/3/mlp/down/kernel", (48, 32), mesh) == P("model", "fsdp")
+    assert spec_of("blocks/3/mlp/up/kernel", (33, 48), mesh) == P(None, "model")
+    assert spec_of("blocks/3/mlp/adapter/kernel", (32, 32), mesh) == P()
+    assert spec_of("head/linear/kernel", (32, 4), mesh) == P()
+
+
+def test_sizes_that_do_not_fit_say_so() -> None:
+    assert MeshShape(-1, 2, 2).sizes(8) == (2, 2, 2)
+    with pytest.raises(UsageError, match=r"mesh.data=3.*do not fit 8 devices.*must be 8"):
+        MeshShape(3).sizes(8)
+    with pytest.raises(UsageError, match="only one"):
+        MeshShape(-1, -1)
+    with pytest.raises(UsageError, match=r"mesh.model=0 must be"):
+        MeshShape(model=0)
+    with pytest.raises(UsageError, match=r"batch_size=10 does not divide over 4 .*take 8 or 12"):
+        check_batch(mesh_of(4), 10)
+    with pytest.raises(UsageError, match=r"take 4$"):
+        check_batch(mesh_of(4), 2)
+
+
+def test_a_process_reads_the_rows_of_its_own_devices() -> None:
+    assert local_rows(mesh_of(2, 1, 2), 6).tolist() == list(range(6))
+
+
+def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
+    import dataclasses
+
+    config = dataclasses.replace(run_sharded.CONFIG, dtype="bfloat16")
+    model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.AAT())
+    parts = surgery.split(model)
+    held = hold(parts.frozen, config.dtype)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (held, parts.frozen)]
+    assert sizes[0] < 0.6 * sizes[1]
+    x = jax.random.normal(jax.random.key(0), (2, 39, 128))
+
+    def logits(frozen: Any) -> jax.Array:
+        return surgery.merge(parts.graphdef, parts.trainable, parts.stats, frozen)(x)
+
+    np.testing.assert_array_equal(logits(jax.tree.map(jnp.asarray, held)), logits(parts.frozen))
+
+
+# Starting together.
+
+
+def test_an_unreachable_coordinator_is_named_within_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F10."""
+    monkeypatch.setattr(processes, "PREFLIGHT", 1.0)
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UnavailableError, match=f"{address}: no answer within 1 s") as caught:
+        processes.start(processes.Processes(address, 2, 1))
+    assert caught.value.exit_code == 69
+    with pytest.raises(UnavailableError, match=r"no-such-host.invalid:1: the name .* not known"):
+        processes.start(processes.Processes("no-such-host.invalid:1", 2, 1))
+
+
+def test_a_coordinator_that_is_each_host_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F11."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    assert processes.surroundings(os.environ) == (4, 2)
+    for index in (0, 1):
+        with pytest.raises(UnavailableError, match=r"127.0.0.1, which is each host itself"):
+            processes.start(processes.Processes("127.0.0.1:1234", 4, index))
+
+
+def test_the_cluster_is_told_by_its_variables() -> None:
+    assert processes.surroundings({}) is None
+    slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
+    assert processes.surroundings(slurm) == (8, 2)
+    assert processes.surroundings({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
+    assert processes.surroundings({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert processes.surroundings({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
+
+
+@pytest.mark.parametrize("given", [("h:1", None, None), (None, 2, None), ("h:1", 2, 2)])
+def test_flags_of_the_processes_go_together(given: Any) -> None:
+    with pytest.raises(UsageError):
+        processes.Processes(*given)
