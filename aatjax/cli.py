@@ -46,7 +46,7 @@ configs: {configs}
 every field of the config is a flag: aatjax train CONFIG --flags lists them
 """
 
-PLAN_HELP = """usage: aatjax plan [CONFIG] --topology NAME [NAME ...] [--method NAME] [--FIELD VALUE ...]
+PLAN_HELP = """usage: aatjax plan [CONFIG] --topology NAME ... [--method NAME] [--FIELD VALUE ...]
 
 Compiles the train step of CONFIG for a TPU, a pod, fake CPU devices or the GPU here, and prints
 whether it fits, bytes a device, collectives, FLOPs, and lower bounds on time and input. Needs no

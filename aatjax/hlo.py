@@ -101,7 +101,7 @@ class Program:
         """(operations, bytes that they bring out on each device) by kind, in one run."""
         found: dict[str, tuple[int, int]] = {}
         for name, factor in self._times.items():
-            for one in self.computations[name] if name in self.computations else []:
+            for one in self.computations.get(name, []):
                 kind = one.kind.removesuffix("-start")
                 if kind not in COLLECTIVES:
                     continue

@@ -50,7 +50,7 @@ class StopRequest:
 
     def __exit__(self, *exc: object) -> None:
         if self._wakeup is not None:
-            before, reading, writing = self._wakeup
+            before, _, writing = self._wakeup
             signal.set_wakeup_fd(before)
             writing.close()  # the thread reads an end and returns
             self._wakeup = None

@@ -24,13 +24,13 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.classifier import Classifier
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.interrupt import Interrupted
 from aatjax.loading import front_end_of
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train import fit as fit_module
 from aatjax.train import loop
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.fit import Run
-from aatjax.interrupt import Interrupted
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape

@@ -17,10 +17,10 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import Crop, Load, eval_batches, train_batches
 from aatjax.errors import NotFiniteError, UsageError, WriteError
+from aatjax.interrupt import Interrupted, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.evaluation import Weights, evaluation_batch, measure, predict_logits
-from aatjax.interrupt import Interrupted, StopRequest
 from aatjax.train.processes import any_of, is_main, several
 from aatjax.train.records import Display, Records, TextStream
 from aatjax.train.sharding import local_rows, put_batch
