@@ -18,6 +18,7 @@ VERBS = {
     "predict": "what an adapter hears in sound files",
     "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
     "plan": "whether a config's step fits a chip or a pod, and what it moves; without the chip",
+    "chaos": "kill a small run again and again on your own disk, resume, compare bit for bit",
     "summary": "what a config trains and what it leaves frozen",
     "methods": "what each adaptation method trains and costs, as a table",
 }
@@ -295,6 +296,29 @@ def _train(arguments: list[str]) -> None:
     row = [result.method, f"{result.trainable:,}", _value(result.headline), f"{result.seconds:.0f}"]
     print(_table(["method", "trainable", metric, "seconds"], [row]))
     print(f"adapter: {result.artefact} ({result.artefact.stat().st_size / 1e6:.2f} MB)")
+
+
+def _chaos(arguments: list[str]) -> None:
+    parser = _parser("chaos")
+    parser.add_argument("config", nargs="?", default="default", help="a small config")
+    parser.add_argument("--workdir", type=Path, required=True, help="a new folder on the disk")
+    parser.add_argument("--interruptions", type=int, default=20, help="how many (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their moments")
+    options, fields = parser.parse_known_args(arguments)
+    if options.interruptions < 1:
+        raise UsageError(f"--interruptions {options.interruptions} must be at least 1")
+    from aatjax.chaos import Trial
+
+    trial = Trial(
+        [options.config, *fields], options.workdir, seed=options.seed,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    found = trial.run(options.interruptions)
+    certificate = options.workdir / "certificate.txt"
+    certificate.write_text(found.text() + "\n", encoding="utf-8")
+    print(found.text())
+    if found.problems:
+        raise SystemExit(1)
 
 
 def _plan(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 
 from aatjax.errors import UsageError
 
@@ -24,7 +25,11 @@ def count(function: Callable[..., Any], *args: Any) -> int:
     Raises:
         UsageError: it holds a loop whose length is not known before it runs.
     """
-    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    # What nothing depends on, such as the weight gradients that a rule makes along with others, is
+    # not computed.
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _of(needed)
 
 
 def _of(jaxpr: Jaxpr) -> int:
@@ -54,6 +59,8 @@ def _equation(equation: Any) -> int:
             return _of(params["branches"][-1].jaxpr)
         case "cond":
             return max(_of(branch.jaxpr) for branch in params["branches"])
+        case "shard_map":  # inside are the shapes of one device
+            return params["mesh"].size * _of(params["jaxpr"])
         case "while":
             inside = _of(params["body_jaxpr"].jaxpr) + _of(params["cond_jaxpr"].jaxpr)
             if inside:

@@ -43,11 +43,6 @@ class Instruction:
             found += [name.strip().lstrip("%") for name in group.split(",")]
         return found
 
-    @property
-    def trips(self) -> int:
-        """How often a loop runs; 1 where it is not known, and for all else."""
-        match = TRIPS.search(self.attributes)
-        return int(match.group(1)) if self.kind == "while" and match else 1
 
 
 def size(text: str, *, in_hbm: bool = False) -> int:
@@ -92,10 +87,28 @@ class Program:
             for one in self.computations.get(name, []):
                 for called in one.calls:
                     if called in self.computations:
-                        walk(called, factor * one.trips)
+                        walk(called, factor * self._trips(one))
 
         walk(self.entry, 1)
         return times
+
+    def _trips(self, one: Instruction) -> int:
+        """How often a loop runs, 1 for all else: as it says, or as its condition compares.
+
+        The loops that `lax.scan` makes count from 0 up by 1.
+        """
+        if one.kind != "while":
+            return 1
+        if said := TRIPS.search(one.attributes):
+            return int(said.group(1))
+        condition = re.search(r"condition=%?([\w.-]+)", one.attributes)
+        inside = self.computations.get(condition.group(1), []) if condition else []
+        constants = {c.name: c.operands[0] for c in inside if c.kind == "constant"}
+        for test in inside:
+            limits = [constants[name] for name in test.operands if name in constants]
+            if test.kind == "compare" and "direction=LT" in test.attributes and limits:
+                return int(limits[0]) if limits[0].isdigit() else 1
+        return 1
 
     def collectives(self) -> dict[str, tuple[int, int]]:
         """(operations, bytes that they bring out on each device) by kind, in one run."""
@@ -209,5 +222,5 @@ def _instruction(line: str) -> Instruction | None:
         end += 1
     inside = rest[call.end() : end - 1]
     kind = call.group(1)
-    names = [inside] if kind == "parameter" else re.findall(r"%([\w.-]+)", inside)
+    names = [inside] if kind in ("parameter", "constant") else re.findall(r"%([\w.-]+)", inside)
     return Instruction(match.group(1), kind, rest[: call.start()], tuple(names), rest[end:])

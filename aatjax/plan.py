@@ -256,10 +256,10 @@ def plan(
         over = _over(str(error))
         if over is None:
             raise
-        none = {"arguments": 0, "outputs": 0, "aliased": 0, "code": 0, "traffic": 0, "kernels": 0}
         needed = over + int(facts["memory"] or 0)
         return Plan(
-            **facts, **none, temporaries=needed, collectives={}, memory_s=None, over=over,
+            **facts, arguments=0, outputs=0, aliased=0, temporaries=needed, code=0, traffic=0,
+            kernels=0, collectives={}, memory_s=None, over=over,
             compile_s=time.monotonic() - began,
         )  # fmt: skip
     seconds = time.monotonic() - began

@@ -1,5 +1,6 @@
 """Training: what moves and what does not, what is kept, and how a run stops and goes on."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -521,6 +522,69 @@ def test_stop_and_resume_is_a_straight_run(
     assert [row["step"] for row in rows] == [3, 6, 9]
     for one, other in zip(figures(rows), figures(read(tmp_path / "straight")), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_resumed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F16: twelve steps, stopped after each of them in turn."""
+    options: dict[str, Any] = {
+        "training": Training(epochs=4, batch_size=4, threads=0), "valid": tones(4, first=50),
+        "augment": Augment(noise=True),
+    }  # fmt: skip
+    straight = train(adapted(), **options)
+    for at in range(1, 12):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, at)
+            with pytest.raises(Interrupted, match=f"stopped at step {at} of 12"):
+                train(adapted(), run_dir=tmp_path / str(at), **options)
+        resumed = train(adapted(), run_dir=tmp_path / str(at), **options)
+        assert_same(trained_arrays(resumed.model), trained_arrays(straight.model))
+        assert figures(resumed.history) == figures(straight.history)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    tmp_path: Path, after_step: Callable[[Any], None]
+) -> None:
+    """F23: it changes nothing but the count; its batch is written down; one too many stops."""
+    model, source = adapted(), tones(10)
+    seen: dict[int, Any] = {}
+    loud = surgery.variables(model)["head/linear/bias"]
+
+    def spoil(number: int, state: TrainState) -> TrainState:
+        """Step 4 sees a head of NaN, the next ones the right one again."""
+        flat, tree = jax.tree.flatten(state.trainable)
+        place = next(i for i, leaf in enumerate(flat) if leaf.shape == loud.shape)
+        if number == 3:
+            seen["bias"] = np.asarray(flat[place])
+            flat[place] = flat[place] * jnp.nan
+        if number == 4:
+            seen["others"] = [np.asarray(leaf) for leaf in flat]
+            flat[place] = jnp.asarray(seen["bias"])
+        return dataclasses.replace(state, trainable=jax.tree.unflatten(tree, flat))
+
+    after_step(spoil)
+    with monkey_finite():
+        training = Training(epochs=3, batch_size=4, max_skipped=1, crop="random")
+        run = train(model, source=source, run_dir=tmp_path, training=training)
+    assert [row.get("train/skipped") for row in run.history] == [None, 1.0, None]
+    assert all(np.isfinite(leaf).all() for leaf in trained_arrays(run.model).values())
+    dumped = np.load(tmp_path / "not-finite-step4.npz")
+    assert dumped["audio"].shape == (4, 6480)
+    assert len(json.loads(str(dumped["ids"]))) == 4
+    with pytest.raises(NotFiniteError, match=r"step 4 is not finite") as caught, monkey_finite():
+        train(model, source=source, run_dir=tmp_path / "strict")
+    assert caught.value.exit_code == 3
+    assert "not-finite-step4.npz" in str(caught.value)
+
+
+@contextlib.contextmanager
+def monkey_finite() -> Iterator[None]:
+    """The look at the weights after an epoch is another test's."""
+    before = loop._check_weights
+    loop._check_weights = lambda *rest: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loop._check_weights = before
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

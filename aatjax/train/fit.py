@@ -202,7 +202,10 @@ def fit(
         kept["average"] = (state.average, state.stats)
     models: dict[Select, AST] = {
         name: surgery.merge(
-            parts.graphdef, *jax.tree.map(jnp.asarray, fetch(weights)), parts.frozen
+            parts.graphdef,
+            jax.tree.map(jnp.asarray, fetch(weights[0])),
+            jax.tree.map(jnp.asarray, fetch(weights[1])),
+            parts.frozen,
         )
         for name, weights in kept.items()
     }

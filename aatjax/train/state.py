@@ -75,8 +75,11 @@ def abstract_state(
     trainable: Any, stats: Any, tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
 ) -> tuple[TrainState, TrainState]:
     """Shapes of a state, and the sharding of each of its arrays; nothing is computed."""
-    shapes = jax.eval_shape(lambda *parts: init_state(*parts, tx, average=average),
-                            trainable, stats)  # fmt: skip
+
+    def make(trainable: Any, stats: Any) -> TrainState:
+        return init_state(trainable, stats, tx, average=average)
+
+    shapes = jax.eval_shape(make, trainable, stats)
     return shapes, shardings(shapes, mesh)
 
 
@@ -100,9 +103,12 @@ def start(
         dtype: the model's compute type; see `hold`.
     """
     _, layout = abstract_state(trainable, stats, tx, mesh, average=average)
-    make = jax.jit(lambda *parts: init_state(*parts, tx, average=average), out_shardings=layout)
+
+    def make(trainable: Any, stats: Any) -> TrainState:
+        return init_state(trainable, stats, tx, average=average)
+
     with jax.set_mesh(mesh):
-        state = make(*jax.device_get((trainable, stats)))
+        state = jax.jit(make, out_shardings=layout)(*jax.device_get((trainable, stats)))
     return Start(state, place(hold(frozen, dtype), mesh), layout)
 
 

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# One process a node, all of a node's GPUs each; JAX finds the others through SLURM itself.
+#
+#   sbatch --nodes=4 tools/launch/slurm.sh folder --data.path /data/sounds --run /shared/runs/one
+#
+# The run folder must lie on a file system that all nodes share. The job asks to be requeued and to
+# be told 120 s before its end: the run then saves, ends with code 143, and goes on when it is back.
+#SBATCH --job-name=aatjax
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+[ "$#" -gt 0 ] || { echo "usage: sbatch slurm.sh CONFIG [flags of aatjax train]" >&2; exit 2; }
+srun --kill-on-bad-exit=1 aatjax train "$@"
+code=$?
+if [ "$code" -eq 143 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

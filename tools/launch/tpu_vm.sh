@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice: makes it if need be, installs aatjax on every host, starts the same command on
+# all of them. JAX finds the hosts through the TPU's metadata; no address is given.
+#
+#   NAME=ast ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://mine \
+#       tools/launch/tpu_vm.sh folder --data.path /mnt/bucket/sounds --run /mnt/bucket/runs/one
+#
+# BUCKET is mounted at /mnt/bucket on every host (gcsfuse): data, weights and the run folder lie
+# there. Run it again after a preemption: the run goes on from its last checkpoint.
+set -euo pipefail
+
+: "${NAME:?name of the TPU}" "${ZONE:?zone}" "${TYPE:?accelerator type, such as v5litepod-16}"
+VERSION="${VERSION:-v2-alpha-tpuv5-lite}"
+SOURCE="${SOURCE:-aatjax[tpu]}" # what pip installs: a wheel's URL, or a name in your registry
+[ "$#" -gt 0 ] || { echo "usage: tpu_vm.sh CONFIG [flags of aatjax train]" >&2; exit 2; }
+
+if ! gcloud compute tpus tpu-vm describe "$NAME" --zone "$ZONE" >/dev/null 2>&1; then
+    gcloud compute tpus tpu-vm create "$NAME" --zone "$ZONE" --accelerator-type "$TYPE" \
+        --version "$VERSION" ${SPOT:+--spot}
+fi
+
+everywhere() {
+    gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
+}
+
+everywhere "python3 -m venv ~/aatjax && ~/aatjax/bin/pip install -q '$SOURCE'"
+if [ -n "${BUCKET:-}" ]; then
+    everywhere "sudo mkdir -p /mnt/bucket && sudo chmod 777 /mnt/bucket && \
+        (mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs '${BUCKET#gs://}' /mnt/bucket)"
+fi
+everywhere "~/aatjax/bin/aatjax train $(printf '%q ' "$@")"
