@@ -44,7 +44,6 @@ class Instruction:
         return found
 
 
-
 def size(text: str, *, in_hbm: bool = False) -> int:
     """Bytes of the arrays named in a piece of HLO; with `in_hbm` of those not placed in VMEM."""
     total = 0

@@ -1,6 +1,7 @@
 """Attention and the bfloat16 product against float64 PyTorch, and what attention keeps."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aatjax.models.ast import AST, ASTConfig
 from aatjax_kernels import product
-from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked
+from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked, tpu
 
 NAMES = ("query", "key", "value")
 
@@ -45,7 +49,10 @@ def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype,
     expected = truth([np.asarray(each.astype(jnp.float32)) for each in given], mask)
     out, pull = jax.vjp(
         lambda *qkv: attention(
-            *qkv, mask=None if mask is None else jnp.asarray(mask), implementation=implementation
+            *qkv,
+            mask=None if mask is None else jnp.asarray(mask),
+            implementation=implementation,
+            interpret=implementation == "tpu",
         ),
         *given[:3],
     )
@@ -53,6 +60,67 @@ def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype,
     for name, mine, theirs in zip(("out", *NAMES), (out, *pull(given[3])), expected, strict=True):
         gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
         assert gap < bound, f"{name}: {gap}"
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "heads", "width"),
+    [(300, 300, 2, 64), (520, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, width, hidden):
+    """The last block reaches past the end, where the interpreter puts NaN."""
+    rng = np.random.default_rng(1)
+    shapes = ((2, n, heads, width), (2, m, heads, width), (2, m, heads, width))
+    values = [rng.normal(size=s).astype(np.float32) for s in (*shapes, shapes[0])]
+    mask = np.arange(m)[None] < np.array([m, 5])[:, None] if hidden else None
+    expected = truth(values, mask)
+    given = [jnp.asarray(v) for v in values]
+    poisoned = pltpu.InterpretParams(uninitialized_memory="nan")
+    seen = None if mask is None else jnp.asarray(mask)
+    plan = tpu.plan_of((n, m), heads, width, 4)
+    run = inspect.unwrap(tpu.forward)
+    out, sums = run(plan, *given[:3], seen, interpret=poisoned)
+    grads = inspect.unwrap(tpu.backward)(
+        plan, *given[:3], seen, out, sums, given[3], interpret=poisoned
+    )
+    for name, mine, theirs in zip(("out", *NAMES), (out, *grads), expected, strict=True):
+        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
+        assert gap < 1e-5, f"{name}: {gap}"
+
+
+def test_what_the_tpu_kernel_does_not_take_is_said():
+    values = [jnp.zeros((1, 4, 2, 64))] * 3
+    with pytest.raises(ValueError, match="'tpu' does not take 4 tokens, fewer than 8"):
+        attention(*values, implementation="tpu")
+    assert attention(*values).shape == (1, 4, 2, 64)  # None takes another
+    assert "VMEM is too small" in tpu.plan_of((60000, 60000), 12, 64, 4)
+    with pytest.raises(ValueError, match="'tpu' runs on TPU only"):
+        attention(*[jnp.zeros((1, 16, 2, 64))] * 3, implementation="tpu")
+
+
+TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
+
+
+@pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_the_tpu_kernel_compiles(chip, tokens):
+    """Forward and backward of AST-base's attention, bfloat16, by libtpu without a TPU."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler comes with aatjax[tpu]")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=chip)
+    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    given = [jax.ShapeDtypeStruct((2, tokens, 12, 64), jnp.bfloat16)] * 4
+
+    def both(query, key, value, dout):
+        out, pull = jax.vjp(inspect.unwrap(attention), query, key, value)
+        return out, pull(dout)
+
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(both, in_shardings=whole, out_shardings=whole)
+        text = jitted.lower(*given).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    # No weights in HBM: no array of tokens by tokens.
+    assert not re.search(rf"\[[\d,]*{tokens},{tokens}\b", text)
 
 
 def test_no_weights_are_kept():

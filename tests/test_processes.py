@@ -211,8 +211,11 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [*((phase, signal.SIGTERM) for phase in PHASES), ("train", signal.SIGINT)],
+    ids=lambda value: value if isinstance(value, str) else signal.Signals(value).name,
+)
 def test_a_signal_in_any_phase_loses_nothing(
     cache: Path, tmp_path: Path, straight: Path, phase: str, number: signal.Signals
 ) -> None:
@@ -234,9 +237,7 @@ def test_a_signal_in_any_phase_loses_nothing(
 
 def test_a_second_signal_ends_a_run_that_is_still_saving(cache: Path, tmp_path: Path) -> None:
     """F7: while the first is being served."""
-    process = begin(
-        cache, tmp_path / "run", code=held(PHASES["save"][0]).replace("+ 2", "+ 60")
-    )
+    process = begin(cache, tmp_path / "run", code=held(PHASES["save"][0]).replace("+ 2", "+ 60"))
     until(process, "HERE")
     process.terminate()
     time.sleep(0.3)

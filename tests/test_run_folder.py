@@ -71,9 +71,7 @@ def test_how_the_work_is_shared_may_change_freely(tmp_path: Path) -> None:
     claim_config(tmp_path, CONFIG)
     mark_started(tmp_path)
     training = dataclasses.replace(CONFIG.training, threads=7)
-    claim_config(
-        tmp_path, dataclasses.replace(CONFIG, mesh=MeshShape(2, 2, 2), training=training)
-    )
+    claim_config(tmp_path, dataclasses.replace(CONFIG, mesh=MeshShape(2, 2, 2), training=training))
 
 
 @pytest.mark.parametrize(
@@ -112,10 +110,11 @@ def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """F6."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="file/config.json: cannot be written"):
+    with pytest.raises(WriteError, match=r"file/config.json: cannot be written"):
         write_json(tmp_path / "file" / "config.json", {})
-    with pytest.raises(WriteError, match="file/run: cannot be written"), locked(
-        tmp_path / "file" / "run"
+    with (
+        pytest.raises(WriteError, match="file/run: cannot be written"),
+        locked(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -132,9 +131,9 @@ with locked(Path({str(tmp_path)!r})):
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(UsageError, match=f"in use by process {holder.pid} on host"):
-        with locked(tmp_path):
-            pass
+    refused = pytest.raises(UsageError, match=f"in use by process {holder.pid} on host")
+    with refused, locked(tmp_path):
+        pass
     holder.kill()
     holder.wait()
     with locked(tmp_path):

@@ -15,6 +15,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
+from aatjax.train.processes import several
 from aatjax.train.sharding import fetch
 
 
@@ -25,6 +26,10 @@ def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
 
 def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+WRITING = (OSError, ValueError)
+"""What Orbax raises where a checkpoint cannot be written."""
 
 
 class Damaged(DataError):
@@ -106,7 +111,7 @@ class Checkpoints:
                 force=True,
                 overwrite=True,
             )
-        except (OSError, ValueError) as error:
+        except WRITING as error:
             raise self._failed(step, error) from error
         self._writing = (step, response)
 
@@ -122,10 +127,12 @@ class Checkpoints:
         self._writing = None
         try:
             response.result()
-        except (OSError, ValueError) as error:
+        except WRITING as error:
             raise self._failed(step, error) from error
 
-    def _failed(self, step: int, error: BaseException) -> WriteError:
+    def _failed(self, step: int, error: Exception) -> Exception:
+        if several() and not isinstance(error, OSError):
+            return error  # a peer that is gone shows here too: the watchdog tells which
         return WriteError(
             f"{self.directory}: the checkpoint of step {step} could not be written: "
             f"{_first_line(error)}; free some space or choose another run folder"

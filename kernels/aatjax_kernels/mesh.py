@@ -70,17 +70,30 @@ def over_batch(
     )(batched, shared)  # fmt: skip
 
 
-def over_heads(function: Callable[..., Any], given: Any, heads: Any, out_heads: Any) -> Any:
-    """`function(given)`, every device on its own clips and heads.
+def head_shards(heads: int) -> int:
+    """Devices that the heads of a clip are split over; 1 where they do not divide."""
+    mesh = _mesh()
+    size = 1 if mesh is None or HEAD_AXIS not in mesh.axis_names else mesh.shape[HEAD_AXIS]
+    return size if heads % size == 0 else 1
 
-    Without a mesh, or where batch or heads are no multiple of its axes, the function is called as
-    it is and XLA splits it as it can.
+
+def over_heads(
+    function: Callable[..., Any],
+    given: Any,
+    heads: Any,
+    out_heads: Any,
+    *,
+    otherwise: Callable[..., Any],
+) -> Any:
+    """`function(given)`, every device on its own clips and heads.
 
     Args:
         function: takes the tree and returns a tree, all arrays with a leading batch axis.
         given: arrays with a leading batch axis.
         heads: for each of them the axis of the heads, or -1 where it has none.
         out_heads: the same for the results.
+        otherwise: the same function in plain operations, which XLA splits as it can, for a batch
+            or heads that are no multiple of the mesh's axes.
     """
     mesh = _mesh()
     if mesh is None:
@@ -93,7 +106,7 @@ def over_heads(function: Callable[..., Any], given: Any, heads: Any, out_heads: 
         counts = jax.tree.map(lambda x, axis: 0 if axis < 0 else x.shape[axis], given, heads)
         uneven += [count % mesh.shape[across] for count in jax.tree.leaves(counts)]
     if any(uneven):
-        return function(given)
+        return otherwise(given)
 
     def spec(axis: int) -> PartitionSpec:
         if axis < 0 or across is None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels import mesh, platform
+from aatjax_kernels import platform
 
 BLOCK = 1_500_000
 """Weights that a step on CPU makes at most, 6 MB: 4 heads a step of 602 tokens.
@@ -26,15 +26,30 @@ step, 111 ms as plain einsums, 103 ms in PyTorch (medians of 7 rounds in turn, 2
 LOW = -1e30
 
 
-@jax.custom_vjp
-def attention(
+def whole(
     query: Float[Array, "b n h k"],
     key: Float[Array, "b m h k"],
     value: Float[Array, "b m h k"],
     mask: Bool[Array, "b m"] | None,
-) -> Float[Array, "b n h k"]:
-    """softmax(Q K^T / sqrt(k)) V; see the package's `attention`. No forward mode."""
-    return _forward(query, key, value, mask)[0]
+) -> tuple[Array, Array]:
+    """Output `[b, n, h, k]`, and the logarithms of the softmax's sums `[b, h, n]`."""
+    batch, _, heads, _ = query.shape
+    tokens = (query.shape[1], key.shape[1])
+    found = _over_heads(_answer, tokens, *map(_split, (query, key, value)), _seen(mask, heads))
+    return _join(found[0], batch), found[1].reshape(batch, heads, -1)
+
+
+def pull(
+    query: Array, key: Array, value: Array, mask: Array | None, out: Array, log_sum: Array,
+    dout: Array,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Cotangents of query, key and value."""
+    batch, _, heads, _ = query.shape
+    tokens = (query.shape[1], key.shape[1])
+    split = (*map(_split, (query, key, value)), _seen(mask, heads))
+    sums = log_sum.reshape(batch * heads, -1, 1)
+    grads = _over_heads(_answer_back, tokens, *split, _split(out), sums, _split(dout))
+    return tuple(_join(grad, batch) for grad in grads)
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:
@@ -97,35 +112,3 @@ def _join(x: Array, batch: int) -> Array:
 
 def _seen(mask: Array | None, heads: int) -> Array | None:
     return None if mask is None else jnp.repeat(mask, heads, axis=0)
-
-
-def _forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
-    given = (query, key, value, mask)
-    heads = (2, 2, 2, None if mask is None else -1)
-    out, log_sum = mesh.over_heads(_local, given, heads, (2, 2))
-    return out, (*given, out, log_sum)
-
-
-def _local(given: Any) -> tuple[Array, Array]:
-    """Output and log-sums, `[b, n, h, k]` and `[b, n, h, 1]`, of what one device has."""
-    query, key, value, mask = given
-    tokens = (query.shape[1], key.shape[1])
-    seen = _seen(mask, query.shape[2])
-    found = _over_heads(_answer, tokens, *map(_split, (query, key, value)), seen)
-    return _join(found[0], query.shape[0]), _join(found[1], query.shape[0])
-
-
-def _backward(kept: Any, dout: Array) -> tuple[Array | None, ...]:
-    heads = (2, 2, 2, None if kept[3] is None else -1, 2, 2, 2)
-    return *mesh.over_heads(_local_back, (*kept, dout), heads, (2, 2, 2)), None
-
-
-def _local_back(given: Any) -> tuple[Array, ...]:
-    query, key, value, mask, out, log_sum, dout = given
-    tokens = (query.shape[1], key.shape[1])
-    split = (*map(_split, (query, key, value)), _seen(mask, query.shape[2]))
-    grads = _over_heads(_answer_back, tokens, *split, *map(_split, (out, log_sum, dout)))
-    return tuple(_join(grad, query.shape[0]) for grad in grads)
-
-
-attention.defvjp(_forward, _backward)

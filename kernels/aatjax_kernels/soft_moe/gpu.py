@@ -28,8 +28,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array
 
+from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.packed import Options
-from aatjax_kernels.soft_moe.products import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 from aatjax_kernels.soft_moe.reference import experts as apply
 

@@ -24,8 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.packed import Options, Packed, gelu, ownership, pack, unpack
-from aatjax_kernels.soft_moe.products import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
 VMEM = 56 * 2**20
