@@ -17,6 +17,7 @@ FREE = {
     "parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all", "partition-id",
     "replica-id", "iota",
 }  # fmt: skip
+ALLOCATION = 'custom_call_target="AllocateBuffer"'
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 CALLS = re.compile(
     r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.-]+)"
@@ -140,7 +141,7 @@ class Program:
         found = []
         for one in self.computations[computation or self.entry]:
             results[one.name] = one.result
-            if one.kind in FREE or one.kind.endswith("-start"):
+            if one.kind in FREE or one.kind.endswith("-start") or ALLOCATION in one.attributes:
                 continue
             if one.kind.endswith("-done"):  # an asynchronous copy between HBM and VMEM
                 found.append((one, size(one.result)))

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
-from aatjax_kernels import mesh, product
+from aatjax_kernels import elementwise, mesh, product
 from aatjax_kernels import soft_moe as soft_moe_kernels
 
 Implementation = soft_moe_kernels.Implementation
@@ -66,6 +66,8 @@ def soft_moe(
 
 
 dot_general = product.dot_general
+gelu = elementwise.gelu
+layer_norm = elementwise.layer_norm
 over_batch = mesh.over_batch
 over_batch_only = mesh.pin
 soft_routing = soft_moe_kernels.routing

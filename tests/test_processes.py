@@ -144,9 +144,9 @@ def fetch(self):
     return first(self)
 loop.Feed.fetch = fetch
 """
-    flags = ("--training.epochs", "200", "--stuck-after", "5")
+    flags = ("--training.epochs", "200", "--stuck-after", "20")
     running = pair(cache, tmp_path / "run", *flags, codes=("", hang))
-    found = [finish(process, 120) for process in running]
+    found = [finish(process, 200) for process in running]
     assert [code for code, _ in found] == [69, 69], [said[-1500:] for _, said in found]
     for _, said in found:
         assert re.search(r"process 1 \(host \S+\) is stuck: \d+ s in 'input'", said), said[-2000:]

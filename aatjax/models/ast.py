@@ -11,7 +11,7 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import truncated_normal, zeros
+from jax.nn.initializers import ones, truncated_normal, zeros
 from jaxtyping import Array, Bool, Float, Integer
 
 from aatjax import ops
@@ -41,8 +41,20 @@ def _linear(
     )
 
 
-def _layer_norm(config: ASTConfig, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.dim, epsilon=eps, dtype=jnp.float32, rngs=rngs)
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, float32 out whatever comes in: `ops.layer_norm`."""
+
+    def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(ones(rngs.params(), (dim,)))
+        self.bias = nnx.Param(zeros(rngs.params(), (dim,)))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return ops.layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+def _layer_norm(config: ASTConfig, eps: float, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(config.dim, epsilon=eps, rngs=rngs)
 
 
 class PatchEmbed(nnx.Module):
@@ -122,7 +134,7 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(ops.gelu(self.up(x)))
 
 
 class Block(nnx.Module):

@@ -32,7 +32,7 @@ class _Peer:
     step: int = 0
     since: float = dataclasses.field(default_factory=time.monotonic)
     heard: float = dataclasses.field(default_factory=time.monotonic)
-    moved: bool = False  # has finished a step: what comes is no compilation
+    warm: bool = False  # has been through this phase before: it is no compilation
 
 
 class Watchdog:
@@ -42,7 +42,7 @@ class Watchdog:
         rank: number of this process.
         silence: seconds without a heartbeat after which a process counts as lost.
         stuck: seconds in one phase of one step after which a process counts as stuck.
-        compiling: the same before its first step is done.
+        compiling: the same the first time that it is in that phase, and compiles.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Watchdog:
         self._rank, self._silence = rank, silence
         self._stuck, self._compiling = stuck, compiling
         self._own = _Peer(socket.gethostname())
+        self._known: set[str] = set()  # phases that were left
         self._peers: dict[int, _Peer] = {}
         self._links: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -60,7 +61,8 @@ class Watchdog:
         """Tells what this process is about to do; cheap."""
         own = self._own
         if (phase, step) != (own.phase, own.step):
-            own.moved = own.moved or step > own.step > 0
+            self._known.add(own.phase)
+            own.warm = phase in self._known
             own.phase, own.step, own.since = phase, step, time.monotonic()
 
     def start(self) -> None:
@@ -173,7 +175,7 @@ class Watchdog:
             now = time.monotonic()
             known.host, known.heard = message["host"], now
             known.phase, known.step = message["phase"], message["step"]
-            known.since, known.moved = now - message["age"], message["moved"]
+            known.since, known.warm = now - message["age"], message["warm"]
         return False
 
     def _tell(self) -> None:
@@ -182,7 +184,7 @@ class Watchdog:
             own, now = self._own, time.monotonic()
             message = {
                 "rank": self._rank, "host": own.host, "phase": own.phase, "step": own.step,
-                "age": now - own.since, "moved": own.moved,
+                "age": now - own.since, "warm": own.warm,
             }  # fmt: skip
             for peer in list(self._links):
                 self._send(peer, message)
@@ -197,7 +199,9 @@ class Watchdog:
         everyone = {**self._peers, 0: self._own}
 
         def late(one: _Peer) -> bool:
-            return now - one.since > (self._stuck if one.moved else self._compiling)
+            if one.phase == "start":  # decoding a large data set may take hours
+                return False
+            return now - one.since > (self._stuck if one.warm else self._compiling)
 
         waiting = {rank: one for rank, one in everyone.items() if late(one)}
         # Those in a step wait for the one that is not: it is the one to name.
