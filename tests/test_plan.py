@@ -1,0 +1,171 @@
+"""Reading compiled programs, and plans for pods that are not here."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aatjax import flops
+from aatjax.config import Model, load_config
+from aatjax.errors import UsageError
+from aatjax.hlo import Program, size
+from aatjax.plan import _over, devices_of, plan, shape_of
+from aatjax.train.sharding import MeshShape
+
+SMALL = dataclasses.replace(
+    load_config("default"), model=Model(source="random:tiny", frames=98, scan=True)
+)
+
+
+def test_sizes_of_arrays():
+    assert size("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])") == 24 + 8 + 1
+    assert size("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])", in_hbm=True) == 25
+
+
+def test_what_a_loop_does_counts_as_often_as_it_runs():
+    mesh = MeshShape().make(jax.devices()[:4])
+    split = NamedSharding(mesh, PartitionSpec("data"))
+
+    def function(x: jax.Array) -> jax.Array:
+        def body(carry: jax.Array, _: Any) -> tuple[jax.Array, None]:
+            return carry * 0.5 + x.sum(axis=0, keepdims=True) * carry.sum(), None
+
+        return jax.lax.scan(body, x, None, length=7)[0]
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function, in_shardings=split, out_shardings=split).lower(
+            jax.ShapeDtypeStruct((8, 256), jnp.float32)
+        ).compile()  # fmt: skip
+    found = Program(compiled.as_text()).collectives()
+    assert set(found) == {"all-reduce"}
+    # The sum of the carry, one number, in each of seven rounds; the row of x once or in each.
+    assert found["all-reduce"][0] in (8, 14)
+    assert found["all-reduce"][1] in (7 * 4 + 1024, 7 * (4 + 1024))
+
+
+SLICED = """HloModule m
+
+%sliced (p0: f32[12,64], p1: s32[]) -> f32[1,64] {
+  %p0 = f32[12,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %ds = f32[1,64]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,64}
+}
+
+%body (s: (s32[], f32[12,64], f32[1,64])) -> (s32[], f32[12,64], f32[1,64]) {
+  %s = (s32[], f32[12,64]{1,0}, f32[1,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %w = f32[12,64]{1,0} get-tuple-element(%s), index=1
+  %row = f32[1,64]{1,0} fusion(%w, %i), kind=kLoop, calls=%sliced
+  ROOT %out = (s32[], f32[12,64]{1,0}, f32[1,64]{1,0}) tuple(%i, %w, %row)
+}
+
+%condition (s: (s32[], f32[12,64], f32[1,64])) -> pred[] {
+  %s = (s32[], f32[12,64]{1,0}, f32[1,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %twelve = s32[] constant(12)
+  ROOT %lt = pred[] compare(%i, %twelve), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[12,64], f32[1,64])) -> (s32[], f32[12,64], f32[1,64]) {
+  %a = (s32[], f32[12,64]{1,0}, f32[1,64]{1,0}) parameter(0)
+  ROOT %while = (s32[], f32[12,64]{1,0}, f32[1,64]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_slice_of_a_stacked_weight_counts_as_the_slice():
+    program = Program(SLICED)
+    # A row read and a row written (and the index), twelve times; the condition's two numbers.
+    index = 4
+    assert program.traffic() == 12 * (2 * 256 + index) + 12 * (index + 4 + 1)
+
+
+def test_flops_leave_out_what_nothing_needs():
+    weight, x = jnp.ones((8, 8)), jnp.ones((4, 8))
+
+    def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return ((x @ weight) ** 2).sum()
+
+    both = flops.count(jax.grad(loss, argnums=(0, 1)), x, weight)
+    one = flops.count(lambda x, w: jax.grad(loss, argnums=(0, 1))(x, w)[0], x, weight)
+    product = 2 * 4 * 8 * 8
+    assert (both, one) == (3 * product, 2 * product)
+
+
+def test_flops_inside_shard_map_are_those_of_all_devices():
+    mesh = MeshShape().make(jax.devices()[:4])
+    spec = PartitionSpec("data")
+    split = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert flops.count(split, jnp.ones((8, 16))) == 4 * 2 * 2 * 2 * 16
+
+
+def test_names_of_topologies_that_are_none():
+    for name in ("v5e", "v5e:16", "v9:2x2", "tpu"):
+        with pytest.raises(UsageError, match="give a TPU as v4, v5e, v5p, v6e, tpu7x"):
+            devices_of(name)
+    with pytest.raises(UsageError, match="give the number of devices"):
+        devices_of("cpu:many")
+    with pytest.raises(UsageError, match="JAX has started with 4 CPU devices"):
+        devices_of("cpu:64")
+    with pytest.raises(UsageError, match="no GPU here"):
+        devices_of("gpu")
+
+
+def test_a_shape_without_its_weights_is_an_ast_base():
+    shape, remark = shape_of(Model(source="nowhere.pth"), 7)
+    assert (shape.dim, shape.frames, shape.num_classes) == (768, 1024, 7)
+    assert remark is not None and "nowhere.pth is not here" in remark
+    assert shape_of(Model(), 7)[1] is None
+
+
+def test_a_plan_for_fake_devices_says_what_the_step_does():
+    found = plan(SMALL, "cpu:4", num_classes=10, batch_per_device=2)
+    assert (found.devices, found.hosts, found.batch_size) == (4, 1, 8)
+    assert set(found.collectives) == {"all-reduce"}
+    moved = found.collectives["all-reduce"][1]
+    assert 4 * found.trainable <= moved <= 4 * found.trainable + 64
+    assert found.fits and found.memory is None and found.step_s is None
+    assert found.arguments > 4 * found.trainable
+    halved = plan(SMALL, "cpu:4", num_classes=10, batch_per_device=1)
+    assert halved.flops == pytest.approx(found.flops / 2)
+    assert halved.temporaries < found.temporaries
+    with pytest.raises(UsageError, match="batch_size=32 does not divide over 3"):
+        plan(SMALL, "cpu:3")
+
+
+def test_the_compilers_complaint_is_read():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory. Exceeded hbm capacity by 4.50G."
+    assert _over(text) == int(4.5 * 2**30)
+    assert _over("INVALID_ARGUMENT: something else") is None
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_tpu_has_the_kernels_and_no_more_than_the_gradients():
+    """The real TPU compiler, in a process of its own, through the command line."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler comes with aatjax[tpu]")
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [
+        sys.executable, "-c", "from aatjax.cli import main; main()", "plan", "default",
+        "--model.source", "random:small", "--model.frames", "98", "--model.scan",
+        "--model.dtype", "bfloat16", "--topology", "v5e:4x4", "--per-device", "2", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert (found["devices"], found["chips"], found["hosts"]) == (16, 16, 4)
+    assert found["kernels"] == 12 * 4  # attention and mixture, forward and backward
+    assert set(found["collectives"]) == {"all-reduce"}
+    assert 0.5 * 4 * found["trainable"] <= found["collectives"]["all-reduce"][1]
+    assert found["collectives"]["all-reduce"][1] <= 4 * found["trainable"] + 64
+    assert found["fits"] and found["needed"] < found["memory"] == 16 * 2**30
+    assert found["step_s"] == max(found["compute_s"], found["memory_s"]) > 0
+    assert np.isclose(found["clips_per_host"], 32 / found["step_s"] / 4)
