@@ -8,7 +8,6 @@ that hold sound, or None where all do.
 
 from collections.abc import Hashable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import ones, truncated_normal, zeros
