@@ -29,15 +29,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from aatjax.hlo import Program
+
 CHIPS = {"v5e": ("v5e:2x2", 1.5e9, 819e9), "v5p": ("v5p:2x2x1", 1.75e9, 2765e9)}
 CHIPS["v6e"] = ("v6e:2x2", 1.75e9, 1640e9)
 SHAPES = ("128,1214,8,1,6", "32,1214,8,1,6", "32,590,8,1,6", "128,110,8,1,6", "32,1214,16,8,6")
 PASSES = {"forward": 2, "backward": 3, "both": 5}
 DIM = 768
 
-SIZES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
-SHAPE = re.compile(r"((?:bf16|f16|f32|s32|u32|s8|u8|pred)\[[\d,]*\](?:\{[^}]*\})?)")
-FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all"}
 LIBTPU = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -103,52 +102,6 @@ def compile_program(job: dict[str, Any]) -> str:
         return jitted.lower(*given).compile().as_text() or ""
 
 
-def size(text: str, *, in_hbm: bool = False) -> int:
-    """Bytes of the arrays named in a piece of HLO; with `in_hbm` of those not placed in VMEM."""
-    total = 0
-    for item in SHAPE.findall(text):
-        kind, dims = re.match(r"(\w+)\[([\d,]*)\]", item).groups()  # pyright: ignore
-        if not (in_hbm and "S(1)" in item):
-            total += SIZES[kind] * math.prod(int(d) for d in dims.split(",") if d)
-    return total
-
-
-def operations(text: str) -> list[tuple[str, str, str, list[str]]]:
-    """Name, kind, result and operands of each instruction of the program's entry computation."""
-    found = []
-    for line in text[text.index("\nENTRY") :].splitlines()[1:]:
-        match = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*)", line)
-        call = match and re.search(r"\s([a-z][\w-]*)\(", match.group(2))
-        if match and call:
-            rest = match.group(2)
-            inside = rest[call.end() : rest.find(")", call.end())]
-            names = re.findall(r"%([\w.-]+)", inside)
-            found.append((match.group(1), call.group(1), rest[: call.start()], names))
-    return found
-
-
-def movers(text: str) -> list[tuple[str, str, int]]:
-    """Name, kind and HBM bytes of every instruction that does something."""
-    results: dict[str, str] = {}
-    found = []
-    for name, kind, result, names in operations(text):
-        results[name] = result
-        if kind in FREE or kind.endswith("-start"):
-            continue
-        if kind.endswith("-done"):  # an asynchronous copy between HBM and VMEM
-            moved = size(result)
-        else:
-            operands = (results.get(operand, "") for operand in names)
-            moved = sum(size(each, in_hbm=True) for each in (result, *operands))
-        found.append((name, kind, moved))
-    return found
-
-
-def traffic(text: str) -> int:
-    """Bytes that a program moves to and from HBM."""
-    return sum(moved for _, _, moved in movers(text))
-
-
 def child(job: dict[str, Any], **environment: str) -> str:
     """Runs one compile in a process of its own and returns what it printed last."""
     command = [sys.executable, __file__, "--job", json.dumps(job)]
@@ -180,12 +133,13 @@ def cost(job: dict[str, Any]) -> dict[str, float]:
             if name and spent:
                 cycles[name.group(1)] = int(spent.group(1))
     kernel, seconds, missing = 0, 0.0, 0
-    for name, kind, moved in movers(text):
-        spent = cycles.get(name, 0)
-        missing += name not in cycles and not kind.endswith("-done")
+    program = Program(text)
+    for one, moved in program.movers():
+        spent = cycles.get(one.name, 0)
+        missing += one.name not in cycles and not one.kind.endswith("-done")
         seconds += max(spent / clock, moved / bandwidth)
-        kernel += spent if kind == "custom-call" else 0
-    return dict(kernel=kernel / clock, seconds=seconds, bytes=traffic(text), missing=missing)
+        kernel += spent if one.kind == "custom-call" else 0
+    return dict(kernel=kernel / clock, seconds=seconds, bytes=program.traffic(), missing=missing)
 
 
 def main() -> None:

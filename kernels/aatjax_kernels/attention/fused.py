@@ -33,10 +33,11 @@ def static(implementation: str | None, query: Array, key: Array, *, interpret: b
     heads = query.shape[2] // mesh.head_shards(query.shape[2])
     tokens = (query.shape[1], key.shape[1])
     plan = tpu.plan_of(tokens, heads, query.shape[3], query.dtype.itemsize)
-    if implementation == "tpu" and isinstance(plan, str):
-        raise ValueError(f"attention: implementation 'tpu' does not take {plan}")
-    usable = implementation != "blocked" and isinstance(plan, tpu.Plan)
-    return Static(implementation, plan if usable else None, interpret)  # pyright: ignore
+    if isinstance(plan, str):
+        if implementation == "tpu":
+            raise ValueError(f"attention: implementation 'tpu' does not take {plan}")
+        return Static(implementation, None, interpret)
+    return Static(implementation, None if implementation == "blocked" else plan, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -49,6 +50,7 @@ def _choose(how: Static, kernel: Any, plain: Any, *given: Any) -> Any:
     """The kernel where the program is compiled for a TPU, or as was asked for."""
     if how.plan is None:
         return plain(*given)
+    kernel = functools.partial(kernel, how.plan, interpret=how.interpret)
     if how.interpret:
         return kernel(*given)
     default = plain
@@ -61,20 +63,18 @@ def _forward(
     how: Static, query: Array, key: Array, value: Array, mask: Array | None
 ) -> tuple[Array, Any]:
     given = (query, key, value, mask)
-    kernel = functools.partial(tpu.forward, how.plan, interpret=how.interpret)
     axes = (2, 2, 2, None if mask is None else -1)
     out, log_sum = mesh.over_heads(
-        lambda given: _choose(how, kernel, blocked.whole, *given), given, axes, (2, 1),
+        lambda given: _choose(how, tpu.forward, blocked.whole, *given), given, axes, (2, 1),
         otherwise=lambda given: blocked.whole(*given),
     )  # fmt: skip
     return out, (*given, out, log_sum)
 
 
 def _backward(how: Static, kept: Any, dout: Array) -> tuple[Array | None, ...]:
-    kernel = functools.partial(tpu.backward, how.plan, interpret=how.interpret)
     axes = (2, 2, 2, None if kept[3] is None else -1, 2, 1, 2)
     grads = mesh.over_heads(
-        lambda given: _choose(how, kernel, blocked.pull, *given), (*kept, dout), axes, (2, 2, 2),
+        lambda given: _choose(how, tpu.backward, blocked.pull, *given), (*kept, dout), axes, (2, 2, 2),
         otherwise=lambda given: blocked.pull(*given),
     )  # fmt: skip
     return *grads, None

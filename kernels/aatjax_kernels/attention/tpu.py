@@ -161,7 +161,7 @@ def _mask(mask: Array | None) -> tuple[list[Array], list[pl.BlockSpec]]:
     return [column], [pl.BlockSpec((1, mask.shape[1], 1), lambda b, g, i: (b, 0, 0))]
 
 
-def _params(last: str) -> Any:
+def _params(last: Any) -> Any:
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "parallel", last), vmem_limit_bytes=VMEM
     )
