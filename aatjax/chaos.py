@@ -115,12 +115,14 @@ class Trial:
         rows = read_rows(straight / "metrics.jsonl")
         self.found.steps = rows[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
-        for number in range(interruptions):
-            line = self._interrupt(shaken, KINDS[number % len(KINDS)])
-            if line is None:
+        for attempt in range(4 * interruptions):
+            number = len(self.found.interruptions)
+            if number == interruptions:
                 break
-            self.found.interruptions.append(line)
-            self._say(f"{number + 1:2d}. {line}")
+            line = self._interrupt(shaken, KINDS[attempt % len(KINDS)])
+            if line is not None:
+                self.found.interruptions.append(line)
+                self._say(f"{number + 1:2d}. {line}")
         code, last = self._finish(shaken)
         if code:
             self.found.problems.append(f"the interrupted run ends with code {code}: {last}")
@@ -131,7 +133,10 @@ class Trial:
         return self.found
 
     def _interrupt(self, run: Path, kind: str) -> str | None:
-        """Starts or resumes the run and interrupts it; None where it was finished before."""
+        """Starts or resumes the run and interrupts it.
+
+        None where it was through before its moment came: it is then begun anew.
+        """
         process = self._start(run)
         at = self._random.uniform(0.05, 1.0) * self.found.seconds
         began = time.monotonic()
@@ -146,8 +151,8 @@ class Trial:
         process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
         _, said = process.communicate()
         if process.returncode == 0:
-            shutil.rmtree(run)  # it was through before: from the start, sooner
-            return f"finished before its {kind} at {at:.1f} s; started again from nothing"
+            shutil.rmtree(run)
+            return None
         name = "SIGTERM" if kind == "term" else "kill -9"
         spent = time.monotonic() - began
         steps = sorted(

@@ -126,10 +126,11 @@ def _leave(code: int) -> int:
     if "aatjax.train.processes" in sys.modules:
         from aatjax.train.processes import several
 
-        if several():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        with contextlib.suppress(RuntimeError, AssertionError):  # no device: no peers
+            if several():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
     return code
 
 
@@ -273,6 +274,7 @@ def _train(arguments: list[str]) -> None:
 
     given = processes.Processes(options.coordinator, options.processes, options.process)
     processes.start(given)
+    processes.check_devices()
     _keep_compiled()
     show = None if options.quiet else sys.stderr
     more = {"allow_change": options.allow_change, "stuck_after": options.stuck_after}

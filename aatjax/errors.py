@@ -34,6 +34,10 @@ class UnavailableError(AatjaxError, OSError):
     exit_code = 69
 
 
+class OutOfMemoryError(AatjaxError, MemoryError):
+    """The model and its batch do not fit the device."""
+
+
 class WriteError(AatjaxError, OSError):
     """Something could not be written."""
 

@@ -23,7 +23,7 @@ from aatjax.data.open import open_source
 from aatjax.data.pipeline import eval_batches, in_memory
 from aatjax.data.synthesis import TARGET_SOUNDS
 from aatjax.data.synthetic import Synthetic
-from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, OutOfMemoryError, UsageError
 from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
 from aatjax.models.origin import Origin, fingerprint
@@ -225,11 +225,24 @@ def train(
         except AatjaxError as error:
             watchdog.finish(str(error))
             raise
-        except Exception:
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                short = OutOfMemoryError(_out_of_memory(error))
+                watchdog.finish(str(short))
+                raise short from error
             watchdog.blame()
             raise
         watchdog.finish()
         return result
+
+
+def _out_of_memory(error: Exception) -> str:
+    said = str(error).partition("RESOURCE_EXHAUSTED:")[2].strip().splitlines()
+    return (
+        f"out of memory: {(said or ['no details'])[0][:300]}; take a smaller "
+        "--training.batch-size, --model.dtype bfloat16, or --model.remat, which recomputes "
+        "activations; `aatjax plan` tells what fits before it is run"
+    )
 
 
 def _train(

@@ -262,8 +262,8 @@ def test_a_background_failure_is_told_at_the_next_settle(
     checkpoints.save(1, filled(state, 1), {})
 
     class Full:
-        def result(self) -> None:
-            raise OSError(28, "No space left on device")
+        def result(self) -> None:  # as the store of the arrays says it
+            raise RuntimeError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
 
     checkpoints.settle()
     monkeypatch.setattr(checkpoints._checkpointer, "save_pytree_async", lambda *a, **k: Full())

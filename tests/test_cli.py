@@ -396,6 +396,33 @@ def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:
         assert flag in out
 
 
+def test_a_platform_that_is_not_there_is_one_line() -> None:
+    """F26."""
+    command = [sys.executable, "-c", "from aatjax.cli import main; main()", "train"]
+    done = subprocess.run(
+        command, env={**os.environ, "JAX_PLATFORMS": "rocm"}, capture_output=True, text=True
+    )
+    assert done.returncode == 69
+    assert "JAX finds no device on platform 'rocm'" in done.stderr
+    assert "JAX_PLATFORMS=cpu" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_out_of_memory_says_what_to_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F25."""
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
+
+    monkeypatch.setattr("aatjax.experiment.fit", full)
+    code = cli.run(["train", "default", "--run", str(tmp_path / "full"), "--quiet"])
+    said = capfd.readouterr().err
+    assert code == 1 and "Traceback" not in said
+    assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in said
+    assert "--model.remat" in said and "more" not in said
+
+
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capfd.readouterr().out.strip().count(".") == 2

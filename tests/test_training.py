@@ -541,6 +541,38 @@ def test_resumed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert figures(resumed.history) == figures(straight.history)
 
 
+def test_a_checkpoint_is_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while the figures of an epoch are taken: they are taken again, nothing is lost."""
+    options: dict[str, Any] = {"valid": tones(6, first=50)}
+    straight = train(adapted(), **options)
+    measure = loop.predict_logits
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "predict_logits", stopped)
+        with pytest.raises(Interrupted, match="stopped at step 3 of 9"):
+            train(adapted(), run_dir=tmp_path, **options)
+    assert Checkpoints(tmp_path / "checkpoints").latest == 3
+    saved: list[int] = []
+    save = Checkpoints.save
+
+    def record(self: Checkpoints, step: int, *rest: Any) -> None:
+        saved.append(step)
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", record)
+    resumed = train(adapted(), run_dir=tmp_path, **options)
+    assert saved == [6, 9]
+    assert_same(trained_arrays(resumed.model), trained_arrays(straight.model))
+    assert figures(resumed.history) == figures(straight.history)
+    assert [row["step"] for row in read(tmp_path)] == [3, 6, 9]
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
     tmp_path: Path, after_step: Callable[[Any], None]
 ) -> None:

@@ -28,10 +28,6 @@ def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-WRITING = (OSError, ValueError)
-"""What Orbax raises where a checkpoint cannot be written."""
-
-
 class Damaged(DataError):
     """A checkpoint that is there and cannot be used."""
 
@@ -111,7 +107,7 @@ class Checkpoints:
                 force=True,
                 overwrite=True,
             )
-        except WRITING as error:
+        except Exception as error:
             raise self._failed(step, error) from error
         self._writing = (step, response)
 
@@ -127,11 +123,13 @@ class Checkpoints:
         self._writing = None
         try:
             response.result()
-        except WRITING as error:
+        except Exception as error:
             raise self._failed(step, error) from error
 
     def _failed(self, step: int, error: Exception) -> Exception:
-        if several() and not isinstance(error, OSError):
+        # What writes the arrays has errors of its own for a full disk, that are no OSError.
+        full = isinstance(error, OSError) or "No space left" in str(error)
+        if several() and not full:
             return error  # a peer that is gone shows here too: the watchdog tells which
         return WriteError(
             f"{self.directory}: the checkpoint of step {step} could not be written: "

@@ -209,6 +209,7 @@ class Loop:
                 tree, told = self.checkpoints.restore({"state": state, "best": self.best})
                 state, self.best = tree["state"], tree["best"]
                 self.progress = Progress(**told)
+                self.saved = int(state.step)
         done = int(state.step)
         ended = done > 0 and done % self.per_epoch == 0 and bool(self.progress.sums)
         records = Records(self.run_dir if is_main() else None, step=done - ended)
@@ -306,7 +307,9 @@ class Loop:
 
     def _save(self, state: TrainState, done: int, feed: Feed) -> None:
         """Starts a checkpoint; the arrays are copied before this returns."""
-        if self.checkpoints is None or (self.saved == done and not self.progress.sums):
+        # Never the same step twice: the one that is there would be gone while its like is written.
+        # Figures of an epoch that were still to be taken are taken again on the next resume.
+        if self.checkpoints is None or self.saved == done:
             return
         self.saved = done
         self.beat("save", done)

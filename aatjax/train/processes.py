@@ -113,6 +113,24 @@ def start(given: Processes | None = None) -> None:
         ) from error
 
 
+def check_devices() -> None:
+    """Makes sure that JAX finds a device.
+
+    Raises:
+        UnavailableError: the platform that was asked for has no plugin or no device here.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS") or "the default"
+        said = (str(error).strip().splitlines() or ["no such platform"])[0]
+        raise UnavailableError(
+            f"JAX finds no device on platform {asked!r}: {said}; install the plugin that matches "
+            "the driver (aatjax[cuda12], aatjax[cuda13] or aatjax[tpu]), or set JAX_PLATFORMS=cpu "
+            "to run on the CPU"
+        ) from error
+
+
 def _preflight(address: str, index: int, hosts: int) -> None:
     """Tries the coordinator with a plain connection: JAX itself would abort the process."""
     host, _, port = address.rpartition(":")

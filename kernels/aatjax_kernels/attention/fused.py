@@ -74,9 +74,12 @@ def _forward(
 def _backward(how: Static, kept: Any, dout: Array) -> tuple[Array | None, ...]:
     axes = (2, 2, 2, None if kept[3] is None else -1, 2, 1, 2)
     grads = mesh.over_heads(
-        lambda given: _choose(how, tpu.backward, blocked.pull, *given), (*kept, dout), axes, (2, 2, 2),
+        lambda given: _choose(how, tpu.backward, blocked.pull, *given),
+        (*kept, dout),
+        axes,
+        (2, 2, 2),
         otherwise=lambda given: blocked.pull(*given),
-    )  # fmt: skip
+    )
     return *grads, None
 
 
