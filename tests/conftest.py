@@ -11,6 +11,10 @@ os.environ.setdefault(
     "--xla_cpu_multi_thread_eigen=false",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The TPU's compiler: no TPU is asked for, and both workers may load it.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Processes that tests start import the installed package, not the checkout they are started in.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
