@@ -23,6 +23,7 @@ from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.base import METHODS
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.sharding import MeshShape
 
 
 @pytest.fixture
@@ -80,16 +81,18 @@ def test_no_field_is_lost() -> None:
         training=Training(
             epochs=2, batch_size=3, eval_batch_size=5, loss="bce", crop="random",
             select="average", average=0.5, save_every=2, seed=9, threads=0,
+            max_skipped=3, on_save_error="continue",
         ),
         optim=Optim(
             lr=0.5, schedule="steps", warmup_steps=3, weight_decay=0.2, decay_mask="no_bias_ln",
             b1=0.8, b2=0.7, eps=1e-3, clip=2.0, decay_start=2, decay_rate=0.1, decay_every=4,
         ),
         augment=Augment(0.1, 2.0, 3, 4, True, True, True),
+        mesh=MeshShape(2, -1, 4),
         name="n",
     )  # fmt: skip
     plain = Config(petl=petl.Linear())
-    for part in ("model", "data", "training", "optim", "augment"):
+    for part in ("model", "data", "training", "optim", "augment", "mesh"):
         for field in dataclasses.fields(getattr(config, part)):
             here, default = (getattr(getattr(c, part), field.name) for c in (config, plain))
             assert here != default, f"the test leaves {part}.{field.name} at its default"

@@ -188,8 +188,17 @@ class Checkpoints:
         return tree_unflatten(structure, [found[name] for name in leaves]), progress
 
     def close(self) -> None:
-        """Ends background work: waits for a checkpoint that is being written."""
-        self._checkpointer.close()
+        """Ends background work: waits for a checkpoint that is being written.
+
+        Raises:
+            WriteError: it could not be written; what `settle` has told is not told again.
+        """
+        writing = self._writing
+        try:
+            self._checkpointer.close()
+        except Exception as error:
+            if writing is not None:
+                raise self._failed(writing[0], error) from error
 
 
 def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
