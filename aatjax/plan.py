@@ -31,7 +31,7 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import adapt
 from aatjax.train.optim import make_optimizer
-from aatjax.train.sharding import BATCH, MeshShape, check_batch, shardings
+from aatjax.train.sharding import BATCH, MeshShape, batch_shards, check_batch, shardings
 from aatjax.train.state import abstract_state, hold
 from aatjax.train.step import make_steps
 
@@ -229,10 +229,9 @@ def plan(
     """
     devices, chip = devices_of(topology)
     mesh = config.mesh.make(devices)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = config.training.batch_size
     if batch_per_device is not None:
-        batch_size = batch_per_device * shards
+        batch_size = batch_per_device * batch_shards(mesh)
     check_batch(mesh, batch_size)
     shape, _ = shape_of(config.model, num_classes)
     step, arguments, parts = _step(config, shape, mesh, batch_size)

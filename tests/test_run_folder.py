@@ -72,6 +72,8 @@ def test_how_the_work_is_shared_may_change_freely(tmp_path: Path) -> None:
     mark_started(tmp_path)
     training = dataclasses.replace(CONFIG.training, threads=7)
     claim_config(tmp_path, dataclasses.replace(CONFIG, mesh=MeshShape(2, 2, 2), training=training))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["mesh"]["fsdp"], written["training"]["threads"]) == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,7 @@ def test_how_the_work_is_shared_may_change_freely(tmp_path: Path) -> None:
 )
 def test_other_clips_are_refused_with_a_list(tmp_path: Path, now: Source, named: str) -> None:
     """F18: known by their content, not by their names alone."""
-    before = {"train": source(y="2" if len(now) == 2 else ""), "test": source()}
-    before = {"train": source(), "test": source()} if len(now) != 2 else before
+    before = {"train": source(y="2") if len(now) == 2 else source(), "test": source()}
     claim_clips(tmp_path, before)
     mark_started(tmp_path)
     claim_clips(tmp_path, before)

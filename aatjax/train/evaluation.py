@@ -18,7 +18,7 @@ from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.train import metrics
 from aatjax.train.optim import Optim, make_optimizer
-from aatjax.train.sharding import MeshShape, fetch, local_rows, put_batch
+from aatjax.train.sharding import MeshShape, batch_shards, fetch, local_rows, put_batch
 from aatjax.train.state import start
 from aatjax.train.step import Steps, make_steps
 
@@ -27,7 +27,7 @@ Weights = tuple[Any, Any]
 
 def evaluation_batch(wanted: int, mesh: Mesh) -> int:
     """The next multiple of the devices: batches of evaluation are padded anyway."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     return -(-wanted // shards) * shards
 
 

@@ -1,6 +1,5 @@
 """Several processes, one run: starting together, agreeing, and noticing that a peer is gone."""
 
-import contextlib
 import dataclasses
 import hashlib
 import ipaddress
@@ -205,14 +204,6 @@ def any_of(flag: bool) -> bool:
     return any(one != b"\0" for one in gather_bytes(b"\1" if flag else b"\0"))
 
 
-def barrier(name: str) -> None:
-    """Waits for all processes."""
-    if several():
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
 def agree(said: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None:
     """Refuses a run whose processes were started with different things.
 
@@ -268,10 +259,3 @@ def differing(one: Any, two: Any, path: str = "") -> list[tuple[str, Any, Any]]:
             found += differing(one.get(key), two.get(key), here)
         return found
     return [] if one == two else [(path, one, two)]
-
-
-def leave() -> None:
-    """Ends the connection to the other processes, as far as they still answer."""
-    if several():
-        with contextlib.suppress(Exception):
-            jax.distributed.shutdown()

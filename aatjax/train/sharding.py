@@ -100,13 +100,18 @@ class MeshShape:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Devices that the clips of a batch are split over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") -> None:
     """Refuses a batch that does not divide over the devices.
 
     Raises:
         UsageError: with the nearest sizes that do.
     """
-    size = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = batch_shards(mesh)
     if batch_size % size:
         below, above = batch_size // size * size, -(-batch_size // size) * size
         near = f"{below} or {above}" if below else f"{above}"
