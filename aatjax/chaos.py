@@ -115,14 +115,20 @@ class Trial:
         rows = read_rows(straight / "metrics.jsonl")
         self.found.steps = rows[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
-        for attempt in range(4 * interruptions):
+        missed = 0  # the same kind is tried again, earlier each time
+        while len(self.found.interruptions) < interruptions and missed < 6:
             number = len(self.found.interruptions)
-            if number == interruptions:
-                break
-            line = self._interrupt(shaken, KINDS[attempt % len(KINDS)])
+            line = self._interrupt(shaken, KINDS[number % len(KINDS)], latest=0.5**missed)
+            missed += 1
             if line is not None:
+                missed = 0
                 self.found.interruptions.append(line)
                 self._say(f"{number + 1:2d}. {line}")
+        if missed:
+            self.found.problems.append(
+                f"the run was through {missed} times before it could be interrupted: it is too "
+                "short for this trial, give it more epochs"
+            )
         code, last = self._finish(shaken)
         if code:
             self.found.problems.append(f"the interrupted run ends with code {code}: {last}")
@@ -132,13 +138,13 @@ class Trial:
         self._say(f"full disk: {self.found.full_disk}")
         return self.found
 
-    def _interrupt(self, run: Path, kind: str) -> str | None:
-        """Starts or resumes the run and interrupts it.
+    def _interrupt(self, run: Path, kind: str, *, latest: float) -> str | None:
+        """Starts or resumes the run and interrupts it, up to `latest` of the straight run's time.
 
         None where it was through before its moment came: it is then begun anew.
         """
         process = self._start(run)
-        at = self._random.uniform(0.05, 1.0) * self.found.seconds
+        at = self._random.uniform(0.05, 1.0) * latest * self.found.seconds
         began = time.monotonic()
         seen = ""
         while process.poll() is None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int16
 from aatjax import surgery
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
+from aatjax.decisions import Decisions, decide, names, stored
 from aatjax.errors import DataError, UsageError
 from aatjax.loading import front_end_of, load
 from aatjax.models.ast import AST
@@ -44,6 +45,14 @@ class Prediction:
         probabilities: probability of every class, averaged over the windows by their length.
         classes: class names.
         windows: the same for each window.
+        given: of a multi-label task, the classes above their thresholds; else the label alone.
+        possible: classes among which the truth is with a probability of `coverage` or more, the
+            most probable first (see `aatjax.decisions`). It was measured on clips cut to one
+            window; for longer files, whose windows are averaged, it is not promised.
+        coverage: see `possible`.
+
+    The probabilities are calibrated, and the last three there, where the adapter was trained with
+    validation clips; otherwise they are None.
     """
 
     path: str
@@ -52,6 +61,16 @@ class Prediction:
     probabilities: tuple[float, ...]
     classes: tuple[str, ...]
     windows: tuple[Window, ...]
+    given: tuple[str, ...] | None = None
+    possible: tuple[str, ...] | None = None
+    coverage: float | None = None
+
+    @property
+    def unsure(self) -> bool | None:
+        """Whether more classes are possible than are given; None where that is not known."""
+        if self.possible is None or self.given is None:
+            return None
+        return set(self.possible) > set(self.given)
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The most probable classes with their probabilities."""
@@ -59,11 +78,18 @@ class Prediction:
         return [(self.classes[i], self.probabilities[i]) for i in order]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """A plain dictionary; what validation clips tell is left out where there were none."""
+        decided: dict[str, Any] = {}
+        if self.given is not None and self.possible is not None:
+            decided = {
+                "given": list(self.given), "unsure": self.unsure, "possible": list(self.possible),
+                "coverage": self.coverage,
+            }  # fmt: skip
         return {
             "path": self.path,
             "label": self.label,
             "probability": self.probability,
+            **decided,
             "probabilities": dict(zip(self.classes, self.probabilities, strict=True)),
             "windows": [
                 {
@@ -88,6 +114,8 @@ class Classifier:
         classes: class names in the order of the logits.
         frontend: the front end that the model was trained with.
         multi_label: sigmoid instead of softmax.
+        decisions: what validation clips told of how far the logits can be trusted; None for
+            nothing: plain probabilities, no `possible` classes.
     """
 
     def __init__(
@@ -97,11 +125,13 @@ class Classifier:
         frontend: FrontEnd | None = None,
         *,
         multi_label: bool = False,
+        decisions: Decisions | None = None,
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
         self.frontend = frontend or front_end_of(model)
         self.multi_label = multi_label
+        self.decisions = decisions
         config = model.config
         if len(self.classes) != config.num_classes:
             raise UsageError(
@@ -116,14 +146,19 @@ class Classifier:
         parts = surgery.split(model)
         state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)
 
-        def probabilities(state: Any, audio: jax.Array, length: jax.Array) -> jax.Array:
+        temperature = 1.0 if decisions is None else decisions.temperature
+
+        def probabilities(
+            state: Any, audio: jax.Array, length: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             whole = nnx.merge(parts.graphdef, state, copy=True)
             logits = whole(self.frontend(audio, length), self.frontend.sounding(length))
-            return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+            link = jax.nn.sigmoid if multi_label else jax.nn.softmax
+            return link(logits / temperature), link(logits)
 
         compiled = jax.jit(probabilities)
-        self._probabilities: Callable[[np.ndarray, np.ndarray], jax.Array] = lambda audio, length: (
-            compiled(state, audio, length)
+        self._probabilities: Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]] = (
+            lambda audio, length: compiled(state, audio, length)
         )
 
     @classmethod
@@ -138,9 +173,14 @@ class Classifier:
         """
         if Path(source).is_file() and read_info(source) is not None:
             adapter = load_adapter(source, base=base)
+            try:
+                decisions = stored(adapter.info, len(adapter.classes))
+            except DataError as error:
+                raise DataError(f"{source}: {error}") from error
             return cls(
-                adapter.model, adapter.classes, adapter.frontend, multi_label=adapter.multi_label
-            )
+                adapter.model, adapter.classes, adapter.frontend, multi_label=adapter.multi_label,
+                decisions=decisions,
+            )  # fmt: skip
         model = load(source)
         labels = model.labels or tuple(str(i) for i in range(model.config.num_classes))
         return cls(model, labels)
@@ -155,6 +195,13 @@ class Classifier:
             hop: seconds between window starts; by default windows do not overlap. The last
                 window is shorter than the others where the length does not divide.
         """
+        probabilities, _, spans = self._windows(waveform, hop)
+        return probabilities, spans
+
+    def _windows(
+        self, waveform: Int16[np.ndarray, " s"], hop: float | None
+    ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+        """Calibrated probabilities, those at temperature 1, and the span of every window."""
         size = self.frontend.samples
         if hop is not None and not (math.isfinite(hop) and round(hop * RATE) >= 1):
             raise UsageError(f"hop={hop} must be a number of seconds above 0")
@@ -164,21 +211,23 @@ class Classifier:
         starts = list(range(0, max(1, len(waveform) - size + step), step)) or [0]
         starts = [start for start in starts if start < len(waveform)]
         fitted = [self.frontend.fit(waveform, start=start) for start in starts]
-        rows: list[np.ndarray] = []
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
         for first in range(0, len(fitted), BATCH):
             group = fitted[first : first + BATCH]
             full = group + [group[-1]] * (BATCH - len(group))
             audio = np.stack([clip for clip, _ in full])
             length = np.array([valid for _, valid in full], np.int32)
-            rows.append(np.asarray(self._probabilities(audio, length))[: len(group)])
+            found, plain = self._probabilities(audio, length)
+            rows.append((np.asarray(found)[: len(group)], np.asarray(plain)[: len(group)]))
         spans = [(start, min(start + size, len(waveform))) for start in starts]
-        return np.concatenate(rows), spans
+        found, plain = (np.concatenate(part) for part in zip(*rows, strict=True))
+        return found, plain, spans
 
     def predict_waveform(
         self, waveform: Int16[np.ndarray, " s"], *, path: str = "", hop: float | None = None
     ) -> Prediction:
         """Prediction for mono int16 samples at 16 kHz."""
-        probabilities, spans = self.window_probabilities(waveform, hop=hop)
+        probabilities, plain, spans = self._windows(waveform, hop)
         lengths = np.array([end - start for start, end in spans], float)
         mean = (probabilities * lengths[:, None]).sum(0) / lengths.sum()
         best = int(mean.argmax())
@@ -186,10 +235,22 @@ class Classifier:
             Window(start / RATE, end / RATE, tuple(map(float, row)))
             for (start, end), row in zip(spans, probabilities, strict=True)
         )
-        return Prediction(
+        prediction = Prediction(
             path, self.classes[best], float(mean[best]), tuple(map(float, mean)), self.classes,
             windows,
         )  # fmt: skip
+        if self.decisions is None:
+            return prediction
+        plain = (plain * lengths[:, None]).sum(0) / lengths.sum()
+        applied = decide(mean[None], plain[None], self.decisions)
+        order = np.argsort(-mean, kind="stable")
+        ranked = [self.classes[i] for i in order]
+        return dataclasses.replace(
+            prediction,
+            given=names(applied.given[0][order], ranked),
+            possible=names(applied.possible[0][order], ranked),
+            coverage=self.decisions.coverage,
+        )
 
     def predict(self, path: str | os.PathLike[str], *, hop: float | None = None) -> Prediction:
         """Prediction for a sound file.

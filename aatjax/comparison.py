@@ -58,6 +58,13 @@ def compare(config: ASTConfig, methods: Mapping[str, Method] = TABLE) -> list[Co
     return rows
 
 
+def cost(config: ASTConfig, method: Method) -> tuple[int, int]:
+    """Trained parameters of a method on a model of that shape, and FLOPs of one clip forward."""
+    plain: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    adapted: AST = nnx.eval_shape(lambda model: adapt(model, method), plain)
+    return summary(adapted).trainable, _flops(adapted)
+
+
 def _flops(model: AST) -> int:
     parts = surgery.split(model)
     shape = (1, model.config.frames, model.config.mels)

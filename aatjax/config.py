@@ -13,7 +13,8 @@ from typing import Any, Literal
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.audio.waveform import Channels
-from aatjax.data.open import Format
+from aatjax.data.benchmarks import BENCHMARKS
+from aatjax.data.open import Format, benchmark_of
 from aatjax.errors import AatjaxError, UsageError
 from aatjax.models.config import Pool, Positions
 from aatjax.petl import Method, find, method_named
@@ -58,15 +59,23 @@ class Model:
 class Data:
     """Which sounds, and how they are divided and heard.
 
-    Without `fold`, a test part is taken from the official division if there is one, else split
-    off (`test_fraction`, stratified, groups kept whole).
+    A benchmark of the papers is divided as `protocol` says. Other sets: without `fold`, a test
+    part is taken from the official division if there is one, else split off (`test_fraction`,
+    stratified, groups kept whole).
 
     Attributes:
         format: `synthetic`, `folder` (class sub-folders), `manifest` (CSV or JSON lines), `esc`
-            (ESC-50's layout), `names` (file names by `pattern`), or `auto` by what lies there.
+            (ESC-50's layout), `names` (file names by `pattern`), `prepared` (by `aatjax prepare`),
+            `huggingface` (parquet, `save_to_disk` or audio folder), the name of a benchmark
+            (`esc50`), or `auto` by what lies there.
         path: the folder or file; not for `synthetic`.
         pattern: regular expression with a group `label` for `names`.
-        fold: the fold held out as test part.
+        fold: the fold held out as test part; of a benchmark, the run of its protocol.
+        protocol: how a benchmark is divided and how weights are chosen: `honest` (the default),
+            `aat` (arXiv 2401.10544) or `petl` (arXiv 2312.03694 and 2402.00828).
+        shots: few-shot training: so many clips of each class; None takes all.
+        draw: which clips of a few-shot run: seed of the draw.
+        leaks: what becomes of recordings or speakers that are in two parts: `refuse` or `report`.
         test_fraction: share of the clips split off for testing.
         valid_fraction: share of the training clips split off for validation; 0 for none.
         seed: seed of the split.
@@ -84,6 +93,10 @@ class Data:
     path: str | None = None
     pattern: str | None = None
     fold: str | None = None
+    protocol: Literal["honest", "aat", "petl"] | None = None
+    shots: int | None = None
+    draw: int = 0
+    leaks: Literal["refuse", "report"] = "refuse"
     test_fraction: float = 0.2
     valid_fraction: float = 0.0
     seed: int = 0
@@ -105,6 +118,10 @@ class Data:
             raise UsageError(
                 f"data.statistics={self.statistics!r} is not one of {', '.join(known)}"
             )
+        if self.shots is not None and self.shots < 1:
+            raise UsageError(f"data.shots={self.shots} must be at least 1 clip a class")
+        if self.draw < 0:
+            raise UsageError(f"data.draw={self.draw} must be 0 or more")
         if not self.max_bad >= 0:
             raise UsageError(f"data.max_bad={self.max_bad} must be 0 or more")
         if self.format == "synthetic" and (self.path is not None or self.fold is not None):
@@ -174,6 +191,26 @@ class Config:
         """The same experiment with a row of the papers' tables, another method, or a+b."""
         return dataclasses.replace(self, petl=method_named(name))
 
+    def with_protocol(self, name: str) -> "Config":
+        """The same experiment divided, and its weights chosen, as a protocol of its benchmark says.
+
+        Raises:
+            UsageError: the data are no benchmark, or it has no such protocol.
+        """
+        benchmark = benchmark_of(self.data.path, self.data.format)
+        if benchmark is None:
+            raise UsageError(
+                f"--protocol {name} goes with a benchmark only: take one of `aatjax recipes`, or "
+                f"name it by --data.format, one of {', '.join(BENCHMARKS)}"
+            )
+        protocol = BENCHMARKS[benchmark].protocol(name)
+        select = "best" if protocol.selection == "best" else "last"
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, protocol=name),  # pyright: ignore[reportArgumentType]
+            training=dataclasses.replace(self.training, select=select),
+        )
+
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two config dictionaries, as `data.fold: '1' -> '2'`."""
@@ -181,9 +218,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def available() -> list[str]:
-    """Names of the configs that come with the package."""
+    """Names of the configs that come with the package, beside the recipes."""
     folder = importlib.import_module("aatjax.configs").__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder))
+    return sorted(m.name for m in pkgutil.iter_modules(folder) if m.name != "recipes")
+
+
+def recipes() -> dict[str, Any]:
+    """The papers' recipes by name, see `configs/recipes.py`."""
+    return importlib.import_module("aatjax.configs.recipes").RECIPES
 
 
 def load_config(name: str) -> Config:
@@ -222,12 +264,14 @@ def load_config(name: str) -> Config:
             ) from error
     elif name in available():
         module = importlib.import_module(f"aatjax.configs.{name}")
+    elif name in recipes():
+        return recipes()[name].config
     else:
-        near = difflib.get_close_matches(name, available(), n=1)
+        near = difflib.get_close_matches(name, [*available(), *recipes()], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UsageError(
-            f"no config {name!r}{hint} (there are {', '.join(available())}; a file ends in .py "
-            "or .json)"
+            f"no config {name!r}{hint} (there are {', '.join(available())}, and those of `aatjax "
+            "recipes`; a file ends in .py or .json)"
         )
     config = getattr(module, "config", None)
     if not isinstance(config, Config):

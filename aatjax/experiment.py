@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -12,44 +11,38 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from aatjax import surgery
+from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
 from aatjax.config import Config, Data, Model
 from aatjax.counts import summary
-from aatjax.data.cache import decode_all
 from aatjax.data.clips import Source
-from aatjax.data.open import open_source
-from aatjax.data.pipeline import eval_batches, in_memory
-from aatjax.data.synthesis import TARGET_SOUNDS
-from aatjax.data.synthetic import Synthetic
-from aatjax.errors import AatjaxError, DataError, OutOfMemoryError, UsageError
+from aatjax.data.pipeline import eval_batches
+from aatjax.decisions import fit_decisions
+from aatjax.division import divide, open_data
+from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
 from aatjax.loading import front_end_of, load
+from aatjax.lock import locked
 from aatjax.models.ast import AST
 from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
 from aatjax.run_folder import claim_clips, claim_config, read_json, write_json
-from aatjax.train.evaluation import evaluate
+from aatjax.train.evaluation import check_fit, evaluation_batch, measure, predict_logits
 from aatjax.train.fit import Run, fit
-from aatjax.train.intervals import mean_interval
-from aatjax.train.lock import locked
 from aatjax.train.metrics import Metrics
+from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.processes import agree, is_main, on_main
 from aatjax.train.records import TextStream
+from aatjax.train.sharding import MeshShape
+from aatjax.train.state import start
+from aatjax.train.step import make_steps
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
 Show = TextStream | Literal["stderr"] | None
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """A data set, divided."""
-
-    train: Source
-    valid: Source | None
-    test: Source | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +56,7 @@ class Result:
         seconds: training time.
         artefact: the adapter file.
         run: the whole run, or None where it was finished before.
+        about: what a report must tell of the data, see `division.Parts`.
     """
 
     method: str
@@ -71,71 +65,7 @@ class Result:
     seconds: float
     artefact: Path
     run: Run | None
-
-
-def cache_folder(data: Data) -> Path:
-    """Where decoded audio is kept."""
-    if data.cache is not None:
-        return Path(data.cache)
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "aatjax" / "audio"
-
-
-def open_data(
-    data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
-) -> Source:
-    """The whole labelled set, decoded once; unreadable files are quarantined."""
-    if data.path is None:
-        raise UsageError(
-            "no data: give data.path (on the command line --data.path), the folder of sounds"
-        )
-    source = open_source(data.path, data.format, pattern=data.pattern)
-    max_bad = int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad)
-    kept = decode_all(
-        source,
-        cache_folder(data),
-        max_bad=max_bad,
-        quarantine_file=quarantine,
-        channels=data.channels,
-        truncated=data.truncated,
-    )
-    if show is not None:
-        bad = len(source) - len(kept)
-        text = f"{source.name}: {len(kept)} clips, {len(source.classes)} classes"
-        if source.skipped:
-            text += f", {len(source.skipped)} other files left out"
-        if bad:
-            text += f", {bad} quarantined" + (f" (see {quarantine})" if quarantine else "")
-        print(text, file=show, flush=True)
-    return kept
-
-
-def divide(data: Data, *, quarantine: Path | None = None, show: TextStream | None = None) -> Parts:
-    """The training, validation and test parts that a config asks for."""
-    if data.format == "synthetic":
-        made = in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
-        part = made.split(data.valid_fraction, seed=data.seed) if data.valid_fraction else None
-        return Parts(
-            part[0] if part else made,
-            part[1] if part else None,
-            in_memory(Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)),
-        )
-    whole = open_data(data, quarantine=quarantine, show=show)
-    splits = {clip.split for clip in whole.clips} - {None}
-    valid: Source | None = None
-    if data.fold is not None:
-        train, test = whole.fold(data.fold)
-    elif "train" in splits:
-        train = whole.by_split("train")
-        valid = whole.by_split("valid") if "valid" in splits else None
-        test = whole.by_split("test") if "test" in splits else None
-    elif data.test_fraction:
-        train, test = whole.split(data.test_fraction, seed=data.seed)
-    else:
-        train, test = whole, None
-    if valid is None and data.valid_fraction:
-        train, valid = train.split(data.valid_fraction, seed=data.seed)
-    return Parts(train, valid, test)
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
@@ -263,12 +193,17 @@ def _train(
         if screen is not None:
             print(f"{folder}: finished before; delete it to train anew", file=screen)
         headline = None if done["headline"] is None else tuple(done["headline"])
-        return Result(done["method"], done["trainable"], headline, done["seconds"], artefact, None)
+        return Result(
+            done["method"], done["trainable"], headline, done["seconds"], artefact, None,
+            done.get("data", {}),
+        )  # fmt: skip
 
     quarantine = folder / "quarantine.jsonl" if is_main() else None
     parts = divide(config.data, quarantine=quarantine, show=screen)
-    sources = {"train": parts.train, "valid": parts.valid, "test": parts.test}
-    used = {name: source for name, source in sources.items() if source is not None}
+    used = parts.sources()
+    about = dict(parts.about)
+    if parts.chosen_on_test is not None:
+        about["chosen_on_test"] = parts.chosen_on_test
     agree(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
         {f"{name} clips": [clip.id for clip in source.clips] for name, source in used.items()},
@@ -301,27 +236,35 @@ def _train(
         run_dir=folder,
         show=screen,
         beat=watchdog.beat,
+        chosen_on_test=parts.chosen_on_test,
     )
     headline = None if run.test is None else run.test.headline
+    decided: dict[str, Any] = {}
+    if parts.valid is not None:
+        logits = clip_logits(run.model, parts.valid, run.frontend)
+        targets = parts.valid.targets()
+        decided["decisions"] = fit_decisions(logits, targets, run.multi_label).to_json()
 
     def written() -> None:
-        extra = {"config": config.to_json(), "data": parts.train.fingerprint()}
+        extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": about}
         for weights in run.models:
             if weights != run.selected:
                 run.save(folder / f"{weights}.safetensors", weights=weights, extra=extra)
-        run.save(artefact, extra=extra)
+        run.save(artefact, extra=extra | decided)
         figures = {
             "method": config.petl.name,
             "trainable": counts.trainable,
             "frozen": counts.frozen,
             "train_clips": len(parts.train),
             "headline": headline,
+            "data": about,
+            **decided,
             **run.to_json(),
         }
         write_json(result_file, figures)
 
     on_main(written)
-    return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run)
+    return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run, about)
 
 
 def _on_host() -> contextlib.AbstractContextManager[Any]:
@@ -330,75 +273,6 @@ def _on_host() -> contextlib.AbstractContextManager[Any]:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX was told to leave the CPU alone
         return contextlib.nullcontext()
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossValidation:
-    """Results of every fold, and their mean with a 95% interval (Student t)."""
-
-    folds: dict[str, Result]
-    metric: str
-    mean: float
-    low: float | None
-    high: float | None
-
-
-def cross_validate(
-    config: Config,
-    *,
-    run_dir: str | Path | None = None,
-    show: Show = "stderr",
-    allow_change: Sequence[str] = (),
-    stuck_after: float = 600.0,
-) -> CrossValidation:
-    """Trains once for every fold of the data set, each held out in turn.
-
-    Args:
-        config: the experiment; its data set must have folds.
-        run_dir: folder of the folds' run folders.
-        show: stream of the progress display, None for silence.
-        allow_change, stuck_after: as in `train`.
-
-    Raises:
-        UsageError: the data set has no folds.
-    """
-    screen = sys.stderr if isinstance(show, str) else show
-    folder = Path(run_dir) if run_dir is not None else run_folder(config)
-    if config.data.format == "synthetic":
-        raise UsageError("the synthetic sounds have no folds: leave --cross-validate")
-    source = open_data(config.data)
-    if not source.folds:
-        raise UsageError(
-            f"{source.name} has no folds: add a fold column, or leave --cross-validate"
-        )
-    results: dict[str, Result] = {}
-    for fold in source.folds:
-        if screen is not None:
-            print(f"fold {fold} of {', '.join(source.folds)}", file=screen, flush=True)
-        data = dataclasses.replace(config.data, fold=fold)
-        part = dataclasses.replace(config, data=data)
-        results[fold] = train(
-            part, run_dir=folder / f"fold{fold}", show=screen, allow_change=allow_change,
-            stuck_after=stuck_after,
-        )  # fmt: skip
-    headlines = {fold: r.headline for fold, r in results.items() if r.headline is not None}
-    scores = {fold: headline[1] for fold, headline in headlines.items()}
-    undefined = [fold for fold, score in scores.items() if score is None]
-    metric = next(headline[0] for headline in headlines.values())
-    if undefined:
-        raise DataError(
-            f"{source.name}: {metric} is not defined on fold {', '.join(undefined)}: it lacks "
-            "clips of some class; put some there, or join folds"
-        )
-    mean, low, high = mean_interval([score for score in scores.values() if score is not None])
-    row = {
-        "method": config.petl.name, "metric": metric, "mean": mean, "low": low, "high": high,
-        "folds": scores,
-    }  # fmt: skip
-    on_main(
-        lambda: write_json(folder / "cross_validation.json", row)
-    )  # result.json is that of a run without folds
-    return CrossValidation(results, metric, mean, low, high)
 
 
 def evaluate_adapter(
@@ -410,6 +284,40 @@ def evaluate_adapter(
         adapter: what `aatjax.load_adapter` returned.
         data: other data; its classes must be the adapter's.
         bootstrap: resamples for the intervals.
+    """
+    test = labelled_clips(adapter, data)
+    logits = clip_logits(adapter.model, test, adapter.frontend)
+    return measure(logits, test, bootstrap), test
+
+
+def clip_logits(
+    model: AST, source: Source, frontend: FrontEnd, *, batch_size: int = 64
+) -> Float[np.ndarray, "n c"]:
+    """Logits of every clip of a source, in its order, by the step that `evaluate` runs."""
+    check_fit(model, [source], frontend)
+    parts = surgery.split(model)
+    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
+    mesh = MeshShape().make(jax.local_devices())
+    begin = start(
+        parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False,
+        dtype=model.config.dtype,
+    )  # fmt: skip
+    steps = make_steps(
+        parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
+    )
+    weights = (begin.state.trainable, begin.state.stats)
+    batch = evaluation_batch(batch_size, mesh)
+    with jax.set_mesh(mesh):
+        logits = predict_logits(steps, weights, begin.frozen, source, frontend, batch, mesh)
+    assert logits is not None
+    return logits
+
+
+def labelled_clips(adapter: Any, data: Data | None = None) -> Source:
+    """The clips that `evaluate_adapter` evaluates on.
+
+    Raises:
+        UsageError: the adapter tells of no test part, or the classes of the data are not its own.
     """
     if data is None:
         if "config" not in adapter.info:
@@ -429,4 +337,4 @@ def evaluate_adapter(
             else f"{test.name} has {len(test.classes)} of the adapter's {len(adapter.classes)} "
             "classes: use a manifest that lists the same classes"
         )
-    return evaluate(adapter.model, test, adapter.frontend, bootstrap=bootstrap), test
+    return test

@@ -91,7 +91,11 @@ def claim_clips(folder: Path, parts: dict[str, Source], allow: Sequence[str] = (
     now = {
         "classes": list(next(iter(parts.values())).classes),
         "parts": {
-            name: {clip.id: [list(clip.label), part.reader.key(clip)] for clip in part.clips}
+            name: {
+                clip.id: [list(clip.label), part.reader.key(clip)]
+                + ([] if clip.observed is None else [list(clip.observed)])
+                for clip in part.clips
+            }
             for name, part in parts.items()
         },
     }

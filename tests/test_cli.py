@@ -662,7 +662,7 @@ def test_cross_validation(place: Place, capfd: pytest.CaptureFixture[str]) -> No
     found = float(mean.split()[1])
     assert found == pytest.approx(np.mean(scores), abs=5e-4)
     assert "[" in mean and "]" in mean
-    assert "fold 1 of 1, 2" in captured.err
+    assert "fold 1 (1 of 2)" in captured.err
     # Again: every fold is finished; and a run without folds has the folder's result for itself.
     assert cli.run([*arguments, "--cross-validate"]) == 0
     again = capfd.readouterr()

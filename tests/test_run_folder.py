@@ -13,8 +13,8 @@ from aatjax import petl
 from aatjax.config import Config, Data
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.lock import locked
 from aatjax.run_folder import claim_clips, claim_config, write_json
-from aatjax.train.lock import locked
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
 
@@ -125,7 +125,7 @@ def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from aatjax.train.lock import locked
+from aatjax.lock import locked
 with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)

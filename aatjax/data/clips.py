@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
 from aatjax.audio.listing import show
-from aatjax.data.splits import find_leaks, order_names, stratify
+from aatjax.data.splits import few_shot, find_leaks, order_names, stratify
 from aatjax.errors import AatjaxError, DataError, UsageError
 
 
@@ -29,6 +29,8 @@ class Clip:
         fold: cross-validation fold.
         split: part of an official division: 'train', 'valid' or 'test'.
         group: the recording or speaker it comes from; a split never cuts a group.
+        observed: the classes of which it is known whether the clip has them, in a multi-label
+            source that was annotated in part; None where that is known of all.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Clip:
     fold: str | None = None
     split: str | None = None
     group: str | None = None
+    observed: tuple[int, ...] | None = None
 
 
 class Reader:
@@ -112,6 +115,15 @@ class Source:
                     f"{self.name}: clip {clip.id!r} has {len(clip.label)} labels in a "
                     "single-label set; give it one, or make the set multi-label"
                 )
+            if clip.observed is not None and not set(clip.label) <= set(clip.observed):
+                raise DataError(
+                    f"{self.name}: clip {clip.id!r} has a class that it was not annotated for"
+                )
+            if clip.observed is not None and not self.multi_label:
+                raise DataError(
+                    f"{self.name}: clip {clip.id!r} is annotated in part, which only a "
+                    "multi-label set can be"
+                )
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -138,9 +150,13 @@ class Source:
             raise DataError(f"{show(clip.path or clip.id)}: could not be read: {error}") from error
 
     def targets(self) -> Float32[np.ndarray, "b c"]:
-        """One row a clip, with 1 for each of its classes and 0 elsewhere."""
+        """One row a clip: 1 for its classes, 0 for others, NaN where that was not annotated."""
         rows = [i for i, clip in enumerate(self.clips) for _ in clip.label]
         targets = np.zeros((len(self.clips), len(self.classes)), np.float32)
+        for i, clip in enumerate(self.clips):
+            if clip.observed is not None:
+                targets[i] = np.nan
+                targets[i, list(clip.observed)] = 0
         targets[rows, [c for clip in self.clips for c in clip.label]] = 1
         return targets
 
@@ -185,6 +201,24 @@ class Source:
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         return self.subset(train), self.subset(test)
+
+    def shots(self, shots: int, seed: int | None = 0) -> Source:
+        """The clips of a few-shot training set: `shots` of each class.
+
+        Args:
+            shots: clips of each class.
+            seed: which draw; None takes the first of each class, as arXiv 2312.03694 does.
+
+        Raises:
+            UsageError: fewer than one.
+            DataError: a class has fewer clips.
+        """
+        labels = [clip.label for clip in self.clips]
+        groups = [clip.group for clip in self.clips]
+        try:
+            return self.subset(few_shot(labels, groups, self.classes, shots, seed))
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
 
     @property
     def folds(self) -> tuple[str, ...]:
@@ -259,7 +293,10 @@ class Source:
         digest = hashlib.sha256(json.dumps([self.classes, self.multi_label]).encode())
         for clip in self.clips:
             name = unicodedata.normalize("NFC", clip.id)
-            record = json.dumps([name, sorted(clip.label), self.reader.key(clip)])
+            record = [name, sorted(clip.label), self.reader.key(clip)]
+            if clip.observed is not None:
+                record.append(sorted(clip.observed))
+            record = json.dumps(record)
             digest.update(b"\n" + record.encode())
         return digest.hexdigest()
 

@@ -79,6 +79,63 @@ def stratify(
     return parts[0], parts[1]
 
 
+def few_shot(
+    labels: Sequence[tuple[int, ...]],
+    groups: Sequence[str | None],
+    classes: Sequence[str],
+    shots: int,
+    seed: int | None,
+) -> list[int]:
+    """The clips of a few-shot training set: `shots` of each class.
+
+    Clips of recordings or speakers that were not drawn from yet are taken first, so that a class
+    is seen from as many sides as there are. In a multi-label set the rarest classes are served
+    first, and a clip counts for each of its classes.
+
+    Args:
+        labels: class indices of each clip.
+        groups: the recording or speaker of each clip, or None.
+        classes: class names, for the message.
+        shots: clips of each class.
+        seed: which draw; None takes the first clips in their order, whatever their groups.
+
+    Returns:
+        Sorted clip indices.
+
+    Raises:
+        UsageError: fewer than one clip a class.
+        DataError: a class has fewer clips.
+    """
+    if shots < 1:
+        raise UsageError(f"shots is {shots}: give 1 clip a class or more")
+    order = range(len(labels))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    holders: dict[int, list[int]] = {c: [] for c in range(len(classes))}
+    for i in order:
+        for c in labels[i]:
+            holders[c].append(i)
+    for c, clips in holders.items():
+        if len(clips) < shots:
+            raise DataError(
+                f"class {classes[c]!r} has {len(clips)} training clips, {shots} are asked for: "
+                "take fewer shots"
+            )
+    chosen: set[int] = set()
+    used: Counter[str] = Counter()
+    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
+        missing = shots - sum(i in chosen for i in holders[c])
+        waiting = [i for i in holders[c] if i not in chosen]
+        for _ in range(missing):
+            pick = waiting[0]
+            if seed is not None:
+                pick = min(waiting, key=lambda i: 0 if groups[i] is None else used[str(groups[i])])
+            waiting.remove(pick)
+            chosen.add(pick)
+            used[str(groups[pick])] += 1
+    return sorted(chosen)
+
+
 def _units(groups: Sequence[str | None]) -> list[list[int]]:
     units: dict[object, list[int]] = {}
     for i, group in enumerate(groups):

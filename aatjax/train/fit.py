@@ -119,6 +119,7 @@ def fit(
     run_dir: str | Path | None = None,
     show: TextStream | Literal["stderr"] | None = "stderr",
     beat: Callable[[str, int], None] | None = None,
+    chosen_on_test: str | None = None,
 ) -> Run:
     """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
@@ -139,6 +140,8 @@ def fit(
         show: stream of the progress display, None for silence.
         beat: called with what the run is about to do (`input`, `step`, `eval`, `save`) and the
             steps done, for a watchdog.
+        chosen_on_test: the paper whose protocol chooses weights by the test clips, where `valid`
+            and `test` share clips; without it that is refused.
 
     Returns:
         A Run with the adapted model, its metrics and its history.
@@ -155,6 +158,15 @@ def fit(
     frontend = frontend or front_end_of(model)
     if training.select == "best" and valid is None:
         raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
+    if training.select == "best" and test is not None and chosen_on_test is None:
+        shared = _known(valid) & _known(test)
+        if shared:
+            raise UsageError(
+                f"{len(shared)} clips are in valid and test, such as {min(shared)[0]!r}: "
+                "select='best' would choose weights by the clips that are reported; give other "
+                "validation clips, or name the paper whose protocol this is (chosen_on_test=, "
+                "--protocol)"
+            )
     check_fit(model, [s for s in (train, valid, test) if s is not None], frontend)
     loss = training.loss or ("bce" if train.multi_label else "ce")
     if loss == "ce" and train.multi_label:
@@ -233,6 +245,13 @@ def fit(
         history=loop.history,
         seconds=loop.seconds,
     )
+
+
+def _known(source: Source | None) -> set[tuple[str, str]]:
+    """The clips of a source, as id and what they are read from."""
+    if source is None:
+        return set()
+    return {(c.id, str(source.reader.key(c) or c.path)) for c in source.clips}
 
 
 def _brief(result: metrics.Metrics | None) -> dict[str, Any] | None:

@@ -39,7 +39,10 @@ def evaluate(
 ) -> Metrics:
     """Compare logits with targets.
 
-    Classes without a clip do not enter the means; how many is said in the notes. Average precision
+    A target may be NaN in a multi-label task, where it is not known whether the clip has the class:
+    that entry has no part in any number of the class, and accuracy, which asks for the best of all
+    classes, is not given. Classes without a clip do not enter the means; how many is said in the
+    notes. Average precision
     and AUC rank clips by the softmax of the logits in a single-label task, and by the logits (hence
     by their sigmoid) in a multi-label one. Intervals are percentiles over bootstrap resamples of
     the clips (Efron and Tibshirani, 1993, chapter 13), with the model held fixed: they do not
@@ -48,7 +51,7 @@ def evaluate(
 
     Args:
         logits: scores before softmax or sigmoid.
-        targets: 1 where the clip has the class, else 0.
+        targets: 1 where the clip has the class, 0 where not, NaN where that is not known.
         classes: class names.
         multi_label: whether a clip may have any number of classes.
         bootstrap: number of resamples; 0 leaves the intervals out.
@@ -64,18 +67,19 @@ def evaluate(
     scores, truth = np.asarray(logits, np.float64), np.asarray(targets)
     _check(scores, truth, classes, multi_label, bootstrap, groups)
     check_interval(interval)
+    known = ~np.isnan(truth)
     truth = truth == 1
     best = scores.argmax(1)
-    guess = scores > 0 if multi_label else np.arange(len(classes)) == best[:, None]
+    guess = (scores > 0) & known if multi_label else np.arange(len(classes)) == best[:, None]
     if not multi_label:
         scores = special.log_softmax(scores, axis=1)
     hit = truth[np.arange(len(truth)), best]
     labelled = truth.any(1)
-    notes = _notes(truth, classes, multi_label)
+    notes = _notes(truth, known, classes, multi_label)
 
     once = np.ones((1, len(scores)))
     counted = _Counted(guess, truth, hit, labelled)
-    ranked = [rank(scores[:, c], truth[:, c], once) for c in range(len(classes))]
+    ranked = [_rank(scores, truth, known, c, once) for c in range(len(classes))]
     precision, recall, f1 = (rows[0] for rows in counted.by_class(once))
     values = {name: numbers[0] for name, numbers in counted.headline(once).items()}
     values["mean_ap"] = _mean(np.array([[ap[0] for ap, _ in ranked]]))[0]
@@ -96,7 +100,7 @@ def evaluate(
         elif times < bootstrap:
             notes.append(f"{times} resamples instead of {bootstrap} for mAP, AUC and d-prime")
         if times:
-            ap, auc = _rank_resampled(scores, truth, weights[:times])
+            ap, auc = _rank_resampled(scores, truth, known, weights[:times])
             intervals["mean_ap"] = percentile_interval(ap, interval)
             intervals["macro_auc"] = percentile_interval(auc, interval)
             bounds = [_d_prime(bound) for bound in intervals["macro_auc"] or ()]
@@ -105,6 +109,8 @@ def evaluate(
 
     if multi_label:
         values["balanced_accuracy"], intervals["balanced_accuracy"] = np.nan, None
+    if not known.all():
+        values["accuracy"], intervals["accuracy"] = np.nan, None
     d_prime = _d_prime(values["macro_auc"])
     if d_prime is None and not np.isnan(values["macro_auc"]):
         notes.append(f"d-prime is not bounded at a macro AUC of {values['macro_auc']:g}")
@@ -173,15 +179,30 @@ class _Counted:
         return {"accuracy": accuracy, "balanced_accuracy": balanced, "macro_f1": macro}
 
 
+def _rank(
+    scores: Float[np.ndarray, "b c"],
+    truth: Bool[np.ndarray, "b c"],
+    known: Bool[np.ndarray, "b c"],
+    c: int,
+    weights: Float[np.ndarray, "k b"],
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """AP and AUC of class c of each weighting, over the clips of which it is known."""
+    if known[:, c].all():
+        return rank(scores[:, c], truth[:, c], weights)
+    rows = known[:, c]
+    return rank(scores[rows, c], truth[rows, c], weights[:, rows])
+
+
 def _rank_resampled(
     scores: Float[np.ndarray, "b c"],
     truth: Bool[np.ndarray, "b c"],
+    known: Bool[np.ndarray, "b c"],
     weights: Float[np.ndarray, "k b"],
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """mAP and macro AUC of each weighting, over the classes defined in it."""
     sums, counts = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
     for c in np.flatnonzero(truth.any(0)):
-        for k, numbers in enumerate(rank(scores[:, c], truth[:, c], weights)):
+        for k, numbers in enumerate(_rank(scores, truth, known, int(c), weights)):
             sums[k] += np.nan_to_num(numbers)
             counts[k] += ~np.isnan(numbers)
     with np.errstate(invalid="ignore"):
@@ -236,7 +257,8 @@ def _check(
             f"the logits of {len(bad)} of {len(scores)} clips are not finite, first row {bad[0]}; "
             "look for a diverged run or a damaged weight file"
         )
-    if not np.isin(truth, (0, 1)).all():
+    unknown = np.isnan(truth) if multi_label else np.zeros(truth.shape, bool)
+    if not (np.isin(truth, (0, 1)) | unknown).all():
         raise UsageError("targets must be 0 or 1; use labels that were not mixed or smoothed")
     sums = truth.sum(1)
     rows = np.flatnonzero(sums != 1)
@@ -247,8 +269,17 @@ def _check(
         )
 
 
-def _notes(truth: Bool[np.ndarray, "b c"], classes: Sequence[str], multi_label: bool) -> list[str]:
+def _notes(
+    truth: Bool[np.ndarray, "b c"],
+    known: Bool[np.ndarray, "b c"],
+    classes: Sequence[str],
+    multi_label: bool,
+) -> list[str]:
     notes = []
+    if not known.all():
+        notes.append(
+            f"annotated in part: {known.mean():.1%} of the clip-class pairs are known and counted"
+        )
     empty = [str(name) for name, used in zip(classes, truth.sum(0), strict=True) if not used]
     if empty:
         more = ", ..." if len(empty) > 5 else ""
@@ -257,6 +288,6 @@ def _notes(truth: Bool[np.ndarray, "b c"], classes: Sequence[str], multi_label: 
         notes.append(f"{count} have no clip here and no part in the means: {named}")
     if len(classes) == 1 and not multi_label:
         notes.append("one class only: accuracy is 1 whatever the model does")
-    if multi_label and (truth.sum(1) == 1).all():
+    if multi_label and known.all() and (truth.sum(1) == 1).all():
         notes.append("every clip has one label; for a single-label task set multi_label=False")
     return notes

@@ -19,7 +19,10 @@ Loss = Literal["ce", "bce"]
 
 
 class Batch(TypedDict):
-    """One batch: audio `[b, s]` int16, valid samples `[b]`, targets `[b, c]`, weight `[b]`."""
+    """One batch: audio `[b, s]` int16, valid samples `[b]`, targets `[b, c]`, weight `[b]`.
+
+    A target is NaN where it is not known whether the clip has the class (loss `bce` only).
+    """
 
     audio: Num[Array, "b s"]
     length: Int[Array, " b"]
@@ -28,12 +31,26 @@ class Batch(TypedDict):
 
 
 def loss_per_clip(
-    logits: Float[Array, "b c"], target: Float[Array, "b c"], loss: Loss
+    logits: Float[Array, "b c"],
+    target: Float[Array, "b c"],
+    loss: Loss,
+    known: Float[Array, "b c"] | None = None,
 ) -> Float[Array, " b"]:
-    """Cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`), one value a clip."""
+    """Cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`), one value a clip.
+
+    Args:
+        logits: scores before softmax or sigmoid.
+        target: share of the clip that has the class; 0 to `known`.
+        loss: `ce` or `bce`.
+        known: share of the clip of which it is known whether it has the class; all by default. A
+            class that is not known has no part in `bce`, which is the mean over those that are.
+    """
     if loss == "ce":
         return optax.softmax_cross_entropy(logits, target)
-    return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
+    if known is None:
+        return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
+    each = target * jax.nn.softplus(-logits) + (known - target) * jax.nn.softplus(logits)
+    return each.sum(axis=-1) / jnp.maximum(known.sum(axis=-1), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +119,20 @@ def make_steps(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        weight = batch["weight"]
-        x, target = augment(key, frontend, batch["audio"], batch["length"], batch["target"], weight)
+        weight, target, known = batch["weight"], batch["target"], None
+        if loss == "bce":
+            # Both are mixed as the sounds are, so what is known of one half of a mixture counts.
+            seen = ~jnp.isnan(target)
+            target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
+        x, target = augment(key, frontend, batch["audio"], batch["length"], target, weight)
+        if loss == "bce":
+            target, known = jnp.split(target, 2, axis=1)
 
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
             logits, stats, penalty = forward(
                 trainable, state.stats, frozen, x, batch["length"], train=True
             )
-            losses = loss_per_clip(logits, target, loss) * weight
+            losses = loss_per_clip(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {
                 "loss": losses.sum(),

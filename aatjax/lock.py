@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that the operating system gives back when its holder ends."""
+"""One folder, one run: a lock that the operating system gives back when its holder ends."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from aatjax.errors import UsageError, WriteError
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, flag: str = "--run") -> Iterator[None]:
     """Holds the folder's lock, `.lock`; the file tells who has it, and stays when it is free.
 
     Raises:
@@ -33,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise UsageError(
                 f"{folder} is in use by {_holder(file.read())}: wait for it or end it, or choose "
-                "another folder with --run"
+                f"another folder with {flag}"
             ) from error
         except OSError:
             pass  # a file system without locks: nothing to hold

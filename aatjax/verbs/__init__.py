@@ -1,0 +1,14 @@
+"""One module a verb of the command line; each is run by its `main(arguments)`."""
+
+VERBS = {
+    "train": "adapt a pretrained AST to sounds and evaluate it",
+    "eval": "metrics of an adapter on labelled sounds",
+    "predict": "what an adapter hears in sound files",
+    "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
+    "prepare": "make a benchmark of the papers ready, from its official archive or folder",
+    "recipes": "the papers' benchmarks with the papers' methods: settings, figures, commands",
+    "plan": "whether a config's step fits a chip or a pod, and what it moves; without the chip",
+    "chaos": "kill a small run again and again on your own disk, resume, compare bit for bit",
+    "summary": "what a config trains and what it leaves frozen",
+    "methods": "what each adaptation method trains and costs, as a table",
+}

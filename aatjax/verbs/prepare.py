@@ -1,0 +1,107 @@
+"""`aatjax prepare`: from a benchmark's official archive to a set that is ready to train on."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from aatjax.verbs.arguments import parser_of
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `aatjax prepare`."""
+    from aatjax.data.benchmarks import BENCHMARKS
+
+    parser = parser_of("prepare")
+    parser.add_argument("name", help=f"the benchmark: {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "--from", dest="origin", type=Path, metavar="ARCHIVE_OR_FOLDER",
+        help="the official archive, or the folder it was unpacked to",
+    )  # fmt: skip
+    parser.add_argument("--to", type=Path, default=Path("data"),
+                        help="folder of prepared sets (default data)")  # fmt: skip
+    parser.add_argument("--download", action="store_true",
+                        help="fetch the archive, where the licence allows it")  # fmt: skip
+    parser.add_argument("--subset", action="store_true",
+                        help="take what is there although clips are missing")  # fmt: skip
+    parser.add_argument("--max-bad", type=float, default=0.05,
+                        help="share of clips that may be unreadable (default 0.05)")  # fmt: skip
+    parser.add_argument("--workers", type=int, help="decoding threads (default: one a core)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options = parser.parse_args(arguments)
+
+    from aatjax.data.benchmarks import find
+    from aatjax.prepare import prepare
+
+    benchmark = find(options.name)
+    print(f"{benchmark.title}: {benchmark.paper}; licence: {benchmark.licence}", file=sys.stderr)
+    with _Bar(quiet=options.quiet) as bar:
+        outcome = prepare(
+            options.name, options.origin, to=options.to, subset=options.subset,
+            download=options.download, max_bad=options.max_bad, workers=options.workers,
+            progress=bar.tell,
+        )  # fmt: skip
+    print(_text(outcome))
+
+
+class _Bar:
+    """A bar for each stage on a terminal, a line for each stage elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self._lines = not quiet and not console.is_terminal
+        self._stage: str | None = None
+        self._task: Any = None
+        columns = TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn()
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console,
+                             disable=quiet or self._lines)  # fmt: skip
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total or None)
+            if self._lines:
+                print(f"{stage} ({total:,})" if total else stage, file=sys.stderr, flush=True)
+        self._bar.update(self._task, completed=done, total=total or None)
+
+
+def _text(outcome: Any) -> str:
+    census, benchmark = outcome.census, outcome.benchmark
+    there = "was there before" if outcome.before else "prepared"
+    whole = "whole" if census.whole else "SUBSET"
+    lines = [f"{benchmark.title} {there}: {whole}, {census.text()}"]
+    if outcome.checksum is not None:
+        lines.append(
+            "archive: the known one, by its checksum"
+            if outcome.checksum
+            else "archive: NOT the one whose checksum is known; look where it is from"
+        )
+    for clip, why in outcome.quarantined[:5]:
+        lines.append(f"left out: {clip} ({why})")
+    if len(outcome.quarantined) > 5:
+        lines.append(f"left out: {len(outcome.quarantined) - 5} more, see prepared.json")
+    for pair in outcome.duplicates[:5]:
+        same = "the same sound" if pair.exact else "nearly the same sound"
+        lines.append(f"{same} in parts {' and '.join(pair.parts)}: {pair.first}, {pair.second}")
+    if len(outcome.duplicates) > 5:
+        lines.append(f"{len(outcome.duplicates) - 5} more such pairs, see prepared.json")
+    lines += [
+        f"set: {outcome.folder}",
+        f"aatjax train {benchmark.name}_soft_moa --data.path {outcome.folder.parent}",
+    ]
+    return "\n".join(lines)

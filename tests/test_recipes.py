@@ -1,0 +1,158 @@
+"""Every recipe runs; their numbers are those of the papers; the command line tells of them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from flax import nnx
+from official_layouts import MAKERS
+
+from aatjax import surgery
+from aatjax.cli import run
+from aatjax.config import Config, available, load_config, recipes
+from aatjax.convert import write_native
+from aatjax.data.benchmarks import BENCHMARKS
+from aatjax.experiment import train
+from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
+from aatjax.prepare import prepare
+from aatjax.train.results import NAMES
+
+RECIPES = recipes()
+METHODS = {recipe.method for recipe in RECIPES.values()}
+
+
+@pytest.fixture(scope="session")
+def small_ast(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of an AST of one block, which compiles fast."""
+    config = dataclasses.replace(ASTConfig.size("tiny", frames=64, num_classes=3), depth=1)
+    path = tmp_path_factory.mktemp("weights") / "one_block.safetensors"
+    write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(0))), config)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    """From the name of a benchmark to a small prepared set, made once."""
+    home = tmp_path_factory.mktemp("prepared")
+    made: dict[str, str] = {}
+
+    def of(name: str) -> str:
+        if name not in made:
+            MAKERS[name](home / "official" / name)
+            made[name] = str(prepare(name, home / "official" / name, to=home, subset=True).folder)
+        return made[name]
+
+    return of
+
+
+def shrunk(config: Config, path: str, weights: str) -> Config:
+    """The config on a small set and model; two steps."""
+    clips = len(load_parts(config, path))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, source=weights, frames=64),
+        data=dataclasses.replace(config.data, path=path),
+        training=dataclasses.replace(
+            config.training, epochs=1, batch_size=4 * -(-clips // 8), threads=0
+        ),
+    )
+
+
+def load_parts(config: Config, path: str):
+    from aatjax.division import divide
+
+    return divide(dataclasses.replace(config.data, path=path)).train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*sorted(RECIPES)])
+def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
+    recipe = RECIPES[name]
+    config = shrunk(recipe.config, prepared(recipe.benchmark), small_ast)
+    result = train(config, run_dir=tmp_path, show=None)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert told["data"]["benchmark"] == BENCHMARKS[recipe.benchmark].title
+    assert told["data"]["whole"] is False and "chosen_on_test" not in told["data"]
+    assert result.headline is not None
+    assert result.headline[0] == NAMES[BENCHMARKS[recipe.benchmark].metric]
+
+
+def test_there_is_a_recipe_for_every_benchmark_and_method() -> None:
+    assert len(RECIPES) == len(BENCHMARKS) * len(METHODS) == 63
+    assert {"aat", "soft_moa", "dense_moa", "lora", "conformer", "linear", "full"} == METHODS
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "batch", "epochs", "lr", "loss", "statistics"),
+    [
+        ("esc50_aat", 512, 42, 25, 1e-4, "ce", "esc50"),
+        ("esc50_soft_moa", 500, 32, 50, 5e-3, "ce", "audioset"),
+        ("esc10_full", 500, 32, 50, 5e-5, "ce", "audioset"),
+        ("urbansound8k_linear", 400, 32, 30, 1e-3, "ce", "audioset"),
+        ("urbansound8k_aat", 400, 48, 25, 1e-5, "ce", "us8k"),
+        ("speech_commands_v2_aat", 128, 128, 30, 5e-4, "bce", "speech_commands_v2"),
+        ("speech_commands_v2_lora", 100, 128, 75, 5e-3, "ce", "audioset"),
+        ("speech_commands_v1_lora", 100, 128, 75, 5e-3, "ce", "audioset"),
+        ("openmic2018_aat", 1024, 12, 30, 1e-4, "bce", "openmic"),
+        ("openmic2018_soft_moa", 1024, 12, 30, 5e-3, "bce", "audioset"),
+        ("gtzan_aat", 3000, 2, 30, 1e-5, "ce", "gtzan"),
+        ("fluent_speech_commands_conformer", 400, 32, 75, 5e-3, "ce", "audioset"),
+        ("iemocap_dense_moa", 800, 32, 20, 5e-3, "ce", "audioset"),
+        ("iemocap_aat", 800, 32, 20, 1e-4, "ce", "audioset"),
+    ],
+)
+def test_the_numbers_are_the_papers(name, frames, batch, epochs, lr, loss, statistics) -> None:
+    config = load_config(name)
+    assert (config.model.frames, config.training.batch_size) == (frames, batch)
+    assert (config.training.epochs, config.optim.lr, config.training.loss) == (epochs, lr, loss)
+    assert config.data.statistics == statistics
+    petl = not name.endswith("_aat")
+    assert (config.optim.b2, config.optim.weight_decay) == ((0.98, 0.1) if petl else (0.999, 0.05))
+    assert (config.model.pool, config.model.head_norm) == (
+        ("mean_all", False) if petl else (None, None)
+    )
+
+
+def test_openmics_schedule_is_its_own() -> None:
+    optim = load_config("openmic2018_aat").optim
+    assert (optim.warmup_steps, optim.decay_start) == (1000, 10)
+    assert (optim.decay_rate, optim.decay_every) == (0.5, 5)
+    augment = load_config("openmic2018_aat").augment
+    assert (augment.mixup, augment.noise) == (0.5, True)
+    assert (augment.freq_mask, augment.time_mask) == (48, 192)
+
+
+def test_expected_figures_are_told_or_said_to_be_unknown(capsys) -> None:
+    assert "88.3 %" in RECIPES["esc50_conformer"].expected
+    assert "27.52 %" in RECIPES["fluent_speech_commands_linear"].expected
+    assert "97.31 %" in RECIPES["speech_commands_v2_full"].expected
+    assert RECIPES["gtzan_lora"].expected == "no figure is published"
+    assert all("no figure" in r.expected for r in RECIPES.values() if "moa" in r.method)
+    assert run(["recipes", "openmic2018_aat"]) == 0
+    said = capsys.readouterr().out
+    assert "CHOOSES ON TEST CLIPS" in said and "aatjax prepare openmic2018 --download" in said
+    assert run(["recipes", "esc50_conformer"]) == 0
+    assert "308,498 parameters" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_and_found(capsys) -> None:
+    assert "recipes" not in available()
+    assert run(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in (*BENCHMARKS, *METHODS))
+    assert run(["recipes", "esc50_softmoa"]) == 2
+    assert "did you mean 'esc50_soft_moa'" in capsys.readouterr().err
+    assert run(["train", "esc50_softmoa"]) == 2
+    assert "did you mean 'esc50_soft_moa'" in capsys.readouterr().err
+    assert run(["recipes", "esc50_aat", "--json"]) == 0
+    assert Config.from_json(json.loads(capsys.readouterr().out)) == load_config("esc50_aat")
+
+
+def test_an_unprepared_set_says_how_to_prepare_it(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "gtzan_aat", "--run", str(tmp_path / "run")]) == 65
+    assert "aatjax prepare gtzan --from ARCHIVE" in capsys.readouterr().err
