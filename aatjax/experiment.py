@@ -21,7 +21,7 @@ from aatjax.counts import summary
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import eval_batches
 from aatjax.decisions import fit_decisions
-from aatjax.division import divide, open_data
+from aatjax.division import cache_folder, divide, open_data
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
 from aatjax.loading import front_end_of, load
 from aatjax.lock import locked
@@ -237,6 +237,7 @@ def _train(
         show=screen,
         beat=watchdog.beat,
         chosen_on_test=parts.chosen_on_test,
+        prefix_folder=cache_folder(config.data).parent / "prefix",
     )
     headline = None if run.test is None else run.test.headline
     decided: dict[str, Any] = {}

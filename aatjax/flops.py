@@ -5,6 +5,8 @@ cent of a Transformer. Scanned bodies count as often as they run.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -25,20 +27,43 @@ def count(function: Callable[..., Any], *args: Any) -> int:
     Raises:
         UsageError: it holds a loop whose length is not known before it runs.
     """
+    return sum(by_scope(function, *args).values())
+
+
+def by_scope(function: Callable[..., Any], *args: Any) -> Counter[tuple[str, ...]]:
+    """The same, for each stack of names (`jax.named_scope`) that holds products.
+
+    Transformations that a name was seen through are left out: the backward pass of a scope counts
+    under the same names as its forward pass.
+    """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     # What nothing depends on, such as the weight gradients that a rule makes along with others, is
     # not computed.
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _of(needed)
+    found: Counter[tuple[str, ...]] = Counter()
+    _walk(needed, (), 1, found)
+    return found
 
 
-def _of(jaxpr: Jaxpr) -> int:
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+def _walk(jaxpr: Jaxpr, stack: tuple[str, ...], times: int, found: Counter[Any]) -> None:
+    for equation in jaxpr.eqns:
+        names = (*stack, *_names(str(equation.source_info.name_stack)))
+        flops = _product(equation)
+        if flops:
+            found[names] += times * flops
+        for repeats, inner in _inside(equation):
+            _walk(inner, names, times * repeats, found)
 
 
-def _equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    match name:
+def _names(stack: str) -> list[str]:
+    """`transpose(jvp(adapter))/dispatch` as adapter, dispatch."""
+    return [name for name in re.findall(r"[A-Za-z_]\w*(?!\w*\()", stack) if name != "jit"]
+
+
+def _product(equation: Any) -> int:
+    """FLOPs of one product, convolution or kernel that tells them; 0 of all else."""
+    params = equation.params
+    match equation.primitive.name:
         case "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
@@ -52,33 +77,48 @@ def _equation(equation: Any) -> int:
             outputs = params["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(kernel) // kernel[outputs]
             return 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+        case "pallas_call" if params.get("cost_estimate") is not None:
+            return int(params["cost_estimate"].flops)
+    return 0
+
+
+def _inside(equation: Any) -> list[tuple[int, Jaxpr]]:
+    """The jaxprs that an equation runs, each with how often it runs."""
+    name, params = equation.primitive.name, equation.params
+    match name:
         case "scan":
-            return params["length"] * _of(params["jaxpr"].jaxpr)
+            return [(params["length"], params["jaxpr"].jaxpr)]
         case "cond" if params.get("branches_platforms"):
             # A choice by platform, the plain form last: all do the same products.
-            return _of(params["branches"][-1].jaxpr)
+            return [(1, params["branches"][-1].jaxpr)]
         case "cond":
-            return max(_of(branch.jaxpr) for branch in params["branches"])
+            branches = [branch.jaxpr for branch in params["branches"]]
+            return [(1, max(branches, key=_total))]
         case "shard_map":  # inside are the shapes of one device
-            return params["mesh"].size * _of(params["jaxpr"])
+            return [(params["mesh"].size, params["jaxpr"])]
         case "while":
-            inside = _of(params["body_jaxpr"].jaxpr) + _of(params["cond_jaxpr"].jaxpr)
-            if inside:
+            bodies = [params["body_jaxpr"].jaxpr, params["cond_jaxpr"].jaxpr]
+            if any(map(_total, bodies)):
                 raise UsageError(
                     "the FLOPs of a while loop with products in it depend on how long it runs: "
                     "use lax.scan"
                 )
-            return 0
-        case _:
-            return sum(_of(inner) for inner in _inside(params))
-
-
-def _inside(params: dict[str, Any]) -> list[Jaxpr]:
-    """The jaxprs that an equation such as jit, remat or custom_vjp calls."""
-    found: list[Jaxpr] = []
+            return []
+        case "pallas_call":
+            # A kernel that tells nothing: its body on the blocks of one step, padding included.
+            if params.get("cost_estimate") is not None:
+                return []
+            return [(math.prod(params["grid_mapping"].grid), params["jaxpr"])]
+    found: list[tuple[int, Jaxpr]] = []
     for value in params.values():
         if isinstance(value, ClosedJaxpr):
-            found.append(value.jaxpr)
+            found.append((1, value.jaxpr))
         elif isinstance(value, Jaxpr):
-            found.append(value)
+            found.append((1, value))
     return found
+
+
+def _total(jaxpr: Jaxpr) -> int:
+    found: Counter[Any] = Counter()
+    _walk(jaxpr, (), 1, found)
+    return sum(found.values())

@@ -35,6 +35,19 @@ def in_memory(source: Source) -> Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """What is read in the place of the sounds of a source, one row a clip.
+
+    Attributes:
+        tokens: `[clips, n, d]`, in memory or memory-mapped.
+        length: valid samples of each clip.
+    """
+
+    tokens: np.ndarray
+    length: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Load:
     """Rows of a batch as clip numbers -> the same rows with their clips, of fixed shape.
 
@@ -45,6 +58,7 @@ class Load:
     targets: np.ndarray
     frontend: FrontEnd
     crop: Crop
+    stored: Stored | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         clips = [self._clip(int(i), int(draw)) for i, draw in zip(rows["index"], rows["draw"],
@@ -57,6 +71,8 @@ class Load:
         }
 
     def _clip(self, index: int, draw: int) -> tuple[np.ndarray, int]:
+        if self.stored is not None:
+            return np.asarray(self.stored.tokens[index]), int(self.stored.length[index])
         waveform = self.source.waveform(index)
         spare = len(waveform) - self.frontend.samples
         start = 0
@@ -114,6 +130,7 @@ def train_batches(
     crop: Crop = "start",
     threads: int = 2,
     rows: np.ndarray | None = None,
+    stored: Stored | None = None,
 ) -> grain.IterDataset:
     """Shuffled batches of all epochs; every epoch is a new order and sees every clip once.
 
@@ -136,7 +153,7 @@ def train_batches(
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
-    load = Load(source, source.targets(), frontend, crop)
+    load = Load(source, source.targets(), frontend, crop, stored)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_drawn)
     batches = _batched(order, batch_size, load, rows)
     return batches.repeat(epochs).to_iter_dataset(_threads(threads))
@@ -149,6 +166,7 @@ def eval_batches(
     batch_size: int,
     threads: int = 2,
     rows: np.ndarray | None = None,
+    stored: Stored | None = None,
 ) -> grain.IterDataset:
     """Batches in the source's order, cut at the start; the last one padded with weight 0.
 
@@ -156,7 +174,7 @@ def eval_batches(
         source, frontend, batch_size, threads, rows: as in `train_batches`.
     """
     _check(source, batch_size)
-    load = Load(source, source.targets(), frontend, "start")
+    load = Load(source, source.targets(), frontend, "start", stored)
     order = grain.MapDataset.range(len(source)).map(lambda index: _row(index, 0))
     return _batched(order, batch_size, load, rows).to_iter_dataset(_threads(threads))
 

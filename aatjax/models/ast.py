@@ -8,6 +8,7 @@ that hold sound, or None where all do.
 
 from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import ones, truncated_normal, zeros
@@ -196,7 +197,8 @@ class Head(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
-        return self.linear(x if self.norm is None else self.norm(x))
+        with jax.named_scope("head"):
+            return self.linear(x if self.norm is None else self.norm(x))
 
 
 class AST(nnx.Module):
@@ -239,9 +241,39 @@ class AST(nnx.Module):
                 f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
                 f"the input is {list(x.shape)}: {self._advice(x.shape)}"
             )
-        x = self.embed(x.astype(jnp.dtype(config.dtype)))
-        x = run_blocks(self.blocks, x, mask, scan=config.scan, remat=config.remat)
-        return self.norm(x)
+        return self.norm(self._run(self._embedded(x), mask, 0, config.depth))
+
+    def before(
+        self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, start: int
+    ) -> Float[Array, "b n d"]:
+        """The tokens that enter block `start`, in the compute type; see `after`."""
+        return self._run(self._embedded(x), self._mask(valid), 0, start)
+
+    def after(
+        self, tokens: Float[Array, "b n d"], valid: Integer[Array, " b"] | None, start: int
+    ) -> Float[Array, "b c"]:
+        """Logits from the tokens that enter block `start`: `after(before(x))` is `__call__(x)`."""
+        mask = self._mask(valid)
+        tokens = self._run(tokens, mask, start, self.config.depth)
+        return self.head(self.pool(self.norm(tokens), mask))
+
+    def _embedded(self, x: Float[Array, "b t f"]) -> Float[Array, "b n d"]:
+        return self.embed(x.astype(jnp.dtype(self.config.dtype)))
+
+    def _run(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None, start: int, end: int
+    ) -> Float[Array, "b n d"]:
+        config = self.config
+        if start == end:
+            return x
+        blocks = list(self.blocks)[start:end]
+        return run_blocks(blocks, x, mask, scan=config.scan, remat=config.remat)
+
+    def _mask(self, valid: Integer[Array, " b"] | None) -> Bool[Array, "b n"] | None:
+        """Which tokens hold sound, where the config asks for that."""
+        if not self.config.mask_padding or valid is None:
+            return None
+        return self.embed.mask(valid)
 
     def _advice(self, shape: tuple[int, ...]) -> str:
         config = self.config
@@ -263,7 +295,5 @@ class AST(nnx.Module):
             valid: frames of each clip that are sound and not padding; only looked at with
                 `config.mask_padding`. None means all.
         """
-        mask = None
-        if self.config.mask_padding and valid is not None:
-            mask = self.embed.mask(valid)
+        mask = self._mask(valid)
         return self.head(self.pool(self.tokens(x, mask), mask))

@@ -10,6 +10,7 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import After, Method, Parallel
+from aatjax.petl.blocks import block_paths
 from aatjax.petl.bottleneck import Bottleneck
 
 
@@ -26,6 +27,7 @@ class AAT(Method):
         mlp: add the MLP adapters (AAT^M).
         spatial: add the spatial adapters; with `mlp`, AAT^MS, the paper's best.
         ratio: bottleneck width over token width.
+        last_blocks: adapt only the last so many blocks; None adapts all.
     """
 
     name: ClassVar[str] = "aat"
@@ -33,6 +35,7 @@ class AAT(Method):
     mlp: bool = True
     spatial: bool = True
     ratio: float = 0.25
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.mlp or self.spatial):
@@ -49,11 +52,15 @@ class AAT(Method):
         def adapter() -> Bottleneck:
             return Bottleneck(config.dim, width, dtype=dtype, rngs=rngs)
 
-        if self.mlp:
-            surgery.wrap(
-                model, "blocks/*/mlp", lambda _, base: Parallel(base, "mlp_adapter", adapter())
-            )
-        if self.spatial:
-            surgery.wrap(
-                model, "blocks/*/attn", lambda _, base: After(base, "spatial_adapter", adapter())
-            )
+        for where in block_paths("AAT", config.depth, self.last_blocks):
+            if self.mlp:
+                surgery.wrap(
+                    model, f"{where}/mlp", lambda _, base: Parallel(base, "mlp_adapter", adapter())
+                )
+        for where in block_paths("AAT", config.depth, self.last_blocks):
+            if self.spatial:
+                surgery.wrap(
+                    model,
+                    f"{where}/attn",
+                    lambda _, base: After(base, "spatial_adapter", adapter()),
+                )

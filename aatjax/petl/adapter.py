@@ -12,7 +12,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.stack import masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
-from aatjax.petl.blocks import Expert, Location, bottleneck_width, make_block, sites
+from aatjax.petl.blocks import Expert, Location, block_paths, bottleneck_width, make_block, sites
 from aatjax.petl.bottleneck import Init
 
 Order = Literal["parallel", "sequential"]
@@ -73,6 +73,7 @@ class Adapter(Method):
         residual: None; True is refused with parallel, False with sequential.
         train_norm: train the LayerNorm in front of the site.
         as_published: see above.
+        last_blocks: adapt only the last so many blocks; None adapts all.
     """
 
     name: ClassVar[str] = "adapter"
@@ -87,6 +88,7 @@ class Adapter(Method):
     residual: bool | None = None
     train_norm: bool = True
     as_published: bool = False
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         options = {"block": Expert, "location": Location, "order": Order}
@@ -119,22 +121,20 @@ class Adapter(Method):
         width = bottleneck_width(dim, self.reduction)
         init: Init = "normal" if self.as_published else "identity"
         wrapper = self._wrapper()
-        for submodule, norm in sites(self.location):
-            surgery.wrap(
-                model,
-                f"blocks/*/{submodule}",
-                lambda _, base: wrapper(
-                    base,
-                    "adapter",
-                    make_block(
-                        self.block, dim, width, kernel=self.kernel, norm=self.inner_norm,
-                        dtype=jnp.dtype(model.config.dtype), init=init,
-                        as_published=self.as_published, rngs=rngs,
-                    ),
-                ),
+
+        def adapted(_: str, base: nnx.Module) -> nnx.Module:
+            block = make_block(
+                self.block, dim, width, kernel=self.kernel, norm=self.inner_norm,
+                dtype=jnp.dtype(model.config.dtype), init=init, as_published=self.as_published,
+                rngs=rngs,
             )  # fmt: skip
-            if self.train_norm:
-                surgery.retag(model, f"blocks/*/{norm}/*")
+            return wrapper(base, "adapter", block)
+
+        for submodule, norm in sites(self.location):
+            for where in block_paths("Adapter", model.config.depth, self.last_blocks):
+                surgery.wrap(model, f"{where}/{submodule}", adapted)
+                if self.train_norm:
+                    surgery.retag(model, f"{where}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 

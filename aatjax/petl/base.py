@@ -147,7 +147,8 @@ class Wrapper(nnx.Module):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
     ) -> Float[Array, "b n d"]:
         """The adapter's output."""
-        return masked(getattr(self, self.name), x, mask)
+        with jax.named_scope("adapter"):
+            return masked(getattr(self, self.name), x, mask)
 
 
 class Parallel(Wrapper):

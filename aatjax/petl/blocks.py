@@ -5,6 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from aatjax.errors import UsageError
 from aatjax.petl.bottleneck import Bottleneck, Init
 from aatjax.petl.conformer import Conformer
 from aatjax.petl.convpass import Convpass
@@ -17,6 +18,19 @@ def sites(location: Location) -> list[tuple[str, str]]:
     """(sub-layer, LayerNorm in front of it) of each site in a block."""
     known = {"mhsa": ("attn", "ln1"), "ffn": ("mlp", "ln2")}
     return list(known.values()) if location == "both" else [known[location]]
+
+
+def block_paths(method: str, depth: int, last_blocks: int | None) -> list[str]:
+    """Globs of the blocks that a method adapts: all of them, or the last so many.
+
+    Raises:
+        UsageError: fewer than one, or more than the model has.
+    """
+    if last_blocks is None:
+        return ["blocks/*"]
+    if not 1 <= last_blocks <= depth:
+        raise UsageError(f"{method} last_blocks={last_blocks}: the model has {depth} blocks")
+    return [f"blocks/{number}" for number in range(depth - last_blocks, depth)]
 
 
 def bottleneck_width(dim: int, reduction: float) -> int:

@@ -40,12 +40,13 @@ class DenseMixture(Experts):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        scores = jnp.einsum(
-            "bnd,de->bne",
-            x,
-            self.w_router[...].astype(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        with jax.named_scope("router"):
+            scores = jnp.einsum(
+                "bnd,de->bne",
+                x,
+                self.w_router[...].astype(x.dtype),
+                preferred_element_type=jnp.float32,
+            )
         gates = jax.nn.softmax(scores + self.b_router[None, None], axis=-1)
         if self.top is not None and self.penalty is not None:
             _, chosen = jax.lax.top_k(gates, self.top)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal, cast
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
@@ -12,7 +13,7 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, zero_positions
-from aatjax.petl.blocks import bottleneck_width
+from aatjax.petl.blocks import block_paths, bottleneck_width
 from aatjax.petl.bottleneck import Init, up_init
 from aatjax.surgery import Trainable
 
@@ -35,7 +36,8 @@ class LowRank(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         y = self.base(x)
         a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-        return y + self.scale * ((x.astype(y.dtype) @ a) @ b)
+        with jax.named_scope("adapter"):
+            return y + self.scale * ((x.astype(y.dtype) @ a) @ b)
 
     def merged(self) -> nnx.Linear:
         """The same map as one linear layer: W + scale * B A, computed in float32."""
@@ -63,6 +65,7 @@ class LoRA(Method):
         alpha: numerator of the scale.
         scale: `alpha/rank` or `alpha/reduction`.
         as_published: see above.
+        last_blocks: adapt only the last so many blocks; None adapts all.
     """
 
     name: ClassVar[str] = "lora"
@@ -72,6 +75,7 @@ class LoRA(Method):
     alpha: float = 16
     scale: Literal["alpha/rank", "alpha/reduction"] = "alpha/rank"
     as_published: bool = False
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.targets) - set(SITES))
@@ -93,12 +97,15 @@ class LoRA(Method):
         scale = self.alpha / (self.reduction if published else width)
         init: Init = "normal" if self.as_published else "identity"
         for letter in self.targets:
-            surgery.wrap(
-                model,
-                f"blocks/*/attn/{SITES[letter]}",
-                # The projection itself, not what prefixes or others put around it.
-                lambda _, base: LowRank(cast(nnx.Linear, base), width, scale, init=init, rngs=rngs),
-                innermost=True,
-            )
+            for where in block_paths("LoRA", model.config.depth, self.last_blocks):
+                surgery.wrap(
+                    model,
+                    f"{where}/attn/{SITES[letter]}",
+                    # The projection itself, not what prefixes or others put around it.
+                    lambda _, base: LowRank(
+                        cast(nnx.Linear, base), width, scale, init=init, rngs=rngs
+                    ),
+                    innermost=True,
+                )
         if self.as_published:
             zero_positions(model)

@@ -15,7 +15,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.stack import masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
-from aatjax.petl.blocks import Expert, Location, bottleneck_width, make_block, sites
+from aatjax.petl.blocks import Expert, Location, block_paths, bottleneck_width, make_block, sites
 from aatjax.petl.bottleneck import Init, up_init
 from aatjax.petl.diagnostics import monitor
 from aatjax.surgery import Recorded, Trainable
@@ -82,9 +82,12 @@ class Experts(nnx.Module):
         w_down = jnp.swapaxes(self.w_down[...], 0, 1).reshape(dim, size * width).astype(dtype)
         w_up = self.w_up[...].reshape(size * width, dim).astype(dtype)
         b_down = self.b_down[...].reshape(1, 1, -1).astype(dtype)
-        hidden = jax.nn.gelu(x.astype(dtype) @ w_down + b_down, approximate=False)
-        hidden = hidden * jnp.repeat(gates, width, axis=-1)
-        return hidden @ w_up + gates @ self.b_up[...].astype(dtype)
+        with jax.named_scope("experts"):
+            hidden = jax.nn.gelu(x.astype(dtype) @ w_down + b_down, approximate=False)
+            hidden = hidden * jnp.repeat(gates, width, axis=-1)
+            outputs = hidden @ w_up
+        with jax.named_scope("combine"):
+            return outputs + gates @ self.b_up[...].astype(dtype)
 
 
 class TwiceBlock(nnx.Module):
@@ -103,7 +106,8 @@ class TwiceBlock(nnx.Module):
     ) -> Float[Array, "b n d"]:
         base: Any = self.base
         u = base.ln1(x).astype(x.dtype)
-        mixed = masked(getattr(self, self.name), u, mask)
+        with jax.named_scope("adapter"):
+            mixed = masked(getattr(self, self.name), u, mask)
         h = x + masked(base.attn, u, mask) + mixed
         return h + masked(base.mlp, base.ln2(h).astype(h.dtype), mask) + mixed
 
@@ -123,6 +127,7 @@ class Mixture(Method):
         kernel: tokens (or slots) that conformer experts see.
         train_norm: train the LayerNorm in front of the site.
         as_published: run what the repository's code ran.
+        last_blocks: adapt only the last so many blocks; None adapts all.
     """
 
     num_experts: int = 7
@@ -133,6 +138,7 @@ class Mixture(Method):
     kernel: int = 8
     train_norm: bool = True
     as_published: bool = False
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -176,21 +182,22 @@ class Mixture(Method):
             self.as_published,
         )
         if self.budget is not None:
-            count = len(sites(self.location)) * config.depth
+            count = len(sites(self.location)) * (self.last_blocks or config.depth)
             shape = dataclasses.replace(shape, width=self.width_of_budget(shape, count))
         for submodule, norm in sites(self.location):
             # Published: a mixture at the attention alone is added twice.
             twice = self.as_published and self.location == "mhsa"
             wrapper = TwiceBlock if twice else Parallel
-            surgery.wrap(
-                model,
-                "blocks/*" if twice else f"blocks/*/{submodule}",
-                lambda _, base, wrapper=wrapper: wrapper(
-                    base, self.name, self.mixture(shape, rngs)
-                ),
-            )
-            if self.train_norm:
-                surgery.retag(model, f"blocks/*/{norm}/*")
+            for where in block_paths(type(self).__name__, config.depth, self.last_blocks):
+                surgery.wrap(
+                    model,
+                    where if twice else f"{where}/{submodule}",
+                    lambda _, base, wrapper=wrapper: wrapper(
+                        base, self.name, self.mixture(shape, rngs)
+                    ),
+                )
+                if self.train_norm:
+                    surgery.retag(model, f"{where}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 

@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.synthesis import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
 from aatjax.loading import load
 from aatjax.models.ast import AST
@@ -26,6 +31,8 @@ from aatjax.petl import Method, adapt
 
 FORMAT = 1
 KEY = "aatjax"
+GOLDEN: dict[str, Any] = {"sound": "siren", "seed": 0, "seconds": 1.0}
+"""The synthetic sound whose logits every adapter file keeps; see `synthesize`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,7 @@ def save_adapter(
         "method": model.method.to_json(),
         "base": dataclasses.asdict(model.origin),
         "versions": versions(),
+        "golden": _golden(model, frontend),
         **(extra or {}),
     }
     values = {name: np.asarray(value) for name, value in tensors.items()}
@@ -111,6 +119,37 @@ def save_adapter(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def golden_logits(
+    model: AST, frontend: FrontEnd, *, sound: str, seed: int, seconds: float
+) -> Float[np.ndarray, " c"]:
+    """Logits `[c]` that a model gives a synthetic sound, matrix products in full precision."""
+    clip = synthesize(sound, seed, seconds=seconds, rate=frontend.rate)
+    audio, length = frontend.fit(clip)
+    model = surgery.clone(model)
+    # What the numbers do not depend on goes: models that are alike share one compiled program.
+    model.origin = model.labels = model.statistics = model.method = None
+    parts = surgery.split(model)
+    state = (parts.trainable, parts.stats, parts.frozen)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(
+            _logits(parts.graphdef, frontend, state, audio[None], np.array([length], np.int32))
+        )[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(graphdef: Any, frontend: FrontEnd, state: Any, audio: Any, length: Any) -> jax.Array:
+    model = surgery.merge(graphdef, *state)
+    return model(frontend(audio, length), frontend.sounding(length))
+
+
+def _golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
+    """The sample for the metadata; without logits where they are not finite."""
+    if (frontend.frames, frontend.mels) != (model.config.frames, model.config.mels):
+        return None
+    logits = [float(f"{value:.7g}") for value in golden_logits(model, frontend, **GOLDEN)]
+    return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

@@ -12,7 +12,7 @@ from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clips import Source
-from aatjax.data.pipeline import eval_batches
+from aatjax.data.pipeline import Stored, eval_batches
 from aatjax.errors import UsageError
 from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
@@ -40,11 +40,13 @@ def predict_logits(
     batch: int,
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
+    stored: Stored | None = None,
 ) -> Float[np.ndarray, "n c"] | None:
     """Logits `[n, c]` of every clip of a source, in its order; None once `stopped()`."""
     parts: list[np.ndarray] = []
     waiting: jax.Array | None = None
-    for host in eval_batches(source, frontend, batch_size=batch, rows=local_rows(mesh, batch)):
+    rows_here = local_rows(mesh, batch)
+    for host in eval_batches(source, frontend, batch_size=batch, rows=rows_here, stored=stored):
         if stopped():
             return None
         rows = {name: host[name] for name in ("audio", "length", "target", "weight")}

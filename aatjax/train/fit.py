@@ -24,6 +24,7 @@ from aatjax.train.artefact import save_adapter
 from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.optim import Optim, learning_rate, make_optimizer
+from aatjax.train.prefix import Prefix, check_prefix, prefix_key
 from aatjax.train.processes import is_main
 from aatjax.train.records import TextStream
 from aatjax.train.sharding import MeshShape, check_batch, fetch
@@ -120,6 +121,7 @@ def fit(
     show: TextStream | Literal["stderr"] | None = "stderr",
     beat: Callable[[str, int], None] | None = None,
     chosen_on_test: str | None = None,
+    prefix_folder: Path | None = None,
 ) -> Run:
     """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
@@ -142,6 +144,7 @@ def fit(
             steps done, for a watchdog.
         chosen_on_test: the paper whose protocol chooses weights by the test clips, where `valid`
             and `test` share clips; without it that is refused.
+        prefix_folder: where `training.cache_prefix` stores tokens; None keeps them in memory.
 
     Returns:
         A Run with the adapted model, its metrics and its history.
@@ -184,9 +187,25 @@ def fit(
         parts.trainable, parts.stats, parts.frozen, tx, devices,
         average=training.average is not None, dtype=model.config.dtype,
     )  # fmt: skip
+    prefix = None
+    if training.cache_prefix:
+        longest = 0
+        if training.crop == "random":
+            longest = max(len(train.waveform(i)) for i in range(len(train)))
+        at = check_prefix(model, augment or Augment(), training.crop, longest, frontend.samples)
+        prefix = Prefix(
+            parts.graphdef, begin.state.trainable, begin.state.stats, begin.frozen, frontend, at,
+            prefix_key(model, frontend, at), prefix_folder, model.config.dtype,
+            training.batch_size, devices,
+        )  # fmt: skip
+        with jax.set_mesh(devices):  # before the first step takes the state's memory
+            for source in (train, valid, test):
+                if source is not None:
+                    prefix.of(source)
     steps = make_steps(
         parts.graphdef, tx, frontend=frontend, augment=augment or Augment(), loss=loss,
         average=training.average, layout=begin.layout,
+        prefix=None if prefix is None else prefix.start,
     )  # fmt: skip
     loop = Loop(
         training=training,
@@ -200,6 +219,7 @@ def fit(
         frontend=frontend,
         run_dir=None if run_dir is None else Path(run_dir),
         show=(sys.stderr if show == "stderr" else show) if is_main() else None,
+        prefix=prefix,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
     )
     if beat is not None:
@@ -228,8 +248,9 @@ def fit(
         weights = kept[training.select]
         with jax.set_mesh(devices):
             logits = predict_logits(
-                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices
-            )
+                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices,
+                stored=None if prefix is None else prefix.of(source),
+            )  # fmt: skip
         assert logits is not None
         return measure(logits, source, 1000)
 

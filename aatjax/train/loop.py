@@ -21,6 +21,7 @@ from aatjax.interrupt import Interrupted, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.evaluation import Weights, evaluation_batch, measure, predict_logits
+from aatjax.train.prefix import Prefix
 from aatjax.train.processes import any_of, is_main, several
 from aatjax.train.records import Display, Records, TextStream
 from aatjax.train.sharding import local_rows, put_batch
@@ -49,6 +50,8 @@ class Training:
         threads: reading threads.
         max_skipped: steps whose loss or gradient is not finite that are put up with in a run: such
             a step changes nothing, and its batch is written to the run folder. One more stops.
+        cache_prefix: compute once what lies below the first trained block, store it in `data.cache`
+            and train from there; refused where augmentation or an early adapter forbids it.
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
     """
 
@@ -63,6 +66,7 @@ class Training:
     seed: int = 0
     threads: int = 2
     max_skipped: int = 0
+    cache_prefix: bool = False
     on_save_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
@@ -174,6 +178,7 @@ class Loop:
     progress: Progress = dataclasses.field(default_factory=Progress)
     checkpoints: Checkpoints | None = None
     saved: int | None = None
+    prefix: Prefix | None = None
 
     @property
     def seconds(self) -> float:
@@ -297,6 +302,7 @@ class Loop:
                 self.train, self.frontend, batch_size=training.batch_size, epochs=training.epochs,
                 seed=training.seed, crop=training.crop, threads=training.threads,
                 rows=local_rows(self.mesh, training.batch_size),
+                stored=None if self.prefix is None else self.prefix.of(self.train),
             )
         )  # fmt: skip
         if self.progress.iterator is not None:
@@ -379,6 +385,7 @@ class Loop:
             logits = predict_logits(
                 self.steps, weights, self.frozen, self.valid, self.frontend, self.eval_batch,
                 self.mesh, stopped,
+                None if self.prefix is None else self.prefix.of(self.valid),
             )  # fmt: skip
             if logits is None:
                 return None

@@ -24,7 +24,7 @@ class Batch(TypedDict):
     A target is NaN where it is not known whether the clip has the class (loss `bce` only).
     """
 
-    audio: Num[Array, "b s"]
+    audio: Num[Array, "b *s"]
     length: Int[Array, " b"]
     target: Float[Array, "b c"]
     weight: Float[Array, " b"]
@@ -84,6 +84,7 @@ def make_steps(
     loss: Loss,
     average: float | None = None,
     layout: TrainState | None = None,
+    prefix: int | None = None,
 ) -> Steps:
     """Builds the jitted steps.
 
@@ -100,6 +101,8 @@ def make_steps(
         average: decay of the moving average of the trainable tree, or None.
         layout: the sharding of every array of the state (`start`); all else that comes out is
             copied to every device. The steps are then called under `jax.set_mesh`.
+        prefix: the block that batches begin at: their `audio` holds the tokens that enter it, and
+            nothing is augmented.
     """
 
     frontend = _PerDevice(**dataclasses.asdict(frontend))
@@ -112,7 +115,8 @@ def make_steps(
             model.train()
         else:
             model.eval()
-        logits = model(x, frontend.sounding(length))
+        sounding = frontend.sounding(length)
+        logits = model(x, sounding) if prefix is None else model.after(x, sounding, prefix)
         return logits, nnx.state(model, nnx.BatchStat), surgery.penalty(model)
 
     def train_step(
@@ -124,7 +128,9 @@ def make_steps(
             # Both are mixed as the sounds are, so what is known of one half of a mixture counts.
             seen = ~jnp.isnan(target)
             target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
-        x, target = augment(key, frontend, batch["audio"], batch["length"], target, weight)
+        x = batch["audio"]
+        if prefix is None:
+            x, target = augment(key, frontend, x, batch["length"], target, weight)
         if loss == "bce":
             target, known = jnp.split(target, 2, axis=1)
 
@@ -157,7 +163,7 @@ def make_steps(
         return dataclasses.replace(kept, step=state.step + 1), counted
 
     def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
-        x = frontend(batch["audio"], batch["length"])
+        x = batch["audio"] if prefix is not None else frontend(batch["audio"], batch["length"])
         return forward(trainable, stats, frozen, x, batch["length"], train=False)[0]
 
     if layout is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aatjax.verbs.arguments import parser_of
+from aatjax.verbs.progress import StageBar
 
 
 def main(arguments: list[str]) -> None:
@@ -34,50 +35,13 @@ def main(arguments: list[str]) -> None:
 
     benchmark = find(options.name)
     print(f"{benchmark.title}: {benchmark.paper}; licence: {benchmark.licence}", file=sys.stderr)
-    with _Bar(quiet=options.quiet) as bar:
+    with StageBar(quiet=options.quiet) as bar:
         outcome = prepare(
             options.name, options.origin, to=options.to, subset=options.subset,
             download=options.download, max_bad=options.max_bad, workers=options.workers,
             progress=bar.tell,
         )  # fmt: skip
     print(_text(outcome))
-
-
-class _Bar:
-    """A bar for each stage on a terminal, a line for each stage elsewhere."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self._lines = not quiet and not console.is_terminal
-        self._stage: str | None = None
-        self._task: Any = None
-        columns = TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn()
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console,
-                             disable=quiet or self._lines)  # fmt: skip
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self._task = self._bar.add_task(stage, total=total or None)
-            if self._lines:
-                print(f"{stage} ({total:,})" if total else stage, file=sys.stderr, flush=True)
-        self._bar.update(self._task, completed=done, total=total or None)
 
 
 def _text(outcome: Any) -> str:

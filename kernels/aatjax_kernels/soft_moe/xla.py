@@ -26,7 +26,8 @@ def _scores(
 ) -> tuple[Float[Array, "b n s"], Float[Array, "b n 1"] | None]:
     """Logits of tokens and slots in float32, and the reciprocal length of each token if used."""
     flat = phi.reshape(phi.shape[0], -1).astype(x.dtype)
-    logits = jnp.einsum("bnd,ds->bns", x, flat, preferred_element_type=jnp.float32)
+    with jax.named_scope("logits"):
+        logits = jnp.einsum("bnd,ds->bns", x, flat, preferred_element_type=jnp.float32)
     if not normalize:
         return logits, None
     square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
@@ -41,16 +42,19 @@ def forward(
     batch, _, dim = x.shape
     logits, length = _scores(options.normalize, x, phi)
     dispatch, combine = weights(logits, mask)
-    slots = jnp.einsum(
-        "bns,bnd->bsd", dispatch.astype(x.dtype), x, preferred_element_type=jnp.float32
-    )
-    outputs = apply(slots.reshape(batch, *phi.shape[1:], dim), *experts)
-    out = jnp.einsum(
-        "bns,bsd->bnd",
-        combine.astype(x.dtype),
-        outputs.reshape(slots.shape).astype(x.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    with jax.named_scope("dispatch"):
+        slots = jnp.einsum(
+            "bns,bnd->bsd", dispatch.astype(x.dtype), x, preferred_element_type=jnp.float32
+        )
+    with jax.named_scope("experts"):
+        outputs = apply(slots.reshape(batch, *phi.shape[1:], dim), *experts)
+    with jax.named_scope("combine"):
+        out = jnp.einsum(
+            "bns,bsd->bnd",
+            combine.astype(x.dtype),
+            outputs.reshape(slots.shape).astype(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
     kept = (logits, slots) if length is None else (logits, slots, length)
     return out.astype(x.dtype), kept if keep else ()
 
@@ -67,19 +71,28 @@ def backward(
     dispatch, combine = weights(logits, mask)
 
     # The slots: what the experts' outputs and their inputs are to the loss.
-    outputs, pull = jax.vjp(apply, slots.reshape(batch, *phi.shape[1:], dim), *experts)
-    doutputs = jnp.einsum(
-        "bns,bnd->bsd", combine.astype(dtype), dout, preferred_element_type=jnp.float32
-    )
-    dslots, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
+    with jax.named_scope("experts"):
+        outputs, pull = jax.vjp(apply, slots.reshape(batch, *phi.shape[1:], dim), *experts)
+    with jax.named_scope("combine"):
+        doutputs = jnp.einsum(
+            "bns,bnd->bsd", combine.astype(dtype), dout, preferred_element_type=jnp.float32
+        )
+    with jax.named_scope("experts"):
+        dslots, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
     dslots = dslots.reshape(slots.shape)
     outputs = outputs.reshape(slots.shape)
 
     # The logits, through both softmaxes.
     both = jnp.concatenate([outputs, dslots], axis=1).astype(dtype)
     count = slots.shape[1]
-    dcombine = jnp.einsum("bnd,bsd->bns", dout, both[:, :count], preferred_element_type=jnp.float32)
-    ddispatch = jnp.einsum("bnd,bsd->bns", x, both[:, count:], preferred_element_type=jnp.float32)
+    with jax.named_scope("combine"):
+        dcombine = jnp.einsum(
+            "bnd,bsd->bns", dout, both[:, :count], preferred_element_type=jnp.float32
+        )
+    with jax.named_scope("dispatch"):
+        ddispatch = jnp.einsum(
+            "bnd,bsd->bns", x, both[:, count:], preferred_element_type=jnp.float32
+        )
     of_tokens = jnp.sum(combine * dcombine, axis=2, keepdims=True)
     of_slots = jnp.sum(slots * dslots, axis=2)[:, None]
     dlogits = combine * (dcombine - of_tokens) + dispatch * (ddispatch - of_slots)
@@ -87,14 +100,18 @@ def backward(
     # The tokens and phi.
     scaled = dlogits if length is None else dlogits * length
     flat = jnp.broadcast_to(phi.reshape(dim, -1).T.astype(dtype), (batch, count, dim))
-    dx = jnp.einsum(
-        "bnt,btd->bnd",
-        jnp.concatenate([dispatch, scaled], axis=2).astype(dtype),
-        jnp.concatenate([both[:, count:], flat], axis=1),
-        preferred_element_type=jnp.float32,
-    )
+    with jax.named_scope("dispatch_logits"):  # one product, half of it each
+        dx = jnp.einsum(
+            "bnt,btd->bnd",
+            jnp.concatenate([dispatch, scaled], axis=2).astype(dtype),
+            jnp.concatenate([both[:, count:], flat], axis=1),
+            preferred_element_type=jnp.float32,
+        )
     if length is not None:
         along = jnp.sum(dlogits * logits, axis=2, keepdims=True)
         dx = dx - jnp.square(length) * along * x.astype(jnp.float32)
-    dphi = jnp.einsum("bnd,bns->ds", x, scaled.astype(dtype), preferred_element_type=jnp.float32)
+    with jax.named_scope("logits"):
+        dphi = jnp.einsum(
+            "bnd,bns->ds", x, scaled.astype(dtype), preferred_element_type=jnp.float32
+        )
     return dx.astype(dtype), dphi.reshape(phi.shape), *dweights

@@ -1,0 +1,493 @@
+"""The report: the figures of `aatjax eval`, nothing that runs or loads, and what it must tell."""
+
+import base64
+import csv
+import dataclasses
+import html.parser
+import io
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from aatjax import surgery
+from aatjax.cli import run
+from aatjax.config import Config, Data, Model
+from aatjax.configs.default import config as default
+from aatjax.convert import write_native
+from aatjax.decisions import Decisions, apply, fit_decisions, reliability
+from aatjax.errors import DataError, UsageError
+from aatjax.experiment import clip_logits, evaluate_adapter, train
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.petl.dense_moa import DenseMoA
+from aatjax.petl.lora import LoRA
+from aatjax.petl.soft_moa import SoftMoA
+from aatjax.reporting import figures, media
+from aatjax.reporting.classes import class_intervals, confused, wilson
+from aatjax.reporting.document import render
+from aatjax.reporting.evidence import Evaluated, Evidence, find_adapter, gather
+from aatjax.reporting.markup import Markup, escape, join, tag
+from aatjax.train.artefact import load_adapter, read_info
+from aatjax.train.evaluation import evaluate
+from aatjax.train.intervals import percentile_interval, resample
+from aatjax.train.loop import Training
+
+EVIL = "<script>alert(1)</script>"
+CLASSES = (EVIL, "\"onload='x' <b>&amp;", "plain")
+NAME = '"><img src=x onerror=alert(1)> {}.wav'
+TINY = ASTConfig(
+    dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=2,
+    pool="mean_patches",
+)  # fmt: skip
+LARGEST = 3_000_000
+
+
+class Page(html.parser.HTMLParser):
+    """What is in a document: elements with their attributes, text, and whether tags are paired."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+        if name not in ("meta", "img", "br"):
+            self.open.append(name)
+        if name == "tr":
+            self.rows.append([])
+        if name in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for element, attributes in self.elements if element == name]
+
+    def row(self, first: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == first)
+
+
+def check(text: str) -> Page:
+    """Parses a report and holds what is promised of every one."""
+    assert text.startswith("<!doctype html>\n") and len(text.encode()) < LARGEST
+    page = Page(text)
+    assert not page.open, "every element is closed"
+    known = {"svg", "text", "rect", "line", "polyline", "circle", "image", "img", "audio"}
+    for name, attributes in page.elements:
+        assert name not in ("script", "iframe", "object", "embed", "link", "base", "form", "a")
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (name, key)
+            if key in ("src", "href", "action", "data", "srcset", "poster"):
+                assert name in known and value is not None
+                assert value.startswith(("data:image/png;base64,", "data:audio/wav;base64,"))
+    assert len(page.named("style")) == 1
+    style = re.search("<style>(.*?)</style>", text, re.S)
+    assert style and not re.search(r"url\(|@import|http|<", style.group(1))
+    assert not re.search(r"https?://", text)
+    policy = next(a for a in page.named("meta") if a.get("http-equiv"))
+    assert str(policy["content"]).startswith("default-src 'none'")
+    assert any(a.get("name") == "viewport" for a in page.named("meta"))
+    return page
+
+
+def tone(label: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    wave = np.sin(2 * np.pi * 300 * 3**label * np.arange(12000) / 16000)
+    return 0.3 * wave + 0.25 * rng.normal(size=12000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs and reports evaluate by the same program: XLA compiles it once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sounds with names that mean harm, and a small backbone."""
+    root = tmp_path_factory.mktemp("<b>place&")
+    rows = []
+    for i in range(45):
+        label = i % 3
+        name = NAME.format(i)
+        soundfile.write(root / name, tone(label if i % 5 else (label + 1) % 3, i), 16000)
+        rows.append([name, CLASSES[label], ["train", "train", "valid", "test", "test"][i // 3 % 5]])
+    with (root / "sounds.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split"], *rows])
+    model = AST(TINY, rngs=nnx.Rngs(0))
+    write_native(root / "base.safetensors", surgery.arrays(model), TINY)
+    return root
+
+
+def config_of(place: Path, method: Any, **data: Any) -> Config:
+    data = {"path": str(place / "sounds.csv"), "cache": str(place / "cache"), **data}
+    return Config(
+        petl=method,
+        model=Model(source=str(place / "base.safetensors")),
+        data=Data(**data),
+        training=Training(epochs=2, batch_size=8, average=0.5),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(place: Path) -> Path:
+    """A finished run, with findings of a doctor."""
+    folder = place / "runs" / EVIL.replace("/", "\\")
+    train(config_of(place, SoftMoA(num_experts=2, reduction=8)), run_dir=folder, show=None)
+    findings = [
+        {"kind": EVIL, "severity": "high", "count": 3, "text": f"{EVIL} twice"},
+        "odd",
+        3,
+        {"kind": "silent", "message": "said", "items": [{"subject": EVIL + "!"}, 7]},
+    ]
+    (folder / "diagnosis.json").write_text(json.dumps({"findings": findings}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evidence(folder: Path) -> Evidence:
+    return gather(folder)
+
+
+@pytest.fixture(scope="module")
+def page(evidence: Evidence) -> Page:
+    return check(render(evidence, ["aatjax", "report", EVIL]))
+
+
+def test_names_and_paths_are_text_and_nothing_else(page: Page, evidence: Evidence) -> None:
+    told = evidence.evaluated
+    assert isinstance(told, Evaluated) and told.mistakes
+    whole = "".join(page.text)
+    for text in (*CLASSES, f"{EVIL} twice", EVIL + "!", told.mistakes[0].clip, str(evidence.run)):
+        assert text in whole
+    assert "alert(1)" in whole
+    for _, attributes in page.elements:
+        assert "onerror" not in attributes and "onload" not in attributes
+
+
+def test_the_figures_are_those_of_eval(page: Page, evidence: Evidence, folder: Path) -> None:
+    adapter = load_adapter(folder / "adapter.safetensors")
+    metrics, source = evaluate_adapter(adapter)
+    again = evaluate(adapter.model, source, adapter.frontend)
+    assert metrics.to_json() == again.to_json(), "one step, one set of figures"
+    told = evidence.evaluated
+    assert isinstance(told, Evaluated)
+    assert told.metrics.to_json() == metrics.to_json()
+    for shown, value in (("accuracy", metrics.accuracy), ("mAP", metrics.mean_ap),
+                         ("macro-F1", metrics.macro_f1)):  # fmt: skip
+        assert page.row(shown)[1] == f"{value:.4f}"
+    low, high = metrics.intervals["accuracy"] or (0, 0)
+    assert page.row("accuracy")[2] == f"[{low:.4f}, {high:.4f}]"
+    for one in metrics.per_class:
+        rows = [row for row in page.rows if row and row[0] == one.name and len(row) == 7]
+        assert len(rows) == 1
+        row = rows[0]
+        assert row[1] == str(one.support) and row[5] == (
+            "n/a" if one.f1 is None else f"{one.f1:.3f}"
+        )
+        assert row[3].startswith(f"{one.recall:.3f} [")
+        assert row[4].startswith(f"{one.average_precision:.3f} [")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test"]["accuracy"] == metrics.accuracy
+    assert "result.json says" not in "".join(page.text)
+
+
+def test_decisions_were_fitted_on_the_validation_clips(evidence: Evidence, place: Path) -> None:
+    run_dir = evidence.run
+    assert run_dir is not None and evidence.decisions is not None
+    info = read_info(run_dir / "adapter.safetensors")
+    assert info is not None and Decisions.from_json(info["decisions"], 3) == evidence.decisions
+    assert json.loads((run_dir / "result.json").read_text())["decisions"] == info["decisions"]
+    other = read_info(run_dir / "average.safetensors")
+    assert other is not None and "decisions" not in other, "they are of the selected weights"
+    from aatjax.division import divide
+
+    valid = divide(config_of(place, LoRA()).data).valid
+    assert valid is not None and evidence.decisions.clips == len(valid) == 9
+    adapter = evidence.adapter
+    logits = clip_logits(adapter.model, valid, adapter.frontend)
+    fitted = fit_decisions(logits, valid.targets(), False)
+    assert fitted.quantile == pytest.approx(evidence.decisions.quantile, abs=1e-6)
+    assert fitted.temperature == pytest.approx(evidence.decisions.temperature, rel=1e-4)
+
+
+def test_calibration_is_told(page: Page, evidence: Evidence) -> None:
+    told, decisions = evidence.evaluated, evidence.decisions
+    assert isinstance(told, Evaluated) and decisions is not None
+    applied = apply(told.logits, decisions)
+    error = reliability(applied.probabilities, told.targets, False).error
+    assert page.row(f"T = {decisions.temperature:.2f}")[1] == f"{error:.4f}"
+    covered = (applied.possible & (told.targets == 1)).any(axis=1).mean()
+    assert page.row("clips whose set holds its class")[1].startswith(f"{covered:.3f} [")
+    assert page.row("wanted")[1] == "0.900"
+
+
+def test_the_mistakes_are_the_surest_and_can_be_heard(page: Page, evidence: Evidence) -> None:
+    told, decisions = evidence.evaluated, evidence.decisions
+    assert isinstance(told, Evaluated) and decisions is not None
+    p = apply(told.logits, decisions).probabilities
+    wrong = p.argmax(axis=1) != told.targets.argmax(axis=1)
+    surest = np.sort(p.max(axis=1)[wrong])[::-1][:8]
+    np.testing.assert_allclose([one.probability for one in told.mistakes], surest)
+    players = page.named("audio")
+    assert len(players) == len(told.mistakes) > 0
+    for one, player in zip(told.mistakes, players, strict=True):
+        data = base64.b64decode(str(player["src"]).partition(",")[2])
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
+        row = [clip.id for clip in told.source.clips].index(one.clip)
+        assert rate == 16000 and not one.cut
+        np.testing.assert_array_equal(samples, told.source.waveform(row))
+
+
+def test_what_it_costs_and_where_it_comes_from(page: Page, evidence: Evidence) -> None:
+    assert page.row("trained parameters")[1] == f"{evidence.counts.trainable:,}"
+    assert page.row("training clips")[1] == "18"
+    assert evidence.flops is not None and evidence.flops > 1e6
+    assert page.row("jax")[1] == page.row("jax")[2] == jax.__version__
+    commands = next(text for text in page.text if text.startswith("aatjax train "))
+    assert "config.json" in commands and "aatjax report '<script>" in commands
+    words = "".join(page.text)
+    assert "Atlas of the experts" in words and "blocks/0/attn/soft_moa" in words
+    assert "Findings of the doctor" in words and "training loss" in words
+    assert len([a for a in page.named("img") if a.get("class") == "map"]) == 2 * 2
+
+
+def test_what_must_be_told_of_the_data(evidence: Evidence) -> None:
+    about = {
+        "benchmark": "ESC-50 " + EVIL, "whole": False, "there": "400 of 2000 clips",
+        "protocol": "petl", "paper": "arXiv 2402.00828", "run": "1, 1 of 5", "duplicates": 2,
+        "leaks": f"3 recordings lie in two parts: {EVIL}", "shots": 8, "draw": 0,
+        "chosen_on_test": "arXiv 2312.03694",
+    }  # fmt: skip
+    worse = {"data": about, "test": {"accuracy": 2.0}, "seconds": 1}
+    page = check(render(dataclasses.replace(evidence, result=worse), ["aatjax"]))
+    words = "".join(page.text)
+    for said in ("SUBSET: 400 of 2000", "protocol petl (arXiv 2402.00828), run 1, 1 of 5", "LEAK: ",
+                 "2 pairs of clips", "few-shot: 8", "weights are chosen by the clips",
+                 "result.json says accuracy 2.000", "these figures are too good"):  # fmt: skip
+        assert said in words, said
+    warned = sum(a.get("class") == "warn" for a in page.named("p"))
+    assert warned >= 5
+    odd = {"data": {"benchmark": EVIL}}  # as another version may have written it
+    check(render(dataclasses.replace(evidence, result=odd), ["aatjax"]))
+    check(render(dataclasses.replace(evidence, result={"data": 3}), ["aatjax"]))
+
+
+def test_few_validation_clips_are_told(evidence: Evidence) -> None:
+    few = dataclasses.replace(evidence, decisions=Decisions(1.0, None, 1.0, 0.9, 5))
+    words = "".join(check(render(few, ["aatjax"])).text)
+    assert "5 validation clips are too few for a coverage of 90%" in words
+    none = "".join(check(render(dataclasses.replace(evidence, decisions=None), ["a"])).text)
+    assert "No validation clips were set apart" in none
+
+
+@pytest.mark.slow
+def test_without_mixture_without_validation_without_a_run_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = place / "all.csv"
+    text = (place / "sounds.csv").read_text()
+    every.write_text(re.sub(",(train|valid|test)(\r?\n)", r"\2", text).replace(",split", ""))
+    config = config_of(place, LoRA(), path=str(every), test_fraction=0.0)
+    train(dataclasses.replace(config, name="x"), run_dir=tmp_path / "run", show=None)
+    info = read_info(tmp_path / "run" / "adapter.safetensors")
+    assert info is not None and "decisions" not in info
+    (tmp_path / "run" / "diagnosis.json").write_text("{")
+    found = gather(tmp_path / "run")
+    assert isinstance(found.evaluated, str) and "no test part" in found.evaluated
+    page = check(render(found, ["aatjax", "report", "run"]))
+    words = "".join(page.text)
+    assert "not evaluated" in words and "Atlas" not in words and "cannot be read" in words
+    # The adapter alone, on sounds that are named; to the file that was asked for.
+    alone = tmp_path / "moved.safetensors"
+    (tmp_path / "run" / "adapter.safetensors").rename(alone)
+    assert (
+        run(["report", str(alone), "--clips", str(every), "--out", str(tmp_path / "o.html")]) == 0
+    )
+    assert "o.html" in capsys.readouterr().out
+    words = "".join(check((tmp_path / "o.html").read_text()).text)
+    assert "on 45 clips of 3 classes" in words and "Training" not in words
+    assert run(["report", str(tmp_path / "run")]) == 65
+    assert "has no adapter.safetensors" in capsys.readouterr().err
+    assert run(["report", str(tmp_path / "gone")]) == 65
+    assert run(["report", str(alone), "--clips", str(tmp_path / "gone")]) == 65
+    assert run(["report", str(alone), "--clipz", "x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.slow
+def test_several_labels_and_dense_gates(place: Path, tmp_path: Path) -> None:
+    lines = ["path,labels,split"]
+    for i in range(45):
+        labels = "plain|other" if i % 3 == 0 else "plain" if i % 3 == 1 else "other"
+        name = NAME.format(i).replace('"', '""')
+        lines.append(f'"{name}",{labels},{["train", "train", "valid", "test", "test"][i // 3 % 5]}')
+    (place / "many.csv").write_text("\n".join(lines) + "\n")
+    config = config_of(place, DenseMoA(num_experts=2, reduction=8), path=str(place / "many.csv"))
+    train(config, run_dir=tmp_path / "run", show=None)
+    found = gather(tmp_path / "run")
+    told = found.evaluated
+    assert isinstance(told, Evaluated) and told.source.multi_label
+    assert found.decisions is not None and found.decisions.thresholds is not None
+    page = check(render(found, ["aatjax"]))
+    words = "".join(page.text)
+    assert page.row("mAP")[1] == f"{told.metrics.mean_ap:.4f}"
+    assert "clips whose set holds all its classes" in words and "Mean gates over" in words
+    assert all(one.said.endswith((": yes", ": no")) for one in told.mistakes)
+
+
+@pytest.mark.slow
+def test_the_default_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = dataclasses.replace(default.data, train_clips=4, test_clips=2, valid_fraction=0.25)
+    training = dataclasses.replace(default.training, epochs=1, batch_size=8)
+    config = dataclasses.replace(default, data=data, training=training)
+    result = train(config, run_dir="run", show=None)
+    assert run(["report", "run"]) == 0
+    page = check((tmp_path / "run" / "report.html").read_text())
+    metrics, _ = evaluate_adapter(load_adapter(result.artefact))
+    assert page.row("accuracy")[1] == f"{metrics.accuracy:.4f}"
+    assert page.row("mAP")[1] == f"{metrics.mean_ap:.4f}"
+    assert page.row("macro AUC")[2] == "[{:.4f}, {:.4f}]".format(
+        *(metrics.intervals["macro_auc"] or ())
+    )
+
+
+# The parts.
+
+
+def test_markup_escapes_and_refuses() -> None:
+    assert tag("p", EVIL, None, ["a", 1, Markup("<b>")], title='"') == (
+        f'<p title="&quot;">{escape(EVIL)}a1<b></p>'
+    )
+    assert "<" not in escape(EVIL) and escape(Markup("<i>")) == "<i>"
+    assert join(["<", ">"], between="&") == "&lt;&amp;&gt;"
+    assert escape("a\x00b\u202ec\udcff\n") == "a\\u0000b\\u202ec\\udcff\n"
+    for bad in ({"onclick": "x"}, {"ONload": "x"}, {"a b": "x"}, {"x>": "y"}):
+        with pytest.raises(ValueError, match="attribute"):
+            tag("p", **bad)
+    for name in ("script", "p onload=x", "SCRIPT"):
+        with pytest.raises(ValueError, match="element"):
+            tag(name)
+
+
+def test_pictures_are_pngs_the_right_way_up() -> None:
+    values = np.array([[0.0, 0.5], [1.0, np.nan], [2.0, -1.0]])
+    data = base64.b64decode(media.picture(values, 0, 1).partition(",")[2])
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
+    assert (width, height, depth, kind) == (2, 3, 8, 3)
+    at = data.index(b"IDAT")
+    (size,) = struct.unpack(">I", data[at - 4 : at])
+    rows = np.frombuffer(zlib.decompress(data[at + 4 : at + 4 + size]), np.uint8).reshape(3, 3)
+    assert zlib.crc32(data[at : at + 4 + size]) == struct.unpack(
+        ">I", data[at + 4 + size : at + 8 + size]
+    )[0]  # fmt: skip
+    np.testing.assert_array_equal(rows[:, 0], 0)
+    np.testing.assert_array_equal(rows[::-1, 1:], [[0, 32], [63, 0], [63, 0]])
+
+
+def test_the_colours_rise_in_lightness() -> None:
+    grey = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in media.palette()]
+    assert (np.diff(grey) > 0).all()
+    assert media.colour(0) == "#00204d" and media.colour(1) == "#ffea46"
+
+
+def test_intervals_of_classes() -> None:
+    assert wilson(0, 0) is None
+    # Newcombe 1998, table I: 81 of 263 and 1 of 29.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    rng = np.random.default_rng(0)
+    targets = np.eye(3)[rng.integers(3, size=60)]
+    logits = targets + rng.normal(size=(60, 3))
+    found = class_intervals(logits, targets, multi_label=False, bootstrap=50)
+    right = ((logits.argmax(1) == 1) & (targets[:, 1] == 1)).sum()
+    assert found[1].recall == wilson(int(right), int(targets[:, 1].sum()))
+    assert found[1].precision == wilson(int(right), int((logits.argmax(1) == 1).sum()))
+    from sklearn.metrics import average_precision_score
+
+    scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    drawn = resample(None, 60, 50, np.random.default_rng(0))
+    values = [average_precision_score(targets[:, 1], scores[:, 1], sample_weight=w) for w in drawn]
+    assert found[1].average_precision == pytest.approx(
+        percentile_interval(np.array(values), 0.95), abs=1e-6
+    )
+    targets[:, 2], targets[0, 0] = 0, np.nan
+    partial = class_intervals(logits, targets, multi_label=True, bootstrap=20)
+    assert partial[2].recall is None and partial[2].average_precision is None
+
+
+def test_the_commonest_mistakes() -> None:
+    matrix = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 2]])
+    assert confused(matrix, ["a", "b", "c"]) == [("c", "b", 4, 6), ("a", "b", 3, 8),
+                                                 ("b", "a", 1, 10)]  # fmt: skip
+    assert confused(np.eye(3, dtype=int), ["a", "b", "c"]) == []
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.2, 0.35), (-3, 1000), (1, 1), (0, 1e-6)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    found = figures.ticks(low, high)
+    assert 1 <= len(found) <= 8
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+
+
+def test_a_curve_with_gaps_and_odd_ranges() -> None:
+    nan = float("nan")
+    curves = [figures.Curve("a<b", [1, 2, 3, 4, 5], [1, nan, 2, 2, nan]),
+              figures.Curve("b", [1], [nan])]  # fmt: skip
+    drawn = figures.chart(curves, x_label="x", y_label="y", title="t")
+    assert drawn.count("<polyline") == 2 and "nan" not in drawn and "a&lt;b" in drawn
+    assert "Nothing" in figures.chart(curves[1:], x_label="x", y_label="y", title="t")
+    figures.chart([figures.Curve("a", [1, 1], [3, 3])], x_label="x", y_label="y", title="t")
+
+
+@pytest.mark.parametrize("size", [2, 31, 200])
+def test_confusion_matrices_of_any_size(size: int) -> None:
+    matrix = np.eye(size, dtype=int) * 3
+    drawn = figures.confusion(matrix, [f"<{i}>" for i in range(size)], title="t")
+    Page(drawn)
+    assert len(drawn) < 800_000 and ("&lt;0&gt;" in drawn) == (size <= 60)
+
+
+def test_run_folders_are_found(tmp_path: Path) -> None:
+    (tmp_path / "fold-1").mkdir()
+    (tmp_path / "fold-1" / "adapter.safetensors").write_text("x")
+    with pytest.raises(DataError, match="there are fold-1 in it"):
+        find_adapter(tmp_path)
+    assert find_adapter(tmp_path / "fold-1")[1] == tmp_path / "fold-1"
+    assert find_adapter(tmp_path / "fold-1" / "adapter.safetensors")[1] is None
+
+
+def test_clips_of_other_classes_are_refused(folder: Path, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("path,label\na.wav,other\n")
+    soundfile.write(tmp_path / "a.wav", tone(0, 0), 16000)
+    with pytest.raises(UsageError, match="classes the adapter does not know"):
+        gather(folder, Data(path=str(tmp_path / "s.csv"), cache=str(tmp_path / "c")))
