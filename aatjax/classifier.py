@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,16 +14,18 @@ from flax import nnx
 from jaxtyping import Float, Int16
 
 from aatjax import surgery
-from aatjax.audio.decode import decode
+from aatjax.audio.decode import decode_blocks
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.waveform import BadAudio
 from aatjax.decisions import Decisions, decide, names, stored
 from aatjax.errors import DataError, UsageError
 from aatjax.loading import front_end_of, load
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, mean_tokens
 from aatjax.train.artefact import load_adapter, read_info
 
 RATE = 16000
 BATCH = 8
+KEEP = "pass truncated='keep' to use the rest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +151,25 @@ class Classifier:
 
         temperature = 1.0 if decisions is None else decisions.temperature
 
-        def probabilities(
-            state: Any, audio: jax.Array, length: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
+        def outputs(
+            state: Any, audio: jax.Array, length: jax.Array, vectors: bool
+        ) -> tuple[jax.Array, ...]:
             whole = nnx.merge(parts.graphdef, state, copy=True)
-            logits = whole(self.frontend(audio, length), self.frontend.sounding(length))
+            features, valid = self.frontend(audio, length), self.frontend.sounding(length)
+            more: tuple[jax.Array, ...] = ()
+            if vectors:
+                mask = whole.embed.mask(valid) if config.mask_padding else None
+                tokens = whole.tokens(features, mask)
+                logits = whole.head(whole.pool(tokens, mask))
+                more = (mean_tokens(tokens, mask, config.num_prefix),)
+            else:
+                logits = whole(features, valid)
             link = jax.nn.sigmoid if multi_label else jax.nn.softmax
-            return link(logits / temperature), link(logits)
+            return (link(logits / temperature), link(logits), *more)
 
-        compiled = jax.jit(probabilities)
-        self._probabilities: Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]] = (
-            lambda audio, length: compiled(state, audio, length)
+        compiled = jax.jit(outputs, static_argnums=3)
+        self._outputs: Callable[[np.ndarray, np.ndarray, bool], tuple[jax.Array, ...]] = (
+            lambda audio, length, vectors: compiled(state, audio, length, vectors)
         )
 
     @classmethod
@@ -195,31 +206,36 @@ class Classifier:
             hop: seconds between window starts; by default windows do not overlap. The last
                 window is shorter than the others where the length does not divide.
         """
-        probabilities, _, spans = self._windows(waveform, hop)
+        probabilities, _, spans = self._windows([waveform], hop)
         return probabilities, spans
 
+    def run(
+        self, windows: Sequence["Cut"], batch: int = BATCH, *, vectors: bool = False
+    ) -> tuple[jax.Array, ...]:
+        """The model on up to `batch` windows, as one batch of that size.
+
+        Returns:
+            Calibrated probabilities `[batch, c]` and those at temperature 1; with `vectors` also
+            the mean patch token after the last LayerNorm `[batch, d]`. The rows after those of
+            the windows mean nothing.
+        """
+        full = [*windows, *[windows[-1]] * (batch - len(windows))]
+        audio = np.stack([window.audio for window in full])
+        length = np.array([window.length for window in full], np.int32)
+        return self._outputs(audio, length, vectors)
+
     def _windows(
-        self, waveform: Int16[np.ndarray, " s"], hop: float | None
+        self, blocks: Iterable[Int16[np.ndarray, " s"]], hop: float | None
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         """Calibrated probabilities, those at temperature 1, and the span of every window."""
-        size = self.frontend.samples
-        if hop is not None and not (math.isfinite(hop) and round(hop * RATE) >= 1):
-            raise UsageError(f"hop={hop} must be a number of seconds above 0")
-        step = size if hop is None else round(hop * RATE)
-        if not len(waveform):
+        rows: list[list[np.ndarray]] = []
+        spans: list[tuple[int, int]] = []
+        windows = cut(blocks, self.frontend, step_of(self.frontend, hop))
+        while group := list(islice(windows, BATCH)):
+            rows.append([np.asarray(part)[: len(group)] for part in self.run(group)])
+            spans += [window.span for window in group]
+        if not rows:
             raise DataError("the waveform has no samples")
-        starts = list(range(0, max(1, len(waveform) - size + step), step)) or [0]
-        starts = [start for start in starts if start < len(waveform)]
-        fitted = [self.frontend.fit(waveform, start=start) for start in starts]
-        rows: list[tuple[np.ndarray, np.ndarray]] = []
-        for first in range(0, len(fitted), BATCH):
-            group = fitted[first : first + BATCH]
-            full = group + [group[-1]] * (BATCH - len(group))
-            audio = np.stack([clip for clip, _ in full])
-            length = np.array([valid for _, valid in full], np.int32)
-            found, plain = self._probabilities(audio, length)
-            rows.append((np.asarray(found)[: len(group)], np.asarray(plain)[: len(group)]))
-        spans = [(start, min(start + size, len(waveform))) for start in starts]
         found, plain = (np.concatenate(part) for part in zip(*rows, strict=True))
         return found, plain, spans
 
@@ -227,7 +243,23 @@ class Classifier:
         self, waveform: Int16[np.ndarray, " s"], *, path: str = "", hop: float | None = None
     ) -> Prediction:
         """Prediction for mono int16 samples at 16 kHz."""
-        probabilities, plain, spans = self._windows(waveform, hop)
+        return self.summary(path, *self._windows([waveform], hop))
+
+    def summary(
+        self,
+        path: str,
+        probabilities: Float[np.ndarray, "w c"],
+        plain: Float[np.ndarray, "w c"],
+        spans: Sequence[tuple[int, int]],
+    ) -> Prediction:
+        """Prediction for a file from its windows.
+
+        Args:
+            path: the file.
+            probabilities: calibrated, one row a window.
+            plain: those at temperature 1.
+            spans: first and last sample of each window.
+        """
         lengths = np.array([end - start for start, end in spans], float)
         mean = (probabilities * lengths[:, None]).sum(0) / lengths.sum()
         best = int(mean.argmax())
@@ -258,7 +290,71 @@ class Classifier:
         Raises:
             BadAudio: the file cannot be decoded; the message names it and the reason.
         """
-        return self.predict_waveform(decode(path).waveform, path=os.fspath(path), hop=hop)
+        try:
+            windows = self._windows(decode_blocks(path), hop)
+        except BadAudio as error:
+            if error.reason == "truncated" and "truncated" in str(error):
+                raise BadAudio(error.reason, f"{error}; {KEEP}") from error
+            raise
+        return self.summary(os.fspath(path), *windows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A window as the model takes it.
+
+    Attributes:
+        audio: `frontend.samples` int16 samples at 16 kHz.
+        length: how many of them are valid.
+        span: first and last sample, counted from the start of the file.
+    """
+
+    audio: Int16[np.ndarray, " s"]
+    length: int
+    span: tuple[int, int]
+
+
+def step_of(frontend: FrontEnd, hop: float | None) -> int:
+    """Samples between window starts for `hop` seconds; None: windows do not overlap.
+
+    Raises:
+        UsageError: a hop that is not at least one sample.
+    """
+    if hop is None:
+        return frontend.samples
+    if not (math.isfinite(hop) and round(hop * RATE) >= 1):
+        raise UsageError(f"hop={hop} must be a number of seconds above 0")
+    return round(hop * RATE)
+
+
+def cut(
+    blocks: Iterable[Int16[np.ndarray, " n"]], frontend: FrontEnd, step: int
+) -> Iterator[Cut]:
+    """Windows of a waveform that comes in blocks; no more of it is held than a window and a block.
+
+    Windows start every `step` samples, as long as the one before left something unheard. The last
+    is shorter than the others where the length does not divide.
+    """
+    size = frontend.samples
+    held = np.zeros(0, np.int16)
+    parts: list[np.ndarray] = []
+    first = start = total = 0  # samples: of what is held, of the next window, seen so far
+    for block in blocks:
+        parts.append(block)
+        total += len(block)
+        if start + size > total:
+            continue
+        held, parts = np.concatenate([held, *parts]), []
+        while start + size <= total:
+            audio, length = frontend.fit(held[start - first :][:size])
+            yield Cut(audio, length, (start, start + size))
+            start += step
+        past = min(start, total) - first
+        held, first = held[past:].copy(), first + past
+    if total > start and (start == 0 or start - step + size < total):
+        held = np.concatenate([held, *parts])
+        audio, length = frontend.fit(held[start - first :])
+        yield Cut(audio, length, (start, total))
 
 
 @overload

@@ -446,7 +446,8 @@ def change_a_tensor(path: Path, part: str) -> None:
         metadata = file.metadata()
     tensors = load_file(path)
     name = next(name for name in tensors if part in name)
-    tensors[name] = tensors[name] + np.float32(0.01)
+    noise = np.random.default_rng(0).normal(size=tensors[name].shape)
+    tensors[name] = tensors[name] + np.float32(0.1) * noise.astype(np.float32)
     save_file(tensors, path, metadata)
 
 

@@ -39,7 +39,7 @@ from aatjax.audio.waveform import (
 )
 from aatjax.errors import UsageError
 
-__all__ = ["BadAudio", "Decoded", "as_waveform", "decode", "list_audio"]
+__all__ = ["BadAudio", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
 
 _MP3_SLACK = 2 * 1152
 """Sample frames an MP3 decoder may drop at the ends of a whole file."""
@@ -109,33 +109,18 @@ def decode(
     name = "<bytes>" if isinstance(path_or_bytes, bytes) else show(path_or_bytes)
     limit = None if max_seconds is None else math.ceil(max_seconds * rate)
 
-    with _open(path_or_bytes, name) as (file, size):
-        if size == 0:
-            raise BadAudio("undecodable", f"{name}: has 0 bytes")
-        container = inspect(file, size)
-        try:
-            stream = open_stream(file, container, path_or_bytes)
-        except Broken as error:
-            reason = "truncated" if container.share < 1.0 else "undecodable"
-            raise BadAudio(reason, f"{name}: cannot be decoded as sound: {error}") from error
-        try:
-            if not LOWEST_RATE <= stream.rate <= HIGHEST_RATE:
-                raise BadAudio("undecodable", f"{name}: claims a rate of {stream.rate} Hz")
-            read = _Reader(stream, rate, channels, limit, name)
-        finally:
-            stream.close()
+    with _stream(path_or_bytes, name) as (container, stream):
+        read = _Reader(stream, rate, channels, limit, name)
+        waveform = np.concatenate(list(read.blocks()))
 
-    if read.frames == 0:
-        if read.broken:
-            raise BadAudio("undecodable", f"{name}: cannot be decoded as sound: {read.broken}")
-        raise BadAudio("empty", f"{name}: has no samples")
+    read.refuse_nothing()
     notes: list[str] = ["clipped"] if read.clipped else []
     cut = "" if read.stopped else _missing(container, stream, read)
     if cut:
         if truncated == "skip":
             raise BadAudio("truncated", f"{name}: {cut}; pass truncated='keep' to use the rest")
         notes.append(cut)
-    waveform = read.waveform[:limit]
+    waveform = waveform[:limit]
     if waveform.size < min_samples and not (waveform.size == 0 and min_samples == 1):
         raise BadAudio(
             "too short", f"{name}: {waveform.size} samples, but at least {min_samples} are wanted"
@@ -145,6 +130,70 @@ def decode(
     if waveform.size == 0 or waveform.min() == waveform.max():
         notes.append("silent")
     return Decoded(pad_to_frame(waveform), stream.rate, stream.channels, read.frames, tuple(notes))
+
+
+def decode_blocks(
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    *,
+    rate: int = 16000,
+    channels: Channels = "mean",
+) -> Iterator[Int16[np.ndarray, " n"]]:
+    """Decodes a clip of any length block by block, in memory that does not grow with it.
+
+    Args:
+        path_or_bytes: path of a file, or the content of one.
+        rate: wanted sampling rate in Hz.
+        channels: 'mean' of all channels, 'left', or the index of a channel.
+
+    Yields:
+        Mono samples; one after the other they are the waveform of `decode`, padded to one frame
+        of 400 samples where it is shorter. No block is empty.
+
+    Raises:
+        BadAudio: the clip cannot be used, or not to its end. A clip that is cut off (reason
+            'truncated') raises after its last sample was given.
+        UsageError: a wrong argument, or a channel that the file does not have.
+    """
+    check_rate(rate)
+    check_channels(channels)
+    name = "<bytes>" if isinstance(path_or_bytes, bytes) else show(path_or_bytes)
+    with _stream(path_or_bytes, name) as (container, stream):
+        read = _Reader(stream, rate, channels, None, name)
+        short = np.zeros(0, np.int16)
+        begun = False
+        for block in read.blocks():
+            if not begun:
+                block = short = np.concatenate([short, block])
+                begun = short.size >= FRAME
+            if begun and block.size:
+                yield block
+    read.refuse_nothing()
+    if not begun:
+        yield pad_to_frame(short)
+    if cut := _missing(container, stream, read):
+        raise BadAudio("truncated", f"{name}: {cut}")
+
+
+@contextlib.contextmanager
+def _stream(
+    source: str | os.PathLike[str] | bytes, name: str
+) -> Iterator[tuple[Container, Stream]]:
+    """What a file says about itself, and its decoder, which is closed in the end."""
+    with _open(source, name) as (file, size):
+        if size == 0:
+            raise BadAudio("undecodable", f"{name}: has 0 bytes")
+        container = inspect(file, size)
+        try:
+            stream = open_stream(file, container, source)
+        except Broken as error:
+            reason = "truncated" if container.share < 1.0 else "undecodable"
+            raise BadAudio(reason, f"{name}: cannot be decoded as sound: {error}") from error
+        try:
+            if not LOWEST_RATE <= stream.rate <= HIGHEST_RATE:
+                raise BadAudio("undecodable", f"{name}: claims a rate of {stream.rate} Hz")
+            yield container, stream
+        finally:
+            stream.close()
 
 
 class _Reader:
@@ -157,9 +206,14 @@ class _Reader:
         self.stopped = False
         self.broken: Broken | None = None
         self._full = self._over = 0
-        same = stream.rate == rate
-        soxr_stream = soxr.ResampleStream(stream.rate, rate, 1, dtype="float32", quality="HQ")
-        parts: list[np.ndarray] = []
+        self._stream, self._rate, self._channels = stream, rate, channels
+        self._limit, self._name = limit, name
+
+    def blocks(self) -> Iterator[Int16[np.ndarray, " n"]]:
+        """Mono blocks at the wanted rate, until the stream or the limit ends."""
+        stream = self._stream
+        same = stream.rate == self._rate
+        resampler = soxr.ResampleStream(stream.rate, self._rate, 1, dtype="float32", quality="HQ")
         count = 0
         blocks = stream.blocks()
         while True:
@@ -168,20 +222,30 @@ class _Reader:
             except Broken as error:
                 self.broken, block = error, None
             if block is not None:
-                self._check(block, name)
-            mono = np.zeros(0, np.float32) if block is None else mix_down(block, channels)
-            parts.append(
-                to_int16(mono if same else soxr_stream.resample_chunk(mono, last=block is None))
-            )
-            count += parts[-1].size
+                self._check(block, self._name)
+            mono = np.zeros(0, np.float32) if block is None else mix_down(block, self._channels)
+            part = to_int16(mono if same else resampler.resample_chunk(mono, last=block is None))
+            yield part
+            count += part.size
             if block is None:
                 break
-            if limit is not None and count >= limit:
+            if self._limit is not None and count >= self._limit:
                 self.stopped = True
                 break
-        self.waveform: Int16[np.ndarray, " n"] = np.concatenate(parts)
-        samples = self.frames * stream.channels
-        self.clipped = self._over > 0 or self._full >= max(1.0, _CLIPPED_SHARE * samples)
+
+    @property
+    def clipped(self) -> bool:
+        """Whether samples lie beyond full scale, or many at it."""
+        samples = self.frames * self._stream.channels
+        return self._over > 0 or self._full >= max(1.0, _CLIPPED_SHARE * samples)
+
+    def refuse_nothing(self) -> None:
+        """Raises BadAudio where not one sample was read."""
+        if self.frames == 0:
+            if self.broken:
+                text = f"{self._name}: cannot be decoded as sound: {self.broken}"
+                raise BadAudio("undecodable", text)
+            raise BadAudio("empty", f"{self._name}: has no samples")
 
     def _check(self, block: Float32[np.ndarray, "n k"], name: str) -> None:
         if not np.isfinite(block).all():

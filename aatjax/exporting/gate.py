@@ -17,7 +17,7 @@ Sounds = list[Sound]
 TOLERANCE = 1e-4
 """How far a logit may move, in units of the largest logit's size (of 1 if none is that large)."""
 
-SOUNDS = (("siren", 1, 1.0), ("bark", 2, 1.0), ("fire", 3, 0.5), ("clock", 4, 0.8))
+SOUNDS = (("siren", 1, 1.0), ("bark", 2, 1.0), ("fire", 3, 0.2), ("clock", 4, 0.8))
 """Sound, seed, and how much of the model's length it fills."""
 
 

@@ -81,6 +81,9 @@ class Subject:
     @classmethod
     def of(cls, adapter: Adapter) -> "Subject":
         """Merges an adapter as far as its method allows."""
+        # Names of folders may hold bytes that are no text and that no file of names can hold.
+        classes = (name.encode("utf-8", "backslashreplace").decode() for name in adapter.classes)
+        adapter = dataclasses.replace(adapter, classes=tuple(classes))
         model = _in_float32(adapter.model)
         merges = any(hasattr(module, "merged") for module in surgery.modules(model).values())
         served = merge(model) if merges else surgery.clone(model)

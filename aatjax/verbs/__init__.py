@@ -1,6 +1,7 @@
 """One module a verb of the command line; each is run by its `main(arguments)`."""
 
 VERBS = {
+    "adapt": "one command from a folder of sounds to an adapter, a report and what to mend",
     "train": "adapt a pretrained AST to sounds and evaluate it",
     "eval": "metrics of an adapter on labelled sounds",
     "predict": "what an adapter hears in sound files",

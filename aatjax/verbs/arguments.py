@@ -47,8 +47,6 @@ def config_of(
     """
     import textwrap
 
-    import tyro
-
     from aatjax.config import available, load_config
     from aatjax.petl import METHODS
 
@@ -77,6 +75,18 @@ def config_of(
         config = config.with_method(options.method)
     if options.flags:
         fields = ["--help"]
+    config = with_fields(config, fields, f"aatjax {verb} {name or 'default'}")
+    return config, options
+
+
+def with_fields(config: Any, fields: list[str], prog: str) -> Any:
+    """The config with fields replaced by flags such as `--optim.lr 1e-3`.
+
+    Raises:
+        UsageError: an unknown field or a wrong value.
+    """
+    import tyro
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -84,14 +94,14 @@ def config_of(
                 tyro.conf.AvoidSubcommands[type(config)],
                 default=config,
                 args=fields,
-                prog=f"aatjax {verb} {name or 'default'}",
+                prog=prog,
                 description="Every field of the config as a flag.",
             )
     except SystemExit as end:
         if not said.getvalue():
             raise
         raise UsageError(unbox(said.getvalue())) from end
-    return config, options
+    return config
 
 
 def unbox(text: str) -> str:
