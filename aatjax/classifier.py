@@ -293,7 +293,7 @@ class Classifier:
         try:
             windows = self._windows(decode_blocks(path), hop)
         except BadAudio as error:
-            if error.reason == "truncated" and "truncated" in str(error):
+            if error.reason == "truncated" and error.__cause__ is None:  # there is a rest
                 raise BadAudio(error.reason, f"{error}; {KEEP}") from error
             raise
         return self.summary(os.fspath(path), *windows)
@@ -327,9 +327,7 @@ def step_of(frontend: FrontEnd, hop: float | None) -> int:
     return round(hop * RATE)
 
 
-def cut(
-    blocks: Iterable[Int16[np.ndarray, " n"]], frontend: FrontEnd, step: int
-) -> Iterator[Cut]:
+def cut(blocks: Iterable[Int16[np.ndarray, " n"]], frontend: FrontEnd, step: int) -> Iterator[Cut]:
     """Windows of a waveform that comes in blocks; no more of it is held than a window and a block.
 
     Windows start every `step` samples, as long as the one before left something unheard. The last

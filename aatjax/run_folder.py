@@ -66,7 +66,7 @@ def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> Non
     path = folder / "config.json"
     fields = json.loads(json.dumps(config.to_json()))
     if path.exists() and started(folder):
-        found = differences(read_json(path), fields)
+        found = differences(_completed(read_json(path)), fields)
         changed = [line for line in found if not covered(line.partition(":")[0], (*FREE, *allow))]
         if changed:
             first = changed[0].partition(":")[0]
@@ -76,6 +76,14 @@ def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> Non
                 f"folder with --run, delete it, or go on with --allow-change {first}"
             )
     write_json(path, fields)
+
+
+def _completed(fields: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of fields that its version did not have yet."""
+    try:
+        return json.loads(json.dumps(Config.from_json(fields).to_json()))
+    except UsageError:  # a field that is gone: it will be told as a difference
+        return fields
 
 
 def claim_clips(folder: Path, parts: dict[str, Source], allow: Sequence[str] = ()) -> None:

@@ -40,6 +40,10 @@ TINY = ASTConfig(
 CLASSES = ("yes", "no", 'naïve, "quoted"\n<b>*\u202e')
 FRONTEND = FrontEnd(frames=40, mels=32, mean=-5.5, std=3.25)
 METHODS = [*TABLE, "aat_ms+lora", "lora+layer_norm"]
+VARIANTS = {"aat_m", "aat_s", "spt_300", "prompt_12", "aat_ms+lora"} | {
+    name for name in TABLE if name.endswith("_houlsby")
+}
+"""Rows that differ from another one by where it stands: marked slow."""
 PLAIN = {"linear", "partial", "bitfit", "layer_norm", "lora", "full", "lora+layer_norm"}
 
 Make = Callable[..., Path]
@@ -113,34 +117,34 @@ def truth(path: Path) -> tuple[Subject, Clips, np.ndarray]:
 # Every method and every format.
 
 
-@pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(m, marks=[pytest.mark.slow] * (m in VARIANTS)) for m in METHODS]
+)
 def test_every_method_passes_the_gate_or_is_refused(
-    name: str, to: str, make: Make, tmp_path: Path, record_property: Any
+    name: str, make: Make, tmp_path: Path, record_property: Any
 ) -> None:
-    path, out = make(name, depth=1), tmp_path / "out"
-    holds = to in ("onnx", "stablehlo") or (name in PLAIN and to != "peft")
-    if holds or (name, to) == ("lora", "peft"):
-        done = export(path, to, out, platforms=("cpu",), tolerance=1e-4)
-        record_property("largest", max(done.largest.values()))
-        if log := os.environ.get("AATJAX_EXPORT_LOG"):
-            with open(log, "a") as file:
-                print(name, to, f"{max(done.largest.values()):.1e}", file=file)
+    path = make(name, depth=1)
+    adapter = aatjax.load_adapter(path)
+    for to in FORMATS:
+        out = tmp_path / to
+        holds = to in ("onnx", "stablehlo") or (name in PLAIN and to != "peft")
+        if not holds and (name, to) != ("lora", "peft"):
+            with pytest.raises(UsageError, match=r"onnx.*stablehlo") as caught:
+                export(adapter, to, out)
+            assert "\n" not in str(caught.value) and shrunk(name).name in str(caught.value)
+            assert not out.exists()
+            continue
+        done = export(adapter, to, out, platforms=("cpu",), tolerance=1e-4)
+        record_property(to, max(done.largest.values()))
         entries = read_bundle(out)
         assert entries["to"] == to and entries["classes"] == list(CLASSES)
         assert entries["gate"]["largest"] == done.largest
-        assert (out / "README.md").read_text(encoding="utf-8").startswith("---\n")
-        assert (
-            str(path.parent) not in (out / MANIFEST).read_text() + (out / "README.md").read_text()
-        )
+        card = (out / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\n")
+        assert str(path.parent) not in (out / MANIFEST).read_text() + card
         if name in ("lora", "soft_moa"):
             assert verify(out).largest < 1e-4
-    else:
-        with pytest.raises(UsageError, match=r"onnx.*stablehlo") as caught:
-            export(path, to, out)
-        assert "\n" not in str(caught.value) and shrunk(name).name in str(caught.value)
-        assert not out.exists()
-    assert [p.name for p in tmp_path.iterdir()] in ([], ["out"])
+    assert not [p for p in tmp_path.iterdir() if p.name not in FORMATS]
 
 
 def test_the_export_is_of_the_adapted_model_not_of_its_base(make: Make, tmp_path: Path) -> None:
@@ -391,7 +395,7 @@ def test_padding_is_masked_in_programs_too(make: Make, tmp_path: Path) -> None:
     export(path, "onnx", tmp_path / "onnx")
     _, clips, want = truth(path)
     deaf = np.asarray(aatjax.load_adapter(path).model(jnp.asarray(clips.features)))
-    assert np.abs(deaf - want).max() > 1e-2  # so the gate would have seen it
+    assert np.abs(deaf - want).max() > 5e-3  # so the gate would have seen it
 
 
 def test_platforms_that_cannot_be_checked_are_refused(make: Make, tmp_path: Path) -> None:
@@ -644,9 +648,7 @@ def test_the_card_is_yaml_and_holds_no_markup_of_the_users(make: Make, tmp_path:
     path = make("linear", extra=extra, classes=(NASTY, "<img src=x>", "# no"))
     export(path, "safetensors", tmp_path / "out", licence=NASTY)
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    _, front, body = (
-        text.split("\n---\n", 2) if text.startswith("\n") else ("", *text[4:].split("\n---\n", 1))
-    )
+    front, body = text.removeprefix("---\n").split("\n---\n", 1)
     fields = yaml.safe_load(front)
     readable = NASTY.replace("\udc80", "\\udc80")
     assert fields["license"] == readable

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aatjax import petl
-from aatjax.config import Config, Data
+from aatjax.config import Config, Data, load_config
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.lock import locked
@@ -140,3 +140,21 @@ with locked(Path({str(tmp_path)!r})):
     with locked(tmp_path):
         told = json.loads((tmp_path / ".lock").read_text())
         assert told["pid"] == os.getpid()
+
+
+def test_a_field_that_a_newer_version_adds_is_no_change(tmp_path: Path) -> None:
+    config = load_config("default")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    fields = json.loads(json.dumps(config.to_json()))
+    del fields["training"]["cache_prefix"], fields["petl"]["last_blocks"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    claim_config(tmp_path, config)
+    changed = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, cache_prefix=True)
+    )
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match=r"training\.cache_prefix: False -> True"):
+        claim_config(tmp_path, changed)
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "gone": 1}))
+    with pytest.raises(UsageError, match="gone"):
+        claim_config(tmp_path, config)

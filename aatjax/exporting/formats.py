@@ -16,7 +16,7 @@ from aatjax.exporting.bundle import CARD, seal
 from aatjax.exporting.card import card, public
 from aatjax.exporting.gate import TOLERANCE, compare, sounds_of, synthetic, synthetic_sounds
 from aatjax.exporting.subject import Clips, Subject
-from aatjax.train.artefact import GOLDEN, load_adapter, versions
+from aatjax.train.artefact import GOLDEN, Adapter, load_adapter, versions
 
 Run = Callable[[Path, dict[str, Any], Clips], tuple[dict[str, np.ndarray], str]]
 
@@ -70,7 +70,7 @@ class Exported:
 
 
 def export(
-    artefact: str | os.PathLike[str],
+    artefact: str | os.PathLike[str] | Adapter,
     to: str,
     out: str | os.PathLike[str],
     *,
@@ -83,7 +83,7 @@ def export(
     """Writes an adapter in another format, once both were run and said the same.
 
     Args:
-        artefact: `adapter.safetensors`.
+        artefact: `adapter.safetensors`, or what `aatjax.load_adapter` gave for one.
         to: `hf`, `peft`, `onnx`, `stablehlo` or `safetensors`.
         out: the folder; it must not exist yet, or be empty.
         base: the backbone's weights where they are not where they were in training.
@@ -106,7 +106,11 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WriteError(f"{show(out)}: exists and is not an empty folder: choose another name")
     kind = FORMATS[to]
-    subject = Subject.of(load_adapter(artefact, base=base))
+    if isinstance(artefact, Adapter):
+        name, adapter = "the adapter", artefact
+    else:
+        name, adapter = show(artefact), load_adapter(artefact, base=base)
+    subject = Subject.of(adapter)
     kind.refused(subject)
     options = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
     frontend = subject.frontend
@@ -115,14 +119,14 @@ def export(
     clips = Clips.of(frontend, *zip(*sounds, strict=True))
     want = subject.logits(clips)
     if not np.isfinite(want).all():
-        raise DataError(f"{show(Path(artefact))}: its logits are not finite: train it anew")
+        raise DataError(f"{name}: its logits are not finite: train it anew")
     entries = _entries(subject, to, want[-1]) | {key: list(value) for key, value in options.items()}
     results: list[Exported] = []
 
     def fill(folder: Path) -> None:
         notes = kind.write(folder, subject, **options)
         found, by = kind.run(folder, entries, clips)
-        largest = compare(want, found, tolerance, what=f"{to} export of {show(Path(artefact))}")
+        largest = compare(want, found, tolerance, what=f"{to} export of {name}")
         gate = {"tolerance": tolerance, "by": by, "clips": list(clips.names), "largest": largest}
         sealed = {**entries, "gate": gate}
         text = card(

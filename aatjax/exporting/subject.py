@@ -114,16 +114,18 @@ class Subject:
 
 
 def forward_of(model: AST) -> tuple[Callable[..., Array], dict[str, Array]]:
-    """A model as a pure function of its arrays by path, and those arrays."""
+    """A model as a pure function of its parameters and statistics by path, and those."""
     shape = surgery.clone(model)
+    arrays = surgery.arrays(model, nnx.Param) | surgery.arrays(model, nnx.BatchStat)
 
     def run(weights: Weights, x: Array, valid: Array) -> Array:
         whole = surgery.clone(shape)
-        for path, variable in surgery.variables(whole).items():
-            variable.set_raw_value(weights[path])
+        variables = surgery.variables(whole)
+        for path, value in weights.items():
+            variables[path].set_raw_value(value)
         return whole(x, valid)
 
-    return run, surgery.arrays(model)
+    return run, arrays
 
 
 def logits_of(model: AST, clips: Clips) -> Float[np.ndarray, "n c"]:
@@ -171,6 +173,8 @@ def not_plain(subject: Subject, instead: str) -> list[str]:
 
 def _in_float32(model: AST) -> AST:
     config = dataclasses.replace(model.config, dtype="float32", scan=False, remat=False)
+    if config == model.config:
+        return surgery.clone(model)
     method = cast(Method, model.method)
     whole: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
     surgery.assign(whole, surgery.arrays(model), what="the model", complete=True)
@@ -180,10 +184,11 @@ def _in_float32(model: AST) -> AST:
 
 def _is_plain(model: AST) -> bool:
     config = model.config
+    if any(hasattr(module, surgery.BASE) for module in surgery.modules(model).values()):
+        return False
     bare: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
     return (
         set(surgery.variables(model)) == set(surgery.variables(bare))
-        and not any(hasattr(m, surgery.BASE) for m in surgery.modules(model).values())
         and type(model.pool) is Pool
         and model.pool.kind == bare.pool.kind
     )
