@@ -183,7 +183,7 @@ class Config:
         for name, cls in parts.items():
             if name in fields:
                 _check(name, fields[name], cls)
-                values[name] = cls(**fields[name])
+                values[name] = cls(**{key: _tupled(v) for key, v in fields[name].items()})
         _check("config", values, Config)
         return Config(**values)
 
@@ -296,13 +296,19 @@ def _check(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
             )
 
 
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value, as it comes from JSON, is of a field's type; whole numbers are floats."""
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return value in options
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, list | tuple)  # JSON has no tuples
+    if typing.get_origin(hint) is tuple:  # JSON has no tuples
+        plain = options[0] in (int, float, str)
+        listed = isinstance(value, list | tuple)
+        return listed and (not plain or all(_fits(v, options[0]) for v in value))
     if options:
         return any(_fits(value, option) for option in options)
     if isinstance(value, bool):

@@ -11,10 +11,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 
 from aatjax import surgery
-from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
 from aatjax.config import Config, Data, Model
 from aatjax.counts import summary
@@ -29,15 +27,11 @@ from aatjax.models.ast import AST
 from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
 from aatjax.run_folder import claim_clips, claim_config, read_json, write_json
-from aatjax.train.evaluation import check_fit, evaluation_batch, measure, predict_logits
+from aatjax.train.evaluation import clip_logits, measure
 from aatjax.train.fit import Run, fit
 from aatjax.train.metrics import Metrics
-from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.processes import agree, is_main, on_main
 from aatjax.train.records import TextStream
-from aatjax.train.sharding import MeshShape
-from aatjax.train.state import start
-from aatjax.train.step import make_steps
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -289,29 +283,6 @@ def evaluate_adapter(
     test = labelled_clips(adapter, data)
     logits = clip_logits(adapter.model, test, adapter.frontend)
     return measure(logits, test, bootstrap), test
-
-
-def clip_logits(
-    model: AST, source: Source, frontend: FrontEnd, *, batch_size: int = 64
-) -> Float[np.ndarray, "n c"]:
-    """Logits of every clip of a source, in its order, by the step that `evaluate` runs."""
-    check_fit(model, [source], frontend)
-    parts = surgery.split(model)
-    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
-    mesh = MeshShape().make(jax.local_devices())
-    begin = start(
-        parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False,
-        dtype=model.config.dtype,
-    )  # fmt: skip
-    steps = make_steps(
-        parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
-    )
-    weights = (begin.state.trainable, begin.state.stats)
-    batch = evaluation_batch(batch_size, mesh)
-    with jax.set_mesh(mesh):
-        logits = predict_logits(steps, weights, begin.frozen, source, frontend, batch, mesh)
-    assert logits is not None
-    return logits
 
 
 def labelled_clips(adapter: Any, data: Data | None = None) -> Source:

@@ -77,11 +77,12 @@ def test_no_field_is_lost() -> None:
             format="names", path="/x", pattern="(?P<label>.)", fold="3", test_fraction=0.3,
             valid_fraction=0.1, seed=4, pad="repeat", statistics="train", channels=1,
             truncated="keep", max_bad=3.0, cache="/c", train_clips=7, test_clips=8,
+            protocol="aat", shots=5, draw=2, leaks="report",
         ),
         training=Training(
             epochs=2, batch_size=3, eval_batch_size=5, loss="bce", crop="random",
             select="average", average=0.5, save_every=2, seed=9, threads=0,
-            max_skipped=3, on_save_error="continue",
+            max_skipped=3, on_save_error="continue", cache_prefix=True, buckets=(32, 64),
         ),
         optim=Optim(
             lr=0.5, schedule="steps", warmup_steps=3, weight_decay=0.2, decay_mask="no_bias_ln",
@@ -116,6 +117,8 @@ def test_absent_parts_take_their_defaults(unchecked: None) -> None:
         ({"training": {"epochs": 0}}, "epochs=0 must be at least 1"),
         ({"training": {"epochs": "ten"}}, "training.epochs='ten' is not of type int"),
         ({"training": {"epochs": 2.5}}, "training.epochs=2.5"),
+        ({"training": {"buckets": 32}}, "training.buckets=32 is not of type"),
+        ({"training": {"buckets": ["a"]}}, r"training.buckets=\['a'\] is not of type"),
         ({"training": {"epochs": True}}, "training.epochs=True"),
         ({"training": 5}, "config.training=5 is not an object"),
         ({"petl": "linear"}, "config.petl='linear' is not an object"),

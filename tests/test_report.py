@@ -27,7 +27,7 @@ from aatjax.configs.default import config as default
 from aatjax.convert import write_native
 from aatjax.decisions import Decisions, apply, fit_decisions, reliability
 from aatjax.errors import DataError, UsageError
-from aatjax.experiment import clip_logits, evaluate_adapter, train
+from aatjax.experiment import evaluate_adapter, train
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.lora import LoRA
@@ -38,7 +38,7 @@ from aatjax.reporting.document import render
 from aatjax.reporting.evidence import Evaluated, Evidence, find_adapter, gather
 from aatjax.reporting.markup import Markup, escape, join, tag
 from aatjax.train.artefact import load_adapter, read_info
-from aatjax.train.evaluation import evaluate
+from aatjax.train.evaluation import clip_logits, evaluate
 from aatjax.train.intervals import percentile_interval, resample
 from aatjax.train.loop import Training
 

@@ -74,15 +74,15 @@ def sweep(
 
 
 def _width(config: ASTConfig, experts: int, slots: int, budget: int) -> int | None:
-    """The widest bottleneck within 5 % above the budget; None where even width 1 is too much."""
+    """The widest bottleneck that the budget pays for; None where even width 1 is too much."""
     dim, sites = config.dim, config.depth
 
     def size(width: int) -> int:
         return sites * (experts * (2 * dim * width + width + dim) + dim * experts * slots)
 
-    if size(1) > 1.05 * budget:
+    if size(1) > budget:
         return None
     width = 1
-    while size(width + 1) <= 1.05 * budget:
+    while size(width + 1) <= budget:
         width += 1
     return width

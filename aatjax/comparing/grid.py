@@ -194,7 +194,8 @@ def _put_together(entries: Sequence[Entry], cells: Sequence[Cell]) -> Comparison
     values = {name: {(c.seed, c.fold): c.value for c in cells if c.entry == name} for name in names}
     about = cells[0].about
     config = entries[0].config
-    title = about.get("benchmark") or config.data.path or config.data.format
+    path = config.data.path
+    title = about.get("benchmark") or (config.data.format if path is None else Path(path).name)
     notes = [f"{len({c.seed for c in cells})} seeds, {len({c.fold for c in cells})} divisions"]
     if "benchmark" in about:
         notes.append(f"protocol {about['protocol']}: {about['paper']}")

@@ -1,12 +1,14 @@
 """From a source to batches: Grain, deterministic by (seed, epoch, index)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import grain
 import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.buckets import Bucket
 from aatjax.data.clips import Clip, Reader, Source
 from aatjax.errors import UsageError
 
@@ -115,9 +117,10 @@ def _threads(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 if threads else 0)
 
 
-def batches_per_epoch(source: Source, batch_size: int) -> int:
-    """Batches that one pass over the source makes; the last one may be partly padding."""
-    return -(-len(source) // batch_size)
+def batches_per_epoch(source: Source, batch_size: int, buckets: Sequence[Bucket] = ()) -> int:
+    """Batches that one pass over the source makes; the last of each bucket may be part padding."""
+    sizes = [len(bucket.rows) for bucket in buckets] or [len(source)]
+    return sum(-(-size // batch_size) for size in sizes)
 
 
 def train_batches(
@@ -131,6 +134,7 @@ def train_batches(
     threads: int = 2,
     rows: np.ndarray | None = None,
     stored: Stored | None = None,
+    buckets: Sequence[Bucket] = (),
 ) -> grain.IterDataset:
     """Shuffled batches of all epochs; every epoch is a new order and sees every clip once.
 
@@ -148,14 +152,26 @@ def train_batches(
         threads: reading threads.
         rows: the rows of each batch that are read here, where several processes share a batch;
             the order is the same whatever their number. None reads all.
+        stored: what is read in the place of the sounds.
+        buckets: clips that are read at lengths of their own, a batch of one length each, in a new
+            order of clips and of batches every epoch; none reads all at the front end's length.
 
     Raises:
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
     load = Load(source, source.targets(), frontend, crop, stored)
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_drawn)
-    batches = _batched(order, batch_size, load, rows)
+    if buckets:
+        parts = []
+        for bucket in buckets:
+            order = grain.MapDataset.source([int(row) for row in bucket.rows])
+            order = order.seed(seed).shuffle().random_map(_drawn)
+            short = dataclasses.replace(load, frontend=bucket.frontend)
+            parts.append(_batched(order, batch_size, short, rows))
+        batches = grain.MapDataset.concatenate(parts).seed(seed).shuffle()
+    else:
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_drawn)
+        batches = _batched(order, batch_size, load, rows)
     return batches.repeat(epochs).to_iter_dataset(_threads(threads))
 
 

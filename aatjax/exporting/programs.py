@@ -11,13 +11,14 @@ from jax import export
 from safetensors.numpy import load_file, save_file
 
 from aatjax.errors import UsageError
+from aatjax.exporting.needed import need
 from aatjax.exporting.plain import plain
 from aatjax.exporting.subject import Clips, Subject
 
 WEIGHTS = "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-USAGE = """Needs jax and safetensors, not aatjax:
+USAGE = """Needs jax, flatbuffers and safetensors, not aatjax:
 
 ```python
 import jax.export
@@ -46,7 +47,9 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
 
     Raises:
         UsageError: a platform that is not one of `PLATFORMS`.
+        UnavailableError: flatbuffers, by which jax writes programs, is not installed.
     """
+    need("flatbuffers", what="stablehlo")
     wrong = [name for name in platforms if name not in PLATFORMS]
     if wrong or not platforms:
         raise UsageError(
@@ -90,6 +93,7 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
 
 def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
     """Logits of the programs for the platforms that are here, and which those are."""
+    need("flatbuffers", what="stablehlo")
     weights = load_file(folder / WEIGHTS)
     found: dict[str, np.ndarray] = {}
     here, away = [], []

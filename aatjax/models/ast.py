@@ -6,6 +6,7 @@ not know that it will be adapted. `embed`, the blocks and their sub-layers take 
 that hold sound, or None where all do.
 """
 
+import dataclasses
 from collections.abc import Hashable
 
 import jax
@@ -61,7 +62,8 @@ class PatchEmbed(nnx.Module):
     """Overlapping patches, CLS and DIST tokens, learned positions.
 
     Height is frequency (lowest bin first), width is time; patches are flattened frequency-major:
-    token index = row * columns + column, after the prefix tokens.
+    token index = row * columns + column, after the prefix tokens. An input shorter than
+    `config.frames` has the positions of its own columns.
     """
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
@@ -88,11 +90,26 @@ class PatchEmbed(nnx.Module):
         patches = patches.reshape(batch, rows * columns, dim)
         prefix = [self.cls[...]] if self.dist is None else [self.cls[...], self.dist[...]]
         tokens = [jnp.broadcast_to(p, (batch, 1, dim)).astype(patches.dtype) for p in prefix]
-        return jnp.concatenate([*tokens, patches], axis=1) + self.pos[...].astype(patches.dtype)
+        return jnp.concatenate([*tokens, patches], axis=1) + self._positions(columns).astype(
+            patches.dtype
+        )
 
-    def mask(self, valid: Integer[Array, " b"]) -> Bool[Array, "b n"]:
-        """Which tokens hold sound in clips of `valid` frames: prefixes, patches that reach in."""
-        config = self.config
+    def _positions(self, columns: int) -> Float[Array, "1 n d"]:
+        pos, prefix = self.pos[...], self.config.num_prefix
+        rows, every = self.config.grid
+        if columns == every:
+            return pos
+        patches = pos[:, prefix:].reshape(1, rows, every, -1)[:, :, :columns]
+        return jnp.concatenate([pos[:, :prefix], patches.reshape(1, rows * columns, -1)], axis=1)
+
+    def mask(self, valid: Integer[Array, " b"], frames: int | None = None) -> Bool[Array, "b n"]:
+        """Which tokens hold sound in clips of `valid` frames: prefixes, patches that reach in.
+
+        Args:
+            valid: frames of each clip that are sound.
+            frames: length of the input; None is `config.frames`.
+        """
+        config = dataclasses.replace(self.config, frames=frames or self.config.frames)
         rows, columns = config.grid
         starts = jnp.arange(columns) * config.stride[1]
         sounding = starts[None] < jnp.maximum(valid, 1)[:, None]
@@ -233,10 +250,13 @@ class AST(nnx.Module):
         """All tokens after the final LayerNorm, float32.
 
         Raises:
-            UsageError: the input is not `[b, config.frames, config.mels]`.
+            UsageError: the input is not `[b, config.frames, config.mels]`. Where padding is masked
+                it may be shorter: frames that nobody sees need not be there.
         """
         config = self.config
-        if x.ndim != 3 or x.shape[1:] != (config.frames, config.mels):
+        shorter = mask is not None and x.ndim == 3 and config.patch[1] <= x.shape[1]
+        frames = min(config.frames, x.shape[1]) if shorter else config.frames
+        if x.ndim != 3 or x.shape[1:] != (frames, config.mels):
             raise UsageError(
                 f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
                 f"the input is {list(x.shape)}: {self._advice(x.shape)}"
@@ -269,11 +289,13 @@ class AST(nnx.Module):
         blocks = list(self.blocks)[start:end]
         return run_blocks(blocks, x, mask, scan=config.scan, remat=config.remat)
 
-    def _mask(self, valid: Integer[Array, " b"] | None) -> Bool[Array, "b n"] | None:
+    def _mask(
+        self, valid: Integer[Array, " b"] | None, frames: int | None = None
+    ) -> Bool[Array, "b n"] | None:
         """Which tokens hold sound, where the config asks for that."""
         if not self.config.mask_padding or valid is None:
             return None
-        return self.embed.mask(valid)
+        return self.embed.mask(valid, frames)
 
     def _advice(self, shape: tuple[int, ...]) -> str:
         config = self.config
@@ -295,5 +317,5 @@ class AST(nnx.Module):
             valid: frames of each clip that are sound and not padding; only looked at with
                 `config.mask_padding`. None means all.
         """
-        mask = self._mask(valid)
+        mask = self._mask(valid, x.shape[1] if x.ndim == 3 else None)
         return self.head(self.pool(self.tokens(x, mask), mask))

@@ -57,9 +57,9 @@ class PromptEmbed(nnx.Module):
         rows = jnp.broadcast_to(rows, (batch, self.places, dim)).astype(tokens.dtype)
         return jnp.concatenate([tokens[:, : self.prefix], rows, tokens[:, self.prefix :]], axis=1)
 
-    def mask(self, valid: Integer[Array, " b"]) -> Bool[Array, "b n"]:
+    def mask(self, valid: Integer[Array, " b"], frames: int | None = None) -> Bool[Array, "b n"]:
         """Which tokens hold sound or are learned."""
-        mask: jax.Array = self.base.mask(valid)  # pyright: ignore[reportAttributeAccessIssue]
+        mask: jax.Array = self.base.mask(valid, frames)  # pyright: ignore[reportAttributeAccessIssue]
         if self.drop:
             mask = jnp.delete(mask, 1, axis=1)
         if self.unused:

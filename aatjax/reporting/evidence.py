@@ -23,7 +23,7 @@ from aatjax.petl import diagnostics
 from aatjax.reporting.classes import ClassIntervals, class_intervals
 from aatjax.run_folder import read_json
 from aatjax.train.artefact import Adapter, load_adapter
-from aatjax.train.evaluation import measure
+from aatjax.train.evaluation import clip_logits, measure
 from aatjax.train.metrics import Metrics
 from aatjax.train.records import read_rows
 
@@ -211,7 +211,7 @@ def _findings(path: Path) -> list[dict[str, Any]] | str:
 def _evaluated(
     adapter: Adapter, source: Source, decisions: Decisions | None, own: bool
 ) -> Evaluated:
-    logits = np.asarray(experiment.clip_logits(adapter.model, source, adapter.frontend), np.float64)
+    logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
     targets = np.asarray(source.targets(), np.float64)
     return Evaluated(
         source=source,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.buckets import Bucket
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import Stored, eval_batches
 from aatjax.errors import UsageError
@@ -41,8 +42,20 @@ def predict_logits(
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
     stored: Stored | None = None,
+    buckets: Sequence[Bucket] = (),
 ) -> Float[np.ndarray, "n c"] | None:
     """Logits `[n, c]` of every clip of a source, in its order; None once `stopped()`."""
+    if buckets:
+        logits = np.zeros((len(source), len(source.classes)), np.float32)
+        for bucket in buckets:
+            clips = source.subset(bucket.rows)
+            found = predict_logits(
+                steps, weights, frozen, clips, bucket.frontend, batch, mesh, stopped
+            )
+            if found is None:
+                return None
+            logits[bucket.rows] = found
+        return logits
     parts: list[np.ndarray] = []
     waiting: jax.Array | None = None
     rows_here = local_rows(mesh, batch)
@@ -79,6 +92,14 @@ def evaluate(
     Raises:
         UsageError: the number of classes differs.
     """
+    logits = clip_logits(model, source, frontend, batch_size=batch_size)
+    return measure(logits, source, bootstrap)
+
+
+def clip_logits(
+    model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
+) -> Float[np.ndarray, "n c"]:
+    """Logits `[n, c]` of every clip of a source, in its order; arguments as for `evaluate`."""
     frontend = frontend or front_end_of(model)
     check_fit(model, [source], frontend)
     parts = surgery.split(model)
@@ -96,7 +117,7 @@ def evaluate(
     with jax.set_mesh(mesh):
         logits = predict_logits(steps, weights, begin.frozen, source, frontend, batch, mesh)
     assert logits is not None
-    return measure(logits, source, bootstrap)
+    return logits
 
 
 def measure(logits: np.ndarray, source: Source, bootstrap: int) -> metrics.Metrics:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,15 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.buckets import Bucket, check_buckets, sort
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import batches_per_epoch
 from aatjax.errors import UsageError
 from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method
+from aatjax.petl.conformer import Conformer
+from aatjax.petl.convpass import Convpass
 from aatjax.train import metrics
 from aatjax.train.artefact import save_adapter
 from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
@@ -181,7 +184,8 @@ def fit(
     parts = surgery.split(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
-    per_epoch = batches_per_epoch(train, training.batch_size)
+    buckets = _buckets(model, {"train": train, "valid": valid, "test": test}, frontend, training)
+    per_epoch = batches_per_epoch(train, training.batch_size, buckets.get("train", ()))
     tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
     begin = start(
         parts.trainable, parts.stats, parts.frozen, tx, devices,
@@ -220,6 +224,7 @@ def fit(
         run_dir=None if run_dir is None else Path(run_dir),
         show=(sys.stderr if show == "stderr" else show) if is_main() else None,
         prefix=prefix,
+        buckets=buckets,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
     )
     if beat is not None:
@@ -242,7 +247,7 @@ def fit(
         for name, weights in kept.items()
     }
 
-    def measured(source: Source | None) -> metrics.Metrics | None:
+    def measured(name: str, source: Source | None) -> metrics.Metrics | None:
         if source is None:
             return None
         weights = kept[training.select]
@@ -250,6 +255,7 @@ def fit(
             logits = predict_logits(
                 steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices,
                 stored=None if prefix is None else prefix.of(source),
+                buckets=buckets.get(name, ()),
             )  # fmt: skip
         assert logits is not None
         return measure(logits, source, 1000)
@@ -261,11 +267,40 @@ def fit(
         frontend=frontend,
         selected=training.select,
         models=models,
-        test=measured(test),
-        valid=measured(valid),
+        test=measured("test", test),
+        valid=measured("valid", valid),
         history=loop.history,
         seconds=loop.seconds,
     )
+
+
+def _buckets(
+    model: AST, sources: Mapping[str, Source | None], frontend: FrontEnd, training: Training
+) -> dict[str, tuple[Bucket, ...]]:
+    """The clips of each source by length, where the training asks for that."""
+    if not training.buckets:
+        return {}
+    without = "leave training.buckets out"
+    if not model.config.mask_padding:
+        raise UsageError(
+            "training.buckets: padding is heard by this model, so that a clip without it would be "
+            f"another one: load it with mask_padding (model.mask_padding), or {without}"
+        )
+    if training.cache_prefix:
+        raise UsageError(f"training.buckets do not go with training.cache_prefix: {without}")
+    for path, module in surgery.modules(model).items():
+        if isinstance(module, Conformer | Convpass):
+            raise UsageError(
+                f"training.buckets: {path} convolves along the tokens, across the ends of the "
+                f"patch rows, so what it hears depends on the length: {without}"
+            )
+    patch, stride = model.config.patch[1], model.config.stride[1]
+    lengths = check_buckets(training.buckets, frontend, patch)
+    return {
+        name: sort(source, frontend, lengths, patch=patch, stride=stride)
+        for name, source in sources.items()
+        if source is not None
+    }
 
 
 def _known(source: Source | None) -> set[tuple[str, str]]:

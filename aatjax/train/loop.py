@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.buckets import Bucket
 from aatjax.data.clips import Source
 from aatjax.data.pipeline import Crop, Load, eval_batches, train_batches
 from aatjax.errors import NotFiniteError, UsageError, WriteError
@@ -52,6 +53,8 @@ class Training:
             a step changes nothing, and its batch is written to the run folder. One more stops.
         cache_prefix: compute once what lies below the first trained block, store it in `data.cache`
             and train from there; refused where augmentation or an early adapter forbids it.
+        buckets: lengths in frames below the model's: a batch holds clips of one of them, so that
+            padding is not computed (`aatjax.data.buckets`); with `model.mask_padding` only.
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
     """
 
@@ -67,6 +70,7 @@ class Training:
     threads: int = 2
     max_skipped: int = 0
     cache_prefix: bool = False
+    buckets: tuple[int, ...] = ()
     on_save_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
@@ -179,6 +183,7 @@ class Loop:
     checkpoints: Checkpoints | None = None
     saved: int | None = None
     prefix: Prefix | None = None
+    buckets: Mapping[str, Sequence[Bucket]] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -303,6 +308,7 @@ class Loop:
                 seed=training.seed, crop=training.crop, threads=training.threads,
                 rows=local_rows(self.mesh, training.batch_size),
                 stored=None if self.prefix is None else self.prefix.of(self.train),
+                buckets=self.buckets.get("train", ()),
             )
         )  # fmt: skip
         if self.progress.iterator is not None:
@@ -386,6 +392,7 @@ class Loop:
                 self.steps, weights, self.frozen, self.valid, self.frontend, self.eval_batch,
                 self.mesh, stopped,
                 None if self.prefix is None else self.prefix.of(self.valid),
+                self.buckets.get("valid", ()),
             )  # fmt: skip
             if logits is None:
                 return None

@@ -102,6 +102,7 @@ class Prefix:
         start: the first block that is not part of it.
         key: identifies weights, front end and compute type.
         folder: where tokens are stored; None keeps them in memory.
+        known: what was stored or found, by what it depends on.
         dtype: the compute type, in which tokens are stored.
         batch: clips a step, that of training, so that the same program shape computes them.
         mesh: the devices.
@@ -118,6 +119,7 @@ class Prefix:
     dtype: str
     batch: int
     mesh: Mesh
+    known: dict[str, Stored] = dataclasses.field(default_factory=dict)
 
     def of(self, source: Source) -> Stored:
         """The stored tokens of a source, computed now where they are not there.
@@ -125,14 +127,15 @@ class Prefix:
         Raises:
             WriteError: they cannot be written.
         """
-        place = None
-        if self.folder is not None:
-            digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()
-            place = self.folder / digest[:32]
-            if place.is_dir():
-                return _read(place)
-        found = self._computed(source, place)
-        return found if place is None else _read(place)
+        digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()[:32]
+        if digest not in self.known:
+            place = None if self.folder is None else self.folder / digest
+            if place is not None and place.is_dir():
+                self.known[digest] = _read(place)
+            else:
+                found = self._computed(source, place)
+                self.known[digest] = found if place is None else _read(place)
+        return self.known[digest]
 
     def _computed(self, source: Source, place: Path | None) -> Stored:
         before = self._program()

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from aatjax import ops, surgery
 from aatjax.audio.augment import Augment
+from aatjax.audio.fbank import num_frames
 from aatjax.audio.frontend import FrontEnd
 from aatjax.train.state import TrainState
 
@@ -105,17 +106,22 @@ def make_steps(
             nothing is augmented.
     """
 
-    frontend = _PerDevice(**dataclasses.asdict(frontend))
+    whole_length = _PerDevice(**dataclasses.asdict(frontend))
+
+    def at_length_of(audio: jax.Array) -> FrontEnd:
+        """The front end of a batch: batches of short clips may be shorter (`data.buckets`)."""
+        if prefix is not None:
+            return whole_length
+        return dataclasses.replace(whole_length, frames=num_frames(audio.shape[1]))
 
     def forward(
-        trainable: Any, stats: Any, frozen: Any, x: jax.Array, length: jax.Array, *, train: bool
+        trainable: Any, stats: Any, frozen: Any, x: jax.Array, sounding: jax.Array, *, train: bool
     ) -> tuple[jax.Array, Any, Any]:
         model = surgery.merge(graphdef, trainable, stats, frozen)
         if train:
             model.train()
         else:
             model.eval()
-        sounding = frontend.sounding(length)
         logits = model(x, sounding) if prefix is None else model.after(x, sounding, prefix)
         return logits, nnx.state(model, nnx.BatchStat), surgery.penalty(model)
 
@@ -129,6 +135,8 @@ def make_steps(
             seen = ~jnp.isnan(target)
             target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
         x = batch["audio"]
+        frontend = at_length_of(x)
+        sounding = frontend.sounding(batch["length"])
         if prefix is None:
             x, target = augment(key, frontend, x, batch["length"], target, weight)
         if loss == "bce":
@@ -136,7 +144,7 @@ def make_steps(
 
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
             logits, stats, penalty = forward(
-                trainable, state.stats, frozen, x, batch["length"], train=True
+                trainable, state.stats, frozen, x, sounding, train=True
             )
             losses = loss_per_clip(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
@@ -163,8 +171,10 @@ def make_steps(
         return dataclasses.replace(kept, step=state.step + 1), counted
 
     def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
-        x = batch["audio"] if prefix is not None else frontend(batch["audio"], batch["length"])
-        return forward(trainable, stats, frozen, x, batch["length"], train=False)[0]
+        x, length = batch["audio"], batch["length"]
+        frontend = at_length_of(x)
+        x = x if prefix is not None else frontend(x, length)
+        return forward(trainable, stats, frozen, x, frontend.sounding(length), train=False)[0]
 
     if layout is None:
         return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))

@@ -1,0 +1,74 @@
+"""Length buckets: short clips in batches of their own length, so that padding costs nothing.
+
+A clip goes into the shortest bucket that holds every patch with sound in it. Where padding is
+masked (`mask_padding`) the patches that are left out are those that nobody would have seen, so a
+clip's logits are the same in any bucket; one program is compiled for each.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from aatjax.audio.frontend import FrontEnd
+from aatjax.data.clips import Source
+from aatjax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Clips that are read at one length.
+
+    Attributes:
+        frontend: the front end at that length.
+        rows: the clips' numbers in their source.
+    """
+
+    frontend: FrontEnd
+    rows: Int[np.ndarray, " n"]
+
+
+def check_buckets(frames: Iterable[int], frontend: FrontEnd, patch: int) -> tuple[int, ...]:
+    """The lengths in frames, ascending, the model's own last.
+
+    Raises:
+        UsageError: a length that is not between a patch and the model's, or padding that is sound.
+    """
+    lengths = tuple(sorted({*frames, frontend.frames}))
+    for length in lengths:
+        if not patch <= length <= frontend.frames:
+            raise UsageError(
+                f"training.buckets: {length} frames is not between a patch's {patch} and the "
+                f"model's {frontend.frames}"
+            )
+    if frontend.pad == "repeat":
+        raise UsageError(
+            "training.buckets: data.pad='repeat' fills every clip up with sound, so none is "
+            "short: take another pad, or leave the buckets out"
+        )
+    return lengths
+
+
+def sort(
+    source: Source, frontend: FrontEnd, lengths: Sequence[int], *, patch: int, stride: int
+) -> tuple[Bucket, ...]:
+    """The clips of a source by bucket; buckets that nobody is in are left out.
+
+    Args:
+        source: clips; each is read once to know its length.
+        frontend: at the model's length.
+        lengths: of the buckets in frames, ascending, the model's own last.
+        patch: frames of a patch.
+        stride: frames from a patch to the next.
+    """
+    samples = [min(len(source.waveform(i)), frontend.samples) for i in range(len(source))]
+    sounding = np.asarray(frontend.sounding(jnp.array(samples, jnp.int32)))
+    last = stride * ((np.maximum(sounding, 1) - 1) // stride)  # where the last patch in it begins
+    places = np.searchsorted(lengths, np.minimum(last + patch, lengths[-1]))
+    return tuple(
+        Bucket(dataclasses.replace(frontend, frames=length), np.flatnonzero(places == place))
+        for place, length in enumerate(lengths)
+        if (places == place).any()
+    )
