@@ -116,6 +116,26 @@ def test_nothing_imports_the_command_line():
     assert not users
 
 
+# Rooms that stand on everything else, and who enters them besides the verbs.
+ENTRANCES = {
+    "verbs": ("cli",),
+    "comparing": (),
+    "reporting": (),
+    "exporting": (),
+    "plan": (),
+    "chaos": (),
+    "bench": ("comparing",),
+    "doctor": ("choices",),
+}
+
+
+@pytest.mark.parametrize("room", list(ENTRANCES))
+def test_rooms_at_the_top_are_entered_by_few(room: str) -> None:
+    doors = [f"aatjax.{name}" for name in (room, "verbs", *ENTRANCES[room])]
+    users = {m for m, names in MODULES.items() if any(below(n, f"aatjax.{room}") for n in names)}
+    assert not {user for user in users if not any(below(user, door) for door in doors)}
+
+
 def test_only_ops_opens_the_door_to_the_kernels():
     users = {
         module

@@ -259,14 +259,6 @@ def below(root: Path, path: str | Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def leads_out(given: str) -> str:
-    """Why a path is not one inside a folder, or nothing."""
-    slashed = given.replace("\\", "/")
-    if slashed.startswith("/") or re.match("[A-Za-z]:/", slashed) or "\0" in slashed:
-        return "is not a path relative to the folder"
-    return "leads out of the folder" if ".." in slashed.split("/") else ""
-
-
 def _is_name(name: str) -> bool:
     return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 

@@ -278,3 +278,11 @@ def suffix_of(given: str | None, content: bytes) -> str:
     if content[:3] == b"ID3" or (content[0] == 0xFF and content[1:2] >= b"\xe0"):
         return ".mp3"
     return starts.get(content[:4], "")
+
+
+def leads_out(given: str) -> str:
+    """Why a path is not one inside a folder, or nothing."""
+    slashed = given.replace("\\", "/")
+    if slashed.startswith("/") or re.match("[A-Za-z]:/", slashed) or "\0" in slashed:
+        return "is not a path relative to the folder"
+    return "leads out of the folder" if ".." in slashed.split("/") else ""

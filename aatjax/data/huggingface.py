@@ -23,7 +23,6 @@ from aatjax.data.hub_layout import (
     homes_in,
     is_home,
     layout_of,
-    leads_out,
     tables_of,
 )
 from aatjax.data.hub_tables import (
@@ -32,6 +31,7 @@ from aatjax.data.hub_tables import (
     audio_column,
     cell_text,
     label_column,
+    leads_out,
     plain_name,
     read_label,
     read_sound,

@@ -35,6 +35,8 @@ class Conformer(nnx.Module):
         uses_norm: whether its output is used.
     """
 
+    along_tokens = True  # what it hears at a token depends on where the row of patches ends
+
     def __init__(
         self,
         dim: int,

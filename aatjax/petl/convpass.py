@@ -29,6 +29,8 @@ class Convpass(Bottleneck):
         uses_conv: whether the convolution's result is used.
     """
 
+    along_tokens = True  # what it hears at a token depends on where the row of patches ends
+
     def __init__(
         self,
         dim: int,

@@ -20,8 +20,6 @@ from aatjax.errors import UsageError
 from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method
-from aatjax.petl.conformer import Conformer
-from aatjax.petl.convpass import Convpass
 from aatjax.train import metrics
 from aatjax.train.artefact import save_adapter
 from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
@@ -289,7 +287,7 @@ def _buckets(
     if training.cache_prefix:
         raise UsageError(f"training.buckets do not go with training.cache_prefix: {without}")
     for path, module in surgery.modules(model).items():
-        if isinstance(module, Conformer | Convpass):
+        if getattr(module, "along_tokens", False):
             raise UsageError(
                 f"training.buckets: {path} convolves along the tokens, across the ends of the "
                 f"patch rows, so what it hears depends on the length: {without}"
