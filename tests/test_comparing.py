@@ -22,7 +22,7 @@ from aatjax.errors import DataError, UsageError
 
 FLAGS = [
     "--training.epochs", "1", "--data.train-clips", "2", "--data.test-clips", "2",
-    "--model.source", "random:tiny", "--model.frames", "64", "--training.batch-size", "10",
+    "--model.source", "random:tiny", "--model.frames", "64", "--training.batch-size", "8",
 ]  # fmt: skip
 
 
