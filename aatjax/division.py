@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, part_of
-from aatjax.data.cache import decode_all
+from aatjax.data.cache import decode_all, user_cache
 from aatjax.data.clips import Source
 from aatjax.data.open import benchmark_of, open_source
 from aatjax.data.pipeline import in_memory
@@ -53,8 +52,7 @@ def cache_folder(data: Data) -> Path:
     """Where decoded audio is kept."""
     if data.cache is not None:
         return Path(data.cache)
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "aatjax" / "audio"
+    return user_cache() / "audio"
 
 
 def open_data(

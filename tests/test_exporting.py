@@ -623,7 +623,7 @@ def test_a_whole_export_or_none(
 def test_absent_libraries_are_named_with_the_pip_line(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aatjax.exporting.needed.find_spec", lambda name: None)
+    monkeypatch.setattr("aatjax.needed.find_spec", lambda name: None)
     for to in ("onnx", "peft", "stablehlo"):
         with pytest.raises(UnavailableError, match=r"pip install 'aatjax\[.*export\]'") as caught:
             export(make("lora"), to, tmp_path / "out")

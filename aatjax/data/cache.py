@@ -32,6 +32,12 @@ MOST_SHOWN = 5
 Progress = Callable[[int, int], None]
 
 
+def user_cache() -> Path:
+    """The folder of everything that is kept to save time: sounds, programs, downloads."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "aatjax"
+
+
 def decode_all(
     source: Source,
     cache_dir: str | Path,

@@ -10,8 +10,9 @@ import numpy as np
 
 from aatjax.audio.listing import show
 from aatjax.convert.atomic import write_folder
+from aatjax.demo import title_of
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.exporting import hugging_face, native, onnx_files, peft_files, programs
+from aatjax.exporting import hugging_face, native, onnx_files, peft_files, programs, web
 from aatjax.exporting.bundle import CARD, seal
 from aatjax.exporting.card import card, public
 from aatjax.exporting.gate import TOLERANCE, compare, sounds_of, synthetic, synthetic_sounds
@@ -46,6 +47,7 @@ FORMATS: dict[str, Format] = {
         "onnx": onnx_files,
         "stablehlo": programs,
         "safetensors": native,
+        "web": web,
     }.items()
 }
 
@@ -78,18 +80,20 @@ def export(
     check: Sequence[str | os.PathLike[str]] = (),
     tolerance: float = TOLERANCE,
     platforms: Sequence[str] = programs.PLATFORMS,
+    runtime: str | None = None,
     licence: str = "unknown",
 ) -> Exported:
     """Writes an adapter in another format, once both were run and said the same.
 
     Args:
         artefact: `adapter.safetensors`, or what `aatjax.load_adapter` gave for one.
-        to: `hf`, `peft`, `onnx`, `stablehlo` or `safetensors`.
+        to: `hf`, `peft`, `onnx`, `stablehlo`, `safetensors` or `web`.
         out: the folder; it must not exist yet, or be empty.
         base: the backbone's weights where they are not where they were in training.
         check: sound files to compare on; by default a few synthetic sounds.
         tolerance: how far a logit may move, in units of the largest logit (of 1 if none is larger).
         platforms: of `stablehlo`: cpu, cuda, tpu.
+        runtime: of `web`: the onnxruntime-web package where it cannot be fetched.
         licence: for the model card, such as `mit`.
 
     Raises:
@@ -112,7 +116,11 @@ def export(
         name, adapter = show(artefact), load_adapter(artefact, base=base)
     subject = Subject.of(adapter)
     kind.refused(subject)
-    options = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
+    options: dict[str, Any] = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
+    if to == "web":
+        options["runtime"] = runtime
+        if not isinstance(artefact, Adapter):
+            options["title"] = title_of(artefact)
     frontend = subject.frontend
     sounds = sounds_of(check) if check else synthetic_sounds(frontend)
     sounds.append(synthetic(frontend, **GOLDEN))
@@ -120,7 +128,9 @@ def export(
     want = subject.logits(clips)
     if not np.isfinite(want).all():
         raise DataError(f"{name}: its logits are not finite: train it anew")
-    entries = _entries(subject, to, want[-1]) | {key: list(value) for key, value in options.items()}
+    entries = _entries(subject, to, want[-1])
+    if to == "stablehlo":
+        entries["platforms"] = list(platforms)
     results: list[Exported] = []
 
     def fill(folder: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from aatjax.errors import UsageError
 from aatjax.exporting.front_end_graph import front_end_nodes
-from aatjax.exporting.needed import need
 from aatjax.exporting.plain import plain
 from aatjax.exporting.subject import Clips, Subject
+from aatjax.needed import need
 
 LOG_MEL, WAVEFORM, WEIGHTS = "log_mel.onnx", "waveform.onnx", "weights.data"
 OPSET = 21
@@ -50,6 +50,7 @@ def write(folder: Path, subject: Subject) -> tuple[str, ...]:
     onnx.checker.check_model(model)
     convert_model_to_external_data(model, location=WEIGHTS, size_threshold=SMALL)
     onnx.save_model(model, str(folder / LOG_MEL))
+    (folder / WEIGHTS).chmod((folder / LOG_MEL).stat().st_mode & 0o777)  # else for the owner only
     model = onnx.load(str(folder / LOG_MEL), load_external_data=False)
     _from_waveforms(model, subject)
     (folder / WAVEFORM).write_bytes(model.SerializeToString())

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from aatjax import surgery
 from aatjax.exporting import hugging_face
-from aatjax.exporting.needed import need
 from aatjax.exporting.subject import Clips, Subject, refuse
+from aatjax.needed import need
 from aatjax.petl import LoRA
 
 BODY = "audio_spectrogram_transformer"

@@ -11,9 +11,9 @@ from jax import export
 from safetensors.numpy import load_file, save_file
 
 from aatjax.errors import UsageError
-from aatjax.exporting.needed import need
 from aatjax.exporting.plain import plain
 from aatjax.exporting.subject import Clips, Subject
+from aatjax.needed import need
 
 WEIGHTS = "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")

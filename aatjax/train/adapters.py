@@ -47,7 +47,7 @@ class Adapters:
         if self._held:
             other, held = next(iter(self._held.items()))
             check_same_backbone(held, adapter, other, name)
-            adapter = dataclasses.replace(adapter, model=_sharing(adapter.model, held.model))
+            adapter = dataclasses.replace(adapter, model=sharing(adapter.model, held.model))
         self._held[name] = adapter
         self._active = self._active or name
         return adapter
@@ -142,13 +142,15 @@ def check_same_backbone(one: Adapter, other: Adapter, name: str, other_name: str
         )
 
 
-def _sharing(model: AST, other: AST) -> AST:
+def sharing(model: AST, other: AST) -> AST:
     """The model with every frozen array that the other has too taken from it, held once."""
     shared = surgery.clone(model)
     theirs = surgery.variables(other)
     for path, mine in surgery.variables(shared).items():
         same = theirs.get(path)
         if isinstance(mine, surgery.Trainable) or type(same) is not type(mine):
+            continue
+        if same is not None and same[...] is mine[...]:
             continue
         if same is not None and np.array_equal(same[...], mine[...]):
             mine.set_raw_value(same[...])

@@ -212,9 +212,9 @@ def load_adapter(
     if checksum is not None and checksum != _checksum(tensors):
         raise DataError(f"{path}: damaged: the checksum of its tensors does not fit; copy it anew")
 
-    whole: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    whole = _adapted_shape(config, method)
     if set(surgery.variables(whole)) <= set(tensors):
-        model = whole  # full fine-tuning: the file holds every parameter
+        model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
     else:
         model = adapt(_load_base(path, base, config, origin), method)
     kinds = (surgery.Trainable, nnx.BatchStat)
@@ -231,6 +231,33 @@ def load_adapter(
     return Adapter(model, classes, multi_label, frontend, info)
 
 
+@functools.lru_cache(8)
+def _adapted_shape(config: ASTConfig, method: Method) -> AST:
+    """An adapted model without numbers, which takes longer to make than an adapter to load."""
+    model: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    return model
+
+
+def load_base(source: str, config: ASTConfig, seed: int) -> AST:
+    """Weights in the shape that an adapter was trained on.
+
+    Raises:
+        AatjaxError: see `aatjax.load`.
+    """
+    return load(
+        source,
+        num_classes=config.num_classes,
+        frames=config.frames,
+        mels=config.mels,
+        pool=config.pool,
+        head_norm=config.head_norm,
+        dtype=config.dtype,
+        positions=config.positions,
+        mask_padding=config.mask_padding,
+        seed=seed,
+    )
+
+
 def _load_base(
     path: Path, base: str | os.PathLike[str] | AST | None, config: ASTConfig, origin: Origin
 ) -> AST:
@@ -239,18 +266,7 @@ def _load_base(
     else:
         source = origin.source if base is None else os.fspath(base)
         try:
-            model = load(
-                source,
-                num_classes=config.num_classes,
-                frames=config.frames,
-                mels=config.mels,
-                pool=config.pool,
-                head_norm=config.head_norm,
-                dtype=config.dtype,
-                positions=config.positions,
-                mask_padding=config.mask_padding,
-                seed=origin.seed,
-            )
+            model = load_base(source, config, origin.seed)
         except AatjaxError as error:
             if base is not None:
                 raise

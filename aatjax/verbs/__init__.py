@@ -8,6 +8,8 @@ VERBS = {
     "convert": "read any published weights, write aatjax, Hugging Face or Orbax files",
     "export": "an adapter as Hugging Face, PEFT, ONNX, StableHLO or plain weights, checked first",
     "verify": "whether an adapter or an export still computes what it did when it was written",
+    "demo": "a page to try an adapter on microphone and files, on this machine",
+    "serve": "many adapters on one backbone behind HTTP, their requests batched together",
     "prepare": "make a benchmark of the papers ready, from its official archive or folder",
     "doctor": "what is wrong with a set of sounds: files, labels, leaks, copies; before training",
     "report": "everything about a trained adapter in one HTML file",

@@ -12,8 +12,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("adapter", type=Path, help="adapter.safetensors")
     parser.add_argument("out", type=Path, help="folder to write; it must be new or empty")
     parser.add_argument(
-        "--to", required=True, choices=("hf", "peft", "onnx", "stablehlo", "safetensors"),
-        help="transformers, PEFT's LoRA, ONNX, jax.export, or plain weights for aatjax.load",
+        "--to", required=True, choices=("hf", "peft", "onnx", "stablehlo", "safetensors", "web"),
+        help="transformers, PEFT's LoRA, ONNX, jax.export, plain weights for aatjax.load, or a "
+        "page of static files that runs in a browser",
     )  # fmt: skip
     parser.add_argument("--base", help="the backbone's weights, where they have moved")
     parser.add_argument(
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> None:
         help="how far a logit may move, in units of the largest one (default 1e-4)",
     )  # fmt: skip
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help="of stablehlo, with commas")
+    parser.add_argument(
+        "--runtime", metavar="TGZ", help="of web: the onnxruntime-web package, without network"
+    )
     parser.add_argument("--licence", default="unknown", help="for the model card, such as mit")
     options = parser.parse_args(arguments)
 
@@ -34,7 +38,7 @@ def main(arguments: list[str]) -> None:
     done = export(
         options.adapter, options.to, options.out, base=options.base, check=options.check,
         tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
-        platforms=options.platforms.split(","), licence=options.licence,
+        platforms=options.platforms.split(","), runtime=options.runtime, licence=options.licence,
     )  # fmt: skip
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)

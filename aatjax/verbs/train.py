@@ -1,7 +1,6 @@
 """`aatjax train`: trains a config and prints its figures."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,6 +102,8 @@ def keep_compiled() -> None:
 
     import jax
 
+    from aatjax.data.cache import user_cache
+
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     try:
@@ -110,8 +111,7 @@ def keep_compiled() -> None:
     except OSError:
         about = platform.processor()
     machine = hashlib.sha256(f"{platform.machine()} {about}".encode()).hexdigest()[:12]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "aatjax" / "compiled" / f"{jax.__version__}-{machine}"
+    folder = user_cache() / "compiled" / f"{jax.__version__}-{machine}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -1,10 +1,13 @@
-"""Libraries that only an export needs."""
+"""Libraries that only some verbs need."""
 
 from importlib.util import find_spec
 
 from aatjax.errors import UnavailableError
 
-WHERE = {"torch": "convert", "transformers": "convert"}
+WHERE = {
+    **dict.fromkeys(("torch", "transformers"), "convert"),
+    **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
+}
 
 
 def need(*modules: str, what: str) -> None:

@@ -1,0 +1,17 @@
+// Hands the microphone's samples to the page, some at a time.
+class Recorder extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.held = [];
+  }
+
+  process([input]) {
+    if (input.length) {
+      this.held.push(...input[0]);
+      if (this.held.length >= 1024) this.port.postMessage(Float32Array.from(this.held.splice(0)));
+    }
+    return true;
+  }
+}
+
+registerProcessor("recorder", Recorder);
