@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from aatjax import load, petl, surgery
 from aatjax.audio.decode import decode
@@ -29,7 +31,7 @@ from aatjax.classifier import Classifier, cut
 from aatjax.convert import write_native
 from aatjax.decisions import Decisions
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.artefact import save_adapter
+from aatjax.train.artefact import _checksum, save_adapter
 
 pytest.importorskip("fastapi", reason="the server needs fastapi: pip install 'aatjax[serve]'")
 pytest.importorskip("httpx", reason="starlette's test client needs httpx")
@@ -85,6 +87,22 @@ def write_adapter(
         classes=tuple(f"class {i}" for i in range(classes)), multi_label=multi_label,
         frontend=frontend, extra=extra,
     )  # fmt: skip
+
+
+def vary(like: Path, path: Path, seed: int) -> None:
+    """An adapter as another one, with numbers and statistics of its own."""
+    rng = np.random.default_rng(seed)
+    with safe_open(like, "np") as file:
+        about = file.metadata()
+    tensors = {}
+    for name, value in load_file(like).items():
+        noise = 0.3 * rng.normal(size=value.shape)
+        noise = np.abs(noise) if name.endswith("/var") else noise
+        tensors[name] = value + noise.astype(value.dtype)
+    info = json.loads(about["aatjax"])
+    info["frontend"]["mean"], info["frontend"]["std"] = -4 - rng.random(), 3 + rng.random()
+    about = {**about, "aatjax": json.dumps(info), "sha256": _checksum(tensors)}
+    save_file(tensors, path, about)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +199,14 @@ def test_a_hundred_adapters_in_mixed_batches_are_each_itself(
 ) -> None:
     (tmp_path / "base").symlink_to(folder / "base")
     for i in range(MANY):
-        method = METHODS["soft_moa"] if i % 4 else METHODS["conformer"]
-        write_adapter(tmp_path, f"a{i:03d}", method, 1000 + i, classes=2 + i % 7)
+        name = "conformer" if i % 8 == 0 else "soft_moa"
+        like, classes = folder / "likes" / f"{name}{2 + i % 5}.safetensors", 2 + i % 5
+        if not like.exists():
+            if i == 0:
+                like.parent.mkdir()
+                (like.parent / "base").symlink_to(folder / "base")
+            write_adapter(like.parent, like.stem, METHODS[name], i, classes=classes)
+        vary(like, tmp_path / f"a{i:03d}.safetensors", 1000 + i)
     bank = Bank(largest=8)
     for name, path in find_adapters(tmp_path).items():
         bank.load(name, path)
@@ -262,6 +286,47 @@ def test_another_backbone_is_refused_and_what_was_held_stays(folder: Path, tmp_p
         assert client.get("/healthz").json() == {"status": "ok", "adapters": 1}
 
 
+def test_requests_go_on_while_an_adapter_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aatjax.serving import bank
+
+    with client_of(folder, names=["lora"], wait=0) as client, ThreadPoolExecutor(1) as pool:
+        post(client, "lora", SOUNDS[0])
+        reading, release = threading.Event(), threading.Event()
+        read = bank.load_adapter
+
+        def slow(*args: Any, **more: Any) -> Any:
+            reading.set()
+            release.wait(20)
+            return read(*args, **more)
+
+        monkeypatch.setattr(bank, "load_adapter", slow)
+        loaded = pool.submit(client.put, "/v1/adapters/soft_moa")
+        try:
+            assert reading.wait(10)
+            began = time.monotonic()
+            assert client.get("/healthz").status_code == 200
+            assert post(client, "lora", SOUNDS[0]).status_code == 200
+            assert time.monotonic() - began < 10
+        finally:
+            release.set()
+        assert loaded.result().status_code == 200
+
+
+def test_one_more_adapter_compiles_no_new_pass(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(folder / "base")
+    bank, held = Bank(largest=8), []
+    for i in range(5):
+        path = write_adapter(tmp_path, str(i), METHODS["lora"], i, classes=3)
+        held.append(bank.load(str(i), path))
+        window = next(cut([decode(SOUNDS[0]).waveform], held[0].classifier.frontend, 16000))
+        for one in held:
+            one.group.logits(one.group.ready(), [one.key], [window])
+    programs: list[Any] = [group._forward for group in {one.group for one in held}]
+    assert [program._cache_size() for program in programs] == [1, 1]  # seed 4 pads with silence
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -294,8 +359,15 @@ def test_refusals_say_what_to_do(
         soundfile.write(short, np.zeros(8000 * 4), 8000, format="FLAC")
         long = post(client, "lora", short.getvalue())
         assert long.status_code == 413 and "longer than 3 s" in long.json()["error"]
-        for hop in ("0", "-1", "nan", "1e-9"):
-            assert post(client, "lora", SOUNDS[2], params={"hop": hop}).status_code == 422
+        for hop in ("0", "-1", "nan", "1e-9", "many"):
+            answer = post(client, "lora", SOUNDS[2], params={"hop": hop})
+            assert answer.status_code == 422 and "hop" in answer.json()["error"]
+        many = post(client, "lora", SOUNDS[2], params={"hop": 0.0004})
+        assert many.status_code == 413 and "longer hop" in many.json()["error"]
+        few = post(client, "lora", SOUNDS[2], params={"hop": 0.1})
+        assert few.status_code == 200 and len(few.json()["windows"]) == 6
+        assert "Not Found" in client.get("/nothing").json()["error"]
+        assert "not allowed" in client.get("/v1/adapters/lora/predict").json()["error"].lower()
         for name in ("..%2Flora", "%2Fetc%2Fpasswd", "lora%00", "a" * 200, ".lora", "base"):
             for answer in (post(client, name, SOUNDS[0]), client.put(f"/v1/adapters/{name}"),
                            client.delete(f"/v1/adapters/{name}")):  # fmt: skip
@@ -317,8 +389,8 @@ def test_too_many_at_once_are_told_to_come_again(folder: Path) -> None:
         buckets = [int(line.split()[-1]) for line in text.splitlines() if "_bucket" in line]
         assert buckets == sorted(buckets) and buckets[-1] == 40
     with client_of(folder, names=["lora"], queue=1) as client:
-        answer = post(client, "lora", SOUNDS[3])  # two windows
-        assert answer.status_code in (422, 429)
+        answer = post(client, "lora", SOUNDS[3])  # four windows
+        assert answer.status_code == 413 and "4 windows" in answer.json()["error"]
 
 
 def test_an_answer_that_takes_too_long_is_given_up(
@@ -350,7 +422,8 @@ def test_a_failing_pass_answers_and_the_next_works(
 
     with client_of(folder, names=["lora"]) as client, monkeypatch.context() as patch:
         patch.setattr(Group, "logits", lambda *_: 1 / 0)
-        assert post(client, "lora", SOUNDS[0]).status_code == 500
+        failed = post(client, "lora", SOUNDS[0])
+        assert failed.status_code == 500 and "failed" in failed.json()["error"]
         patch.undo()
         assert post(client, "lora", SOUNDS[0]).status_code == 200
 
@@ -462,7 +535,12 @@ def test_what_cannot_be_served_is_said_in_a_line(folder: Path, tmp_path: Path) -
         taken.listen()
         code, said = serve(folder, "--port", taken.getsockname()[1])
     assert code == 2 and "give another --port" in said and "Traceback" not in said
-    for flags in (["--port", "99999"], ["--max-bytes", "0"], ["--wait", "-1"]):
+    for flags in (
+        ["--timeout", "inf"],
+        ["--port", "99999"],
+        ["--max-bytes", "0"],
+        ["--wait", "-1"],
+    ):
         assert serve(folder, *flags)[0] == 2
 
 

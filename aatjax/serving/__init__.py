@@ -1,5 +1,6 @@
 """`aatjax serve`: many adapters on one backbone behind HTTP."""
 
+import math
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,10 @@ def serve(
     if not local:
         say(f"warning: {host} is not this machine alone, and there is no password")
     app = make_app(folder, bank, allowed, [*LOOPBACK[:2], "[::1]"] if local else None)
+    longest = math.ceil(allowed.body_timeout + allowed.timeout)
     config = uvicorn.Config(
         app, http=protocol(allowed.body_timeout), ws="none", log_level="warning", access_log=False,
-        timeout_graceful_shutdown=round(allowed.timeout), h11_max_incomplete_event_size=16 * 1024,
+        timeout_graceful_shutdown=longest, h11_max_incomplete_event_size=16 * 1024,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     say(f"serving {len(bank.all())} adapters at http://{shown}:{listening.getsockname()[1]}")

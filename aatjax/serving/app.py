@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aatjax.audio.decode import decode
@@ -26,6 +28,7 @@ from aatjax.serving.gauges import Gauges
 from aatjax.serving.limits import Refused, read_body
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+PORT = re.compile(r":\d+$")
 FILE = "adapter.safetensors"
 
 
@@ -72,7 +75,7 @@ def make_app(folder: Path, bank: Bank, limits: Limits, hosts: list[str] | None =
     """
     gauges = Gauges()
     batches = Batches(bank, gauges, size=limits.batch_size, wait=limits.wait, longest=limits.queue)
-    counting = _Counting(gauges, limits.concurrency)
+    gate = _Gate(gauges, limits.concurrency, hosts)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,6 +88,19 @@ def make_app(folder: Path, bank: Bank, limits: Limits, hosts: list[str] | None =
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return _error(error)
 
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(Refused(error.status_code, str(error.detail), dict(error.headers or {})))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return _error(Refused(422, told))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return _error(Refused(500, "the server failed at this request; its log says where"))
+
     @app.get("/healthz")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "adapters": len(bank.all())}
@@ -94,7 +110,7 @@ def make_app(folder: Path, bank: Bank, limits: Limits, hosts: list[str] | None =
         held = bank.all()
         now = {
             "adapters": len(held), "adapter_parameters": sum(h.parameters for h in held),
-            "requests_under_way": counting.under_way, "windows_waiting": batches.waiting,
+            "requests_under_way": gate.under_way, "windows_waiting": batches.waiting,
         }  # fmt: skip
         return PlainTextResponse(gauges.text(now), media_type="text/plain; version=0.0.4")
 
@@ -141,18 +157,18 @@ def make_app(folder: Path, bank: Bank, limits: Limits, hosts: list[str] | None =
             told = held.prediction("", logits, windows).to_json()
             return {"adapter": name, **{k: v for k, v in told.items() if k != "path"}}
 
-    app.add_middleware(lambda inner: counting.around(inner))
-    if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    app.add_middleware(lambda inner: gate.around(inner))
     return app
 
 
-class _Counting:
-    """Counts requests, and answers 429 where too many are under way. ASGI, so that the body of a
-    refused request is never read."""
+class _Gate:
+    """Counts requests, and refuses those that call this host by another name or are too many.
 
-    def __init__(self, gauges: Gauges, most: int) -> None:
-        self._gauges, self._most = gauges, most
+    ASGI, so that the body of a refused request is never read.
+    """
+
+    def __init__(self, gauges: Gauges, most: int, hosts: list[str] | None) -> None:
+        self._gauges, self._most, self._hosts = gauges, most, hosts
         self.under_way = 0
 
     def around(self, app: ASGIApp) -> ASGIApp:
@@ -170,22 +186,29 @@ class _Counting:
                     status = message["status"]
                 await send(message)
 
-            free = scope["path"] in ("/healthz", "/metrics")
-            full = self.under_way >= self._most and not free
+            refusal = self._refusal(scope)
             self.under_way += 1
             try:
-                await (_error(self._refusal()) if full else app)(scope, receive, watched)
+                await (_error(refusal) if refusal else app)(scope, receive, watched)
             finally:
                 self.under_way -= 1
                 self._gauges.request(status, time.perf_counter() - began)
 
         return counted
 
-    def _refusal(self) -> Refused:
-        return Refused(
-            429, f"{self._most} requests are under way: try again",
-            {"Retry-After": "1", "Connection": "close"},
-        )  # fmt: skip
+    def _refusal(self, scope: Scope) -> Refused | None:
+        host = PORT.sub("", Headers(scope=scope).get("host", "")).lower()
+        if self._hosts is not None and host not in self._hosts:  # DNS rebinding
+            return Refused(
+                400, f"this is not {host!r}: call it {' or '.join(self._hosts)}, or start it with "
+                "--host", {"Connection": "close"},
+            )  # fmt: skip
+        if self.under_way >= self._most and scope["path"] not in ("/healthz", "/metrics"):
+            return Refused(
+                429, f"{self._most} requests are under way: try again",
+                {"Retry-After": "1", "Connection": "close"},
+            )  # fmt: skip
+        return None
 
 
 def _windows(body: bytes, held: Held, hop: float | None, limits: Limits) -> list[Cut]:
@@ -193,9 +216,6 @@ def _windows(body: bytes, held: Held, hop: float | None, limits: Limits) -> list
     frontend = held.classifier.frontend
     try:
         step = step_of(frontend, hop)
-        most = 1 + round(limits.max_seconds * RATE) // step
-        if most > limits.queue:
-            raise Refused(422, f"hop={hop} makes up to {most} windows: give a longer one")
         sound = decode(body, max_seconds=limits.max_seconds + 1)
     except BadAudio as error:
         reason = str(error).replace("<bytes>: ", "").replace("pass truncated='keep'", "")
@@ -207,6 +227,12 @@ def _windows(body: bytes, held: Held, hop: float | None, limits: Limits) -> list
             413,
             f"the sound is longer than {limits.max_seconds:g} s: cut it, or raise --max-seconds",
         )
+    count = 1 - (-max(0, sound.waveform.size - frontend.samples) // step)
+    if count > limits.queue:
+        raise Refused(
+            413, f"{count} windows, more than the {limits.queue} that may wait: send a shorter "
+            "sound, or give a longer hop=",
+        )  # fmt: skip
     return list(cut([sound.waveform], frontend, step))
 
 

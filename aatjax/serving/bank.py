@@ -74,6 +74,7 @@ class Bank:
         self._keys = itertools.count()
         self._largest = largest
         self.lock = threading.RLock()
+        self._loading = threading.Lock()
 
     def load(self, name: str, path: str | os.PathLike[str]) -> Held:
         """Loads an adapter, in the place of the one of that name.
@@ -81,13 +82,13 @@ class Bank:
         Raises:
             DataError: it cannot be read, or is of another backbone than the adapters held.
         """
-        with self.lock:
+        with self._loading:  # one at a time; requests go on meanwhile
             adapter = load_adapter(path, base=self._base_of(path))
             try:
                 decisions = stored(adapter.info, len(adapter.classes))
-                for other, held in self._held.items():
-                    if other != name:
-                        check_same_backbone(held.adapter, adapter, other, name)
+                for held in self.all():
+                    if held.name != name:
+                        check_same_backbone(held.adapter, adapter, held.name, name)
                         break
             except AatjaxError as error:
                 raise DataError(f"{path}: {error}") from error
@@ -96,13 +97,14 @@ class Bank:
                 multi_label=adapter.multi_label, decisions=decisions,
             )  # fmt: skip
             place = structure(adapter)
-            group = self._groups.get(place) or Group(adapter, self._largest)
             size = sum(value.size for value in own(adapter.model).values())
-            held = Held(name, next(self._keys), adapter, classifier, group, size)
-            group.add(held.key, adapter)
-            self._groups[place] = group
-            self.drop(name)
-            self._held[name] = held
+            with self.lock:
+                group = self._groups.get(place) or Group(adapter, self._largest)
+                held = Held(name, next(self._keys), adapter, classifier, group, size)
+                group.add(held.key, adapter)
+                self._groups[place] = group
+                self.drop(name)
+                self._held[name] = held
             return held
 
     def drop(self, name: str) -> bool:

@@ -98,11 +98,9 @@ class Batches:
         began = time.perf_counter()
         group = jobs[0].held.group
         try:
-            with self._bank.lock:
-                if not len(group):  # all of them gave up, and their adapters were dropped
-                    return
-                ready = group.ready()
-                jobs = [job for job in jobs if job.held.key in ready.places]
+            ready = group.ready()
+            # Those that are not in it gave up, and their adapters were dropped.
+            jobs = [job for job in jobs if job.held.key in ready.places]
             found = group.logits(ready, [j.held.key for j in jobs], [j.window for j in jobs])
         except Exception as error:
             for job in jobs:

@@ -1,7 +1,7 @@
 """Adapters of one structure, their parameters stacked, and the pass that runs them together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from aatjax.models.ast import AST
 from aatjax.train.artefact import Adapter
 
 HEAD = ("head/linear/kernel", "head/linear/bias")
+Member = tuple[dict[str, np.ndarray], float, float]  # its own arrays, mean, standard deviation
 WIDTH = 8  # heads are filled up to a multiple of so many classes, so that programs stay few
 
 
@@ -39,8 +40,15 @@ def structure(adapter: Adapter) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Parameters on the device `[a, ...]`, and for each adapter its row and number of classes."""
+    """Parameters on the device `[a, ...]`, and for each adapter its row and number of classes.
 
+    Attributes:
+        members: those it was made of.
+        places: row and number of classes by key.
+        arrays: parameters, means and standard deviations.
+    """
+
+    members: Any
     places: dict[int, tuple[int, int]]
     arrays: Any
 
@@ -54,7 +62,7 @@ class Group:
     """
 
     def __init__(self, first: Adapter, largest: int) -> None:
-        self._members: dict[int, tuple[dict[str, np.ndarray], float, float]] = {}
+        self._members: Mapping[int, Member] = {}
         self._stacked: Stack | None = None
         self._largest = largest
         shape = surgery.clone(first.model)
@@ -63,10 +71,8 @@ class Group:
         self._frozen = {path: value for path, value in arrays.items() if path not in theirs}
         frontend = first.frontend
 
-        def forward(
-            frozen: Any, stack: Any, row: jax.Array, audio: jax.Array, length: jax.Array
-        ) -> jax.Array:
-            states, mean, std = jax.tree.map(lambda values: values[row], stack)
+        def forward(frozen: Any, taken: Any, audio: jax.Array, length: jax.Array) -> jax.Array:
+            states, mean, std = taken
             x = frontend.features(audio, length)
             x = (x - mean[:, None, None]) / (2.0 * std[:, None, None])
 
@@ -80,6 +86,8 @@ class Group:
 
             return jax.vmap(one)(states, x, frontend.sounding(length))
 
+        # Apart, so that the large program does not depend on how many adapters there are.
+        self._take = jax.jit(lambda stack, row: jax.tree.map(lambda values: values[row], stack))
         self._forward: Callable[..., jax.Array] = jax.jit(forward)
 
     def __len__(self) -> int:
@@ -88,17 +96,18 @@ class Group:
     def add(self, key: int, adapter: Adapter) -> None:
         """Takes an adapter in, under a key of its own."""
         frontend = adapter.frontend
-        self._members[key] = (own(adapter.model), frontend.mean, frontend.std)
-        self._stacked = None
+        state = own(adapter.model)
+        self._members = {**self._members, key: (state, frontend.mean, frontend.std)}
 
     def remove(self, key: int) -> None:
         """Lets an adapter go."""
-        del self._members[key]
-        self._stacked = None
+        self._members = {k: member for k, member in self._members.items() if k != key}
 
     def ready(self) -> Stack:
-        """The parameters of all adapters as they are now."""
-        self._stacked = self._stacked or self._stack()
+        """The parameters of all adapters as they are now; of one thread, without a lock."""
+        members = self._members  # never changed, only replaced
+        if self._stacked is None or self._stacked.members is not members:
+            self._stacked = _stack(members)
         return self._stacked
 
     def logits(
@@ -110,10 +119,10 @@ class Group:
             taken = range(start, min(start + self._largest, len(keys)))
             size = _power_of_two(len(taken))
             full = [*taken, *[taken[-1]] * (size - len(taken))]
+            rows = np.array([stack.places[keys[i]][0] for i in full], np.int32)
             out = self._forward(
                 self._frozen,
-                stack.arrays,
-                np.array([stack.places[keys[i]][0] for i in full], np.int32),
+                self._take(stack.arrays, rows),
                 np.stack([windows[i].audio for i in full]),
                 np.array([windows[i].length for i in full], np.int32),
             )
@@ -121,18 +130,24 @@ class Group:
                 found.append(row[: stack.places[keys[i]][1]])
         return found
 
-    def _stack(self) -> Stack:
-        members = list(self._members.items())
-        classes = [state[HEAD[1]].shape[0] for _, (state, _, _) in members]
-        widest = WIDTH * -(-max(classes) // WIDTH)
-        rows = [*members, *members[-1:] * (_power_of_two(len(members)) - len(members))]
-        states = {
-            path: np.stack([_widened(path, state[path], widest) for _, (state, _, _) in rows])
-            for path in members[0][1][0]
-        }
-        mean, std = np.array([(mean, std) for _, (_, mean, std) in rows], np.float32).T
-        places = {key: (i, classes[i]) for i, (key, _) in enumerate(members)}
-        return Stack(places, jax.device_put((states, mean, std)))
+
+def _stack(members: Mapping[int, Member]) -> Stack:
+    if not members:  # all were dropped
+        return Stack(members, {}, None)
+    states = [state for state, _, _ in members.values()]
+    classes = [state[HEAD[1]].shape[0] for state in states]
+    widest = WIDTH * -(-max(classes) // WIDTH)
+    fill = _power_of_two(len(members)) - len(members)
+    arrays = {
+        path: np.stack(
+            [_widened(path, state[path], widest) for state in states + states[-1:] * fill]
+        )
+        for path in states[0]
+    }
+    figures = [(mean, std) for _, mean, std in members.values()]
+    mean, std = np.array(figures + figures[-1:] * fill, np.float32).T
+    places = {key: (i, count) for i, (key, count) in enumerate(zip(members, classes, strict=True))}
+    return Stack(members, places, jax.device_put((arrays, mean, std)))
 
 
 def _power_of_two(count: int) -> int:

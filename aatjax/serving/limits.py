@@ -8,9 +8,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 TYPES = ("audio/", "application/octet-stream", "application/ogg")
-SLOW_HEADERS = (
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-)
+SLOW_HEADERS = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class Refused(Exception):

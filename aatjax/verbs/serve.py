@@ -1,5 +1,6 @@
 """`aatjax serve`: many adapters on one backbone behind HTTP."""
 
+import math
 from pathlib import Path
 
 from aatjax.verbs.arguments import parser_of
@@ -31,8 +32,8 @@ def main(arguments: list[str]) -> None:
 
     for name in ("max_bytes", "max_seconds", "body_timeout", "timeout", "concurrency", "queue",
                  "batch_size"):  # fmt: skip
-        if not options[name] > 0:
-            raise UsageError(f"--{name.replace('_', '-')} {options[name]} must be above 0")
-    if not options["wait"] >= 0:
-        raise UsageError(f"--wait {options['wait']} must be 0 or more")
+        if not 0 < options[name] < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} {options[name]} must be above 0, finite")
+    if not 0 <= options["wait"] < math.inf:
+        raise UsageError(f"--wait {options['wait']} must be 0 or more, finite")
     serve(options.pop("folder"), **options, say=lambda line: print(line, flush=True))
