@@ -125,7 +125,7 @@ def test_every_method_passes_the_gate_or_is_refused(
 ) -> None:
     path = make(name, depth=1)
     adapter = aatjax.load_adapter(path)
-    for to in FORMATS:
+    for to in set(FORMATS) - {"web"}:  # the same graphs as onnx: tests/test_demo.py
         out = tmp_path / to
         holds = to in ("onnx", "stablehlo") or (name in PLAIN and to != "peft")
         if not holds and (name, to) != ("lora", "peft"):

@@ -1,6 +1,7 @@
 """The page's server: one model, this machine only, nothing written to disk."""
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aatjax.audio.decode import decode
-from aatjax.classifier import Classifier, Prediction
+from aatjax.classifier import Classifier, Cut, Prediction
 from aatjax.demo import PAGE, page_file
 from aatjax.errors import AatjaxError, UsageError
 
@@ -60,8 +61,16 @@ class Server(ThreadingHTTPServer):
                 f"{samples.size} samples are not between 1 and "
                 f"{self.classifier.frontend.samples}, a window"
             )
-        with self.turn:
-            return _told(self.classifier.predict_waveform(samples))
+        audio, length = self.classifier.frontend.fit(samples)
+        window = Cut(audio, length, (0, samples.size))
+        with self.turn:  # a batch of one: those of files are larger, and would be slower here
+            found, plain = (np.asarray(part) for part in self.classifier.run([window], 1))
+        return _told(self.classifier.summary("", found, plain, [window.span]))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a browser that went away before its answer came."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def file(self, body: bytes) -> dict[str, Any]:
         """An answer to the bytes of a sound file."""
@@ -72,7 +81,7 @@ class Server(ThreadingHTTPServer):
 
 def _told(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the page reads it: masks over the classes in their order."""
-    given = prediction.given or (prediction.label,)
+    given = (prediction.label,) if prediction.given is None else prediction.given
     possible = prediction.possible
     return {
         "calibrated": list(prediction.probabilities),

@@ -32,8 +32,26 @@ RUNTIME = (
     "ort-wasm-simd-threaded.wasm",
 )
 MOST_BYTES = 200 * 2**20
-NOTICE = f"""onnxruntime-web {VERSION}, https://github.com/microsoft/onnxruntime
-Copyright (c) Microsoft Corporation. MIT License.
+LICENCE = f"""onnxruntime-web {VERSION}, https://github.com/microsoft/onnxruntime
+
+MIT License
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial
+portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
+OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 USAGE = """Everything is in this folder, nothing is fetched from elsewhere:
@@ -85,7 +103,9 @@ def write(
             member = packed.extractfile(f"package/dist/{name}")
             assert member is not None
             (folder / "runtime" / name).write_bytes(member.read())
-    (folder / "runtime" / "NOTICE.txt").write_text(NOTICE)
+    (folder / "runtime" / "LICENSE.txt").write_text(LICENCE)
+    # onnx may write its weights for their owner alone; a web server is often somebody else.
+    (folder / onnx_files.WEIGHTS).chmod((folder / "index.html").stat().st_mode)
     return ()
 
 

@@ -1,9 +1,11 @@
 // The page: microphone or files in, what the model hears out. Names are only ever set as text.
-import { logMel, microphone } from "./sound.js";
+import { decoded, logMel, microphone } from "./sound.js";
 
 const HOP = 0.5; // seconds between answers
 const KEPT = 120; // answers in the chart
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c8c00"];
+const COLOURS = matchMedia("(prefers-color-scheme: dark)").matches
+  ? ["#56b4e9", "#f0a35e", "#3cc79b", "#dd9cc6", "#cfc04a"]
+  : ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c8c00"];
 const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]];
 const $ = (id) => document.getElementById(id);
 
@@ -66,6 +68,7 @@ function picture(samples) {
   const image = context.createImageData(canvas.width, canvas.height);
   let low = Infinity, high = -Infinity;
   for (const row of frames) for (const x of row) { low = Math.min(low, x); high = Math.max(high, x); }
+  high = Math.max(high, low + 8); // near silence stays dark
   frames.forEach((row, t) => row.forEach((x, f) => {
     const place = 4 * ((config.mels - 1 - f) * canvas.width + t);
     const level = (x - low) / (high - low || 1);
@@ -164,11 +167,15 @@ async function open(file) {
     history.splice(0, history.length, ...answer.windows.slice(-KEPT).map((w) => ({ calibrated: w.calibrated })));
     show(answer);
     chart();
-    const { decoded } = await import("./sound.js");
-    picture((await decoded(await file.arrayBuffer(), config.rate)).subarray(0, config.samples));
   } catch (error) {
     said.textContent = `not heard: ${error.message}`;
     said.className = "warn";
+    return;
+  }
+  try {
+    picture((await decoded(await file.arrayBuffer(), config.rate)).subarray(0, config.samples));
+  } catch { // aatjax reads more kinds of files than browsers do
+    text(box, "p", "No picture: this browser cannot decode the file.", "quiet");
   }
 }
 
@@ -222,4 +229,7 @@ async function start() {
   document.body.dataset.ready = "yes";
 }
 
-start().catch(problem);
+start().catch((error) => {
+  $("title").textContent = "The model could not be loaded";
+  problem(error);
+});
