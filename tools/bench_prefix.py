@@ -63,9 +63,7 @@ def measure(options: argparse.Namespace, source: Source) -> None:
         for _ in range(options.rounds):
             for reuse in (False, True):
                 with TemporaryDirectory() as place:
-                    training = Training(
-                        epochs=EPOCHS, batch_size=options.batch, cache_prefix=reuse
-                    )
+                    training = Training(epochs=EPOCHS, batch_size=options.batch, cache_prefix=reuse)
                     began = time.perf_counter()
                     run = fit(
                         adapted, source, training=training, show=None,

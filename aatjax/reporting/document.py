@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def render(evidence: Evidence, command: Sequence[str]) -> str:
         evidence: what `gather` found.
         command: the words of the command line that asked for it.
     """
-    name = str(evidence.run or evidence.path)
+    name = Path(evidence.run or evidence.path).absolute().name
     sections = [
         _summary(evidence, name),
         _findings(evidence),

@@ -173,7 +173,8 @@ def confusion(matrix: Int[np.ndarray, "c c"], names: Sequence[str], *, title: st
     named = size <= MOST_NAMED
     longest = min(15, max(map(len, names)))
     left, top = (14.0 + 6.2 * longest, 16.0 + 4.9 * longest) if named else (30.0, 24.0)
-    cell = (WIDTH - left - (18.0 if named else 8.0)) / size
+    right = max(18.0, 4.0 * min(15, len(names[-1]))) if named else 8.0  # the last name leans over
+    cell = (WIDTH - left - right) / size
     height = top + size * cell + 8.0
     parts: list[object] = []
     if named:
