@@ -131,6 +131,15 @@ def test_a_clip_with_none_of_several_labels_gets_none(classifier: Classifier) ->
         assert server.window(wave(0.5).astype("<i2").tobytes())["given"] == [False] * 3
 
 
+def test_a_long_file_is_heard_in_part_and_that_is_said(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "note" not in json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
+    monkeypatch.setattr("aatjax.demo.server.MOST_SECONDS", 2.0)
+    told = json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
+    assert told["windows"][-1]["end"] == 2.0 and "first 0.0333333 minutes" in told["note"]
+
+
 def test_the_page_and_its_files(server: Server) -> None:
     status, body, headers = ask(server, "/")
     assert status == 200 and body == page_file("index.html")

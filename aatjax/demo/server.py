@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aatjax.audio.decode import decode
-from aatjax.classifier import Classifier, Cut, Prediction
+from aatjax.classifier import RATE, Classifier, Cut, Prediction
 from aatjax.demo import PAGE, page_file
 from aatjax.errors import AatjaxError, UsageError
 
@@ -74,9 +74,13 @@ class Server(ThreadingHTTPServer):
 
     def file(self, body: bytes) -> dict[str, Any]:
         """An answer to the bytes of a sound file."""
-        sound = decode(body, max_seconds=MOST_SECONDS, truncated="keep")
+        sound = decode(body, max_seconds=MOST_SECONDS + 1, truncated="keep").waveform
+        most = round(MOST_SECONDS * RATE)
         with self.turn:
-            return _told(self.classifier.predict_waveform(sound.waveform))
+            told = _told(self.classifier.predict_waveform(sound[:most]))
+        if sound.size > most:
+            told["note"] = f"only the first {MOST_SECONDS / 60:g} minutes were heard"
+        return told
 
 
 def _told(prediction: Prediction) -> dict[str, Any]:

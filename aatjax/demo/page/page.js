@@ -163,6 +163,7 @@ async function open(file) {
     said.textContent = `${told.text} (${config.classes[answer.calibrated.indexOf(top)]} ${percent(top)})`;
     box.dataset.top = config.classes[answer.calibrated.indexOf(top)];
     if (told.note) text(box, "p", told.note, "quiet");
+    if (answer.note) text(box, "p", answer.note, "quiet");
     if (answer.windows.length > 1) strip(box, answer);
     history.splice(0, history.length, ...answer.windows.slice(-KEPT).map((w) => ({ calibrated: w.calibrated })));
     show(answer);
