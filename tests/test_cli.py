@@ -204,7 +204,9 @@ def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixtu
     assert cli.run(place.arguments("--quiet", *more, epochs=1)) == 0
     info = read_info(place.adapter)
     assert info is not None
-    assert info["method"] == {"name": "aat", "mlp": True, "spatial": False, "ratio": 0.5}
+    assert info["method"] == {
+        "name": "aat", "mlp": True, "spatial": False, "ratio": 0.5, "last_blocks": None
+    }  # fmt: skip
     assert info["config"]["optim"]["clip"] == 1.0
     tensors = load_file(place.adapter)
     assert tensors["blocks/0/mlp/mlp_adapter/w_down"].shape == (32, 16)
@@ -331,7 +333,7 @@ def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[st
     ("arguments", "words"),
     [
         (["trian"], "unknown command 'trian', did you mean 'train'?"),
-        (["frobnicate"], "there are train, eval, predict, convert"),
+        (["frobnicate"], "there are adapt, train, eval, predict, convert"),
         (["train", "--method", "lineer"], "unknown method 'lineer', did you mean 'linear'?"),
         (["train", "--metod", "linear"], "unknown flag '--metod', did you mean '--method'?"),
         (["train", "foldr"], "no config 'foldr', did you mean 'folder'?"),

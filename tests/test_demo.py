@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -394,8 +393,8 @@ def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Ite
         assert found is not None
         address = f"http://localhost:{found.group(1)}/"
     yield address
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130 or request.param == "web"
+    process.terminate()
+    assert process.wait(30) == 143 or request.param == "web"
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ clip are sound, int32. Any batch size. Matrix products are in full float32 on ev
 
 
 def refused(subject: Subject) -> None:
-    """Every model can be exported."""
+    """Nothing is refused but for want of flatbuffers, by which jax writes programs."""
+    need("flatbuffers", what="stablehlo")
 
 
 def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) -> tuple[str, ...]:
@@ -47,9 +48,7 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
 
     Raises:
         UsageError: a platform that is not one of `PLATFORMS`.
-        UnavailableError: flatbuffers, by which jax writes programs, is not installed.
     """
-    need("flatbuffers", what="stablehlo")
     wrong = [name for name in platforms if name not in PLATFORMS]
     if wrong or not platforms:
         raise UsageError(
