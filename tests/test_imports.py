@@ -124,6 +124,8 @@ ENTRANCES = {
     "exporting": (),
     "plan": (),
     "chaos": (),
+    "serving": (),
+    "demo": ("exporting",),
     "bench": ("comparing",),
     "doctor": ("choices",),
 }

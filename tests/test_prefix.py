@@ -20,7 +20,7 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
-from aatjax.train.prefix import first_trained
+from aatjax.train.prefix import Prefix, first_trained
 
 CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), depth=3)
 MADE = in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
@@ -55,6 +55,19 @@ def test_reused_is_the_same_as_computed_anew(name) -> None:
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
     assert plain.test is not None and reused.test is not None
     assert plain.test.headline == reused.test.headline
+
+
+def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    real = Prefix._computed
+
+    def counted(self, source, place):
+        computed.append(len(source))
+        return real(self, source, place)
+
+    monkeypatch.setattr(Prefix, "_computed", counted)
+    trained(METHODS["linear"], cache_prefix=True)
+    assert sorted(computed) == sorted([len(TRAIN), len(TEST)])
 
 
 def test_where_training_begins() -> None:

@@ -217,7 +217,7 @@ def test_a_hundred_adapters_in_mixed_batches_are_each_itself(
     sizes: list[int] = []
     gauges = Gauges()
     monkeypatch.setattr(gauges, "batch", lambda windows, _: sizes.append(windows))
-    batches = Batches(bank, gauges, size=8, wait=0.05, longest=1000)
+    batches = Batches(gauges, size=8, wait=0.05, longest=1000)
     waves = [decode(body).waveform for body in SOUNDS]
 
     async def ask() -> list[Any]:

@@ -38,6 +38,7 @@ def transformers(frontend: FrontEnd, clips: np.ndarray) -> Callable[[], np.ndarr
 
 
 def main() -> None:
+    """Runs the command line; see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)

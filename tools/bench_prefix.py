@@ -38,6 +38,7 @@ def methods(depth: int) -> dict[str, petl.Method]:
 
 
 def main() -> None:
+    """Runs the command line; see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="embedded")
     parser.add_argument("--frames", type=int)

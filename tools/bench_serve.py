@@ -27,6 +27,7 @@ from aatjax.train.artefact import save_adapter
 
 
 def main() -> None:
+    """Runs the command line; see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--weights", default="embedded")

@@ -25,6 +25,7 @@ from aatjax.train.loop import Training
 
 
 def main() -> None:
+    """Runs the command line; see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--benchmark", default="esc10", choices=tuple(BENCHMARKS))

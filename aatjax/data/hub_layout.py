@@ -33,6 +33,7 @@ Layout = Literal["parquet", "disk", "dict", "metadata", "folders"]
 
 
 def layout_of(path: Path, audio: str = "audio") -> Layout | None:
+    """How a set is laid out on disk; None for no layout of the Hub. `audio`: the sounds' column."""
     try:
         if path.is_file():
             return "parquet" if path.suffix.lower() == ".parquet" else None
@@ -210,6 +211,7 @@ def _has_audio(folder: Path) -> bool:
 
 
 def class_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The clips of SPLIT/CLASS/FILE, and what was left out with the reason."""
     files, skipped = audio_files(root)
     rows: list[Row] = []
     for id in files:
@@ -250,11 +252,13 @@ def homes_in(root: Path) -> list[str]:
 
 
 def is_home(path: str, homes: Sequence[str]) -> bool:
+    """Whether a path, links followed, lies in one of the folders."""
     real = os.path.realpath(path)
     return any(os.path.commonpath([home, real]) == home for home in homes)
 
 
 def below(root: Path, path: str | Path) -> str:
+    """A path relative to the set's folder, or as it is where it lies elsewhere."""
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 

@@ -115,6 +115,7 @@ def describe(table: Table) -> None:
 
 
 def take_features(table: Table, features: Any) -> None:
+    """Takes class names and columns of sound from the features that `datasets` wrote."""
     for column, feature in features.items() if isinstance(features, dict) else ():
         if column not in table.columns:
             continue
@@ -190,6 +191,7 @@ def label_column(tables: Sequence[Table], asked: str | None) -> str:
 
 
 def audio_column(table: Table, asked: str) -> str:
+    """The column of sounds, or of names of their files; a DataError where there is none."""
     if asked in table.columns:
         return asked
     if asked == "audio" and len(table.sounds) == 1:
@@ -251,6 +253,7 @@ def read_sound(cell: Any, where: str) -> tuple[bytes | None, str | None]:
 
 
 def cell_text(cell: Any) -> str | None:
+    """A cell as text, whole numbers without a point; None where it is no plain value."""
     if cell is None or isinstance(cell, list | dict | bytes):
         return None
     if isinstance(cell, float) and cell.is_integer():

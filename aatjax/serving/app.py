@@ -74,7 +74,7 @@ def make_app(folder: Path, bank: Bank, limits: Limits, hosts: list[str] | None =
         hosts: names that requests may call this host by; None for any.
     """
     gauges = Gauges()
-    batches = Batches(bank, gauges, size=limits.batch_size, wait=limits.wait, longest=limits.queue)
+    batches = Batches(gauges, size=limits.batch_size, wait=limits.wait, longest=limits.queue)
     gate = _Gate(gauges, limits.concurrency, hosts)
 
     @contextlib.asynccontextmanager

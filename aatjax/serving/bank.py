@@ -73,7 +73,7 @@ class Bank:
         self._groups: dict[Any, Group] = {}
         self._keys = itertools.count()
         self._largest = largest
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._loading = threading.Lock()
 
     def load(self, name: str, path: str | os.PathLike[str]) -> Held:
@@ -98,7 +98,7 @@ class Bank:
             )  # fmt: skip
             place = structure(adapter)
             size = sum(value.size for value in own(adapter.model).values())
-            with self.lock:
+            with self._lock:
                 group = self._groups.get(place) or Group(adapter, self._largest)
                 held = Held(name, next(self._keys), adapter, classifier, group, size)
                 group.add(held.key, adapter)
@@ -109,7 +109,7 @@ class Bank:
 
     def drop(self, name: str) -> bool:
         """Lets an adapter go once the requests under way are answered; False if there is none."""
-        with self.lock:
+        with self._lock:
             held = self._held.pop(name, None)
             if held is not None:
                 held.dropped = True
@@ -119,7 +119,7 @@ class Bank:
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Held | None]:
         """The adapter of a name, which stays until the block ends; None if there is none."""
-        with self.lock:
+        with self._lock:
             held = self._held.get(name)
             if held is not None:
                 held.users += 1
@@ -127,13 +127,13 @@ class Bank:
             yield held
         finally:
             if held is not None:
-                with self.lock:
+                with self._lock:
                     held.users -= 1
                     self._clear(held)
 
     def all(self) -> list[Held]:
         """The adapters in memory by name."""
-        with self.lock:
+        with self._lock:
             return [self._held[name] for name in sorted(self._held)]
 
     def _clear(self, held: Held) -> None:

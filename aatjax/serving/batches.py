@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aatjax.classifier import Cut
-from aatjax.serving.bank import Bank, Held
+from aatjax.serving.bank import Held
 from aatjax.serving.gauges import Gauges
 
 Logits = Float[np.ndarray, " c"]
@@ -33,15 +33,14 @@ class Batches:
     """Takes windows from any number of requests and runs what waits in as few passes as it can.
 
     Args:
-        bank: the adapters.
         gauges: what is counted.
         size: windows of a batch.
         wait: seconds that the first window of a batch waits for company.
         longest: windows that may wait.
     """
 
-    def __init__(self, bank: Bank, gauges: Gauges, *, size: int, wait: float, longest: int) -> None:
-        self._bank, self._gauges = bank, gauges
+    def __init__(self, gauges: Gauges, *, size: int, wait: float, longest: int) -> None:
+        self._gauges = gauges
         self._size, self._wait, self._longest = size, wait, longest
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
