@@ -295,7 +295,13 @@ def test_encrypted_and_unknown_methods_are_refused(tmp_path, refuse):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no archive", bytes(1024), gzip.compress(b"only a text"), bz2.compress(bytes(999))],
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no archive", id="text"),
+        pytest.param(bytes(1024), id="zeros"),
+        pytest.param(gzip.compress(b"only a text"), id="gzip of a text"),
+        pytest.param(bz2.compress(bytes(999)), id="bzip2 of zeros"),
+    ],
 )
 def test_what_is_no_archive_is_told(tmp_path, refuse, content):
     path = tmp_path / "a.zip"
