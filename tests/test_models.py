@@ -12,7 +12,7 @@ from flax import nnx
 from scipy.special import erf
 
 import aatjax
-from aatjax import petl, surgery
+from aatjax import flops, petl, surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig, Mlp
 
@@ -279,23 +279,41 @@ def test_a_scanned_model_is_one_loop_and_a_rematerialised_one_recomputes():
     assert "remat" in remat or "checkpoint" in remat
 
 
+@pytest.mark.parametrize("first", [0, 1, 3], ids=lambda first: f"first trained: {first}")
+def test_a_scanned_gradient_ends_in_the_first_trained_block(first):
+    """As many products of a gradient as the plain loop has, block for block."""
+    depth, method = 5, petl.AAT(last_blocks=5 - first)
+
+    def spent(**changes) -> float:
+        loss, trainable = loss_of(aatjax.adapt(small(depth=depth, **changes), method))
+        return flops.count(jax.grad(loss, has_aux=True), trainable)
+
+    assert spent(scan=True) == spent()
+    # From trained tokens on there is no first block: one body for all.
+    whole = aatjax.adapt(small(depth=depth, scan=True), petl.Full())
+    loss, trainable = loss_of(whole)
+    assert str(jax.make_jaxpr(loss)(trainable)).count("scan[") == 1
+
+
 def test_scan_refuses_blocks_that_differ():
     adapted = small(scan=True)
-    surgery.wrap(
-        adapted,
-        "blocks/1/mlp",
-        lambda _, base: petl.base.Parallel(
-            base,
-            "extra",
-            petl.bottleneck.Bottleneck(16, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)),
-        ),
-    )
-    with pytest.raises(UsageError, match=r"block 1 differs from block 0 .*use scan=False") as info:
+    for path in ("blocks/0/mlp", "blocks/2/mlp"):
+        surgery.wrap(
+            adapted,
+            path,
+            lambda _, base: petl.base.Parallel(
+                base,
+                "extra",
+                petl.bottleneck.Bottleneck(16, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)),
+            ),
+        )
+    with pytest.raises(UsageError, match=r"block 2 differs from block 1 .*use scan=False") as info:
         adapted(clip())
     assert "\n" not in str(info.value)
     trained = small(scan=True)
+    surgery.retag(trained, "blocks/0/ln1/*")
     surgery.retag(trained, "blocks/2/ln1/*")
-    with pytest.raises(UsageError, match="block 2 differs from block 0"):
+    with pytest.raises(UsageError, match="block 2 differs from block 1"):
         trained(clip())
     another = small(scan=True)
     another.blocks[1].attn.heads = 4  # the same weights, another function

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.nn.initializers import ones, truncated_normal, zeros
 from jaxtyping import Array, Bool, Float, Integer
 
-from aatjax import ops
+from aatjax import ops, surgery
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.origin import Origin
@@ -286,8 +286,12 @@ class AST(nnx.Module):
         config = self.config
         if start == end:
             return x
-        blocks = list(self.blocks)[start:end]
-        return run_blocks(blocks, x, mask, scan=config.scan, remat=config.remat)
+        blocks = list(self.blocks)
+        below = (self.embed, *blocks[:start])
+        return run_blocks(
+            blocks[start:end], x, mask, scan=config.scan, remat=config.remat,
+            trained_below=any(surgery.arrays(part, surgery.Trainable) for part in below),
+        )  # fmt: skip
 
     def _mask(
         self, valid: Integer[Array, " b"] | None, frames: int | None = None

@@ -1,5 +1,6 @@
 """Running a list of blocks: one after the other, or as one scanned body; with or without remat."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from aatjax import ops
+from aatjax import ops, surgery
 from aatjax.errors import UsageError
 
 
@@ -24,6 +25,7 @@ def run_blocks(
     *,
     scan: bool,
     remat: bool,
+    trained_below: bool = True,
 ) -> Float[Array, "b n d"]:
     """Applies the blocks in order to tokens `[b, n, d]`.
 
@@ -34,9 +36,13 @@ def run_blocks(
         scan: stack the blocks' weights and scan one body over them: compiles once whatever the
             depth. State that a block updates (batch statistics) is written back.
         remat: keep only each block's input for the backward pass and recompute the rest.
+        trained_below: the tokens come from trained parameters. Where they do not, the first
+            trained block runs outside the scan, whose body knows no first one: the gradient then
+            stops in that block and never reaches those below it.
 
     Raises:
-        UsageError: `scan` was asked for, but the blocks differ in structure.
+        UsageError: `scan` was asked for, but the blocks that would share a body differ in
+            structure.
     """
     x = ops.over_batch_only(x)
     if not scan and not remat:
@@ -59,20 +65,40 @@ def run_blocks(
             nnx.update(block, rest)
         return x
 
-    graphdef = parts[0][0]
-    for index, part in enumerate(parts):
-        if part[0] != graphdef or _shapes(part[1:]) != _shapes(parts[0][1:]):
-            raise UsageError(
-                f"scan=True needs equal blocks, but block {index} differs from block 0 in what is "
-                "adapted or trained: use scan=False"
-            )
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part[1:] for part in parts])
-    x, rest = jax.lax.scan(lambda x, states: body(x, states, graphdef), x, stacked)
-    for index, block in enumerate(blocks):
-        nnx.update(block, jax.tree.map(lambda leaf, index=index: leaf[index], rest))
+    for group in _shared(blocks, trained_below):
+        graphdef = parts[group[0]][0]
+        for index in group:
+            if parts[index][0] != graphdef or _shapes(parts[index]) != _shapes(parts[group[0]]):
+                raise UsageError(
+                    f"scan=True needs equal blocks, but block {index} differs from block "
+                    f"{group[0]} in what is adapted or trained: use scan=False"
+                )
+        x, rest = _scanned(body, x, [parts[index] for index in group])
+        for index, state in zip(group, rest, strict=True):
+            nnx.update(blocks[index], state)
     return x
 
 
-def _shapes(tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
+def _shared(blocks: Sequence[nnx.Module], trained_below: bool) -> list[range]:
+    """Which blocks share a scanned body: those below the first trained one, it, those above."""
+    count = len(blocks)
+    trained = (i for i, block in enumerate(blocks) if surgery.arrays(block, surgery.Trainable))
+    first = count if trained_below else next(trained, count)
+    ends = sorted({0, first, min(first + 1, count), count})
+    return [range(*pair) for pair in itertools.pairwise(ends)]
+
+
+def _scanned(body: Any, x: Array, parts: list[Any]) -> tuple[Array, list[Any]]:
+    """One body over the blocks' parts; their new states beside the tokens."""
+    graphdef = parts[0][0]
+    if len(parts) == 1:
+        x, rest = body(x, parts[0][1:], graphdef)
+        return x, [rest]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part[1:] for part in parts])
+    x, rest = jax.lax.scan(lambda x, states: body(x, states, graphdef), x, stacked)
+    return x, [jax.tree.map(lambda leaf, i=i: leaf[i], rest) for i in range(len(parts))]
+
+
+def _shapes(part: Any) -> Any:
+    leaves, structure = jax.tree.flatten(part[1:])
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
