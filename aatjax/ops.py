@@ -28,9 +28,15 @@ def attention(
     Returns:
         `[b, n, h, k]` in the type of `value`.
 
+    Raises:
+        UsageError: `AATJAX_KERNELS` names a kernel that does not exist.
+
     Source: Vaswani et al. 2017, eq. 1.
     """
-    return attention_kernels.attention(query, key, value, mask=mask)
+    try:
+        return attention_kernels.attention(query, key, value, mask=mask)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def soft_moe(

@@ -1,5 +1,6 @@
 """Attention and the bfloat16 product against float64 PyTorch, and what attention keeps."""
 
+import functools
 import inspect
 import re
 
@@ -11,10 +12,12 @@ import torch
 from flax import nnx
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from aatjax import ops
+from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax_kernels import product
+from aatjax_kernels import platform, product
 from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked, tpu
 
 NAMES = ("query", "key", "value")
@@ -52,7 +55,7 @@ def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype,
             *qkv,
             mask=None if mask is None else jnp.asarray(mask),
             implementation=implementation,
-            interpret=implementation == "tpu",
+            interpret=implementation in ("tpu", "gpu"),
         ),
         *given[:3],
     )
@@ -88,6 +91,35 @@ def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, widt
         assert gap < 1e-5, f"{name}: {gap}"
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "heads", "width"),
+    [(300, 300, 2, 64), (130, 64, 1, 32), (14, 520, 2, 128), (128, 192, 1, 16)],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_gpu_kernel_over_several_blocks(n, m, heads, width, hidden):
+    rng = np.random.default_rng(1)
+    shapes = ((2, n, heads, width), (2, m, heads, width), (2, m, heads, width))
+    values = [rng.normal(size=s).astype(np.float32) for s in (*shapes, shapes[0])]
+    mask = np.arange(m)[None] < np.array([m, 5])[:, None] if hidden else None
+    seen = None if mask is None else jnp.asarray(mask)
+    out, pull = jax.vjp(
+        lambda *qkv: attention(*qkv, mask=seen, implementation="gpu", interpret=True),
+        *map(jnp.asarray, values[:3]),
+    )
+    found = (out, *pull(jnp.asarray(values[3])))
+    for name, mine, theirs in zip(("out", *NAMES), found, truth(values, mask), strict=True):
+        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
+        assert gap < 1e-5, f"{name}: {gap}"
+
+
+def test_what_the_gpu_kernel_does_not_take_is_said():
+    values = [jnp.zeros((1, 16, 2, 48))] * 3
+    with pytest.raises(ValueError, match="'gpu' does not take heads of width 48: it must be 16"):
+        attention(*values, implementation="gpu")
+    with pytest.raises(ValueError, match="'gpu' runs on NVIDIA GPU only"):
+        attention(*[jnp.zeros((1, 16, 2, 64))] * 3, implementation="gpu")
+
+
 def test_what_the_tpu_kernel_does_not_take_is_said():
     values = [jnp.zeros((1, 4, 2, 64))] * 3
     with pytest.raises(ValueError, match="'tpu' does not take 4 tokens, fewer than 8"):
@@ -96,6 +128,54 @@ def test_what_the_tpu_kernel_does_not_take_is_said():
     assert "VMEM is too small" in tpu.plan_of((60000, 60000), 12, 64, 4)
     with pytest.raises(ValueError, match="'tpu' runs on TPU only"):
         attention(*[jnp.zeros((1, 16, 2, 64))] * 3, implementation="tpu")
+
+
+def calls_on_cuda(
+    implementation: str | None, tokens: int = 590, dtype: str = "bfloat16"
+) -> list[str]:
+    """Kernels of forward and backward pass, as lowered for CUDA on a machine without."""
+    given = [jax.ShapeDtypeStruct((4, tokens, 12, 64), jnp.dtype(dtype))] * 4
+
+    def both(query, key, value, dout):
+        run = functools.partial(inspect.unwrap(attention), implementation=implementation)
+        out, pull = jax.vjp(run, query, key, value)
+        return out, pull(dout)
+
+    text = jax.jit(both).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    kernel = "stablehlo.custom_call @__gpu$xla.gpu.triton"
+    return [line for line in text.splitlines() if kernel in line]
+
+
+@pytest.mark.parametrize("tokens", [110, 590, 3590])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_gpu_kernel_lowers_for_cuda(tokens, dtype):
+    assert len(calls_on_cuda("gpu", tokens, dtype)) == 3
+
+
+def test_the_gpu_kernel_sees_one_devices_clips_and_heads_under_a_mesh():
+    """Plain jit would gather them on every device without a word."""
+    assert all("tensor<4x590x12x64xbf16>" in call for call in calls_on_cuda("gpu"))
+    axes = (AxisType.Auto, AxisType.Auto)
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "model"), axis_types=axes)):
+        calls = calls_on_cuda("gpu")
+    assert len(calls) == 3
+    assert all("tensor<2x590x6x64xbf16>" in call and "x12x64x" not in call for call in calls)
+
+
+def test_the_environment_says_which_kernels_run_unasked(monkeypatch):
+    assert not calls_on_cuda(None)
+    monkeypatch.setenv(platform.VARIABLE, "tpu, gpu")
+    assert len(calls_on_cuda(None)) == 3
+    assert platform.unasked() == ("tpu", "gpu")
+    assert not calls_on_cuda("blocked")
+    monkeypatch.setenv(platform.VARIABLE, "none")
+    assert platform.unasked() == ()
+    monkeypatch.setenv(platform.VARIABLE, "gpu,cudnn")
+    values = [jnp.zeros((1, 16, 2, 64))] * 3
+    with pytest.raises(UsageError, match="no kernel is called 'cudnn'; write tpu, gpu, several"):
+        ops.attention(*values)
+    with pytest.raises(ValueError, match="AATJAX_KERNELS='gpu,cudnn'"):
+        attention(*values)
 
 
 TOKENS = (110, 146, 470, 590, 602, 1214, 3590)

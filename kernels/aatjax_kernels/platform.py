@@ -1,5 +1,6 @@
 """Choosing a branch by the platform that a program is compiled for, not the one it is traced on."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,39 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 PLATFORMS = {"tpu": "TPU", "cuda": "NVIDIA GPU", "cpu": "CPU"}
+
+PLATFORM = {"tpu": "tpu", "gpu": "cuda"}
+"""The platform of each Pallas kernel, by the name of the implementation."""
+
+UNASKED = ("tpu",)
+"""Kernels that run unasked on their platform, where they take the shape.
+
+TPU: by the static schedules and bytes of the compiled programs, at every shape tried
+(kernels/README.md). The GPU kernels were not timed yet.
+"""
+
+VARIABLE = "AATJAX_KERNELS"
+
+
+def unasked() -> tuple[str, ...]:
+    """Names of the kernels that run unasked: `UNASKED`, or what the environment says instead.
+
+    `AATJAX_KERNELS=gpu`, `tpu,gpu` or `none`.
+
+    Raises:
+        ValueError: the variable names something else.
+    """
+    said = os.environ.get(VARIABLE)
+    if said is None:
+        return UNASKED
+    names = tuple(name.strip() for name in said.split(",") if name.strip() not in ("", "none"))
+    for name in names:
+        if name not in PLATFORM:
+            raise ValueError(
+                f"{VARIABLE}={said!r}: no kernel is called {name!r}; write "
+                f"{', '.join(PLATFORM)}, several with commas, or none"
+            )
+    return names
 
 
 def branch(

@@ -1,7 +1,7 @@
 """Scaled dot-product attention.
 
 `reference` is the truth in plain einsums; `blocked` the same without keeping the weights, on CPU a
-few heads at a time; `tpu` a Pallas kernel.
+few heads at a time; `tpu` and `gpu` are Pallas kernels.
 """
 
 from typing import Literal
@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax_kernels.attention import fused, reference
 
-Implementation = Literal["blocked", "tpu", "reference"] | None
-IMPLEMENTATIONS = ("blocked", "tpu", "reference")
+Implementation = Literal["blocked", "tpu", "gpu", "reference"] | None
+IMPLEMENTATIONS = ("blocked", "tpu", "gpu", "reference")
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "attention"]
 
@@ -32,7 +32,7 @@ def attention(
         key: `[b, m, h, k]`.
         value: `[b, m, h, k]`.
         mask: which keys are seen; None for all. A clip must have one at least.
-        implementation: `"blocked"`, `"tpu"`, `"reference"` (which alone has forward-mode
+        implementation: `"blocked"`, `"tpu"`, `"gpu"`, `"reference"` (which alone has forward-mode
             derivatives), or None for the best on the platform that the program is compiled for.
         interpret: run the kernel in Pallas's interpreter, on any platform.
 

@@ -1,43 +1,50 @@
 """Attention with one custom derivative, whatever computes it; under a mesh on each device alone."""
 
 import functools
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
 
 from aatjax_kernels import mesh, platform
-from aatjax_kernels.attention import blocked, tpu
+from aatjax_kernels.attention import blocked, gpu, tpu
+
+KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 
 
 class Static(NamedTuple):
     """What is known before anything is traced.
 
     Attributes:
-        implementation: as asked for.
-        plan: the TPU kernel's cut of the shape, or None where it is not to run.
+        kernels: the kernels that may run, each with its cut of the shape; `blocked` else.
+        named: it was asked for, so that nothing else will do.
         interpret: run it in Pallas's interpreter.
     """
 
-    implementation: str | None
-    plan: tpu.Plan | None
-    interpret: bool
+    kernels: tuple[tuple[str, Any], ...] = ()
+    named: bool = False
+    interpret: bool = False
 
 
 def static(implementation: str | None, query: Array, key: Array, *, interpret: bool) -> Static:
-    """Decides by the shape whether the kernel can run.
+    """Decides by the shape which kernel can run.
 
     Raises:
-        ValueError: it was asked for by name and cannot.
+        ValueError: one was asked for by name and cannot.
     """
     heads = query.shape[2] // mesh.head_shards(query.shape[2])
     tokens = (query.shape[1], key.shape[1])
-    plan = tpu.plan_of(tokens, heads, query.shape[3], query.dtype.itemsize)
-    if isinstance(plan, str):
-        if implementation == "tpu":
-            raise ValueError(f"attention: implementation 'tpu' does not take {plan}")
-        return Static(implementation, None, interpret)
-    return Static(implementation, None if implementation == "blocked" else plan, interpret)
+    named = implementation in KERNELS
+    names = (implementation,) if named else platform.unasked() if implementation is None else ()
+    plans = []
+    for name in names:
+        plan = KERNELS[name].plan_of(tokens, heads, query.shape[3], query.dtype.itemsize)
+        if not isinstance(plan, str):
+            plans.append((name, plan))
+        elif named:
+            raise ValueError(f"attention: implementation {name!r} does not take {plan}")
+    return Static(tuple(plans), named, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -46,17 +53,22 @@ def attention(how: Static, query: Array, key: Array, value: Array, mask: Array |
     return _forward(how, query, key, value, mask)[0]
 
 
-def _choose(how: Static, kernel: Any, plain: Any, *given: Any) -> Any:
-    """The kernel where the program is compiled for a TPU, or as was asked for."""
-    if how.plan is None:
-        return plain(*given)
-    kernel = functools.partial(kernel, how.plan, interpret=how.interpret)
+def _choose(how: Static, direction: str, plain: Any, *given: Any) -> Any:
+    """The kernel where the program is compiled for its platform, or as was asked for."""
+    branches = {
+        platform.PLATFORM[name]: functools.partial(
+            getattr(KERNELS[name], direction), plan, interpret=how.interpret
+        )
+        for name, plan in how.kernels
+    }
+    if not how.named:
+        return platform.branch(branches, plain, *given)
+    ((name, _),) = how.kernels
+    where = platform.PLATFORM[name]
     if how.interpret:
-        return kernel(*given)
-    default = plain
-    if how.implementation == "tpu":
-        default = "attention: implementation 'tpu' runs on TPU only; use None"
-    return platform.branch({"tpu": kernel}, default, *given)
+        return branches[where](*given)
+    only = f"attention: implementation {name!r} runs on {platform.PLATFORMS[where]} only; use None"
+    return platform.branch(branches, only, *given)
 
 
 def _forward(
@@ -65,7 +77,7 @@ def _forward(
     given = (query, key, value, mask)
     axes = (2, 2, 2, None if mask is None else -1)
     out, log_sum = mesh.over_heads(
-        lambda given: _choose(how, tpu.forward, blocked.whole, *given), given, axes, (2, 1),
+        lambda given: _choose(how, "forward", blocked.whole, *given), given, axes, (2, 1),
         otherwise=lambda given: blocked.whole(*given),
     )  # fmt: skip
     return out, (*given, out, log_sum)
@@ -74,7 +86,7 @@ def _forward(
 def _backward(how: Static, kept: Any, dout: Array) -> tuple[Array | None, ...]:
     axes = (2, 2, 2, None if kept[3] is None else -1, 2, 1, 2)
     grads = mesh.over_heads(
-        lambda given: _choose(how, tpu.backward, blocked.pull, *given),
+        lambda given: _choose(how, "backward", blocked.pull, *given),
         (*kept, dout),
         axes,
         (2, 2, 2),

@@ -10,6 +10,7 @@ Forward 4N bytes (three tensors read, one written), backward 8N.
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +25,12 @@ from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, ROWS, dot
 VMEM = 60 * 2**20
 """Bytes that a kernel may take: v5p has 64 MiB a core, v5e and v6e 128."""
 
-QUERIES = 256
-"""Queries a step."""
+QUERIES = (640, 512, 384, 256, 128)
+"""Queries a step, at most.
+
+Sums over the keys are chains of additions, one for every 128 queries, and few chains side by side
+leave the vector unit waiting: 640 queries a step halve the schedule of 256 at 590 tokens (v6e).
+"""
 
 
 class Plan(NamedTuple):
@@ -51,19 +56,36 @@ def plan_of(tokens: tuple[int, int], heads: int, width: int, size: int) -> Plan 
     lanes = group * width
     if lanes > 512:
         return f"{heads} heads of width {width}: no few of them fill 128 lanes"
-    for queries in (QUERIES, 128):
-        block = min(queries, tokens[0])
-        padded = -(-lanes // 128) * 128
+    padded = -(-lanes // 128) * 128
+    fitting = []
+    for block in {min(queries, tokens[0]) for queries in QUERIES}:
         moved = 2 * size * padded * (4 * tokens[1] + 5 * block)
-        if moved + 4 * (2 * padded * tokens[1] + 6 * block * tokens[1]) <= VMEM:
-            return Plan(group, block)
-    return f"{tokens[1]} keys: VMEM is too small"
+        if moved + 4 * (2 * padded * tokens[1] + 8 * block * tokens[1]) <= VMEM:
+            fitting.append(block)
+    if not fitting:
+        return f"{tokens[1]} keys: VMEM is too small"
+    # The fewest queries in all, those past the end counted; of these the fewest steps.
+    return Plan(group, min(fitting, key=lambda block: (pl.cdiv(tokens[0], block) * block, -block)))
 
 
 def _lanes(shape: tuple[int, ...], head: int, width: int) -> Array:
     """Which lanes are a head's."""
     lane = lax.broadcasted_iota(jnp.int32, shape, 1)
     return (lane >= head * width) & (lane < (head + 1) * width)
+
+
+def _of(head: int, width: int, x: Array) -> Array:
+    """A head's features of `[m, lanes]`."""
+    return x[:, head * width : (head + 1) * width]
+
+
+def _ahead(make: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """What `make` makes for each head, one head ahead: products beside the vector unit's work."""
+    following = make(0)
+    for head in range(count):
+        current = following
+        following = make(head + 1) if head + 1 < count else None
+        yield current
 
 
 def _scores(key: Array, query: Array, bias: Array | None) -> Array:
@@ -79,17 +101,19 @@ def _forward_kernel(static: Any, *refs: Any) -> None:
     out_ref, sum_ref = refs[3 + masked :]
     query, key, value = query_ref[0], key_ref[0], value_ref[0]
     query = query * jnp.asarray(width**-0.5, query.dtype)
-    out = jnp.zeros(query.shape, F32)
-    for head in range(plan.group):
-        mine = _lanes(query.shape, head, width)
-        scores = _scores(key, jnp.where(mine, query, 0), seen)
+
+    def scored(head: int) -> Array:
+        return _scores(key, jnp.where(_lanes(query.shape, head, width), query, 0), seen)
+
+    answers = []
+    for head, scores in enumerate(_ahead(scored, plan.group)):
         peak = scores.max(axis=0, keepdims=True)
         raw = jnp.exp(scores - peak)
         total = raw.sum(axis=0, keepdims=True)
-        weights = (raw * (1.0 / total)).astype(value.dtype)
-        out = jnp.where(mine, dot(weights, value, COLUMNS), out)
+        answer = dot(_of(head, width, value), raw.astype(value.dtype), COLUMNS)
+        answers.append(answer * (1.0 / total))
         sum_ref[0, 0, head : head + 1] = peak + jnp.log(total)
-    out_ref[0] = out.astype(out_ref.dtype)
+    out_ref[0] = jnp.concatenate(answers).T.astype(out_ref.dtype)
 
 
 def _backward_kernel(static: Any, *refs: Any) -> None:
@@ -114,30 +138,29 @@ def _backward_kernel(static: Any, *refs: Any) -> None:
         column = lax.broadcasted_iota(jnp.int32, log_sum.shape, 1) + step * plan.queries
         log_sum = jnp.where(column < queries, log_sum, 0.0)
     query = query * jnp.asarray(width**-0.5, query.dtype)
-    dquery = jnp.zeros(query.shape, F32)
-    for head in range(plan.group):
+
+    def multiplied(head: int) -> tuple[Array, ...]:
         mine = _lanes(query.shape, head, width)
         asked, answer = jnp.where(mine, query, 0), jnp.where(mine, dout, 0)
-        weights = jnp.exp(_scores(key, asked, seen) - log_sum[head : head + 1])
+        return asked, answer, _scores(key, asked, seen), dot(value, answer, LANES)
+
+    agreed = (dout.astype(F32) * out.astype(F32)).T
+    dqueries = []
+    for head, (asked, answer, scores, dweights) in enumerate(_ahead(multiplied, plan.group)):
+        weights = jnp.exp(scores - log_sum[head : head + 1])
         small = weights.astype(value.dtype)
         dvalue_sum[...] += dot(small, answer, ROWS)
-        agreed = answer.astype(F32) * out.astype(F32)
-        ones = jnp.ones((8, agreed.shape[1]), F32)
-        along = _exact(ones, agreed)[:1]
-        dscores = (weights * (dot(value, answer, LANES) - along)).astype(query.dtype)
+        along = agreed[head * width : (head + 1) * width].sum(axis=0, keepdims=True)
+        dscores = (weights * (dweights - along)).astype(query.dtype)
         dkey_sum[...] += dot(dscores, asked, ROWS)
-        dquery = jnp.where(mine, dot(dscores, key, COLUMNS), dquery)
+        dqueries.append(dot(_of(head, width, key), dscores, COLUMNS))
+    dquery = jnp.concatenate(dqueries).T
     dquery_ref[0] = (dquery * width**-0.5).astype(dquery_ref.dtype)
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:
         dkey_ref[0] = dkey_sum[...].astype(dkey_ref.dtype)
         dvalue_ref[0] = dvalue_sum[...].astype(dvalue_ref.dtype)
-
-
-def _exact(a: Array, b: Array) -> Array:
-    """A B^T of float32 numbers that are sums of few: not rounded to bfloat16."""
-    return lax.dot_general(a, b, LANES, precision=lax.Precision.HIGHEST, preferred_element_type=F32)
 
 
 def _flat(x: Array) -> Array:

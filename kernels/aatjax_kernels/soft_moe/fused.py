@@ -19,8 +19,6 @@ from aatjax_kernels.soft_moe import gpu, tpu, xla
 from aatjax_kernels.soft_moe.packed import Options
 
 MODULES: dict[str, ModuleType] = {"xla": xla, "tpu": tpu, "gpu": gpu}
-PLATFORM = {"tpu": "tpu", "gpu": "cuda"}
-"""The platform of each kernel; what is not named runs on all."""
 
 
 class Static(NamedTuple):
@@ -29,14 +27,6 @@ class Static(NamedTuple):
     options: Options
     chosen: tuple[tuple[str, str], ...]
     default: str | None
-
-
-CHOICE = {"tpu": "tpu"}
-"""The fastest implementation of each platform, where it takes the shape; else it is `"xla"`.
-
-TPU: by the static schedules of the compiled programs, in which the kernels need no more time than
-`"xla"` at any shape tried (kernels/README.md). NVIDIA GPU: not timed yet, hence `"xla"`; so on CPU.
-"""
 
 
 def static(
@@ -76,14 +66,14 @@ def static(
         )
     if options.interpret:
         return Static(options, (), implementation)
-    return Static(options, ((PLATFORM[implementation], implementation),), None)
+    return Static(options, ((platform.PLATFORM[implementation], implementation),), None)
 
 
 def choose(x: Array, phi: Array, width: int) -> tuple[tuple[str, str], ...]:
     """Platform and implementation, for each platform where that is not `"xla"`."""
     return tuple(
-        (where, name)
-        for where, name in CHOICE.items()
+        (platform.PLATFORM[name], name)
+        for name in platform.unasked()
         if MODULES[name].refuses(x, phi, width) is None
     )
 
@@ -151,7 +141,7 @@ def _run(static: Static, batched: Any, params: Any, *, keep: bool) -> tuple[Arra
 
         return platform.branch(*_branches(static, make), batched, params)
 
-    if static.chosen or static.default in PLATFORM:
+    if static.chosen or static.default in platform.PLATFORM:
         return mesh.over_batch(run_all, batched, params)
     return run_all(batched, params)
 
@@ -178,7 +168,7 @@ def backward(static: Static, saved: Any, dout: Array) -> tuple[Array | None, ...
         return platform.branch(*_branches(static, make), batched, params)
 
     batched = (dout, kept, (x, mask))
-    if static.chosen or static.default in PLATFORM:
+    if static.chosen or static.default in platform.PLATFORM:
         dx, grads = mesh.over_batch(pull, batched, tuple(params), summed=True)
     else:
         dx, grads = pull(batched, tuple(params))
