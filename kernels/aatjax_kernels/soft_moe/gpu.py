@@ -34,6 +34,9 @@ from aatjax_kernels.soft_moe.reference import NORM_EPS
 from aatjax_kernels.soft_moe.reference import experts as apply
 
 KEPT_SLOTS = 32
+UNROLLED = 3
+"""Chunks of the width that a program goes through without a loop."""
+
 PROGRAMS = 132
 """Programs that a pass is split into, if there are tokens enough: one a core of an H100.
 
@@ -77,6 +80,13 @@ class Plan(NamedTuple):
         return self.dim // (self.chunk * self.group)
 
     @property
+    def answering(self) -> "Plan":
+        """The plan of the answer: with 32 slots 16 rows are too few for 8 warps, which spill."""
+        if self.padded != 32:
+            return self
+        return self._replace(rows=2 * self.rows, blocks=pl.cdiv(self.blocks, 2))
+
+    @property
     def keep(self) -> bool:
         """The scores are kept."""
         return self.slots <= KEPT_SLOTS
@@ -118,6 +128,14 @@ def _columns(plan: Plan, chunk: Any) -> Any:
     return pl.ds(chunk * plan.chunk, plan.chunk)
 
 
+def _over_chunks(plan: Plan, step: Any, first: Any) -> Any:
+    """Goes through the width; many chunks in a loop, whose loads do not fill the registers."""
+    count = plan.dim // plan.chunk
+    if count > UNROLLED:
+        return lax.fori_loop(0, count, step, first)
+    return functools.reduce(lambda carry, chunk: step(chunk, carry), range(count), first)
+
+
 def _inside(plan: Plan, block: Any) -> tuple[Any, Array]:
     """The rows of a block of tokens, and which of them are tokens."""
     start = block * plan.rows
@@ -126,13 +144,16 @@ def _inside(plan: Plan, block: Any) -> tuple[Any, Array]:
 
 def _score(plan: Plan, x: Any, phi: Any, rows: Any, inside: Array) -> tuple[Array, Array | None]:
     """Scores of a block, [tokens, slots], and the tokens' reciprocal lengths."""
-    scores = jnp.zeros((plan.rows, plan.padded), F32)
-    square = jnp.zeros((plan.rows,), F32)
-    for chunk in range(plan.dim // plan.chunk):
+
+    def step(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        scores, square = carry
         tokens = _load(x, rows, _columns(plan, chunk), inside)
-        scores += dot(tokens, phi[:, _columns(plan, chunk)], LANES)
         if plan.normalize:
             square += jnp.sum(tokens.astype(F32) * tokens.astype(F32), axis=1)
+        return scores + dot(tokens, phi[:, _columns(plan, chunk)], LANES), square
+
+    first = (jnp.zeros((plan.rows, plan.padded), F32), jnp.zeros((plan.rows,), F32))
+    scores, square = _over_chunks(plan, step, first)
     if not plan.normalize:
         return scores, None
     length = lax.rsqrt(square + NORM_EPS)
@@ -140,10 +161,11 @@ def _score(plan: Plan, x: Any, phi: Any, rows: Any, inside: Array) -> tuple[Arra
 
 
 def _lengths(plan: Plan, x: Any, rows: Any, inside: Array) -> Array:
-    square = jnp.zeros((plan.rows,), F32)
-    for chunk in range(plan.dim // plan.chunk):
+    def step(chunk: Any, square: Array) -> Array:
         tokens = _load(x, rows, _columns(plan, chunk), inside).astype(F32)
-        square += jnp.sum(tokens * tokens, axis=1)
+        return square + jnp.sum(tokens * tokens, axis=1)
+
+    square = _over_chunks(plan, step, jnp.zeros((plan.rows,), F32))
     return lax.rsqrt(square + NORM_EPS)
 
 
@@ -279,12 +301,15 @@ def _answer_back(
         read = _read(plan, scores, seen)
         sent = jnp.exp(jnp.where(seen[:, None], scores, LOW) - peak[...][None])
         sent = jnp.where(seen[:, None], sent / total[...][None], 0.0)
-        dread = jnp.zeros((plan.rows, plan.padded), F32)
-        dsent = jnp.zeros((plan.rows, plan.padded), F32)
-        for chunk in range(plan.dim // plan.chunk):
+
+        def compare(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             columns = _columns(plan, chunk)
-            dread += dot(_load(dout, rows, columns, inside), outputs[:, columns], LANES)
-            dsent += dot(_load(x, rows, columns, inside), dslots[:, columns], LANES)
+            dread = dot(_load(dout, rows, columns, inside), outputs[:, columns], LANES)
+            dsent = dot(_load(x, rows, columns, inside), dslots[:, columns], LANES)
+            return carry[0] + dread, carry[1] + dsent
+
+        blank = jnp.zeros((plan.rows, plan.padded), F32)
+        dread, dsent = _over_chunks(plan, compare, (blank, blank))
         of_tokens = jnp.sum(read * dread, axis=1)[:, None]
         dscores = read * (dread - of_tokens) + sent * (dsent - delta[...][None])
         scaled = dscores if length is None else dscores * length[:, None]
@@ -386,7 +411,7 @@ def forward(
     source = (scores[0], _clip((tokens, size))) if plan.keep else whole
     answers = _pad(plan, outputs.astype(x.dtype))
     (out,) = _call(
-        plan, options, _answer,
+        plan.answering, options, _answer,
         [source, (flat, _constant(flat)), (answers, _clip((size, dim))), *valid],
         [(_shaped(x.shape, x.dtype), _clip((tokens, dim)))],
     )  # fmt: skip
