@@ -67,7 +67,7 @@ def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype,
 
 @pytest.mark.parametrize(
     ("n", "m", "heads", "width"),
-    [(300, 300, 2, 64), (520, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)],
+    [(300, 300, 2, 64), (700, 64, 2, 64), (1300, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)],
 )
 @pytest.mark.parametrize("hidden", [False, True])
 def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, width, hidden):

@@ -33,6 +33,10 @@ leave the vector unit waiting: 640 queries a step halve the schedule of 256 at 5
 """
 
 
+ROWS_A_STEP = 640
+"""Tokens a step, if several clips have no more."""
+
+
 class Plan(NamedTuple):
     """How a shape is cut: heads that lie on one step's lanes, and queries a step."""
 
@@ -79,13 +83,20 @@ def _of(head: int, width: int, x: Array) -> Array:
     return x[:, head * width : (head + 1) * width]
 
 
-def _ahead(make: Callable[[int], Any], count: int) -> Iterator[Any]:
-    """What `make` makes for each head, one head ahead: products beside the vector unit's work."""
-    following = make(0)
-    for head in range(count):
+def _ahead(make: Callable[..., Any], heads: list[tuple[int, int]]) -> Iterator[Any]:
+    """Each (clip, head), and what `make` makes for it, one ahead.
+
+    So its products run beside the vector unit's work on the one before.
+    """
+    following = make(*heads[0])
+    for at, head in enumerate(heads):
         current = following
-        following = make(head + 1) if head + 1 < count else None
-        yield current
+        following = make(*heads[at + 1]) if at + 1 < len(heads) else None
+        yield *head, current
+
+
+def _heads(plan: Plan, clips: int) -> list[tuple[int, int]]:
+    return [(clip, head) for clip in range(clips) for head in range(plan.group)]
 
 
 def _scores(key: Array, query: Array, bias: Array | None) -> Array:
@@ -97,29 +108,31 @@ def _scores(key: Array, query: Array, bias: Array | None) -> Array:
 def _forward_kernel(static: Any, *refs: Any) -> None:
     plan, width, masked = static
     query_ref, key_ref, value_ref = refs[:3]
-    seen = refs[3][0] if masked else None
+    seen_ref = refs[3] if masked else None
     out_ref, sum_ref = refs[3 + masked :]
-    query, key, value = query_ref[0], key_ref[0], value_ref[0]
-    query = query * jnp.asarray(width**-0.5, query.dtype)
+    answers: list[Array] = []
 
-    def scored(head: int) -> Array:
-        return _scores(key, jnp.where(_lanes(query.shape, head, width), query, 0), seen)
+    def scored(clip: int, head: int) -> Array:
+        query = query_ref[clip] * jnp.asarray(width**-0.5, query_ref.dtype)
+        query = jnp.where(_lanes(query.shape, head, width), query, 0)
+        return _scores(key_ref[clip], query, None if seen_ref is None else seen_ref[clip])
 
-    answers = []
-    for head, scores in enumerate(_ahead(scored, plan.group)):
+    for clip, head, scores in _ahead(scored, _heads(plan, query_ref.shape[0])):
         peak = scores.max(axis=0, keepdims=True)
         raw = jnp.exp(scores - peak)
         total = raw.sum(axis=0, keepdims=True)
-        answer = dot(_of(head, width, value), raw.astype(value.dtype), COLUMNS)
+        answer = dot(_of(head, width, value_ref[clip]), raw.astype(value_ref.dtype), COLUMNS)
         answers.append(answer * (1.0 / total))
-        sum_ref[0, 0, head : head + 1] = peak + jnp.log(total)
-    out_ref[0] = jnp.concatenate(answers).T.astype(out_ref.dtype)
+        sum_ref[clip, 0, head : head + 1] = peak + jnp.log(total)
+        if head + 1 == plan.group:
+            out_ref[clip] = jnp.concatenate(answers).T.astype(out_ref.dtype)
+            answers.clear()
 
 
 def _backward_kernel(static: Any, *refs: Any) -> None:
     plan, width, masked, queries = static
     query_ref, key_ref, value_ref, out_ref, dout_ref, sum_ref = refs[:6]
-    seen = refs[6][0] if masked else None
+    seen_ref = refs[6] if masked else None
     dquery_ref, dkey_ref, dvalue_ref, dkey_sum, dvalue_sum = refs[6 + masked :]
     step = pl.program_id(2)
 
@@ -128,39 +141,42 @@ def _backward_kernel(static: Any, *refs: Any) -> None:
         dkey_sum[...] = jnp.zeros(dkey_sum.shape, F32)
         dvalue_sum[...] = jnp.zeros(dvalue_sum.shape, F32)
 
-    query, key, value = query_ref[0], key_ref[0], value_ref[0]
-    out, dout = out_ref[0], dout_ref[0]
-    log_sum = sum_ref[0, 0]
-    if queries % plan.queries:  # the last block reaches past the end: what is there is anything
-        row = lax.broadcasted_iota(jnp.int32, query.shape, 0) + step * plan.queries
-        inside = row < queries
-        query, out, dout = (jnp.where(inside, x, 0) for x in (query, out, dout))
-        column = lax.broadcasted_iota(jnp.int32, log_sum.shape, 1) + step * plan.queries
-        log_sum = jnp.where(column < queries, log_sum, 0.0)
-    query = query * jnp.asarray(width**-0.5, query.dtype)
+    def inside(x: Array, axis: int) -> Array:
+        """Zero past the end, which the last block reaches: what is there is anything."""
+        if queries % plan.queries == 0:
+            return x
+        at = lax.broadcasted_iota(jnp.int32, x.shape, axis) + step * plan.queries
+        return jnp.where(at < queries, x, 0)
 
-    def multiplied(head: int) -> tuple[Array, ...]:
+    def multiplied(clip: int, head: int) -> tuple[Array, ...]:
+        query = inside(query_ref[clip], 0) * jnp.asarray(width**-0.5, query_ref.dtype)
+        dout = inside(dout_ref[clip], 0)
         mine = _lanes(query.shape, head, width)
         asked, answer = jnp.where(mine, query, 0), jnp.where(mine, dout, 0)
-        return asked, answer, _scores(key, asked, seen), dot(value, answer, LANES)
+        scores = _scores(key_ref[clip], asked, None if seen_ref is None else seen_ref[clip])
+        return asked, answer, scores, dot(value_ref[clip], answer, LANES)
 
-    agreed = (dout.astype(F32) * out.astype(F32)).T
-    dqueries = []
-    for head, (asked, answer, scores, dweights) in enumerate(_ahead(multiplied, plan.group)):
-        weights = jnp.exp(scores - log_sum[head : head + 1])
-        small = weights.astype(value.dtype)
-        dvalue_sum[...] += dot(small, answer, ROWS)
+    agreed, dqueries = jnp.zeros(()), []
+    for clip, head, products in _ahead(multiplied, _heads(plan, query_ref.shape[0])):
+        asked, answer, scores, dweights = products
+        if head == 0:
+            out, dout = (inside(ref[clip], 0).astype(F32) for ref in (out_ref, dout_ref))
+            agreed = (out * dout).T
+        weights = jnp.exp(scores - inside(sum_ref[clip, 0], 1)[head : head + 1])
+        dvalue_sum[clip] += dot(weights.astype(value_ref.dtype), answer, ROWS)
         along = agreed[head * width : (head + 1) * width].sum(axis=0, keepdims=True)
-        dscores = (weights * (dweights - along)).astype(query.dtype)
-        dkey_sum[...] += dot(dscores, asked, ROWS)
-        dqueries.append(dot(_of(head, width, key), dscores, COLUMNS))
-    dquery = jnp.concatenate(dqueries).T
-    dquery_ref[0] = (dquery * width**-0.5).astype(dquery_ref.dtype)
+        dscores = (weights * (dweights - along)).astype(query_ref.dtype)
+        dkey_sum[clip] += dot(dscores, asked, ROWS)
+        dqueries.append(dot(_of(head, width, key_ref[clip]), dscores, COLUMNS))
+        if head + 1 == plan.group:
+            dquery = jnp.concatenate(dqueries).T
+            dquery_ref[clip] = (dquery * width**-0.5).astype(dquery_ref.dtype)
+            dqueries.clear()
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:
-        dkey_ref[0] = dkey_sum[...].astype(dkey_ref.dtype)
-        dvalue_ref[0] = dvalue_sum[...].astype(dvalue_ref.dtype)
+        dkey_ref[...] = dkey_sum[...].astype(dkey_ref.dtype)
+        dvalue_ref[...] = dvalue_sum[...].astype(dvalue_ref.dtype)
 
 
 def _flat(x: Array) -> Array:
@@ -168,20 +184,30 @@ def _flat(x: Array) -> Array:
     return x.reshape(*x.shape[:2], -1)
 
 
-def _specs(plan: Plan, width: int, keys: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+def _specs(
+    plan: Plan, clips: int, width: int, keys: int
+) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
     """Blocks of queries, of all keys, and of the logarithms of the sums."""
     lanes = plan.group * width
-    of_queries = pl.BlockSpec((1, plan.queries, lanes), lambda b, g, i: (b, i, g))
-    of_keys = pl.BlockSpec((1, keys, lanes), lambda b, g, i: (b, 0, g))
-    of_sums = pl.BlockSpec((1, 1, plan.group, plan.queries), lambda b, g, i: (b, g, 0, i))
+    of_queries = pl.BlockSpec((clips, plan.queries, lanes), lambda b, g, i: (b, i, g))
+    of_keys = pl.BlockSpec((clips, keys, lanes), lambda b, g, i: (b, 0, g))
+    of_sums = pl.BlockSpec((clips, 1, plan.group, plan.queries), lambda b, g, i: (b, g, 0, i))
     return of_queries, of_keys, of_sums
 
 
-def _mask(mask: Array | None) -> tuple[list[Array], list[pl.BlockSpec]]:
+def _clips(plan: Plan, batch: int, queries: int, keys: int) -> int:
+    """Clips a step: several short ones, since a step has a price of its own."""
+    if plan.queries < queries:
+        return 1
+    most = max(1, ROWS_A_STEP // max(queries, keys))
+    return max(clips for clips in range(1, min(most, batch) + 1) if batch % clips == 0)
+
+
+def _mask(mask: Array | None, clips: int) -> tuple[list[Array], list[pl.BlockSpec]]:
     if mask is None:
         return [], []
     column = mask.astype(F32)[:, :, None]
-    return [column], [pl.BlockSpec((1, mask.shape[1], 1), lambda b, g, i: (b, 0, 0))]
+    return [column], [pl.BlockSpec((clips, mask.shape[1], 1), lambda b, g, i: (b, 0, 0))]
 
 
 def _params(last: Any) -> Any:
@@ -196,12 +222,13 @@ def forward(
     """Output `[b, n, h, k]`, and the logarithms of the softmax's sums `[b, h, n]`."""
     batch, queries, heads, width = query.shape
     groups = heads // plan.group
-    of_queries, of_keys, of_sums = _specs(plan, width, key.shape[1])
-    masks, mask_specs = _mask(mask)
+    clips = _clips(plan, batch, queries, key.shape[1])
+    of_queries, of_keys, of_sums = _specs(plan, clips, width, key.shape[1])
+    masks, mask_specs = _mask(mask, clips)
     cost = 4 * batch * heads * width * queries * key.shape[1]
     out, sums = pl.pallas_call(
         functools.partial(_forward_kernel, (plan, width, len(masks))),
-        grid=(batch, groups, pl.cdiv(queries, plan.queries)),
+        grid=(batch // clips, groups, pl.cdiv(queries, plan.queries)),
         in_specs=[of_queries, of_keys, of_keys, *mask_specs],
         out_specs=[of_queries, of_sums],
         out_shape=[
@@ -234,12 +261,13 @@ def backward(
     """Cotangents of query, key and value."""
     batch, queries, heads, width = query.shape
     keys, lanes, groups = key.shape[1], plan.group * width, heads // plan.group
-    of_queries, of_keys, of_sums = _specs(plan, width, keys)
-    masks, mask_specs = _mask(mask)
+    clips = _clips(plan, batch, queries, keys)
+    of_queries, of_keys, of_sums = _specs(plan, clips, width, keys)
+    masks, mask_specs = _mask(mask, clips)
     sums = log_sum.reshape(batch, groups, plan.group, queries)
     grads = pl.pallas_call(
         functools.partial(_backward_kernel, (plan, width, len(masks), queries)),
-        grid=(batch, groups, pl.cdiv(queries, plan.queries)),
+        grid=(batch // clips, groups, pl.cdiv(queries, plan.queries)),
         in_specs=[of_queries, of_keys, of_keys, of_queries, of_queries, of_sums, *mask_specs],
         out_specs=[of_queries, of_keys, of_keys],
         out_shape=[
@@ -247,7 +275,7 @@ def backward(
             jax.ShapeDtypeStruct((batch, keys, heads * width), key.dtype),
             jax.ShapeDtypeStruct((batch, keys, heads * width), value.dtype),
         ],
-        scratch_shapes=[pltpu.VMEM((keys, lanes), F32), pltpu.VMEM((keys, lanes), F32)],
+        scratch_shapes=[pltpu.VMEM((clips, keys, lanes), F32)] * 2,
         compiler_params=_params("arbitrary"),
         cost_estimate=pl.CostEstimate(
             flops=10 * batch * heads * width * queries * keys,
