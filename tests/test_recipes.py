@@ -13,9 +13,11 @@ from aatjax.cli import run
 from aatjax.config import Config, available, load_config, recipes
 from aatjax.convert import write_native
 from aatjax.data.benchmarks import BENCHMARKS
+from aatjax.division import divide
 from aatjax.experiment import train
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
+from aatjax.petl.base import adapt
 from aatjax.prepare import prepare
 from aatjax.train.results import NAMES
 
@@ -61,13 +63,32 @@ def shrunk(config: Config, path: str, weights: str) -> Config:
 
 
 def load_parts(config: Config, path: str):
-    from aatjax.division import divide
-
     return divide(dataclasses.replace(config.data, path=path)).train
 
 
+def chosen() -> list[str]:
+    """A third of the recipes, with every benchmark and every method in it at least twice.
+
+    What a benchmark brings (classes, loss, metric) and what a method brings do not depend on each
+    other; that every recipe divides its set and adapts its model is looked at below.
+    """
+    methods = sorted(METHODS)
+    return [
+        f"{benchmark}_{method}"
+        for i, benchmark in enumerate(BENCHMARKS)
+        for j, method in enumerate(methods)
+        if (i + j) % 3 == 0
+    ]
+
+
+def test_what_runs_has_every_benchmark_and_method_twice() -> None:
+    names = [RECIPES[name] for name in chosen()]
+    for of in (BENCHMARKS, METHODS):
+        assert min(sum(key in (r.benchmark, r.method) for r in names) for key in of) >= 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*sorted(RECIPES)])
+@pytest.mark.parametrize("name", chosen())
 def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
     recipe = RECIPES[name]
     config = shrunk(recipe.config, prepared(recipe.benchmark), small_ast)
@@ -79,6 +100,24 @@ def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
     assert told["data"]["whole"] is False and "chosen_on_test" not in told["data"]
     assert result.headline is not None
     assert result.headline[0] == NAMES[BENCHMARKS[recipe.benchmark].metric]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_divides_its_set_and_adapts_its_model(name, prepared) -> None:
+    recipe = RECIPES[name]
+    parts = divide(dataclasses.replace(recipe.config.data, path=prepared(recipe.benchmark)))
+    assert len(parts.train) and len(parts.test)
+    classes = len(BENCHMARKS[recipe.benchmark].classes)
+    shape = ASTConfig.size("base", frames=recipe.config.model.frames, num_classes=classes)
+    model: AST = nnx.eval_shape(lambda: adapt(AST(shape, rngs=nnx.Rngs(0)), recipe.config.petl))
+    head = 768 * classes + classes
+    trained = {
+        path: var.size
+        for path, var in surgery.variables(model).items()
+        if isinstance(var, surgery.Trainable)
+    }
+    assert sum(size for path, size in trained.items() if "head/linear" in path) == head
+    assert (sum(trained.values()) > head + 2 * 768) == (recipe.method != "linear")
 
 
 def test_there_is_a_recipe_for_every_benchmark_and_method() -> None:
