@@ -11,7 +11,8 @@ For every shape and implementation it compiles forward, backward and both togeth
     temporaries MiB beside arguments and results
     Pallas      registers a thread and spilled bytes of each Pallas kernel
 
-Nothing was timed. Needs XLA's CUDA compiler and an assembler, but neither a GPU nor CUDA:
+XLA cannot compile some plain programs without trying its tilings on a device: these say so. Nothing
+was timed. Needs XLA's CUDA compiler and an assembler, but neither a GPU nor CUDA:
 
     pip install --no-deps jax-cuda13-plugin==VERSION_OF_JAX jax-cuda13-pjrt==VERSION_OF_JAX
     pip install triton
@@ -102,14 +103,16 @@ def find_assembler() -> str:
     raise SystemExit("no ptxas: pip install triton")
 
 
-def cost(job: dict[str, Any], assembler: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Figures of one program, and of each Pallas kernel in it."""
+def cost(job: dict[str, Any], assembler: str) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Figures of one program, None where XLA needs a device, and of each Pallas kernel in it."""
     with tempfile.TemporaryDirectory() as folder:
         environment = dict(JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_dump_to={folder}")
         command = [sys.executable, __file__, "--job", json.dumps(job)]
         done = subprocess.run(
             command, env=os.environ | environment, capture_output=True, text=True, check=False
         )
+        if "find output tile sizes" in done.stderr:
+            return None, {}
         if done.returncode:
             raise SystemExit(f"{job}: the compile failed\n{done.stderr[-3000:]}")
         kernels = {}
@@ -146,6 +149,9 @@ def main() -> None:
             for only in args.only:
                 got, kernels = cost({**job, "pass": only}, assembler)
                 row = f"{shape:16} {implementation:9} {only:8}"
+                if got is None:
+                    print(f"{row} XLA needs a device to choose its tiles", flush=True)
+                    continue
                 row += f" {got['bytes'] / kernel_costs.tensor(job):6.2f}N"
                 row += f" {got['kernels']:3} kernels {got['temporaries'] / 2**20:7.1f} MiB"
                 row += "".join(f"; {name} {said}" for name, said in sorted(kernels.items()))
