@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -54,8 +55,9 @@ DIM = 768
 
 LIBTPU = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
 }  # fmt: skip
+"""No logs: a profile that fails writes gigabytes of them."""
 
 
 def program(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
@@ -196,9 +198,11 @@ def compile_program(job: dict[str, Any]) -> str:
 def child(job: dict[str, Any], **environment: str) -> str:
     """Runs one compile in a process of its own and returns what it printed last."""
     command = [sys.executable, __file__, "--job", json.dumps(job)]
+    limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
     done = subprocess.run(
-        command, env=os.environ | LIBTPU | environment, capture_output=True, text=True
-    )
+        command, env=os.environ | LIBTPU | environment, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, limit)),
+    )  # fmt: skip
     if not environment and done.returncode:
         raise SystemExit(f"{job}: the compile failed\n{done.stderr[-3000:]}")
     return done.stdout
