@@ -17,8 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax_kernels import platform, product
+from aatjax_kernels import platform, product, triton
 from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked, tpu
+from aatjax_kernels.soft_moe import gpu as soft_moe_gpu
 
 NAMES = ("query", "key", "value")
 
@@ -160,6 +161,16 @@ def test_the_gpu_kernel_sees_one_devices_clips_and_heads_under_a_mesh():
         calls = calls_on_cuda("gpu")
     assert len(calls) == 3
     assert all("tensor<2x590x6x64xbf16>" in call and "x12x64x" not in call for call in calls)
+
+
+def test_a_jax_without_triton_leaves_the_gpu_kernels_out(monkeypatch):
+    monkeypatch.setattr(triton, "load", None)
+    monkeypatch.setenv(platform.VARIABLE, "gpu")
+    assert not calls_on_cuda(None)
+    with pytest.raises(ValueError, match="'gpu' does not take any shape with this jax"):
+        calls_on_cuda("gpu")
+    x, phi = jnp.zeros((1, 9, 64)), jnp.zeros((64, 2, 1))
+    assert "no Triton backend" in str(soft_moe_gpu.refuses(x, phi, 6))
 
 
 def test_the_environment_says_which_kernels_run_unasked(monkeypatch):

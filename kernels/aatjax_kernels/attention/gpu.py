@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array
 
+from aatjax_kernels import triton
 from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
 
 LOG2_E = math.log2(math.e)
@@ -44,6 +44,8 @@ def plan_of(tokens: tuple[int, int], heads: int, width: int, size: int) -> Plan 
         width: features of a head.
         size: bytes of a number.
     """
+    if triton.missing():
+        return str(triton.missing())
     if width < 16 or width & (width - 1) or width > 128:
         return f"heads of width {width}: it must be 16, 32, 64 or 128"
     # What a program holds must fit 255 registers a thread: no spills on an H100 so.

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array
 
+from aatjax_kernels import triton
 from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe import gpu_pieces as pieces
 from aatjax_kernels.soft_moe import gpu_whole
@@ -45,7 +45,7 @@ def refuses(x: Array, phi: Array, width: int) -> str | None:
     """What of a shape the kernels do not take, or None."""
     if x.shape[2] % 16:
         return f"a width of {x.shape[2]}, which is not a multiple of 16"
-    return None
+    return triton.missing()
 
 
 def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:

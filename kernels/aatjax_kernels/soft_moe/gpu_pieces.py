@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array
 
+from aatjax_kernels import triton
 from aatjax_kernels.product import F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.packed import Options
 from aatjax_kernels.soft_moe.reference import NORM_EPS

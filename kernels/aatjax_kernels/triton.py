@@ -1,0 +1,19 @@
+"""Pallas's Triton backend: deprecated from jax 0.11 on, so that some jax will come without it."""
+
+from typing import Any
+
+try:
+    from jax.experimental.pallas import triton as _triton
+except ImportError:
+    _triton = None
+
+CompilerParams: Any = getattr(_triton, "CompilerParams", None)
+load: Any = getattr(_triton, "load", None)
+store: Any = getattr(_triton, "store", None)
+
+
+def missing() -> str | None:
+    """Why no kernel can run, or None."""
+    if load is None:
+        return "any shape with this jax, which has no Triton backend in Pallas"
+    return None
