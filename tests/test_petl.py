@@ -504,7 +504,9 @@ def test_a_method_defined_elsewhere_needs_no_other_edit():
         assert read == method
         adapted = aatjax.adapt(model(scan=True), read)
         assert aatjax.summary(adapted).trainable == 4 * 16 + 2 * 16 + 17 * 5
-        np.testing.assert_array_equal(adapted(clip()), model(scan=True)(clip()))
+        # The first block is outside the scanned body now, and rounds otherwise.
+        found, expected = adapted(clip()), model(scan=True)(clip())
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         steer = np.linspace(-1, 1, 16).reshape(1, 1, 16)
         surgery.assign(adapted, {"blocks/1/mlp/steering/by": steer}, what="the test")
         assert float(jnp.abs(adapted(clip()) - model()(clip())).max()) > 1e-3

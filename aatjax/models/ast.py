@@ -15,7 +15,7 @@ from flax import nnx
 from jax.nn.initializers import ones, truncated_normal, zeros
 from jaxtyping import Array, Bool, Float, Integer
 
-from aatjax import ops, surgery
+from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.origin import Origin
@@ -230,6 +230,7 @@ class AST(nnx.Module):
         labels: class names of a head that was loaded.
         statistics: mean and standard deviation of the log-mel that it was trained on, if known.
         method: what adapted the model, if anything did.
+        first_trained: the first block that has a trained parameter, where nothing below has one.
     """
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
@@ -238,6 +239,7 @@ class AST(nnx.Module):
         self.labels: tuple[str, ...] | None = None
         self.statistics: tuple[float, float] | None = None
         self.method: Hashable = None
+        self.first_trained: int | None = None
         self.embed = PatchEmbed(config, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
         self.norm = _layer_norm(config, config.eps, rngs)
@@ -286,11 +288,10 @@ class AST(nnx.Module):
         config = self.config
         if start == end:
             return x
-        blocks = list(self.blocks)
-        below = (self.embed, *blocks[:start])
+        first = self.first_trained
         return run_blocks(
-            blocks[start:end], x, mask, scan=config.scan, remat=config.remat,
-            trained_below=any(surgery.arrays(part, surgery.Trainable) for part in below),
+            list(self.blocks)[start:end], x, mask, scan=config.scan, remat=config.remat,
+            first_trained=first - start if first is not None and start <= first < end else None,
         )  # fmt: skip
 
     def _mask(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from aatjax import ops, surgery
+from aatjax import ops
 from aatjax.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def run_blocks(
     *,
     scan: bool,
     remat: bool,
-    trained_below: bool = True,
+    first_trained: int | None = None,
 ) -> Float[Array, "b n d"]:
     """Applies the blocks in order to tokens `[b, n, d]`.
 
@@ -36,9 +36,9 @@ def run_blocks(
         scan: stack the blocks' weights and scan one body over them: compiles once whatever the
             depth. State that a block updates (batch statistics) is written back.
         remat: keep only each block's input for the backward pass and recompute the rest.
-        trained_below: the tokens come from trained parameters. Where they do not, the first
-            trained block runs outside the scan, whose body knows no first one: the gradient then
-            stops in that block and never reaches those below it.
+        first_trained: the first block that has a trained parameter, if the tokens come from none.
+            It runs outside the scan, whose body knows no first one: the gradient then stops in it
+            and never reaches the blocks below.
 
     Raises:
         UsageError: `scan` was asked for, but the blocks that would share a body differ in
@@ -65,7 +65,7 @@ def run_blocks(
             nnx.update(block, rest)
         return x
 
-    for group in _shared(blocks, trained_below):
+    for group in _shared(len(blocks), first_trained):
         graphdef = parts[group[0]][0]
         for index in group:
             if parts[index][0] != graphdef or _shapes(parts[index]) != _shapes(parts[group[0]]):
@@ -79,12 +79,9 @@ def run_blocks(
     return x
 
 
-def _shared(blocks: Sequence[nnx.Module], trained_below: bool) -> list[range]:
+def _shared(count: int, first: int | None) -> list[range]:
     """Which blocks share a scanned body: those below the first trained one, it, those above."""
-    count = len(blocks)
-    trained = (i for i, block in enumerate(blocks) if surgery.arrays(block, surgery.Trainable))
-    first = count if trained_below else next(trained, count)
-    ends = sorted({0, first, min(first + 1, count), count})
+    ends = sorted({0, count} if first is None else {0, first, first + 1, count})
     return [range(*pair) for pair in itertools.pairwise(ends)]
 
 
