@@ -20,6 +20,7 @@ was timed. Needs XLA's CUDA compiler and an assembler, but neither a GPU nor CUD
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -90,17 +91,18 @@ def assembled(path: Path, assembler: str) -> str:
 
 def find_assembler() -> str:
     """ptxas: NVIDIA's own, or the one that comes with the package triton."""
-    try:
-        import triton
-
-        folder = Path(triton.__file__).parent / "backends/nvidia/bin"
+    candidates = []
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folder = Path(triton.origin).parent / "backends/nvidia/bin"
         candidates = [folder / "ptxas-blackwell", folder / "ptxas"]
-    except ImportError:
-        candidates = []
-    for candidate in (*candidates, shutil.which("ptxas")):
-        if candidate and Path(candidate).is_file():
+    for candidate in candidates:
+        if candidate.is_file():
             return str(candidate)
-    raise SystemExit("no ptxas: pip install triton")
+    installed = shutil.which("ptxas")
+    if installed is None:
+        raise SystemExit("no ptxas: pip install triton")
+    return installed
 
 
 def cost(job: dict[str, Any], assembler: str) -> tuple[dict[str, Any] | None, dict[str, str]]:
