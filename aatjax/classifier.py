@@ -161,7 +161,8 @@ class Classifier:
                 mask = whole.embed.mask(valid) if config.mask_padding else None
                 tokens = whole.tokens(features, mask)
                 logits = whole.head(whole.pool(tokens, mask))
-                more = (mean_tokens(tokens, mask, config.num_prefix),)
+                patches = config.num_tokens - config.num_prefix  # behind any prompts
+                more = (mean_tokens(tokens, mask, tokens.shape[1] - patches),)
             else:
                 logits = whole(features, valid)
             link = jax.nn.sigmoid if multi_label else jax.nn.softmax
@@ -291,7 +292,7 @@ class Classifier:
             BadAudio: the file cannot be decoded; the message names it and the reason.
         """
         try:
-            windows = self._windows(decode_blocks(path), hop)
+            windows = self._windows(decode_blocks(path, channels=self.frontend.channels), hop)
         except BadAudio as error:
             if error.reason == "truncated" and error.__cause__ is None:  # there is a rest
                 raise BadAudio(error.reason, f"{error}; {KEEP}") from error

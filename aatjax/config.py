@@ -38,7 +38,7 @@ class Model:
         scan: run the blocks as one scanned body.
         remat: recompute activations in the backward pass.
         positions: `learned`, or `zeros` as the published parameter-efficient code has them.
-        mask_padding: patches of padding are seen by nobody.
+        mask_padding: patches of padding are seen by nobody (see `ASTConfig`).
         revision: commit or branch of a Hugging Face id.
     """
 

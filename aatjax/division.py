@@ -122,6 +122,8 @@ def describe(parts: Parts) -> list[str]:
         lines.append(f"protocol {about['protocol']} ({about['paper']}), run {about['run']}")
     if about.get("duplicates"):
         lines.append(f"{about['duplicates']} pairs of clips of one sound lie in different parts")
+    if about.get("of_no_part"):
+        lines.append(f"{about['of_no_part']} clips belong to no part of the division: left out")
     if about.get("leaks"):
         lines.append(f"LEAK: {about['leaks']}")
     if "shots" in about:
@@ -171,10 +173,19 @@ def _synthetic(data: Data) -> Parts:
 def _divided(data: Data, whole: Source) -> Parts:
     splits = {clip.split for clip in whole.clips} - {None}
     valid: Source | None = None
+    about: dict[str, Any] = {}
     if data.fold is not None:
         train, test = whole.fold(data.fold)
-    elif "train" in splits and len(splits) > 1:
+    elif splits - {"train"}:
+        if "train" not in splits:
+            raise DataError(
+                f"{whole.name}: of its official division only {', '.join(sorted(map(str, splits)))}"
+                " is here: add the training clips (split train), or remove the division"
+            )
         train = whole.by_split("train")
+        left = sum(clip.split is None for clip in whole.clips)
+        if left:
+            about["of_no_part"] = left
         valid = whole.by_split("valid") if "valid" in splits else None
         test = whole.by_split("test") if "test" in splits else None
     elif data.test_fraction:
@@ -183,7 +194,7 @@ def _divided(data: Data, whole: Source) -> Parts:
         train, test = whole, None
     if valid is None and data.valid_fraction:
         train, valid = train.split(data.valid_fraction, seed=data.seed)
-    return Parts(train, valid, test)
+    return Parts(train, valid, test, about)
 
 
 def _possible(protocol: Protocol, whole: Source) -> list[Division]:

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from flax import nnx
 
-from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
 from aatjax.config import Config, Data, Model
 from aatjax.counts import summary
@@ -21,10 +18,9 @@ from aatjax.data.pipeline import eval_batches
 from aatjax.decisions import fit_decisions
 from aatjax.division import cache_folder, divide, open_data
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
-from aatjax.loading import front_end_of, load
+from aatjax.loading import front_end_of, load, reset
 from aatjax.lock import locked
 from aatjax.models.ast import AST
-from aatjax.models.origin import Origin, fingerprint
 from aatjax.petl import adapt
 from aatjax.run_folder import claim_clips, claim_config, read_json, write_json
 from aatjax.train.evaluation import clip_logits, measure
@@ -36,7 +32,6 @@ from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
 Show = TextStream | Literal["stderr"] | None
-SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,8 @@ class Result:
 
 def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     """The front end of a run, with its normalisation statistics."""
-    frontend = dataclasses.replace(front_end_of(model), pad=config.data.pad)
+    data = config.data
+    frontend = dataclasses.replace(front_end_of(model), pad=data.pad, channels=data.channels)
     if config.data.statistics == "model":
         return frontend
     if config.data.statistics != "train":
@@ -93,10 +89,7 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
         seed=seed,
     )
     if model.reset:
-        values = surgery.arrays(AST(backbone.config, rngs=nnx.Rngs(seed)))
-        surgery.assign(backbone, values, what="random weights", complete=True)
-        tensors = {path: np.asarray(value) for path, value in values.items()}
-        backbone.origin = Origin(f"reset:{model.source}", fingerprint(tensors), seed)
+        reset(backbone, seed)
     return backbone
 
 
@@ -233,6 +226,7 @@ def _train(
         chosen_on_test=parts.chosen_on_test,
         prefix_folder=cache_folder(config.data).parent / "prefix",
     )
+    watchdog.beat("report", 0)
     headline = None if run.test is None else run.test.headline
     decided: dict[str, Any] = {}
     if parts.valid is not None:
@@ -289,18 +283,26 @@ def labelled_clips(adapter: Any, data: Data | None = None) -> Source:
     """The clips that `evaluate_adapter` evaluates on.
 
     Raises:
-        UsageError: the adapter tells of no test part, or the classes of the data are not its own.
+        UsageError: the adapter tells of no test part, its set has changed since it was trained, or
+            the classes of the data are not its own.
     """
     if data is None:
         if "config" not in adapter.info:
             raise UsageError("the adapter holds no config: name the sounds to evaluate on")
-        test = divide(Config.from_json(adapter.info["config"]).data).test
+        parts = divide(Config.from_json(adapter.info["config"]).data)
+        if adapter.info.get("data", parts.train.fingerprint()) != parts.train.fingerprint():
+            raise UsageError(
+                f"{parts.train.name}: the training clips are not those that the adapter was "
+                "trained on: files were added, removed or changed, and the test part of now may "
+                "hold clips that it knows; name the sounds to evaluate on"
+            )
+        test = parts.test
         if test is None:
             raise UsageError(
                 "the adapter's config has no test part: name the sounds to evaluate on"
             )
     else:
-        test = open_data(data)
+        test = open_data(dataclasses.replace(data, channels=adapter.frontend.channels))
     if test.classes != adapter.classes:
         missing = sorted(set(test.classes) - set(adapter.classes))
         raise UsageError(

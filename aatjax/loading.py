@@ -56,7 +56,8 @@ def load(
         remat: recompute activations in the backward pass.
         positions: `learned`, or `zeros` to throw the checkpoint's away, as the published
             parameter-efficient code (arXiv 2312.03694, 2402.00828) does.
-        mask_padding: patches that lie wholly in a clip's padding are seen by nobody.
+        mask_padding: patches that lie wholly in a clip's padding are seen by nobody but adapters
+            that convolve along the tokens (conformer, convpass).
         rgb: how the colour channels of an ImageNet patch kernel become one.
         revision: commit or branch of a repository id.
         seed: seed of a new head, or of everything in `random:...`.
@@ -92,12 +93,11 @@ def load(
             )
         changes["head_norm"] = head_norm
     config = dataclasses.replace(checkpoint.config, **changes)
-    return build(checkpoint, config, origin=name, new_head=new_head, seed=seed)
+    origin = Origin(name, fingerprint(checkpoint.params), seed, revision, rgb)
+    return build(checkpoint, config, origin=origin, new_head=new_head)
 
 
-def build(
-    checkpoint: Checkpoint, config: ASTConfig, *, origin: str, new_head: bool, seed: int = 0
-) -> AST:
+def build(checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head: bool) -> AST:
     """An AST of `config` with the checkpoint's weights, positions fitted to the new grid."""
     fitted = fit_positions(dataclasses.replace(checkpoint, config=config))
     values: dict[str, Any] = {
@@ -107,15 +107,24 @@ def build(
     }
     model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
     if new_head:
-        head = Head(config, rngs=nnx.Rngs(seed))
+        head = Head(config, rngs=nnx.Rngs(origin.seed))
         values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
     if config.positions == "zeros":
         values["embed/pos"] = np.zeros_like(values["embed/pos"])
-    surgery.assign(model, values, what=origin, complete=True)
-    model.origin = Origin(origin, fingerprint(checkpoint.params), seed)
+    surgery.assign(model, values, what=origin.source, complete=True)
+    model.origin = origin
     model.labels = None if new_head else checkpoint.labels
     model.statistics = checkpoint.statistics
     return model
+
+
+def reset(model: AST, seed: int) -> None:
+    """Replaces every weight by a random one, in place: training from scratch in the same shape."""
+    values = surgery.arrays(AST(model.config, rngs=nnx.Rngs(seed)))
+    surgery.assign(model, values, what="random weights", complete=True)
+    if model.origin is not None:
+        found = fingerprint({path: np.asarray(value) for path, value in values.items()})
+        model.origin = dataclasses.replace(model.origin, fingerprint=found, seed=seed, reset=True)
 
 
 def front_end_of(model: AST) -> FrontEnd:

@@ -159,13 +159,15 @@ def _hear(
     batch: int,
     vectors: bool,
 ) -> Iterator[Heard | Ended]:
+    channels = classifier.frontend.channels
     queue: list[tuple[int, Cut] | Ended] = []
     flight: tuple[list[tuple[int, Cut] | Ended], tuple[jax.Array, ...]] = ([], ())
     windows = 0
     for number, path in enumerate(files):
         said: list[BadAudio] = []
         samples = 0
-        for window in cut(_until_cut(decode_blocks(path), said), classifier.frontend, step):
+        blocks = _until_cut(decode_blocks(path, channels=channels), said)
+        for window in cut(blocks, classifier.frontend, step):
             queue.append((number, window))
             samples = window.span[1]
             windows += 1

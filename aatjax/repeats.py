@@ -13,7 +13,7 @@ import numpy as np
 from aatjax.config import Config
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.open import benchmark_of
-from aatjax.division import runs_of
+from aatjax.division import divide, runs_of
 from aatjax.errors import DataError, UsageError
 from aatjax.experiment import Result, Show, run_folder, train
 from aatjax.run_folder import write_json
@@ -73,6 +73,8 @@ def cross_validate(
     folder = Path(run_dir) if run_dir is not None else run_folder(config)
     if draws is not None and (draws < 1 or config.data.shots is None):
         raise UsageError("--draws repeats few-shot training: give --data.shots K too, and 1 draw")
+    if not folds and divide(config.data).test is None:
+        raise UsageError("no test clips, so no figure to repeat: give --data.test-fraction")
     data = {f"fold{name}": d for name, d in runs_of(config.data).items()} if folds else {}
     data = data or {"": config.data}
     runs = {

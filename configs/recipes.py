@@ -87,6 +87,7 @@ METHODS: dict[str, Method] = {
     "linear": TABLE["linear"],
     "full": TABLE["full"],
 }
+_SPEECH = ("speech_commands_v1", "speech_commands_v2", "fluent_speech_commands", "iemocap")
 _RATES = {"linear": 1e-3, "full": 5e-5}  # arXiv 2312.03694; adapters, LoRA and mixtures 5e-3
 
 # Accuracy in %, arXiv 2312.03694v4, table 1.
@@ -169,6 +170,14 @@ def recipe(benchmark: str, method: str) -> Recipe:
     setting, remark = _setting(benchmark, method)
     single = about.metric == "accuracy"
     remarks = [] if remark is None else [remark]
+    petl = METHODS[method]
+    if method == "conformer" and benchmark in _SPEECH:
+        petl = dataclasses.replace(petl, kernel=31)  # pyright: ignore[reportCallIssue]
+    if method == "lora":
+        remarks.append(
+            "LoRA's scale is alpha / rank, 2.67; the published figures are of 0.125: --petl.scale "
+            "alpha/reduction"
+        )
     if method == "aat":
         model = Model(source=SOURCE, frames=setting.frames)
         statistics = about.statistics or "audioset"
@@ -180,7 +189,7 @@ def recipe(benchmark: str, method: str) -> Recipe:
         remarks.append("positions are AST's; the published code ran with --model.positions zeros")
     config = Config(
         name=f"{benchmark}_{method}",
-        petl=METHODS[method],
+        petl=petl,
         model=model,
         data=Data(format=about.name, path=f"data/{benchmark}", statistics=statistics),  # pyright: ignore[reportArgumentType]
         training=Training(

@@ -13,10 +13,11 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from aatjax import load, load_adapter, petl, surgery
+from aatjax import load, load_adapter, loading, petl, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import write_native
 from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.loading import reset
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.artefact import FORMAT, read_info, save_adapter
 
@@ -127,6 +128,48 @@ def test_another_base_is_refused_with_both_fingerprints(
     other.replace(base)
     with pytest.raises(DataError, match="fingerprint"):
         load_adapter(path)
+
+
+@pytest.mark.parametrize("change", [{"pool": "mean_all"}, {"positions": "zeros"}])
+def test_a_loaded_base_that_is_used_otherwise_is_refused(
+    change: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    """Its weights are the right ones, its logits would not be."""
+    path = save(tmp_path / "a.safetensors", trained(base, petl.LoRA(), **change))
+    (name,) = change
+    with pytest.raises(DataError, match=f"not used as in training: {name}="):
+        load_adapter(path, base=load(base, num_classes=3))
+    same = load_adapter(path, base=load(base, num_classes=3, **change))
+    np.testing.assert_array_equal(same.model(inputs()), load_adapter(path).model(inputs()))
+
+
+def test_a_base_of_reset_weights_is_made_again(base: Path, tmp_path: Path) -> None:
+    model = load(base, num_classes=3, seed=5)
+    reset(model, 5)
+    adapted = petl.adapt(model, petl.LoRA())
+    path = save(tmp_path / "a.safetensors", adapted)
+    for given in (None, base):
+        found = load_adapter(path, base=given)
+        np.testing.assert_array_equal(found.model(inputs()), adapted(inputs()))
+        assert found.model.origin == model.origin
+
+
+def test_revision_and_colour_rule_travel_with_the_adapter(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def resolve(name: str, *, revision: str | None) -> Path:
+        asked.append(revision)
+        return base
+
+    monkeypatch.setattr(loading, "resolve", resolve)
+    model = load("some/where", num_classes=3, revision="abc123", rgb="mean")
+    assert model.origin is not None
+    assert (model.origin.revision, model.origin.rgb) == ("abc123", "mean")
+    path = save(tmp_path / "a.safetensors", petl.adapt(model, petl.LoRA()))
+    assert load_adapter(path).model.origin == model.origin
+    assert asked == ["abc123", "abc123"]
 
 
 def test_one_changed_number_of_the_base_is_noticed(base: Path, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_the_mixtures_cost_what_the_formula_says() -> None:
     dense = 12 * 2 * (2 * m * n * d * r + 2 * m * n * d)
     assert mixture_formula(BASE, SoftMoA()) == soft
     assert mixture_formula(BASE, DenseMoA()) == dense
+    assert 6 * (mixture_formula(BASE, SoftMoA(last_blocks=2)) or 0) == soft
+    assert 4 * (mixture_formula(BASE, DenseMoA(last_blocks=3)) or 0) == dense
     assert method_cost(BASE, "soft", SoftMoA()).forward.adapter == soft
     assert method_cost(BASE, "dense", DenseMoA()).forward.adapter == dense
     both = method_cost(BASE, "both", SoftMoA(location="both", slots=2)).forward

@@ -79,6 +79,13 @@ def test_rows_are_of_the_same_clips_and_have_names() -> None:
         entries_of([config, config], [], None)
     with pytest.raises(UsageError, match="same clips"):
         entries_of([load_config("esc50_lora"), load_config("gtzan_lora")], [], None)
+    for change in ({"seed": 1}, {"test_fraction": 0.3}, {"channels": "left"}, {"draw": 2}):
+        data = dataclasses.replace(config.data, **change)
+        other = dataclasses.replace(config, name="other", data=data)
+        with pytest.raises(UsageError, match=f"differ in data.{next(iter(change))} "):
+            entries_of([config, other], [], None)
+    elsewhere = dataclasses.replace(config.data, statistics="esc50", cache="there")
+    entries_of([config, dataclasses.replace(config, name="other", data=elsewhere)], [], None)
     with pytest.raises(UsageError, match="goes with one config"):
         entries_of([config, config], ["linear"], None)
 
@@ -153,7 +160,8 @@ def test_names_are_escaped_everywhere(tmp_path) -> None:
     cells = [
         grid.Cell(e.name, 0, None, "accuracy", 0.5, 0.1, ((1, 2.0, None),), {}) for e in entries
     ]
-    found = grid._put_together(entries, cells)
+    costs = {e.name: grid._cost(e) for e in entries}
+    found = grid._put_together(entries, cells, costs)
     assert "a<b>" not in "".join(
         p.read_text() for p in write_report(found, tmp_path, "x <y>") if p.suffix == ".html"
     )

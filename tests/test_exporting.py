@@ -228,6 +228,7 @@ def test_peft_opens_the_files_and_says_the_same(make: Make, tmp_path: Path) -> N
         petl.LoRA(reduction=8),
         petl.LoRA(reduction=4, targets="qkvo", alpha=3.5, scale="alpha/reduction"),
         petl.LoRA(reduction=8, as_published=True),
+        petl.LoRA(reduction=8, last_blocks=1),
     ):
         path, out = make(method), tmp_path / str(hash(method))
         _, clips, want = truth(path)
@@ -245,7 +246,8 @@ def test_peft_opens_the_files_and_says_the_same(make: Make, tmp_path: Path) -> N
         np.testing.assert_allclose(merged, want, atol=1e-4)
         old = load_file(out / "transformers-4" / "adapter_model.safetensors")
         new = load_file(out / "transformers-5" / "adapter_model.safetensors")
-        assert len(old) == len(new) == 4 * len(method.targets) + 4
+        blocks = method.last_blocks or 2
+        assert len(old) == len(new) == 2 * blocks * len(method.targets) + 4
         for one, other in zip(sorted(old), sorted(new), strict=True):
             assert one.count("lora_A") == other.count("lora_A")
         name = "encoder.layer.1.attention.attention.query.lora_B.weight"

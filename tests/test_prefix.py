@@ -18,9 +18,10 @@ from aatjax.data.synthetic import Synthetic
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
+from aatjax.petl.base import first_trained
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
-from aatjax.train.prefix import Prefix, first_trained
+from aatjax.train.prefix import Prefix
 
 CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), depth=3)
 MADE = in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
@@ -71,13 +72,42 @@ def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyP
 
 
 def test_where_training_begins() -> None:
-    def start(method) -> int:
+    def start(method) -> int | None:
         return first_trained(petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method))
 
     assert [start(METHODS[n]) for n in METHODS] == [3, 2, 1, 2, 2, 1, 2]
     assert start(petl.LoRA()) == 0
-    with pytest.raises(UsageError, match="lies in front of the blocks"):
-        start(petl.Full())
+    assert start(petl.Full()) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*damaged")
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_damaged_tokens_are_computed_anew(tmp_path: Path, harm: str) -> None:
+    first = trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    for file in sorted(tmp_path.rglob("tokens.npy")):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 64
+        if harm == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    again = trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert again.history[-1]["train/loss"] == first.history[-1]["train/loss"]
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")}
+    trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")} == files, "mended"
+
+
+def test_two_runs_that_store_the_same_tokens_meet(tmp_path, monkeypatch) -> None:
+    real = Prefix._computed
+
+    def beaten(self, source, place):  # another run stores them while these are computed
+        real(self, source, place)
+        return real(self, source, place)
+
+    monkeypatch.setattr(Prefix, "_computed", beaten)
+    trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
 
 
 def test_before_and_after_are_the_whole_model() -> None:

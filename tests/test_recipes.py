@@ -156,6 +156,14 @@ def test_the_numbers_are_the_papers(name, frames, batch, epochs, lr, loss, stati
     )
 
 
+def test_a_conformer_sees_31_tokens_of_speech_and_8_of_sounds() -> None:
+    kernels = {
+        b: getattr(RECIPES[f"{b}_conformer"].config.petl, "kernel", None) for b in BENCHMARKS
+    }
+    speech = {"speech_commands_v1", "speech_commands_v2", "fluent_speech_commands", "iemocap"}
+    assert kernels == {b: 31 if b in speech else 8 for b in BENCHMARKS}
+
+
 def test_openmics_schedule_is_its_own() -> None:
     optim = load_config("openmic2018_aat").optim
     assert (optim.warmup_steps, optim.decay_start) == (1000, 10)

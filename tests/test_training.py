@@ -164,6 +164,19 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> No
 # What moves and what does not.
 
 
+def test_every_batch_of_the_last_figures_is_told_to_the_watchdog() -> None:
+    told: list[tuple[str, int]] = []
+    train(
+        adapted(),
+        test=tones(9, first=20),
+        valid=tones(5, first=40),
+        beat=lambda *one: told.append(one),
+    )
+    last = told[len(told) - told[::-1].index(("step", 8)) :]
+    # One validation at the end of the last epoch, then the figures on test and validation clips.
+    assert last.count(("eval", 9)) >= 1 + 1 + 1 + 1
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_frozen_weights_stay_bit_identical(method: petl.Method) -> None:
     model = adapted(method)

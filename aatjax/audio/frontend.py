@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int16, Integer
 
 from aatjax.audio.fbank import FRAME, HOP, LOG_FLOOR, log_mel, mel_bank, num_samples
+from aatjax.audio.waveform import Channels, check_channels
 from aatjax.errors import DataError, UsageError
 
 Pad = Literal["log_mel_zero", "silence", "repeat"]
@@ -51,6 +52,7 @@ class FrontEnd:
         pad: what fills a clip that is too short. 'log_mel_zero' as AST does: missing frames are
             0.0 in the log-mel domain before normalisation, which is as loud as a sound, not
             silence. 'silence': the value digital silence has. 'repeat': the clip is repeated.
+        channels: which channel of a file is heard: 'mean' of all, 'left', or an index from 0 on.
     """
 
     rate: int = 16000
@@ -59,6 +61,7 @@ class FrontEnd:
     mean: float = PRESETS["audioset"][0]
     std: float = PRESETS["audioset"][1]
     pad: Pad = "log_mel_zero"
+    channels: Channels = "mean"
 
     def __post_init__(self) -> None:
         for name in ("rate", "mels", "frames"):
@@ -76,6 +79,7 @@ class FrontEnd:
         if self.pad not in get_args(Pad):
             choices = ", ".join(map(repr, get_args(Pad)))
             raise UsageError(f"front end: pad is {self.pad!r}, give one of {choices}")
+        check_channels(self.channels)
         mel_bank(self.rate, self.mels)
 
     @property

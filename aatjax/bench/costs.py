@@ -140,7 +140,7 @@ def mixture_formula(config: ASTConfig, method: Method) -> int | None:
         return None
     if method.budget is not None:
         return None
-    sites = config.depth * (2 if method.location == "both" else 1)
+    sites = (method.last_blocks or config.depth) * (2 if method.location == "both" else 1)
     m, d, n = config.num_tokens, config.dim, method.num_experts
     r = bottleneck_width(d, method.reduction)
     if isinstance(method, SoftMoA):

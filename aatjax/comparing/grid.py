@@ -10,13 +10,16 @@ from typing import Any
 
 from aatjax.bench.costs import MethodCost, method_cost
 from aatjax.comparing.statistics import Summary, summarise
-from aatjax.config import Config
+from aatjax.config import Config, Data
 from aatjax.division import open_data, runs_of
 from aatjax.errors import UsageError
 from aatjax.experiment import Show, load_backbone, train
 from aatjax.petl import Method
 from aatjax.petl.mixture import Mixture
 from aatjax.train.records import read_rows
+
+FREE = ("cache", "pad", "statistics")
+"""Fields of the data that rows may differ in: they change what is made of a clip, not which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,7 @@ def entries_of(
     if len(set(names)) < len(names):
         raise UsageError(f"two rows have the same name ({', '.join(names)}): name configs apart")
     for row in rows[1:]:
-        for field in ("format", "path", "protocol", "shots"):
+        for field in (f.name for f in dataclasses.fields(Data) if f.name not in FREE):
             first, other = getattr(rows[0].config.data, field), getattr(row.config.data, field)
             if first != other:
                 raise UsageError(
@@ -152,6 +155,7 @@ def run_grid(
         tell: is told each cell as it begins.
     """
     first = entries[0].config
+    costs = {entry.name: _cost(entry) for entry in entries}  # before hours are spent on runs
     divisions = {name: data.fold for name, data in runs_of(first.data).items()} if folds else {}
     cells = []
     total = len(entries) * len(seeds) * max(1, len(divisions))
@@ -161,7 +165,7 @@ def run_grid(
                 place = f"{entry.name}/seed{seed}" + ("" if fold is None else f"-fold{fold}")
                 tell(f"{place} ({len(cells) + 1} of {total})")
                 cells.append(_run(entry, seed, fold, folder / "runs" / place, show))
-    return _put_together(entries, cells)
+    return _put_together(entries, cells, costs)
 
 
 def _run(entry: Entry, seed: int, fold: str | None, place: Path, show: Show) -> Cell:
@@ -184,12 +188,14 @@ def _run(entry: Entry, seed: int, fold: str | None, place: Path, show: Show) -> 
     )
 
 
-def _put_together(entries: Sequence[Entry], cells: Sequence[Cell]) -> Comparison:
-    costs = {}
-    for entry in entries:
-        classes = _classes(entry.config)
-        model = load_backbone(entry.config.model, num_classes=classes, seed=0)
-        costs[entry.name] = method_cost(model.config, entry.name, entry.config.petl)
+def _cost(entry: Entry) -> MethodCost:
+    model = load_backbone(entry.config.model, num_classes=_classes(entry.config), seed=0)
+    return method_cost(model.config, entry.name, entry.config.petl)
+
+
+def _put_together(
+    entries: Sequence[Entry], cells: Sequence[Cell], costs: dict[str, MethodCost]
+) -> Comparison:
     names = tuple(entry.name for entry in entries)
     values = {name: {(c.seed, c.fold): c.value for c in cells if c.entry == name} for name in names}
     about = cells[0].about

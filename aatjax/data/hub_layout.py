@@ -19,15 +19,11 @@ from aatjax.data.hub_tables import (
     describe,
     take_features,
 )
+from aatjax.data.splits import SPLITS
 from aatjax.errors import DataError, UsageError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NOISE_FOLDER = "_background_noise_"
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 SHARD = re.compile(r"([a-z]+)(?:[-_.]\d+)*(?:-of-\d+(?:-[0-9a-f]+)?)?", re.IGNORECASE)
 Layout = Literal["parquet", "disk", "dict", "metadata", "folders"]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aatjax.audio.listing import show
+from aatjax.data.cache import user_cache
 from aatjax.data.clips import Clip, Source
 from aatjax.data.hub_layout import (
     METADATA,
-    SPLITS,
     audio_files,
     below,
     class_folders,
@@ -38,7 +38,7 @@ from aatjax.data.hub_tables import (
     suffix_of,
 )
 from aatjax.data.quarantine import unwritable, write_whole
-from aatjax.data.splits import order_names
+from aatjax.data.splits import SPLITS, order_names
 from aatjax.errors import DataError, WriteError
 
 GROUP_COLUMNS = ("group", "speaker", "speaker_id", "source")
@@ -280,8 +280,7 @@ class _Opened:
 def _place(root: Path, tables: Sequence[Table], audio: str, extract_to: str | Path | None) -> Path:
     """The folder for the sounds of this data set."""
     if extract_to is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        extract_to = Path(cache) / "aatjax" / "huggingface"
+        extract_to = user_cache() / "huggingface"
     files = [(below(root, table.file), os.stat(table.file)) for table in tables]
     about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     text = json.dumps([os.path.realpath(root), audio, about])

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aatjax.data.clips import Clip, Source
-from aatjax.data.splits import order_names
+from aatjax.data.splits import SPLITS, order_names
 from aatjax.data.tables import Problems, pick_column, read_rows
 from aatjax.errors import DataError
 
 AUDIO_COLUMNS = ("path", "file", "filename", "wav")
 GROUP_COLUMNS = ("group", "speaker", "source")
-SPLIT_NAMES = {"val": "valid", "validation": "valid", "dev": "valid"}
 MOST_SHOWN = 10
 
 
@@ -25,8 +24,8 @@ class Manifest(Source):
 
     Columns, found whatever their case: the file (`path`, `file`, `filename` or `wav`); `label`, a
     class name or number, or `labels`, several of them separated by '|' or ';' (a list in JSON
-    lines); and optionally `fold`, `split`, and `group`, `speaker` or `source`. Rows are counted as
-    a spreadsheet does: the header is row 1.
+    lines); and optionally `fold`, `split` (train, valid or test, or what these are usually called),
+    and `group`, `speaker` or `source`. Rows are counted as a spreadsheet does: the header is row 1.
 
     In a multi-label file a cell that holds only '|', or an empty list, means a clip of no class.
 
@@ -96,11 +95,14 @@ class Manifest(Source):
             for part in ("fold", "split"):
                 if not wrong and extra[part] and parts[part] is None:
                     wrong = f"no {part}; give every row one, or remove the column"
+            split = None if parts["split"] is None else SPLITS.get(parts["split"].lower())
+            if not wrong and parts["split"] is not None and split is None:
+                wrong = f"unknown split {parts['split']!r}; write train, valid or test"
             if wrong or labels is None:
                 problems.append((number, wrong))
                 continue
             first_at[found] = number
-            good.append((number, name, found, parts))
+            good.append((number, name, found, {**parts, "split": split}))
             names.append(labels)
 
         order, labelled = _index(names, [number for number, *_ in good], classes, problems)
@@ -116,7 +118,7 @@ class Manifest(Source):
                     labelled[number],
                     found,
                     fold=parts["fold"],
-                    split=_split_name(parts["split"]),
+                    split=parts["split"],
                     group=parts["group"],
                 )
                 for number, name, found, parts in good
@@ -231,10 +233,6 @@ def _unknown(name: str, order: tuple[str, ...], number: bool) -> str:
     lower = {known.casefold(): known for known in order}
     near = difflib.get_close_matches(name.casefold(), lower, 1)
     return f"unknown class {name!r}" + (f"; did you mean {lower[near[0]]!r}?" if near else "")
-
-
-def _split_name(name: str | None) -> str | None:
-    return None if name is None else SPLIT_NAMES.get(name.lower(), name.lower())
 
 
 def _report(problems: Problems) -> str:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from aatjax.audio.decode import list_audio
 from aatjax.data.clips import Clip, Reader, Source
-from aatjax.data.splits import order_names
+from aatjax.data.splits import SPLITS, order_names
 from aatjax.data.synthetic import Synthetic
 from aatjax.errors import DataError, UsageError
 
 __all__ = ["ESC", "AudioFolder", "Clip", "NamePattern", "Reader", "Source", "Synthetic"]
 
 NOISE_FOLDER = "_background_noise_"
-SPLIT_FOLDERS = {"train", "training", "valid", "val", "validation", "dev", "test", "testing"}
 SPLIT_LISTS = {"testing_list.txt": "test", "validation_list.txt": "valid"}
 
 
@@ -53,7 +52,7 @@ class AudioFolder(Source):
                 f"{root}: {_describe(files, skipped)}; one folder for each class is expected, "
                 "with its audio files inside: root/<class>/<file>"
             )
-        if {name.lower() for name in classes} <= SPLIT_FOLDERS:
+        if {name.lower() for name in classes} <= set(SPLITS):
             raise DataError(
                 f"{root}: the folders {', '.join(classes)} look like parts of a set, not classes; "
                 f"open each by itself, such as AudioFolder({str(root / classes[0])!r})"

@@ -9,6 +9,13 @@ import numpy as np
 
 from aatjax.errors import DataError, UsageError
 
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What the parts of a set are called, in lower case, and which part each is."""
+
 
 def stratify(
     labels: Sequence[tuple[int, ...]], groups: Sequence[str | None], fraction: float, seed: int

@@ -46,6 +46,7 @@ def page_config(classifier: Classifier, *, title: str, method: str, backend: str
         "samples": frontend.samples,
         "mels": frontend.mels,
         "pad": frontend.pad,
+        "channels": frontend.channels,
         "threshold": THRESHOLD,
         "decisions": None if decisions is None else decisions.to_json(),
     }

@@ -74,7 +74,10 @@ class Server(ThreadingHTTPServer):
 
     def file(self, body: bytes) -> dict[str, Any]:
         """An answer to the bytes of a sound file."""
-        sound = decode(body, max_seconds=MOST_SECONDS + 1, truncated="keep").waveform
+        channels = self.classifier.frontend.channels
+        sound = decode(
+            body, channels=channels, max_seconds=MOST_SECONDS + 1, truncated="keep"
+        ).waveform
         most = round(MOST_SECONDS * RATE)
         with self.turn:
             told = _told(self.classifier.predict_waveform(sound[:most]))

@@ -95,7 +95,8 @@ def _write_style(
         "classifier.dense.bias": arrays["head/linear/bias"],
     }
     sites = dict.fromkeys(path.split("/")[3] for path in factors)
-    one = surgery.modules(subject.adapted)[f"blocks/0/attn/{next(iter(sites))}"]
+    numbers = sorted({int(path.split("/")[1]) for path in factors})
+    one = surgery.modules(subject.adapted)[next(iter(factors)).rpartition("/")[0]]
     rank = next(value.shape[1] for path, value in factors.items() if path.endswith("lora_a"))
     alpha = getattr(one, "scale") * rank  # noqa: B009
     config = {
@@ -110,6 +111,7 @@ def _write_style(
         "fan_in_fan_out": False,
         "use_rslora": False,
         "target_modules": [names[site] for site in sites],
+        "layers_to_transform": None if len(numbers) == subject.served.config.depth else numbers,
         "modules_to_save": ["classifier"],
     }
     folder.mkdir()

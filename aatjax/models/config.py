@@ -44,8 +44,9 @@ class ASTConfig:
             parameter-efficient code (arXiv 2312.03694, 2402.00828) trains on, whose loader zeroes
             the positions of every input length but the checkpoint's own.
         mask_padding: patches that lie wholly in the padding of a clip are seen by nobody: they
-            are no keys of the attention, no input of mixtures, no part of pooled means. AST itself
-            does not mask.
+            are no keys of the attention, no input of mixtures, no part of pooled means. Adapters
+            that convolve along the tokens (conformer, convpass) still hear them at the edge. AST
+            itself does not mask.
     """
 
     dim: int = 768

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -14,12 +15,18 @@ class Origin:
     Attributes:
         source: what was given to `aatjax.load`: a path, a repository id, `embedded`, `random:...`.
         fingerprint: SHA-256 of the backbone's tensors as they were in the source.
-        seed: seed of random weights (of the head, or of everything in `random:...`).
+        seed: seed of random weights (of the head; of everything in `random:...` and after a reset).
+        revision: commit or branch of a repository id, where one was asked for.
+        rgb: how the colour channels of an ImageNet patch kernel became one.
+        reset: the weights were replaced by random ones of the same shape.
     """
 
     source: str
     fingerprint: str
     seed: int = 0
+    revision: str | None = None
+    rgb: Literal["sum", "mean"] = "sum"
+    reset: bool = False
 
 
 def fingerprint(params: Mapping[str, np.ndarray]) -> str:

@@ -119,19 +119,23 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
     if not adapted.config.head_norm and method.trains_last_norm:
         surgery.retag(adapted, "norm/*")
     adapted.method = method
-    adapted.first_trained = _first_trained(adapted)
+    adapted.first_trained = first_trained(adapted)
     return adapted
 
 
-def _first_trained(model: AST) -> int | None:
-    """The first block that has a trained parameter; None if something in front of it has one."""
+def first_trained(model: AST) -> int | None:
+    """The number of the first block that has a trained parameter, or the depth if none has one.
+
+    None if something in front of the blocks is trained or was added.
+    """
     trained = [
         path.split("/") for path, variable in surgery.variables(model).items()
         if isinstance(variable, surgery.Trainable)
     ]  # fmt: skip
     if any(room not in ("blocks", "norm", "head", "pool") for room, *_ in trained):
         return None
-    return min((int(rest[0]) for room, *rest in trained if room == "blocks"), default=None)
+    numbers = (int(rest[0]) for room, *rest in trained if room == "blocks")
+    return min(numbers, default=model.config.depth)
 
 
 def zero_positions(model: AST) -> None:

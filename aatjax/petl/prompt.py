@@ -150,6 +150,11 @@ class Prompt(Method):
             raise UsageError(
                 f"Prompt pool={self.pool!r} is not one of {', '.join(get_args(PromptPooling))}"
             )
+        if self.as_published and self.keep_dist and self.pool == "prompts":
+            raise UsageError(
+                "Prompt as_published=True with keep_dist=True never inserts the prompts, so there "
+                "are none to pool: give another pool"
+            )
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wraps `embed`, `pool` and, for deep prompts, `blocks/*`."""

@@ -216,7 +216,7 @@ def _windows(body: bytes, held: Held, hop: float | None, limits: Limits) -> list
     frontend = held.classifier.frontend
     try:
         step = step_of(frontend, hop)
-        sound = decode(body, max_seconds=limits.max_seconds + 1)
+        sound = decode(body, channels=frontend.channels, max_seconds=limits.max_seconds + 1)
     except BadAudio as error:
         reason = str(error).replace("<bytes>: ", "").replace("pass truncated='keep'", "")
         raise Refused(422, f"not a sound that can be used: {reason}") from error

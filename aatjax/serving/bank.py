@@ -147,10 +147,9 @@ class Bank:
         try:
             origin = Origin(**(info or {})["base"])
             config = ASTConfig.from_json((info or {})["model"])
-            source = origin.source if self._base is None else os.fspath(self._base)
-            key = (source, config, origin.seed)
+            key = (self._base, config, origin)
             if key not in self._bases:
-                model = load_base(source, config, origin.seed)
+                model = load_base(self._base, config, origin)
                 for other in self._bases.values():
                     model = sharing(model, other)
                 self._bases[key] = model

@@ -23,7 +23,7 @@ from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthesis import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
-from aatjax.loading import load
+from aatjax.loading import load, reset
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.origin import Origin
@@ -178,8 +178,8 @@ def load_adapter(
 
     Args:
         path: a file that `save_adapter` wrote.
-        base: the backbone's weights where they are not where they were in training, or a loaded
-            model of the right length.
+        base: the backbone's weights where they are not where they were in training, or a model
+            loaded with the same options (length, pooling, positions, masking of padding).
 
     Raises:
         DataError: the file is missing, damaged, of a newer format, or made for another backbone
@@ -238,14 +238,19 @@ def _adapted_shape(config: ASTConfig, method: Method) -> AST:
     return model
 
 
-def load_base(source: str, config: ASTConfig, seed: int) -> AST:
+def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:
     """Weights in the shape that an adapter was trained on.
+
+    Args:
+        base: where they are if not where they were, else None.
+        config: their shape and how they are used.
+        origin: where they were, and what was made of them.
 
     Raises:
         AatjaxError: see `aatjax.load`.
     """
-    return load(
-        source,
+    model = load(
+        origin.source if base is None else base,
         num_classes=config.num_classes,
         frames=config.frames,
         mels=config.mels,
@@ -254,8 +259,25 @@ def load_base(source: str, config: ASTConfig, seed: int) -> AST:
         dtype=config.dtype,
         positions=config.positions,
         mask_padding=config.mask_padding,
-        seed=seed,
+        rgb=origin.rgb,
+        revision=origin.revision if base is None else None,
+        seed=origin.seed,
     )
+    if origin.reset:
+        reset(model, origin.seed)
+    return model
+
+
+def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
+    """Refuses a loaded backbone that would give other logits than the one trained on."""
+    free = {"dtype", "scan", "remat", "num_classes"}
+    pairs = ((name, given.to_json()[name], value) for name, value in wanted.to_json().items())
+    other = [f"{n}={a!r} for {b!r}" for n, a, b in pairs if a != b and n not in free]
+    if other:
+        raise DataError(
+            f"{path}: the base that was given is not used as in training: {', '.join(other)}; load "
+            "it with those options, or give its weights"
+        )
 
 
 def _load_base(
@@ -263,15 +285,15 @@ def _load_base(
 ) -> AST:
     if isinstance(base, AST):
         model = base
+        _check_shape(path, base.config, config)
     else:
-        source = origin.source if base is None else os.fspath(base)
         try:
-            model = load_base(source, config, origin.seed)
+            model = load_base(base, config, origin)
         except AatjaxError as error:
             if base is not None:
                 raise
             raise type(error)(
-                f"{path}: its base model {source!r} could not be loaded ({error}); give the "
+                f"{path}: its base model {origin.source!r} could not be loaded ({error}); give the "
                 "weights with base= (on the command line --base)"
             ) from error
     found = None if model.origin is None else model.origin.fingerprint

@@ -249,9 +249,14 @@ def fit(
         if source is None:
             return None
         weights = kept[training.select]
+
+        def stopped() -> bool:
+            loop.beat("eval", loop.total)
+            return False
+
         with jax.set_mesh(devices):
             logits = predict_logits(
-                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices,
+                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices, stopped,
                 stored=None if prefix is None else prefix.of(source),
                 buckets=buckets.get(name, ()),
             )  # fmt: skip

@@ -437,7 +437,8 @@ class Loop:
         ids = [self.train.clips[int(i)].id for i in rows["index"]]
         if self.run_dir is None:
             return f" (its clips: {', '.join(dict.fromkeys(ids[:5]))}, ...)"
-        path = self.run_dir / f"not-finite-step{step}.npz"
+        rank = f"-process{jax.process_index()}" if several() else ""
+        path = self.run_dir / f"not-finite-step{step}{rank}.npz"
         load = Load(self.train, self.train.targets(), self.frontend, self.training.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
         try:

@@ -7,10 +7,15 @@ weights below, the front end, the compute type and the sounds, and training begi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import shutil
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,30 +32,9 @@ from aatjax.data.clips import Source
 from aatjax.data.pipeline import Crop, Stored, eval_batches
 from aatjax.errors import UsageError, WriteError
 from aatjax.models.ast import AST
+from aatjax.petl.base import first_trained
 from aatjax.train.processes import several
 from aatjax.train.sharding import fetch, put_batch
-
-
-def first_trained(model: AST) -> int:
-    """The number of the first block in which anything is trained; the depth if none is.
-
-    Raises:
-        UsageError: something in front of the blocks is trained or added, so nothing is the same
-            every epoch.
-    """
-    first = model.config.depth
-    for path, variable in surgery.variables(model).items():
-        if not isinstance(variable, surgery.Trainable):
-            continue
-        room, _, rest = path.partition("/")
-        if room == "blocks":
-            first = min(first, int(rest.partition("/")[0]))
-        elif room not in ("norm", "head", "pool"):
-            raise UsageError(
-                f"cache_prefix: {path} is trained and lies in front of the blocks, so nothing can "
-                "be reused: leave training.cache_prefix out"
-            )
-    return first
 
 
 def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples: int) -> int:
@@ -67,6 +51,11 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
         UsageError: with the reason and what to change.
     """
     start = first_trained(model)
+    if start is None:
+        raise UsageError(
+            f"cache_prefix: {model.method.name if model.method else 'the method'} trains something "
+            "in front of the blocks, so nothing can be reused: leave training.cache_prefix out"
+        )
     if start == 0:
         raise UsageError(
             "cache_prefix: block 0 is trained or adapted, so every token changes from step to "
@@ -130,11 +119,10 @@ class Prefix:
         digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()[:32]
         if digest not in self.known:
             place = None if self.folder is None else self.folder / digest
-            if place is not None and place.is_dir():
-                self.known[digest] = _read(place)
-            else:
+            found = None if place is None else _read(place)
+            if found is None:
                 found = self._computed(source, place)
-                self.known[digest] = found if place is None else _read(place)
+            self.known[digest] = found
         return self.known[digest]
 
     def _computed(self, source: Source, place: Path | None) -> Stored:
@@ -167,14 +155,20 @@ class Prefix:
             assert tokens is not None
             if temporary is not None and place is not None:
                 np.save(temporary / "length.npy", frames)
-                (temporary / "about.json").write_text(json.dumps({"dtype": dtype.name}))
                 getattr(tokens, "flush", lambda: None)()
-                os.replace(temporary, place)
+                about = {"dtype": dtype.name, "crc32": _checksum(tokens, frames)}
+                (temporary / "about.json").write_text(json.dumps(about))
+                with contextlib.suppress(FileExistsError):  # another run was first: the same tokens
+                    _into_place(temporary, place)
+                return _read(place) or Stored(tokens, frames)
         except OSError as error:
             raise WriteError(
                 f"{place}: stored tokens cannot be written: {error.strerror or error}; free space "
                 "there (--data.cache), or leave training.cache_prefix"
             ) from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
         return Stored(tokens, frames)
 
     def _program(self) -> Callable[[Any], jax.Array]:
@@ -206,7 +200,34 @@ def _plain(dtype: Any) -> np.dtype:
     return np.dtype(np.uint16) if jnp.dtype(dtype) == jnp.bfloat16 else np.dtype(dtype)
 
 
-def _read(place: Path) -> Stored:
-    dtype = jnp.dtype(json.loads((place / "about.json").read_text())["dtype"])
-    tokens = np.load(place / "tokens.npy", mmap_mode="r").view(dtype)
-    return Stored(tokens, np.load(place / "length.npy"))
+def _checksum(tokens: np.ndarray, frames: np.ndarray) -> int:
+    found = zlib.crc32(frames.tobytes())
+    for row in tokens:
+        found = zlib.crc32(np.ascontiguousarray(row).view(np.uint8), found)
+    return found
+
+
+def _read(place: Path) -> Stored | None:
+    """Stored tokens; None where there are none, or damaged ones, which are computed anew."""
+    if not place.is_dir():
+        return None
+    try:
+        about = json.loads((place / "about.json").read_text())
+        tokens = np.load(place / "tokens.npy", mmap_mode="r")
+        frames = np.load(place / "length.npy")
+        if about["crc32"] != _checksum(tokens, frames):
+            raise ValueError("the checksum does not fit")
+        return Stored(tokens.view(jnp.dtype(about["dtype"])), frames)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{place}: damaged ({error}); computed anew", stacklevel=2)
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+
+
+def _into_place(folder: Path, place: Path) -> None:
+    try:
+        os.replace(folder, place)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(error.errno, error.strerror, str(place)) from error
+        raise

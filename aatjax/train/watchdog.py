@@ -21,6 +21,8 @@ from aatjax.errors import UnavailableError
 from aatjax.train.processes import gather_bytes, several
 
 EXIT = UnavailableError.exit_code
+ALONE = ("start", "report")
+"""Phases of any length, as nobody waits in them: decoding a large set, the last figures."""
 
 
 @dataclasses.dataclass
@@ -58,12 +60,12 @@ class Watchdog:
         self._done = False
 
     def beat(self, phase: str, step: int) -> None:
-        """Tells what this process is about to do; cheap."""
+        """Tells what this process is about to do, again for every part of it; cheap."""
         own = self._own
-        if (phase, step) != (own.phase, own.step):
+        if phase != own.phase:
             self._known.add(own.phase)
             own.warm = phase in self._known
-            own.phase, own.step, own.since = phase, step, time.monotonic()
+        own.phase, own.step, own.since = phase, step, time.monotonic()
 
     def start(self) -> None:
         """Connects all processes; every one must call it."""
@@ -118,7 +120,7 @@ class Watchdog:
             time.sleep(seconds)
 
     def _send(self, peer: int, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError), self._lock:
+        with contextlib.suppress(OSError, KeyError), self._lock:  # it may have said goodbye
             self._links[peer].sendall(json.dumps(message).encode() + b"\n")
 
     def _serve(self, server: socket.socket, count: int, token: str) -> None:
@@ -199,7 +201,7 @@ class Watchdog:
         everyone = {**self._peers, 0: self._own}
 
         def late(one: _Peer) -> bool:
-            if one.phase == "start":  # decoding a large data set may take hours
+            if one.phase in ALONE:
                 return False
             return now - one.since > (self._stuck if one.warm else self._compiling)
 

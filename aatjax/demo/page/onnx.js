@@ -39,7 +39,7 @@ export async function open(config) {
       return decide(calibrated, plain, config);
     },
     async file(file) {
-      const samples = await decoded(await file.arrayBuffer(), config.rate);
+      const samples = await decoded(await file.arrayBuffer(), config.rate, config.channels);
       const windows = [];
       for (let start = 0; start < samples.length; start += config.samples) {
         const end = Math.min(start + config.samples, samples.length);

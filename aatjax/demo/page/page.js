@@ -174,7 +174,7 @@ async function open(file) {
     return;
   }
   try {
-    picture((await decoded(await file.arrayBuffer(), config.rate)).subarray(0, config.samples));
+    picture((await decoded(await file.arrayBuffer(), config.rate, config.channels)).subarray(0, config.samples));
   } catch { // aatjax reads more kinds of files than browsers do
     text(box, "p", "No picture: this browser cannot decode the file.", "quiet");
   }

@@ -5,14 +5,20 @@ export function toInt16(samples) {
   return Int16Array.from(samples, (x) => Math.max(-32768, Math.min(32767, Math.round(x * 32768))));
 }
 
-function mixed(channels) {
+// One channel of several: the mean, the left one, or that of an index.
+function heard(channels, rule) {
+  if (rule !== "mean") {
+    const index = rule === "left" ? 0 : rule;
+    if (!channels[index]) throw new Error(`the file has no channel ${index}`);
+    return channels[index];
+  }
   const mono = new Float32Array(channels[0].length);
   for (const channel of channels) channel.forEach((x, i) => { mono[i] += x / channels.length; });
   return mono;
 }
 
-// A sound file as mono int16 at `rate`.
-export async function decoded(bytes, rate) {
+// A sound file as mono int16 at `rate`; which channels is "mean", "left" or an index.
+export async function decoded(bytes, rate, which) {
   let buffer;
   try {
     buffer = await new OfflineAudioContext(1, 1, rateOf(bytes)).decodeAudioData(bytes);
@@ -21,7 +27,7 @@ export async function decoded(bytes, rate) {
   }
   if (!buffer.length) throw new Error("the file has no samples");
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i));
-  return toInt16(resample(mixed(channels), buffer.sampleRate, rate));
+  return toInt16(resample(heard(channels, which), buffer.sampleRate, rate));
 }
 
 // The microphone's last `size` samples at `rate`, until stopped.
