@@ -206,7 +206,8 @@ class _Reader:
         self.stopped = False
         self.broken: Broken | None = None
         self._full = self._over = 0
-        self._stream, self._rate, self._channels = stream, rate, channels
+        self._stream, self._rate = stream, rate
+        self._channels: Channels = channels
         self._limit, self._name = limit, name
 
     def blocks(self) -> Iterator[Int16[np.ndarray, " n"]]:

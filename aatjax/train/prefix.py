@@ -53,8 +53,8 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
     start = first_trained(model)
     if start is None:
         raise UsageError(
-            f"cache_prefix: {model.method.name if model.method else 'the method'} trains something "
-            "in front of the blocks, so nothing can be reused: leave training.cache_prefix out"
+            "cache_prefix: the method trains something in front of the blocks, so nothing can be "
+            "reused: leave training.cache_prefix out"
         )
     if start == 0:
         raise UsageError(
@@ -203,7 +203,7 @@ def _plain(dtype: Any) -> np.dtype:
 def _checksum(tokens: np.ndarray, frames: np.ndarray) -> int:
     found = zlib.crc32(frames.tobytes())
     for row in tokens:
-        found = zlib.crc32(np.ascontiguousarray(row).view(np.uint8), found)
+        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
     return found
 
 
