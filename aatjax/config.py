@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
-from aatjax.audio.waveform import Channels
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.open import Format, benchmark_of
 from aatjax.errors import AatjaxError, UsageError
@@ -102,7 +101,7 @@ class Data:
     seed: int = 0
     pad: Pad = "log_mel_zero"
     statistics: str = "model"
-    channels: Channels = "mean"
+    channels: Literal["mean", "left"] | int = "mean"
     truncated: Literal["skip", "keep"] = "skip"
     max_bad: float = 0.05
     cache: str | None = None

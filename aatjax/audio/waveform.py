@@ -1,7 +1,7 @@
 """Samples in any usual form to mono int16 at the rate of the front end."""
 
 import operator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soxr
@@ -16,7 +16,7 @@ MAX_CHANNELS = 8
 """An axis of at most this many entries is taken for the channels of an array."""
 _LOUDEST = 4.0
 
-Channels = Literal["mean", "left"] | int
+Channels = str | int
 """'mean' of all channels, 'left' (the first), or the index of one channel."""
 
 
