@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int16
 
+from aatjax.atomic import into_place, refuse_special
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.waveform import BadAudio
 from aatjax.classifier import BATCH, RATE, Classifier, Cut, cut, step_of
@@ -234,6 +235,7 @@ class Whole:
         with _told_if_unwritable(self.path):
             if self.path.is_dir():
                 raise IsADirectoryError(0, "it is a folder")
+            refuse_special(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.part.open("x+b")
         return self
@@ -258,7 +260,7 @@ class Whole:
                     self.file.flush()
                     os.fsync(self.file.fileno())
                     self.file.close()
-                    os.replace(self.part, self.path)
+                    into_place(self.part, self.path)
         finally:
             with contextlib.suppress(OSError):
                 self.file.close()

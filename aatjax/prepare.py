@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aatjax.convert.atomic import write_folder
+from aatjax.atomic import write_folder
 from aatjax.data.archives import is_archive, unpack
 from aatjax.data.benchmarks import Benchmark, Census, find, part_of
 from aatjax.data.cache import decode_all

@@ -10,7 +10,8 @@ import torch
 from ast_oracle import file_tensors, random_hf_ast, write_layout
 from safetensors.numpy import load_file
 
-from aatjax.convert import atomic, read_checkpoint, write_hf, write_native, write_orbax
+from aatjax import atomic
+from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
 from aatjax.errors import DataError, UsageError, WriteError
 
 LABELS = ("dog", "rain", "bell", "sägen", "train")

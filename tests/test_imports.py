@@ -16,6 +16,7 @@ ROOTS["aatjax.configs"] = ROOT / "configs"
 # `train` knows methods and models as such, and names no concrete one.
 RULES = {
     "errors": (),
+    "atomic": ("errors",),
     "ops": ("errors", "aatjax_kernels"),
     "models": ("errors", "ops", "models"),
     "surgery": ("errors",),
@@ -23,12 +24,12 @@ RULES = {
     "counts": ("errors", "surgery"),
     "flops": ("errors",),
     "audio": ("errors", "audio"),
-    "data": ("errors", "audio", "data"),
-    "convert": ("errors", "models", "convert"),
+    "data": ("errors", "atomic", "audio", "data"),
+    "convert": ("errors", "atomic", "models", "convert"),
     "loading": ("errors", "surgery", "audio", "models", "convert"),
     "petl": ("errors", "ops", "surgery", "models", "petl"),
     "train": (
-        *("errors", "interrupt", "ops", "surgery", "counts", "audio", "data", "models"),
+        *("errors", "atomic", "interrupt", "ops", "surgery", "counts", "audio", "data", "models"),
         *("loading", "convert", "train"),
         *("petl.base", "petl.adapt", "petl.Method", "petl.find"),
     ),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
-from aatjax.convert.atomic import write_file, write_folder
+from aatjax.atomic import write_file, write_folder
 from aatjax.convert.described import Statistics, describe
 from aatjax.convert.layouts import HF_AST, Positions
 from aatjax.convert.matching import expand

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from aatjax.atomic import into_place
 from aatjax.audio.decode import BadAudio
 from aatjax.data.clips import Clip
 from aatjax.errors import WriteError
@@ -59,7 +59,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("x+b") as file:
             write(file)
-        os.replace(temporary, path)
+        into_place(temporary, path)
     except OSError as error:
         raise WriteError(unwritable(path, error)) from error
     finally:

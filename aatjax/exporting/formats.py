@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from aatjax.atomic import write_folder
 from aatjax.audio.listing import show
-from aatjax.convert.atomic import write_folder
 from aatjax.demo import title_of
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.exporting import hugging_face, native, onnx_files, peft_files, programs, web

@@ -1,6 +1,5 @@
 """`adapter.safetensors`: what was trained, with everything needed to use it again."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from aatjax import surgery
+from aatjax.atomic import write_file
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthesis import synthesize
-from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
+from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.loading import load, reset
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
@@ -108,16 +108,7 @@ def save_adapter(
     }
     values = {name: np.asarray(value) for name, value in tensors.items()}
     data = save(values, {KEY: json.dumps(info), "sha256": _checksum(values)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WriteError(f"{path}: could not be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_file(path, lambda place: place.write_bytes(data))
     return path
 
 

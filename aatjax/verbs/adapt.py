@@ -79,7 +79,7 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
     evidence = gather(folder)
     report = folder / "report.html"
     text = render(evidence, ["aatjax", "adapt", *arguments])
-    from aatjax.convert.atomic import write_file
+    from aatjax.atomic import write_file
 
     write_file(report, lambda path: _write(path, text))
     metric = result.headline[0] if result.headline else "test"

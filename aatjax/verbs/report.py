@@ -16,8 +16,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--format", default="auto", help="auto, folder, manifest, esc or names")
     parser.add_argument("--base", help="the backbone's weights, where they have moved")
     options = parser.parse_args(arguments)
+    from aatjax.atomic import write_file
     from aatjax.config import Data
-    from aatjax.convert.atomic import write_file
     from aatjax.reporting.document import render
     from aatjax.reporting.evidence import gather
 

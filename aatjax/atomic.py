@@ -1,6 +1,7 @@
 """Files and folders that appear under their name only when they are whole."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +13,24 @@ from safetensors import SafetensorError
 from aatjax.errors import WriteError
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def refuse_special(path: Path) -> None:
+    """Raises OSError for a device, a pipe or a standard stream, whose place no file may take."""
+    stream = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    if stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise OSError(errno.EINVAL, "a device, pipe or stream, where a file must be named", path)
+
+
+def into_place(temporary: Path, path: Path) -> None:
+    """Renames a finished file to its final name.
+
+    Raises:
+        OSError: it cannot be renamed, or the name is that of a device, a pipe or a stream.
+    """
+    refuse_special(path)
+    os.replace(temporary, path)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside the final name and renames when everything is on disk."""
     place: Path | None = None
     try:
@@ -23,7 +41,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write(place)
         place.chmod(0o666 & ~_umask())
         _flush(place)
-        os.replace(place, path)
+        into_place(place, path)
     except (OSError, SafetensorError) as error:
         raise WriteError(f"{path}: not written ({_reason(error)}); nothing is left there") from None
     finally:
