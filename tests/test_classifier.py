@@ -14,6 +14,7 @@ from jaxtyping import Int16
 from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import BadAudio
+from aatjax.classifier import Cut
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.models.ast import AST, ASTConfig
@@ -207,6 +208,20 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--base"):
         predict(path, two)
     assert predict(path, two, base=tmp_path / "moved.safetensors") == single
+
+
+def test_vectors_are_the_patches_without_the_prompts() -> None:
+    """Prompts that tell nothing of the sound stand between CLS and the patches."""
+    model = petl.adapt(make_model(), petl.Prompt(tokens=40, deep=False))
+    classifier = Classifier(model, CLASSES)
+    audio, length = classifier.frontend.fit(sound(9000))
+    found = classifier.run([Cut(audio, length, (0, 9000))], 1, vectors=True)[2]
+    features = classifier.frontend(jnp.asarray(audio[None]), jnp.asarray([length]))
+    tokens = model.tokens(features)
+    patches = TINY.num_tokens - TINY.num_prefix
+    assert tokens.shape[1] >= patches + 40
+    np.testing.assert_allclose(found, tokens[:, -patches:].mean(axis=1), atol=1e-5)
+    assert np.abs(found - tokens[:, 2:].mean(axis=1)).max() > 1e-2
 
 
 def test_predict_from_weights_that_name_their_classes(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from aatjax import division, experiment, petl
+from aatjax import cli, division, experiment, petl
 from aatjax.classifier import Classifier
 from aatjax.config import Config, Data, Model
 from aatjax.data.manifest import Manifest
 from aatjax.errors import DataError, UsageError
+from aatjax.repeats import cross_validate
 from aatjax.reporting.evidence import gather
 from aatjax.train.artefact import load_adapter
 from aatjax.train.loop import Training
@@ -68,6 +69,27 @@ def test_clips_of_no_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parts = division.divide(dataclasses.replace(data, valid_fraction=0))
     assert (len(parts.train), parts.valid) == (4, None)
     assert division.describe(parts) == ["4 clips belong to no part of the division: left out"]
+
+
+def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "s")
+    data = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "c"), shots=1, test_fraction=0)
+    with pytest.raises(UsageError, match="no test clips, so no figure to repeat"):
+        cross_validate(
+            Config(petl=petl.Linear(), data=data), run_dir=tmp_path / "run", draws=2, folds=False,
+            show=None,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists(), "nothing was trained in vain"
+
+
+def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> None:
+    write_sounds(tmp_path / "s")
+    given = ["--data.path", str(tmp_path / "s"), "--data.cache", str(tmp_path / "c")]
+    run = ["--run", str(tmp_path / "run"), "--data.channels"]
+    assert cli.run(["train", "folder", *given, *run, "7"]) == 2
+    assert "channel 7 is asked for, but there are 2" in capfd.readouterr().err
+    assert cli.run(["train", "folder", *given, *run, "right"]) == 2
+    assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
 
 
 def train(root: Path, **changes: Any) -> experiment.Result:

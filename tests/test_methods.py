@@ -178,6 +178,10 @@ def test_the_table_command_prints_every_row(capsys, monkeypatch):
         (lambda: petl.Prefix(tokens=5), "tokens=5 must be even"),
         (lambda: petl.Prompt(tokens=0), "tokens=0 must be at least 1"),
         (
+            lambda: petl.Prompt(keep_dist=True, as_published=True, pool="prompts"),
+            "never inserts the prompts, so there are none to pool",
+        ),
+        (
             lambda: petl.SoftMoA(expert=("bottleneck", "conformer")),
             "the experts of a mixture are of one kind and size, since they run as one batched",
         ),
