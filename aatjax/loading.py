@@ -12,6 +12,7 @@ from flax import nnx
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
 from aatjax.convert import Checkpoint, read_checkpoint, resolve
+from aatjax.convert.hub import is_repository_id
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, Head
 from aatjax.models.config import ASTConfig, Pool, Positions
@@ -161,8 +162,7 @@ def find(name: str, revision: str | None = None) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    looks_like_id = name.count("/") == 1 and not path.suffix and not name.startswith((".", "~"))
-    if looks_like_id or revision is not None:
+    if is_repository_id(name) or revision is not None:
         return resolve(name, revision=revision)
     raise DataError(
         f"{name}: no such file or folder (a Hugging Face repository id has the form owner/name; "

@@ -6,6 +6,7 @@ import pytest
 from ast_oracle import random_hf_ast, write_layout
 from huggingface_hub import constants
 
+from aatjax import load
 from aatjax.convert import hub, read_checkpoint, resolve
 from aatjax.errors import DataError, UnavailableError, UsageError
 
@@ -86,6 +87,30 @@ def test_unreachable_hub_falls_back_to_the_cache(cache, monkeypatch):
     assert resolve(NAME, cache_dir=cache).name == SECOND
     with pytest.raises(UnavailableError, match="cannot be reached"):
         resolve("someone/other", cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MIT/ast-finetuned-audioset-10-10-0.4593",
+        "MIT/ast-finetuned-audioset-16-16-0.442",
+        "MIT/ast-finetuned-audioset-14-14-0.443",
+        "MIT/ast-finetuned-audioset-12-12-0.447",
+        "MIT/ast-finetuned-speech-commands-v2",
+        "facebook/deit-base-distilled-patch16-384",
+    ],
+)
+def test_published_names_are_asked_of_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UnavailableError, match="none of it is cached"):
+        load(name, num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["weights/ast.pth", "a/b.safetensors", "./x/y", "~/x", "a/b/c"])
+def test_missing_paths_are_not_asked_of_the_hub(name):
+    with pytest.raises(DataError, match="no such file or folder"):
+        load(name, num_classes=3)
 
 
 def test_what_is_fetched():

@@ -10,6 +10,18 @@ NAME = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 SMALL_FILES = ("config.json", "preprocessor_config.json")
 SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".zip", ".gz", ".json")
+"""Endings of weight files: a missing path with one of them is a path, not a repository id."""
+
+
+def is_repository_id(name: str) -> bool:
+    """Whether a name has the form `owner/name` of the Hugging Face Hub.
+
+    Any dot may stand in it (`MIT/ast-finetuned-audioset-10-10-0.4593`): only the endings of weight
+    files are taken for paths.
+    """
+    valid = re.fullmatch(NAME, name) is not None and ".." not in name and "--" not in name
+    return valid and not name.lower().endswith(FILE_ENDINGS)
 
 
 def resolve(
