@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aatjax import data, petl
-    from aatjax.classifier import Classifier, Prediction, predict
     from aatjax.config import Config
-    from aatjax.counts import Summary, summary
-    from aatjax.loading import load
+    from aatjax.convert.load import load
+    from aatjax.inference.adapters import Adapters, average
+    from aatjax.inference.classifier import Classifier, Prediction, predict
     from aatjax.models.ast import AST
     from aatjax.models.config import ASTConfig
+    from aatjax.models.summary import Summary, summary
     from aatjax.petl.base import adapt
-    from aatjax.petl.merging import merge
-    from aatjax.train.adapters import Adapters, average
-    from aatjax.train.artefact import Adapter, load_adapter
+    from aatjax.petl.merge import merge
+    from aatjax.train.adapter_file import Adapter, load_adapter
     from aatjax.train.evaluation import evaluate
     from aatjax.train.fit import Run, fit
     from aatjax.train.loop import Training
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 _HOMES = {
     "AST": "aatjax.models.ast",
     "ASTConfig": "aatjax.models.config",
-    "Adapter": "aatjax.train.artefact",
-    "Adapters": "aatjax.train.adapters",
-    "Classifier": "aatjax.classifier",
+    "Adapter": "aatjax.train.adapter_file",
+    "Adapters": "aatjax.inference.adapters",
+    "Classifier": "aatjax.inference.classifier",
     "Config": "aatjax.config",
     "Optim": "aatjax.train.optim",
-    "Prediction": "aatjax.classifier",
+    "Prediction": "aatjax.inference.classifier",
     "Run": "aatjax.train.fit",
-    "Summary": "aatjax.counts",
+    "Summary": "aatjax.models.summary",
     "Training": "aatjax.train.loop",
     "adapt": "aatjax.petl.base",
-    "average": "aatjax.train.adapters",
+    "average": "aatjax.inference.adapters",
     "evaluate": "aatjax.train.evaluation",
     "fit": "aatjax.train.fit",
-    "load": "aatjax.loading",
-    "load_adapter": "aatjax.train.artefact",
-    "merge": "aatjax.petl.merging",
-    "predict": "aatjax.classifier",
-    "summary": "aatjax.counts",
+    "load": "aatjax.convert.load",
+    "load_adapter": "aatjax.train.adapter_file",
+    "merge": "aatjax.petl.merge",
+    "predict": "aatjax.inference.classifier",
+    "summary": "aatjax.models.summary",
 }
 
 __all__ = [

@@ -13,13 +13,13 @@ from typing import Any, Literal
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.open import Format, benchmark_of
+from aatjax.data.formats import Format, benchmark_of
 from aatjax.errors import AatjaxError, UsageError
 from aatjax.models.config import Pool, Positions
 from aatjax.petl import Method, find, method_named
+from aatjax.train.distributed import differing
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
-from aatjax.train.processes import differing
 from aatjax.train.sharding import MeshShape
 
 
@@ -167,9 +167,13 @@ class Config:
             UsageError: an unknown field; the message suggests the nearest.
         """
         parts: dict[str, Any] = {
-            "model": Model, "data": Data, "training": Training, "optim": Optim, "augment": Augment,
+            "model": Model,
+            "data": Data,
+            "training": Training,
+            "optim": Optim,
+            "augment": Augment,
             "mesh": MeshShape,
-        }  # fmt: skip
+        }
         if "petl" not in fields:
             raise UsageError("the config has no petl, the adaptation method")
         values: dict[str, Any] = dict(fields)

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
-from aatjax_kernels import elementwise, mesh, product
+from aatjax_kernels import elementwise, matmul, mesh
 from aatjax_kernels import soft_moe as soft_moe_kernels
 
 Implementation = soft_moe_kernels.Implementation
@@ -64,14 +64,21 @@ def soft_moe(
         )
     try:
         return soft_moe_kernels.soft_moe(
-            x, phi, w_down, b_down, w_up, b_up, mask=mask, normalize=normalize,
+            x,
+            phi,
+            w_down,
+            b_down,
+            w_up,
+            b_up,
+            mask=mask,
+            normalize=normalize,
             implementation=implementation,
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-dot_general = product.dot_general
+dot_general = matmul.dot_general
 gelu = elementwise.gelu
 layer_norm = elementwise.layer_norm
 over_batch = mesh.over_batch

@@ -18,7 +18,7 @@ from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.petl.base import Method
-from aatjax.petl.table import TABLE
+from aatjax.petl.presets import TABLE
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
@@ -64,11 +64,23 @@ _AAT: dict[str, Setting] = {
     "speech_commands_v1": _AAT_SPEECH,
     "speech_commands_v2": _AAT_SPEECH,
     "openmic2018": Setting(
-        AAT, 1024, 12, 30, 48, 192, lr=1e-4, bce=True, mixup=0.5, noise=True,
-        warmup_steps=1000, decay_start=10, decay_rate=0.5, decay_every=5,
+        AAT,
+        1024,
+        12,
+        30,
+        48,
+        192,
+        lr=1e-4,
+        bce=True,
+        mixup=0.5,
+        noise=True,
+        warmup_steps=1000,
+        decay_start=10,
+        decay_rate=0.5,
+        decay_every=5,
     ),
     "gtzan": Setting(AAT, 3000, 2, 30, 48, 576, lr=1e-5),
-}  # fmt: skip
+}
 _PETL: dict[str, Setting] = {
     "esc50": Setting(PETL, 500, 32, 50, 24, 80),
     "urbansound8k": Setting(PETL, 400, 32, 30, 24, 80),

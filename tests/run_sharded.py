@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from aatjax import fit, petl, surgery
-from aatjax.data.clips import Clip, Reader, Source
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train import processes
+from aatjax.train import distributed
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
@@ -26,9 +26,15 @@ METHODS = {
     "full": petl.Full(),
 }
 CONFIG = ASTConfig(
-    dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=3,
+    dim=32,
+    depth=2,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=39,
+    num_classes=3,
     pool="mean_patches",
-)  # fmt: skip
+)
 
 
 class Tones(Reader):
@@ -55,9 +61,15 @@ def run(method, mesh, run_dir=None, **training):
     options = {"epochs": 2, "batch_size": 8, "crop": "random", "threads": 0, **training}
     source = tones(20)
     done = fit(
-        model, source, valid=tones(5, first=50), training=Training(**options),
-        optim=Optim(lr=1e-3), mesh=mesh, run_dir=run_dir, show=None,
-    )  # fmt: skip
+        model,
+        source,
+        valid=tones(5, first=50),
+        training=Training(**options),
+        optim=Optim(lr=1e-3),
+        mesh=mesh,
+        run_dir=run_dir,
+        show=None,
+    )
     kinds = (surgery.Trainable, nnx.BatchStat)
     weights = {
         path: np.asarray(variable[...])
@@ -78,7 +90,7 @@ if __name__ == "__main__":
     method, sizes, folder = sys.argv[1:4]
     if len(sys.argv) > 4:
         address, count, index = sys.argv[4:7]
-        processes.start(processes.Processes(address, int(count), int(index)))
+        distributed.start(distributed.Processes(address, int(count), int(index)))
     found = run(method, MeshShape(*map(int, sizes.split(","))), Path(folder) / "run")
     np.savez(Path(folder) / f"weights{jax.process_index()}.npz", **found.pop("weights"))
     print(json.dumps(found))

@@ -15,9 +15,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from aatjax.data import archives
-from aatjax.data.archives import Limits, is_archive, unpack
 from aatjax.errors import DataError, WriteError
+from aatjax.io import archives
+from aatjax.io.archives import Limits, is_archive, unpack
 
 MIB = 2**20
 FILES = {

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aatjax.atomic import write_file
 from aatjax.data.quarantine import write_whole
 from aatjax.errors import WriteError
-from aatjax.long_audio import Whole
-from aatjax.run_folder import write_json
+from aatjax.experiments.run_dir import write_json
+from aatjax.inference.stream import Whole
+from aatjax.io.atomic import write_file
 
 
 def streamed(path: Path) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax_kernels import platform, product, triton
+from aatjax_kernels import matmul, platform, triton
 from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked, tpu
 from aatjax_kernels.soft_moe import gpu as soft_moe_gpu
 
@@ -237,7 +237,7 @@ def test_bfloat16_products_are_rounded_once(shape):
     )
     wide = [np.asarray(each.astype(jnp.float32), np.float64) for each in (x, kernel, dout)]
     rows = wide[0].reshape(-1, 24), wide[2].reshape(-1, 7)
-    out, pull = jax.vjp(product.matmul, x, kernel)
+    out, pull = jax.vjp(matmul.matmul, x, kernel)
     expected = (wide[0] @ wide[1], wide[2] @ wide[1].T, rows[0].T @ rows[1])
     for mine, theirs in zip((out, *pull(dout)), expected, strict=True):
         assert mine.dtype == jnp.bfloat16

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aatjax import flops
-from aatjax.bench import costs
-from aatjax.bench.costs import method_cost, mixture_formula, xla_flops
-from aatjax.bench.scaling import sweep
-from aatjax.bench.steps import LoopedMoA, ready
-from aatjax.bench.timing import in_turn
-from aatjax.cli import run
+from aatjax.analysis import flops, method_costs
+from aatjax.analysis.method_costs import method_cost, mixture_formula, xla_flops
+from aatjax.analysis.scaling import sweep
+from aatjax.analysis.step_timing import LoopedMoA, ready
+from aatjax.analysis.timing import in_turn
+from aatjax.cli.main import run
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.petl import METHODS, TABLE
@@ -52,7 +51,7 @@ def test_the_parts_of_a_mixture_add_up() -> None:
 
 
 def test_a_formula_that_disagrees_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(costs, "mixture_formula", lambda config, method: 1_000_000)
+    monkeypatch.setattr(method_costs, "mixture_formula", lambda config, method: 1_000_000)
     with pytest.raises(UsageError, match="one of them is wrong"):
         method_cost(TINY, "soft", SoftMoA())
 
@@ -103,9 +102,7 @@ def test_a_kernels_products_are_counted() -> None:
     from aatjax_kernels.attention import attention
 
     q = jnp.ones((1, 256, 2, 64))
-    count = flops.count(
-        lambda q: attention(q, q, q, implementation="tpu", interpret=True), q
-    )  # fmt: skip
+    count = flops.count(lambda q: attention(q, q, q, implementation="tpu", interpret=True), q)
     assert count == 2 * 2 * 2 * 256 * 256 * 64
 
 
@@ -137,8 +134,12 @@ def test_timing_is_in_turn_and_by_round() -> None:
 def test_the_sweep_keeps_the_budget() -> None:
     rows = sweep(
         lambda frames: ASTConfig.size("base", frames=frames, num_classes=50),
-        frames=100, experts=[1, 2, 7, 24, 32], slots=[1, 8], lengths=[512], budget=903_672,
-    )  # fmt: skip
+        frames=100,
+        experts=[1, 2, 7, 24, 32],
+        slots=[1, 8],
+        lengths=[512],
+        budget=903_672,
+    )
     shapes = {(r["experts"], r["slots"]): r["width"] for r in rows if r["frames"] == 100}
     # facts of the paper's README: (N, r) near 900 K; 32 experts cost more even at one hidden unit
     assert shapes[1, 1] in (46, 47, 48, 49) and shapes[7, 1] == 6 and shapes[24, 1] == 1
@@ -170,8 +171,22 @@ def test_the_command_line(capsys) -> None:
 
 @pytest.mark.slow
 def test_a_step_is_measured(capsys) -> None:
-    command = ["bench", "step", "--size", "tiny", "--frames", "98", "--batch-size", "2",
-               "--rounds", "2", "--methods", "linear", "dense_moa", "--json"]  # fmt: skip
+    command = [
+        "bench",
+        "step",
+        "--size",
+        "tiny",
+        "--frames",
+        "98",
+        "--batch-size",
+        "2",
+        "--rounds",
+        "2",
+        "--methods",
+        "linear",
+        "dense_moa",
+        "--json",
+    ]
     assert run(command) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == ["linear", "dense_moa"]

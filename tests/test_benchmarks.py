@@ -11,8 +11,8 @@ from official_layouts import MAKERS, table
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, find, gtzan
 from aatjax.data.benchmarks.esc50 import CLASSES as ESC_CLASSES
-from aatjax.division import describe, divide, runs_of
 from aatjax.errors import DataError, UsageError
+from aatjax.experiments.partition import describe, divide, runs_of
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +47,16 @@ def test_a_benchmark_is_read_from_its_official_layout(name, official) -> None:
 
 def test_the_official_counts_are_the_published_ones() -> None:
     assert {b.name: (b.clips, len(b.classes)) for b in BENCHMARKS.values()} == {
-        "esc50": (2000, 50), "esc10": (400, 10), "urbansound8k": (8732, 10),
-        "speech_commands_v1": (64721, 30), "speech_commands_v2": (105829, 35),
-        "openmic2018": (20000, 20), "gtzan": (930, 10), "fluent_speech_commands": (30043, 31),
+        "esc50": (2000, 50),
+        "esc10": (400, 10),
+        "urbansound8k": (8732, 10),
+        "speech_commands_v1": (64721, 30),
+        "speech_commands_v2": (105829, 35),
+        "openmic2018": (20000, 20),
+        "gtzan": (930, 10),
+        "fluent_speech_commands": (30043, 31),
         "iemocap": (5531, 4),
-    }  # fmt: skip
+    }
     for benchmark in BENCHMARKS.values():
         if benchmark.parts:
             assert sum(benchmark.parts.values()) == benchmark.clips
@@ -124,18 +129,22 @@ def test_iemocap_keeps_four_emotions_of_ten_speakers(official) -> None:
     assert [clip.label[0] for clip in source.clips[:5]] == [0, 1, 1, 2, 3]
     runs = BENCHMARKS["iemocap"].protocol("petl").divisions
     assert [(r.name, r.valid, r.test) for r in runs[:3]] == [
-        ("5M", ("5F",), ("5M",)), ("5F", ("5M",), ("5F",)), ("1M", ("1F",), ("1M",)),
-    ]  # fmt: skip
+        ("5M", ("5F",), ("5M",)),
+        ("5F", ("5M",), ("5F",)),
+        ("1M", ("1F",), ("1M",)),
+    ]
     assert all(len(run.train) == 8 for run in runs)
 
 
 def test_the_protocols_of_the_folds_are_the_papers() -> None:
     esc = BENCHMARKS["esc50"]
     assert [(d.train, d.valid, d.test) for d in esc.protocol("petl").divisions] == [
-        (("1", "2", "3"), ("4",), ("5",)), (("2", "3", "4"), ("5",), ("1",)),
-        (("3", "4", "5"), ("1",), ("2",)), (("4", "5", "1"), ("2",), ("3",)),
+        (("1", "2", "3"), ("4",), ("5",)),
+        (("2", "3", "4"), ("5",), ("1",)),
+        (("3", "4", "5"), ("1",), ("2",)),
+        (("4", "5", "1"), ("2",), ("3",)),
         (("5", "1", "2"), ("3",), ("4",)),
-    ]  # fmt: skip
+    ]
     aat = esc.protocol("aat")
     assert aat.selection == "mean_curve" and aat.chooses_on_test
     assert all(d.valid == d.test for d in aat.divisions)
@@ -241,15 +250,16 @@ def test_few_shots_are_stratified_seeded_and_of_many_recordings(official, tmp_pa
     assert [c.id for c in draws[0].clips] != [c.id for c in draws[2].clips]
     first = source.shots(2, seed=None)
     assert [c.id for c in first.clips] == [
-        c.id for i, c in enumerate(source.clips)
+        c.id
+        for i, c in enumerate(source.clips)
         if sum(d.label == c.label for d in source.clips[:i]) < 2
-    ]  # fmt: skip
+    ]
     with pytest.raises(UsageError, match="1 clip a class"):
         source.shots(0)
 
 
 def test_few_shots_of_several_labels_count_every_class() -> None:
-    from aatjax.data.clips import Clip, Source
+    from aatjax.data.source import Clip, Source
 
     clips = [Clip(f"{i}", tuple({i % 3, i % 2}), "x") for i in range(24)]
     source = Source(clips, "abc", name="several", multi_label=True)

@@ -15,10 +15,10 @@ from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import sort
-from aatjax.data.clips import Clip, Reader, Source
 from aatjax.data.pipeline import batches_per_epoch, train_batches
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
-from aatjax.interrupt import Interrupted
+from aatjax.io.signals import Interrupted
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.evaluation import evaluate
@@ -71,10 +71,18 @@ def model_of(method: petl.Method, **changes: Any) -> AST:
 def trained(method: petl.Method, *, folder: Path | None = None, beat: Any = None, **changes: Any):
     training = Training(epochs=3, batch_size=4, threads=0, **changes)
     return fit(
-        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method), noises(24), noises(9, 100),
-        valid=noises(7, 200), training=training, optim=Optim(lr=1e-3), augment=Augment(noise=True),
-        frontend=FRONTEND, show=None, run_dir=folder, beat=beat,
-    )  # fmt: skip
+        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method),
+        noises(24),
+        noises(9, 100),
+        valid=noises(7, 200),
+        training=training,
+        optim=Optim(lr=1e-3),
+        augment=Augment(noise=True),
+        frontend=FRONTEND,
+        show=None,
+        run_dir=folder,
+        beat=beat,
+    )
 
 
 def test_a_clip_goes_where_its_last_sounding_patch_fits() -> None:
@@ -90,11 +98,17 @@ def test_a_clip_goes_where_its_last_sounding_patch_fits() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        petl.Linear(), petl.SoftMoA(num_experts=2), petl.DenseMoA(num_experts=2), petl.LoRA(),
-        petl.AAT(), petl.Adapter(), petl.Prompt(), petl.Prefix(),
+        petl.Linear(),
+        petl.SoftMoA(num_experts=2),
+        petl.DenseMoA(num_experts=2),
+        petl.LoRA(),
+        petl.AAT(),
+        petl.Adapter(),
+        petl.Prompt(),
+        petl.Prefix(),
     ],
     ids=lambda method: method.name,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("pool", ["cls_dist", "mean_patches"])
 def test_a_clip_is_heard_the_same_in_any_bucket(method: petl.Method, pool: str) -> None:
     source = noises(len(SIZES))
@@ -198,9 +212,19 @@ def test_padding_that_is_heard_is_refused() -> None:
     plain = dataclasses.replace(CONFIG, mask_padding=False)
     training = Training(buckets=SHORT)
     with pytest.raises(UsageError, match="mask_padding"):
-        fit(petl.adapt(AST(plain, rngs=nnx.Rngs(0)), petl.Linear()), noises(6), training=training,
-            frontend=FRONTEND, show=None)  # fmt: skip
+        fit(
+            petl.adapt(AST(plain, rngs=nnx.Rngs(0)), petl.Linear()),
+            noises(6),
+            training=training,
+            frontend=FRONTEND,
+            show=None,
+        )
     repeat = dataclasses.replace(FRONTEND, pad="repeat")
     with pytest.raises(UsageError, match=r"data\.pad='repeat'"):
-        fit(petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.Linear()), noises(6), training=training,
-            frontend=repeat, show=None)  # fmt: skip
+        fit(
+            petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.Linear()),
+            noises(6),
+            training=training,
+            frontend=repeat,
+            show=None,
+        )

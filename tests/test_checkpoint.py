@@ -37,7 +37,7 @@ def make_state(
 ) -> TrainState:
     config = ASTConfig(
         dim=dim, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=classes
-    )  # fmt: skip
+    )
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), method or petl.AAT())
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=2)
@@ -72,8 +72,10 @@ def test_round_trip(tmp_path: Path, average: bool, best: bool) -> None:
     assert (state.average is not None) is average
     tree = {"state": state, "best": (state.trainable, state.stats) if best else None}
     progress = {
-        "sums": {"loss": 1.5}, "best_score": None, "iterator": {"next_index": 3, "x": {"y": 1}},
-    }  # fmt: skip
+        "sums": {"loss": 1.5},
+        "best_score": None,
+        "iterator": {"next_index": 3, "x": {"y": 1}},
+    }
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.latest is None
     checkpoints.save(7, tree, progress)
@@ -326,9 +328,11 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     before = 0
     for round in range(4):
         process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", SAVER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
+        )
         assert process.stdout is not None
         told = 0
         for _ in range(2 + round):

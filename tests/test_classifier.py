@@ -14,20 +14,26 @@ from jaxtyping import Int16
 from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import BadAudio
-from aatjax.classifier import Cut
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.inference.classifier import Cut
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.artefact import save_adapter
+from aatjax.train.adapter_file import save_adapter
 
 RATE = 16000
 FRONTEND = FrontEnd(frames=98)
 SIZE = FRONTEND.samples
 CLASSES = ("ant", "bee", "cat")
 TINY = ASTConfig(
-    dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=3,
+    dim=32,
+    depth=2,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    num_classes=3,
     pool="mean_patches",
-)  # fmt: skip
+)
 
 
 def make_model(seed: int = 0) -> AST:
@@ -190,9 +196,12 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
     model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]
     frontend = FrontEnd(frames=98, mean=-6.0, std=3.0, pad="repeat")
     path = save_adapter(
-        tmp_path / "a.safetensors", model, classes=("dog", "cat"), multi_label=False,
+        tmp_path / "a.safetensors",
+        model,
+        classes=("dog", "cat"),
+        multi_label=False,
         frontend=frontend,
-    )  # fmt: skip
+    )
     one, two = (write(tmp_path / f"{i}.wav", sound(9000, seed=i)) for i in range(2))
     found = predict(path, [one, str(two)])
     assert [f.path for f in found] == [str(one), str(two)]

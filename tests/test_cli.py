@@ -21,19 +21,32 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
-from aatjax import cli, load, surgery
+from aatjax import load, surgery
+from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.artefact import read_info
+from aatjax.train.adapter_file import read_info
 
 TINY = ASTConfig(
-    dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=2,
+    dim=32,
+    depth=1,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    num_classes=2,
     pool="mean_patches",
-)  # fmt: skip
+)
 ODD_NAMES = [
-    "plain.wav", "with space.wav", "ünïcode 音.wav", "quote's \"and\" ;.wav", "line\nbreak.wav",
-    "-leading.wav", "tab\there.wav", "n" * 250 + ".wav",
-]  # fmt: skip
+    "plain.wav",
+    "with space.wav",
+    "ünïcode 音.wav",
+    'quote\'s "and" ;.wav',
+    "line\nbreak.wav",
+    "-leading.wav",
+    "tab\there.wav",
+    "n" * 250 + ".wav",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +84,26 @@ class Place:
 
     def arguments(self, *more: str, run: str = "run", epochs: int = 3) -> list[str]:
         return [
-            "train", "folder", "--data.path", str(self.sounds), "--model.source", str(self.base),
-            "--run", str(self.root / run), "--data.cache", str(self.root / "cache"),
-            "--training.epochs", str(epochs), "--training.batch-size", "4",
-            "--augment.freq-mask", "0", "--augment.time-mask", "0", *more,
-        ]  # fmt: skip
+            "train",
+            "folder",
+            "--data.path",
+            str(self.sounds),
+            "--model.source",
+            str(self.base),
+            "--run",
+            str(self.root / run),
+            "--data.cache",
+            str(self.root / "cache"),
+            "--training.epochs",
+            str(epochs),
+            "--training.batch-size",
+            "4",
+            "--augment.freq-mask",
+            "0",
+            "--augment.time-mask",
+            "0",
+            *more,
+        ]
 
     @property
     def adapter(self) -> str:
@@ -112,7 +140,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         contextlib.redirect_stdout(o),
         contextlib.redirect_stderr(e),
     ):
-        code = cli.run(place.arguments(epochs=8))
+        code = main.run(place.arguments(epochs=8))
     return Trained(place.root, place.base, place.sounds, code, out.read_text(), err.read_text())
 
 
@@ -155,7 +183,7 @@ def test_the_same_command_again_says_finished(
 ) -> None:
     before = Path(trained.adapter).read_bytes()
     began = time.monotonic()
-    assert cli.run(trained.arguments(epochs=8)) == 0
+    assert main.run(trained.arguments(epochs=8)) == 0
     assert time.monotonic() - began < 5
     captured = capfd.readouterr()
     assert captured.out == trained.out
@@ -176,7 +204,7 @@ def test_another_config_in_the_same_folder_is_refused(
 ) -> None:
     """F17."""
     before = (trained.root / "run" / "config.json").read_bytes()
-    assert cli.run(trained.arguments(*more, epochs=8)) == 2
+    assert main.run(trained.arguments(*more, epochs=8)) == 2
     message = one_line(capfd.readouterr().err)
     assert difference in message and "--run" in message
     assert (trained.root / "run" / "config.json").read_bytes() == before
@@ -187,13 +215,13 @@ def test_a_folder_in_which_nothing_was_trained_binds_nobody(
 ) -> None:
     """A mistyped path must not make the right one a change of the config."""
     wrong = place.arguments("--data.path", str(place.root / "sonds"), epochs=1)
-    assert cli.run(wrong) == 65
+    assert main.run(wrong) == 65
     assert "sonds: no such file or folder" in one_line(capfd.readouterr().err)
-    assert cli.run(place.arguments(epochs=1)) == 0
+    assert main.run(place.arguments(epochs=1)) == 0
 
 
 def test_quiet_says_nothing_on_the_side(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     captured = capfd.readouterr()
     assert captured.err == ""
     assert captured.out.splitlines()[1].startswith("linear ")
@@ -201,24 +229,28 @@ def test_quiet_says_nothing_on_the_side(place: Place, capfd: pytest.CaptureFixtu
 
 def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     more = ["--petl.ratio", "0.5", "--petl.no-spatial", "--optim.clip", "1.0"]
-    assert cli.run(place.arguments("--quiet", *more, epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", *more, epochs=1)) == 0
     info = read_info(place.adapter)
     assert info is not None
     assert info["method"] == {
-        "name": "aat", "mlp": True, "spatial": False, "ratio": 0.5, "last_blocks": None
-    }  # fmt: skip
+        "name": "aat",
+        "mlp": True,
+        "spatial": False,
+        "ratio": 0.5,
+        "last_blocks": None,
+    }
     assert info["config"]["optim"]["clip"] == 1.0
     tensors = load_file(place.adapter)
     assert tensors["blocks/0/mlp/mlp_adapter/w_down"].shape == (32, 16)
     capfd.readouterr()
     # A field of another method is no flag.
-    assert cli.run(place.arguments("--method", "linear", "--petl.ratio", "0.5")) == 2
+    assert main.run(place.arguments("--method", "linear", "--petl.ratio", "0.5")) == 2
     assert "--petl.ratio" in capfd.readouterr().err
 
 
 def test_best_by_validation_clips(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     more = ["--data.valid-fraction", "0.3", "--training.select", "best", "--quiet"]
-    assert cli.run(place.arguments(*more, epochs=2)) == 0
+    assert main.run(place.arguments(*more, epochs=2)) == 0
     assert (place.root / "run" / "last.safetensors").is_file()
     info = read_info(place.adapter)
     assert info is not None
@@ -233,7 +265,7 @@ def test_unreadable_files_are_counted_and_listed(
 ) -> None:
     (place.sounds / "hum" / "broken.wav").write_bytes(b"RIFF1234WAVEnothing")
     (place.sounds / "hum" / "notes.txt").write_text("not audio")
-    assert cli.run(place.arguments("--data.max-bad", "0.2", epochs=1)) == 0
+    assert main.run(place.arguments("--data.max-bad", "0.2", epochs=1)) == 0
     captured = capfd.readouterr()
     assert "16 clips, 2 classes, 1 other files left out, 1 quarantined" in captured.err
     (line,) = (place.root / "run" / "quarantine.jsonl").read_text().splitlines()
@@ -245,14 +277,14 @@ def test_too_many_unreadable_files_end_it(place: Place, capfd: pytest.CaptureFix
     for i in range(3):
         (place.sounds / "hum" / f"broken{i}.wav").write_bytes(b"RIFF1234WAVEnothing")
     for allowed in ("0.1", "2", "0"):
-        assert cli.run(place.arguments("--data.max-bad", allowed, epochs=1)) == 65
+        assert main.run(place.arguments("--data.max-bad", allowed, epochs=1)) == 65
         err = capfd.readouterr().err
         message = [line for line in err.splitlines() if line.startswith("aatjax: ")]
         assert len(message) == 1 and "Traceback" not in err
         assert "3 of 19 clips cannot be used" in message[0] and "--data.max-bad" in message[0]
         assert "broken0.wav" in message[0]
     assert len((place.root / "run" / "quarantine.jsonl").read_text().splitlines()) == 3
-    assert cli.run(place.arguments("--data.max-bad", "3", epochs=1)) == 0
+    assert main.run(place.arguments("--data.max-bad", "3", epochs=1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -271,18 +303,24 @@ def test_too_many_unreadable_files_end_it(place: Place, capfd: pytest.CaptureFix
         (["train", "folder", "--data.path", "{root}/one"], 65, "one: cannot split"),
         (
             ["train", "folder", "--data.path", "{root}/sounds", "--training.select", "best"],
-            2, "needs validation clips",
+            2,
+            "needs validation clips",
         ),
         (
             ["train", "folder", "--data.path", "{root}/sounds", "--model.source", "/no/w.pth"],
-            65, "/no/w.pth",
+            65,
+            "/no/w.pth",
         ),
     ],
-)  # fmt: skip
+)
 def test_data_that_is_not_there_is_explained(
-    arguments: list[str], code: int, words: str, trained: Trained, tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    words: str,
+    trained: Trained,
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     (trained.root / "empty").mkdir(exist_ok=True)
     (trained.root / "flat").mkdir(exist_ok=True)
     soundfile.write(trained.root / "flat" / "a.wav", tone(0, 0), 16000)
@@ -292,7 +330,9 @@ def test_data_that_is_not_there_is_explained(
     if "--model.source" not in given:
         given += ["--model.source", str(trained.base)]
     cache = str(trained.root / "cache")
-    assert cli.run([*given, "--run", str(tmp_path / "r"), "--quiet", "--data.cache", cache]) == code
+    assert (
+        main.run([*given, "--run", str(tmp_path / "r"), "--quiet", "--data.cache", cache]) == code
+    )
     assert words in one_line(capfd.readouterr().err)
 
 
@@ -303,10 +343,10 @@ def test_a_class_of_one_clip_trains_and_is_told_of(
     make_sounds(place.sounds / "x", clips=1, classes=("rare",))
     (place.sounds / "x" / "rare").rename(place.sounds / "rare")
     (place.sounds / "x").rmdir()
-    assert cli.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", epochs=1)) == 0
     assert "nan" not in capfd.readouterr().out
     capfd.readouterr()
-    assert cli.run(["eval", place.adapter]) == 0
+    assert main.run(["eval", place.adapter]) == 0
     out = capfd.readouterr().out
     assert "rare" in out and "n/a" in out and "nan" not in out
 
@@ -315,14 +355,14 @@ def test_a_run_folder_that_cannot_be_written(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """F6."""
-    assert cli.run(place.arguments(run="base.safetensors/run")) == 74
+    assert main.run(place.arguments(run="base.safetensors/run")) == 74
     assert "base.safetensors" in one_line(capfd.readouterr().err)
 
 
 def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     """F23."""
     more = ["--method", "full", "--optim.lr", "1e30", "--quiet"]
-    assert cli.run(place.arguments(*more)) == 3
+    assert main.run(place.arguments(*more)) == 3
     assert "optim.lr" in one_line(capfd.readouterr().err)
 
 
@@ -351,7 +391,7 @@ def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[st
 def test_wrong_usage_is_one_line(
     arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(arguments) == 2
+    assert main.run(arguments) == 2
     captured = capfd.readouterr()
     assert words in one_line(captured.err)
     assert captured.out == ""
@@ -372,7 +412,7 @@ def test_wrong_usage_is_one_line(
 def test_a_wrong_field_ends_with_2_and_a_word(
     arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["train", "default", *arguments]) == 2
+    assert main.run(["train", "default", *arguments]) == 2
     captured = capfd.readouterr()
     assert words in one_line(captured.err)
     assert captured.out == ""
@@ -380,19 +420,19 @@ def test_a_wrong_field_ends_with_2_and_a_word(
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     out = capfd.readouterr().out
-    assert all(verb in out for verb in cli.VERBS)
+    assert all(verb in out for verb in main.VERBS)
 
 
-@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+@pytest.mark.parametrize("verb", sorted(main.VERBS))
 def test_every_verb_has_help(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([verb, "--help"]) == 0
+    assert main.run([verb, "--help"]) == 0
     assert f"usage: aatjax {verb}" in capfd.readouterr().out
 
 
 def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["train", "folder", "--flags"]) == 0
+    assert main.run(["train", "folder", "--flags"]) == 0
     out = capfd.readouterr().out
     for flag in ("--optim.lr", "--training.epochs", "--data.path", "--petl.ratio"):
         assert flag in out
@@ -400,7 +440,7 @@ def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_platform_that_is_not_there_is_one_line() -> None:
     """F26."""
-    command = [sys.executable, "-c", "from aatjax.cli import main; main()", "train"]
+    command = [sys.executable, "-c", "from aatjax.cli.main import main; main()", "train"]
     done = subprocess.run(
         command, env={**os.environ, "JAX_PLATFORMS": "rocm"}, capture_output=True, text=True
     )
@@ -417,8 +457,8 @@ def test_out_of_memory_says_what_to_turn(
     def full(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
 
-    monkeypatch.setattr("aatjax.experiment.fit", full)
-    code = cli.run(["train", "default", "--run", str(tmp_path / "full"), "--quiet"])
+    monkeypatch.setattr("aatjax.experiments.run.fit", full)
+    code = main.run(["train", "default", "--run", str(tmp_path / "full"), "--quiet"])
     said = capfd.readouterr().err
     assert code == 1 and "Traceback" not in said
     assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in said
@@ -426,16 +466,22 @@ def test_out_of_memory_says_what_to_turn(
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == 0
+    assert main.run(["--version"]) == 0
     assert capfd.readouterr().out.strip().count(".") == 2
 
 
 def test_summary(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [
-        "summary", "folder", "--data.path", str(trained.sounds), "--model.source",
-        str(trained.base), "--data.cache", str(trained.root / "cache"),
-    ]  # fmt: skip
-    assert cli.run(arguments) == 0
+        "summary",
+        "folder",
+        "--data.path",
+        str(trained.sounds),
+        "--model.source",
+        str(trained.base),
+        "--data.cache",
+        str(trained.root / "cache"),
+    ]
+    assert main.run(arguments) == 0
     count = json.loads((trained.root / "run" / "result.json").read_text())["trainable"]
     total = capfd.readouterr().out.splitlines()[-2].split()
     assert total[:2] == ["total", f"{count:,}"]
@@ -447,11 +493,11 @@ def test_summary(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
 def test_eval_gives_the_figures_of_train(
     trained: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["eval", trained.adapter, "--json"]) == 0
+    assert main.run(["eval", trained.adapter, "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     figures = json.loads((trained.root / "run" / "result.json").read_text())
     assert found == figures["test"]
-    assert cli.run(["eval", trained.adapter]) == 0
+    assert main.run(["eval", trained.adapter]) == 0
     out = capfd.readouterr().out
     assert f"accuracy          {found['accuracy']:.4f}" in out
     assert "hum" in out and "whistle" in out
@@ -461,25 +507,25 @@ def test_eval_on_other_sounds(
     trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = make_sounds(tmp_path / "other", clips=3)
-    assert cli.run(["eval", trained.adapter, str(other), "--json"]) == 0
+    assert main.run(["eval", trained.adapter, str(other), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["clips"] == 6
     strange = make_sounds(tmp_path / "strange", clips=2, classes=("hum", "roar"))
-    assert cli.run(["eval", trained.adapter, str(strange)]) == 2
+    assert main.run(["eval", trained.adapter, str(strange)]) == 2
     assert "classes the adapter does not know (roar)" in one_line(capfd.readouterr().err)
     fewer = make_sounds(tmp_path / "fewer", clips=2, classes=("hum",))
-    assert cli.run(["eval", trained.adapter, str(fewer)]) == 2
+    assert main.run(["eval", trained.adapter, str(fewer)]) == 2
     assert "1 of the adapter's 2 classes" in one_line(capfd.readouterr().err)
 
 
 def test_a_base_that_moved(place: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", epochs=1)) == 0
     moved = place.base.rename(tmp_path / "moved.safetensors")
     wave = str(place.sounds / "hum" / "0.wav")
     capfd.readouterr()
-    assert cli.run(["predict", place.adapter, wave]) == 65
+    assert main.run(["predict", place.adapter, wave]) == 65
     assert "--base" in one_line(capfd.readouterr().err)
-    assert cli.run(["predict", place.adapter, wave, "--base", str(moved)]) == 0
-    assert cli.run(["eval", place.adapter, "--base", str(moved)]) == 0
+    assert main.run(["predict", place.adapter, wave, "--base", str(moved)]) == 0
+    assert main.run(["eval", place.adapter, "--base", str(moved)]) == 0
 
 
 # Prediction.
@@ -487,46 +533,48 @@ def test_a_base_that_moved(place: Place, tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_predict_prints_the_classes(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
     waves = [str(trained.sounds / name / "0.wav") for name in ("hum", "whistle")]
-    assert cli.run(["predict", trained.adapter, *waves]) == 0
+    assert main.run(["predict", trained.adapter, *waves]) == 0
     lines = capfd.readouterr().out.splitlines()
     for line, path in zip(lines, waves, strict=True):
         shown, first, p, second, q = line.split("  ")[0], *line.removeprefix(path).split()
         assert shown == path
         assert {first, second} == {"hum", "whistle"}
         assert float(p) >= float(q) and float(p) + float(q) == pytest.approx(1, abs=0.002)
-    assert cli.run(["predict", trained.adapter, waves[0], "--top", "1"]) == 0
+    assert main.run(["predict", trained.adapter, waves[0], "--top", "1"]) == 0
     assert len(capfd.readouterr().out.removeprefix(waves[0]).split()) == 2
 
 
 def test_predict_json(trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "long.wav", tone(0, 0, samples=40000), 16000)
     arguments = ["predict", trained.adapter, str(tmp_path / "long.wav"), "--json"]
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     (line,) = capfd.readouterr().out.splitlines()
     found = json.loads(line)
     assert found["path"] == str(tmp_path / "long.wav")
     assert set(found["probabilities"]) == {"hum", "whistle"}
     assert [w["start"] for w in found["windows"]] == [0.0, 0.995, 1.99]
-    assert cli.run([*arguments, "--hop", "0.5"]) == 0
+    assert main.run([*arguments, "--hop", "0.5"]) == 0
     assert len(json.loads(capfd.readouterr().out)["windows"]) == 5
-    assert cli.run([*arguments, "--hop", "nan"]) == 2
+    assert main.run([*arguments, "--hop", "nan"]) == 2
     assert "hop" in one_line(capfd.readouterr().err)
 
 
 def test_names_of_every_kind(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """B12."""
     monkeypatch.chdir(tmp_path)
     names = [*ODD_NAMES, os.fsdecode(b"broken-\xff-encoding.wav")]
     for name in names:
         soundfile.write("made.wav", tone(0, 0), 16000)
         Path("made.wav").rename(name)
-    assert cli.run(["predict", trained.adapter, "--json", "--", *names]) == 0
+    assert main.run(["predict", trained.adapter, "--json", "--", *names]) == 0
     found = [json.loads(line)["path"] for line in capfd.readouterr().out.splitlines()]
     assert found == names
-    assert cli.run(["predict", trained.adapter, "--", *names]) == 0
+    assert main.run(["predict", trained.adapter, "--", *names]) == 0
     out = capfd.readouterr().out
     assert len(out.splitlines()) == len(names), "one line a file"
     assert r"line\nbreak.wav" in out and r"broken-\xff-encoding.wav" in out
@@ -539,11 +587,11 @@ def test_names_of_every_kind_train(place: Place, capfd: pytest.CaptureFixture[st
         data = (place.sounds / "hum" / "0.wav").read_bytes()
         (place.sounds / "hum" / name).write_bytes(data)
     (place.sounds / "hum").rename(place.sounds / 'a class,\nwith 音 \'n "all"')
-    assert cli.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", epochs=1)) == 0
     info = read_info(place.adapter)
     assert info is not None
     assert info["classes"] == ['a class,\nwith 音 \'n "all"', "whistle"]
-    assert cli.run(["eval", place.adapter]) == 0
+    assert main.run(["eval", place.adapter]) == 0
 
 
 def test_one_bad_file_does_not_stop_the_others(
@@ -553,7 +601,7 @@ def test_one_bad_file_does_not_stop_the_others(
     bad = tmp_path / "not sound.wav"
     bad.write_text("hello")
     gone = tmp_path / "gone.wav"
-    assert cli.run(["predict", trained.adapter, str(bad), good, str(gone), good]) == 65
+    assert main.run(["predict", trained.adapter, str(bad), good, str(gone), good]) == 65
     captured = capfd.readouterr()
     assert [line.startswith(good) for line in captured.out.splitlines()] == [True, True]
     lines = captured.err.splitlines()
@@ -570,7 +618,7 @@ def test_something_else_than_an_adapter(
     path = tmp_path / "x.safetensors"
     for make in (lambda: None, lambda: path.write_text("hello")):
         make()
-        assert cli.run([verb, str(path), *(["a.wav"] if verb == "predict" else [])]) == 65
+        assert main.run([verb, str(path), *(["a.wav"] if verb == "predict" else [])]) == 65
         assert "x.safetensors" in one_line(capfd.readouterr().err)
 
 
@@ -591,14 +639,14 @@ def test_convert_there_and_back(
         ("orbax", "last.safetensors", [], "native, from orbax"),
     ]
     for source, out, more, words in steps:
-        assert cli.run(["convert", str(tmp_path / source), str(tmp_path / out), *more]) == 0
+        assert main.run(["convert", str(tmp_path / source), str(tmp_path / out), *more]) == 0
         assert words in capfd.readouterr().out
         found = load(tmp_path / out)
         np.testing.assert_allclose(
             found(jax.numpy.asarray(wave)), model(jax.numpy.asarray(wave)), atol=1e-4
         )
         assert found.labels == ("a", "b", "c", "d")
-    assert cli.run(["predict", str(tmp_path / "last.safetensors"), "/nowhere.wav"]) == 65
+    assert main.run(["predict", str(tmp_path / "last.safetensors"), "/nowhere.wav"]) == 65
 
 
 def test_convert_to_another_length_and_type(
@@ -606,7 +654,7 @@ def test_convert_to_another_length_and_type(
 ) -> None:
     out = tmp_path / "o.safetensors"
     arguments = ["convert", str(trained.base), str(out), "--frames", "55", "--dtype", "float16"]
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     assert load(out).config.frames == 55
     assert out.stat().st_size < 0.6 * trained.base.stat().st_size
 
@@ -615,13 +663,17 @@ def test_convert_to_another_length_and_type(
     ("source", "out", "code"), [("gone.pth", "o.safetensors", 65), ("base", "base/o", 74)]
 )
 def test_convert_that_fails(
-    source: str, out: str, code: int, trained: Trained, tmp_path: Path,
+    source: str,
+    out: str,
+    code: int,
+    trained: Trained,
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "base").write_bytes(trained.base.read_bytes())
     before = sorted(tmp_path.iterdir())
     source = str(trained.base) if source == "base" else str(tmp_path / source)
-    assert cli.run(["convert", source, str(tmp_path / out), "--to", "native"]) == code
+    assert main.run(["convert", source, str(tmp_path / out), "--to", "native"]) == code
     one_line(capfd.readouterr().err)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -647,11 +699,24 @@ def make_esc(root: Path, folds: int = 2) -> Path:
 def test_cross_validation(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     esc = make_esc(place.root / "esc")
     arguments = [
-        "train", "esc", "--data.path", str(esc), "--model.source", str(place.base),
-        "--model.frames", "98", "--run", str(place.root / "cv"), "--training.epochs", "2",
-        "--data.cache", str(place.root / "cache"), "--method", "linear",
-    ]  # fmt: skip
-    assert cli.run([*arguments, "--cross-validate"]) == 0
+        "train",
+        "esc",
+        "--data.path",
+        str(esc),
+        "--model.source",
+        str(place.base),
+        "--model.frames",
+        "98",
+        "--run",
+        str(place.root / "cv"),
+        "--training.epochs",
+        "2",
+        "--data.cache",
+        str(place.root / "cache"),
+        "--method",
+        "linear",
+    ]
+    assert main.run([*arguments, "--cross-validate"]) == 0
     captured = capfd.readouterr()
     heads, first, second, mean = captured.out.splitlines()
     assert heads.split() == ["linear", "trainable", "accuracy", "seconds"]
@@ -666,20 +731,20 @@ def test_cross_validation(place: Place, capfd: pytest.CaptureFixture[str]) -> No
     assert "[" in mean and "]" in mean
     assert "fold 1 (1 of 2)" in captured.err
     # Again: every fold is finished; and a run without folds has the folder's result for itself.
-    assert cli.run([*arguments, "--cross-validate"]) == 0
+    assert main.run([*arguments, "--cross-validate"]) == 0
     again = capfd.readouterr()
     assert again.out == captured.out and again.err.count("finished before") == 2
-    assert cli.run(arguments) == 0
-    assert cli.run([*arguments, "--cross-validate"]) == 0
+    assert main.run(arguments) == 0
+    assert main.run([*arguments, "--cross-validate"]) == 0
     capfd.readouterr()
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     assert "finished before" in capfd.readouterr().err
 
 
 def test_a_single_fold_cannot_be_held_out(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     esc = make_esc(place.root / "esc", folds=1)
     arguments = place.arguments("--data.path", str(esc), "--cross-validate", "--quiet")
-    assert cli.run(arguments) == 65
+    assert main.run(arguments) == 65
     assert "cross-validation needs two or more" in one_line(capfd.readouterr().err)
 
 
@@ -695,14 +760,17 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in whole.items() if value is not None}
 
 
-MAIN = "import sys; from aatjax.cli import main; main(sys.argv[1:])"
+MAIN = "import sys; from aatjax.cli.main import main; main(sys.argv[1:])"
 
 
 def start(arguments: list[str], **changes: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", MAIN, *arguments], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=environment(**changes),
-    )  # fmt: skip
+        [sys.executable, "-c", MAIN, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**changes),
+    )
 
 
 def wait_for_rows(process: "subprocess.Popen[str]", metrics: Path, rows: int) -> None:
@@ -783,18 +851,34 @@ def test_a_closed_pipe_is_quiet(trained: Trained) -> None:
 def test_a_bare_environment(trained: Trained, tmp_path: Path) -> None:
     """B29: no HOME, no cache folder, a dumb and narrow terminal, no UTF-8."""
     bare = {
-        "HOME": None, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TERM": "dumb", "COLUMNS": "20",
-        "LC_ALL": "C", "LANG": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-    }  # fmt: skip
+        "HOME": None,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "TERM": "dumb",
+        "COLUMNS": "20",
+        "LC_ALL": "C",
+        "LANG": None,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
     (tmp_path / "ü 音.wav").write_bytes((trained.sounds / "hum" / "0.wav").read_bytes())
     process = start(["predict", trained.adapter, str(tmp_path / "ü 音.wav")], **bare)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "hum" in out
     arguments = [
-        "train", "folder", "--data.path", str(trained.sounds), "--model.source", str(trained.base),
-        "--run", str(tmp_path / "run"), "--training.epochs", "1", "--method", "linear",
-    ]  # fmt: skip
+        "train",
+        "folder",
+        "--data.path",
+        str(trained.sounds),
+        "--model.source",
+        str(trained.base),
+        "--run",
+        str(tmp_path / "run"),
+        "--training.epochs",
+        "1",
+        "--method",
+        "linear",
+    ]
     process = start(arguments, **{**bare, "XDG_CACHE_HOME": None, "TMPDIR": "/nowhere"})
     out, err = process.communicate(timeout=90)
     assert process.returncode in (0, 74) and "Traceback" not in err, err
@@ -809,15 +893,29 @@ def test_the_bar_on_a_narrow_terminal(trained: Trained, tmp_path: Path) -> None:
     import pty
 
     arguments = [
-        "train", "folder", "--data.path", str(trained.sounds), "--model.source", str(trained.base),
-        "--run", str(tmp_path / "run"), "--training.epochs", "2", "--method", "linear",
-        "--data.cache", str(trained.root / "cache"),
-    ]  # fmt: skip
+        "train",
+        "folder",
+        "--data.path",
+        str(trained.sounds),
+        "--model.source",
+        str(trained.base),
+        "--run",
+        str(tmp_path / "run"),
+        "--training.epochs",
+        "2",
+        "--method",
+        "linear",
+        "--data.cache",
+        str(trained.root / "cache"),
+    ]
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *arguments], stdout=subprocess.PIPE, stderr=theirs,
-        env=environment(COLUMNS="20", TERM="xterm"), text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", MAIN, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(COLUMNS="20", TERM="xterm"),
+        text=True,
+    )
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):
@@ -834,7 +932,7 @@ def test_the_bar_on_a_narrow_terminal(trained: Trained, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_help_is_quick_and_loads_no_jax() -> None:
     code = (
-        "import sys; from aatjax.cli import run; assert run(['--help']) == 0; "
+        "import sys; from aatjax.cli.main import run; assert run(['--help']) == 0; "
         "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

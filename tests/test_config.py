@@ -14,11 +14,12 @@ import pytest
 import soundfile
 from flax import nnx
 
-from aatjax import experiment, petl, surgery
+from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model, available, differences, load_config
 from aatjax.convert import write_native
 from aatjax.errors import UsageError
+from aatjax.experiments import run
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.base import METHODS
 from aatjax.train.loop import Training
@@ -74,24 +75,60 @@ def test_no_field_is_lost() -> None:
             "a b.pth", 99, "mean_all", False, True, "bfloat16", True, True, "zeros", True, "main"
         ),
         data=Data(
-            format="names", path="/x", pattern="(?P<label>.)", fold="3", test_fraction=0.3,
-            valid_fraction=0.1, seed=4, pad="repeat", statistics="train", channels=1,
-            truncated="keep", max_bad=3.0, cache="/c", train_clips=7, test_clips=8,
-            protocol="aat", shots=5, draw=2, leaks="report",
+            format="names",
+            path="/x",
+            pattern="(?P<label>.)",
+            fold="3",
+            test_fraction=0.3,
+            valid_fraction=0.1,
+            seed=4,
+            pad="repeat",
+            statistics="train",
+            channels=1,
+            truncated="keep",
+            max_bad=3.0,
+            cache="/c",
+            train_clips=7,
+            test_clips=8,
+            protocol="aat",
+            shots=5,
+            draw=2,
+            leaks="report",
         ),
         training=Training(
-            epochs=2, batch_size=3, eval_batch_size=5, loss="bce", crop="random",
-            select="average", average=0.5, save_every=2, seed=9, threads=0,
-            max_skipped=3, on_save_error="continue", cache_prefix=True, buckets=(32, 64),
+            epochs=2,
+            batch_size=3,
+            eval_batch_size=5,
+            loss="bce",
+            crop="random",
+            select="average",
+            average=0.5,
+            save_every=2,
+            seed=9,
+            threads=0,
+            max_skipped=3,
+            on_save_error="continue",
+            cache_prefix=True,
+            buckets=(32, 64),
         ),
         optim=Optim(
-            lr=0.5, schedule="steps", warmup_steps=3, weight_decay=0.2, decay_mask="no_bias_ln",
-            b1=0.8, b2=0.7, eps=1e-3, clip=2.0, decay_start=2, decay_rate=0.1, decay_every=4,
+            lr=0.5,
+            schedule="steps",
+            warmup_steps=3,
+            weight_decay=0.2,
+            decay_mask="no_bias_ln",
+            b1=0.8,
+            b2=0.7,
+            eps=1e-3,
+            clip=2.0,
+            decay_start=2,
+            decay_rate=0.1,
+            decay_every=4,
         ),
         augment=Augment(0.1, 2.0, 3, 4, True, True, True),
         mesh=MeshShape(2, -1, 4),
         name="n",
-    )  # fmt: skip
+    )
     plain = Config(petl=petl.Linear())
     for part in ("model", "data", "training", "optim", "augment", "mesh"):
         for field in dataclasses.fields(getattr(config, part)):
@@ -138,7 +175,7 @@ def test_absent_parts_take_their_defaults(unchecked: None) -> None:
         ({"model": {"frames": "x"}}, "model.frames='x'"),
         ({"name": 3}, "config.name=3"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_by_name(
     fields: dict[str, Any], words: str, unchecked: None
 ) -> None:
@@ -225,7 +262,7 @@ def test_no_such_name() -> None:
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ASTConfig(
         dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=2
-    )  # fmt: skip
+    )
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(0))), config)
     return path
@@ -273,7 +310,7 @@ def test_a_shipped_config_trains(
         model=dataclasses.replace(shipped.model, source=str(backbone)),
         training=dataclasses.replace(shipped.training, epochs=2),
     )
-    result = experiment.train(config, run_dir=tmp_path / "run", show=None)
+    result = run.train(config, run_dir=tmp_path / "run", show=None)
     assert result.run is not None and len(result.run.history) == 2
     assert result.method == shipped.petl.name
     assert result.headline is not None and result.headline[0] == "accuracy"
@@ -284,8 +321,12 @@ def test_a_shipped_config_trains(
     assert figures["trainable"] == result.trainable > 0
     assert figures["headline"] == list(result.headline)
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {
-        "config.json", "metrics.jsonl", "checkpoints", "tensorboard", "adapter.safetensors",
-    }  # fmt: skip
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "adapter.safetensors",
+    }
 
 
 @pytest.mark.parametrize("format", ["synthetic", "folder"])
@@ -293,15 +334,19 @@ def test_validation_clips_are_split_off_the_training_part(
     format: Any, sounds: dict[str, Path], tmp_path: Path
 ) -> None:
     data = Data(
-        format=format, valid_fraction=0.5, train_clips=4, test_clips=2, cache=str(tmp_path),
+        format=format,
+        valid_fraction=0.5,
+        train_clips=4,
+        test_clips=2,
+        cache=str(tmp_path),
         path=None if format == "synthetic" else str(sounds["folder"]),
-    )  # fmt: skip
-    parts = experiment.divide(data)
+    )
+    parts = run.divide(data)
     assert parts.valid is not None and parts.test is not None
     ids = [{clip.id for clip in part.clips} for part in (parts.train, parts.valid, parts.test)]
     assert all(ids) and sum(map(len, ids)) == len(set.union(*ids))
     assert len(ids[0]) == len(ids[1])
-    again = experiment.divide(data)
+    again = run.divide(data)
     assert [c.id for c in again.train.clips] == [c.id for c in parts.train.clips]
 
 
@@ -312,8 +357,8 @@ def test_statistics(statistics: str, sounds: dict[str, Path], tmp_path: Path) ->
         data=Data(path=str(sounds["folder"]), statistics=statistics, cache=str(tmp_path)),
     )
     model = AST(ASTConfig(dim=8, depth=1, heads=1, mlp_dim=8, frames=98), rngs=nnx.Rngs(0))
-    parts = experiment.divide(config.data)
-    found = experiment.front_end(config, model, parts.train)
+    parts = run.divide(config.data)
+    found = run.front_end(config, model, parts.train)
     expected = {"model": (-4.2677393, 4.5689974), "esc50": (-6.6268077, 5.358466)}
     if statistics != "train":
         assert (found.mean, found.std) == expected[statistics]

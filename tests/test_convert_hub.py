@@ -7,8 +7,9 @@ from ast_oracle import random_hf_ast, write_layout
 from huggingface_hub import constants
 
 from aatjax import load
-from aatjax.convert import hub, read_checkpoint, resolve
+from aatjax.convert import read_checkpoint, resolve
 from aatjax.errors import DataError, UnavailableError, UsageError
+from aatjax.io import hub
 
 NAME, FIRST, SECOND = "someone/small-ast", "1" * 40, "2" * 40
 

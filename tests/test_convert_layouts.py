@@ -20,10 +20,10 @@ from ast_oracle import (
 from safetensors.torch import save_file
 
 from aatjax.convert import read_checkpoint, write_native, write_orbax
-from aatjax.convert.layouts import HF_AST
-from aatjax.convert.layouts import LAYOUTS as READABLE
+from aatjax.convert.infer_config import Sizes
 from aatjax.convert.matching import expand
-from aatjax.convert.measure import Sizes
+from aatjax.convert.rules import HF_AST
+from aatjax.convert.rules import LAYOUTS as READABLE
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.positions import resize_positions

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from aatjax.convert import read_checkpoint
-from aatjax.convert.files import open_tensors
-from aatjax.convert.pickle_values import read_pickle
+from aatjax.convert.safe_pickle import read_pickle
+from aatjax.convert.tensor_files import open_tensors
 from aatjax.errors import AatjaxError, DataError
 
 

@@ -10,9 +10,9 @@ import torch
 from ast_oracle import file_tensors, random_hf_ast, write_layout
 from safetensors.numpy import load_file
 
-from aatjax import atomic
 from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
 from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.io import atomic
 
 LABELS = ("dog", "rain", "bell", "sägen", "train")
 

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 import aatjax
-from aatjax.cli import run
-from aatjax.data.synthesis import PRETRAIN_SOUNDS, TARGET_SOUNDS, synthesize
-from aatjax.loading import EMBEDDED
+from aatjax.cli.main import run
+from aatjax.convert.load import EMBEDDED
+from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, TARGET_SOUNDS, synthesize
 
 
 def test_the_embedded_weights_are_small_and_know_none_of_the_target_sounds():
@@ -53,7 +53,7 @@ def test_the_default_trains_evaluates_and_predicts(tmp_path, monkeypatch, capsys
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from aatjax.cli import run; assert run(['--help']) == 0; "
+        "import sys; from aatjax.cli.main import run; assert run(['--help']) == 0; "
         "print([m for m in ('jax', 'numpy', 'flax', 'tyro') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

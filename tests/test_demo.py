@@ -24,24 +24,31 @@ from flax import nnx
 
 from aatjax import petl, surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.classifier import Classifier
 from aatjax.convert import write_native
-from aatjax.data.synthesis import synthesize
-from aatjax.decisions import Decisions, calibrated, decide
-from aatjax.demo import ONNX, PAGE, page_config, page_file
-from aatjax.demo.server import MOST_BYTES, Server
+from aatjax.convert.load import load
+from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import DataError, UnavailableError, UsageError
-from aatjax.exporting import export, verify, web
-from aatjax.loading import load
+from aatjax.export import export, verify, web
+from aatjax.inference.calibration import Decisions, calibrated, decide
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
+from aatjax.inference.demo.server import MOST_BYTES, Server
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.artefact import save_adapter
+from aatjax.train.adapter_file import save_adapter
 
 CONFIG = ASTConfig(
-    dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=98, mels=64, num_classes=3,
+    dim=32,
+    depth=1,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    mels=64,
+    num_classes=3,
     pool="mean_patches",
-)  # fmt: skip
+)
 CLASSES = ("<script>alert(1)</script>", "dog & 'cat'", "</script>\u202e")
-MAIN = "from aatjax.cli import main; main()"
+MAIN = "from aatjax.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +65,13 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = 0.3 * rng.normal(size=variable[...].shape)
             variable[...] = variable[...] + noise.astype(np.float32)
     return save_adapter(
-        folder / "adapter.safetensors", model, classes=CLASSES, multi_label=False,
+        folder / "adapter.safetensors",
+        model,
+        classes=CLASSES,
+        multi_label=False,
         frontend=FrontEnd(frames=98, mels=64),
         extra={"decisions": Decisions(1.4, None, 0.7, 0.9, 50).to_json()},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +133,12 @@ def test_the_pages_answers_are_those_of_predict(server: Server, classifier: Clas
 
 def test_a_clip_with_none_of_several_labels_gets_none(classifier: Classifier) -> None:
     sure = Classifier(
-        classifier.model, CLASSES, classifier.frontend, multi_label=True,
+        classifier.model,
+        CLASSES,
+        classifier.frontend,
+        multi_label=True,
         decisions=Decisions(1.0, (1.0, 1.0, 1.0), 0.0, 0.9, 50),
-    )  # fmt: skip
+    )
     with Server(sure, "{}", 0) as server:
         assert server.window(wave(0.5).astype("<i2").tobytes())["given"] == [False] * 3
 
@@ -134,7 +147,7 @@ def test_a_long_file_is_heard_in_part_and_that_is_said(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "note" not in json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
-    monkeypatch.setattr("aatjax.demo.server.MOST_SECONDS", 2.0)
+    monkeypatch.setattr("aatjax.inference.demo.server.MOST_SECONDS", 2.0)
     told = json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
     assert told["windows"][-1]["end"] == 2.0 and "first 0.0333333 minutes" in told["note"]
 
@@ -363,10 +376,16 @@ def test_the_runtime_is_the_published_one_or_none(
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+]
 
 
 @pytest.fixture
@@ -384,10 +403,21 @@ def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Ite
         except UnavailableError as error:
             pytest.skip(str(error))
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1",
-             "--directory", str(tmp_path / "page")],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                "http.server",
+                "0",
+                "--bind",
+                "127.0.0.1",
+                "--directory",
+                str(tmp_path / "page"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         assert process.stdout is not None
         found = re.search(r"port (\d+)", process.stdout.readline())
         assert found is not None
@@ -455,8 +485,9 @@ def test_a_browser_hears_what_predict_hears(
         page.wait_for_function(
             "label => document.querySelector('#answer').textContent === label"
             " && document.querySelector('#record').getAttribute('aria-pressed') === 'true'",
-            arg=want.label, timeout=30_000,
-        )  # fmt: skip
+            arg=want.label,
+            timeout=30_000,
+        )
         page.wait_for_timeout(3000)
         assert page.inner_text("#classes li:first-child .name") == want.label
         page.click("#record")

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from aatjax.cli import run
-from aatjax.data.clips import Clip, Reader, Source
-from aatjax.data.sources import NamePattern
-from aatjax.data.synthesis import TARGET_SOUNDS, synthesize
-from aatjax.data.synthetic import Synthetic
+from aatjax.cli.main import run
+from aatjax.data.folders import NamePattern
+from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
 from aatjax.doctor import KINDS, Diagnosis, Finding, Item, diagnose
-from aatjax.doctor.labels import _folds, confident, cross_validate
+from aatjax.doctor.label_checks import _folds, confident, cross_validate
 from aatjax.errors import DataError, UsageError
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "doctor_scores.py"
@@ -108,8 +108,11 @@ def test_what_is_planted_is_found(tmp_path):
     assert r"odd\nand empty.wav: has 0 bytes" in text
     assert all(line.isprintable() for line in text.splitlines())
     rows = {item.subject: item.detail for item in found.of("row")}
-    assert [w for w in ("no such file", "listed before", "empty label", "no fold")
-            if not any(w in detail for detail in rows.values())] == []  # fmt: skip
+    assert [
+        w
+        for w in ("no such file", "listed before", "empty label", "no fold")
+        if not any(w in detail for detail in rows.values())
+    ] == []
     again = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert {f["kind"]: f["count"] for f in again["findings"]} == {
         f.kind: len(f.items) for f in found.findings
@@ -142,9 +145,13 @@ def test_json_and_text_have_the_same_numbers(clean, capsys):
     table = dict(re.findall(r"^(?:error|warning|note) +([\w-]+) +(\d+)$", text, re.M))
     assert table == {f["kind"]: str(f["count"]) for f in told["findings"]}
     assert table == {
-        "undecodable": "1", "silent": "2", "padding": "1", "other-files": "1", "rates": "2",
+        "undecodable": "1",
+        "silent": "2",
+        "padding": "1",
+        "other-files": "1",
+        "rates": "2",
         "low-rate": "1",
-    }  # fmt: skip
+    }
     totals = re.search(r"(\d+) errors?, (\d+) warnings?, (\d+) notes?$", text.strip())
     assert totals and [int(n) for n in totals.groups()] == list(told["counts"].values())
     figures = told["summary"]
@@ -182,7 +189,7 @@ def test_any_width_works(clean, width):
 
 def test_in_a_narrow_pipe_with_an_ascii_locale(clean):
     (clean / "siren" / "caf\u00e9 \u72d7.wav").write_bytes(b"")
-    code = f"from aatjax.cli import main; main(['doctor', {str(clean)!r}, '--no-labels'])"
+    code = f"from aatjax.cli.main import main; main(['doctor', {str(clean)!r}, '--no-labels'])"
     env = {**os.environ, "COLUMNS": "20", "LC_ALL": "C", "PYTHONUTF8": "0"}
     env["PYTHONIOENCODING"] = "ascii"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
@@ -224,8 +231,11 @@ def test_what_lies_beside_the_sounds_never_stops_it(clean):
     soundfile.write(clean / "siren" / "bare", noise(2), 16000, format="FLAC")
     diagnosis = quick(clean)
     assert subjects(diagnosis, "skipped") == {
-        "siren/pipe.wav", "siren/loop.wav", "siren/out.wav", "empty class",
-    }  # fmt: skip
+        "siren/pipe.wav",
+        "siren/loop.wav",
+        "siren/out.wav",
+        "empty class",
+    }
     assert subjects(diagnosis, "other-files") == {"siren/notes.txt"}
     assert kinds(diagnosis) == {"skipped", "other-files"} and len(diagnosis.measures) == 14
     assert {m.id: m.format for m in diagnosis.measures}["siren/bare"] == "flac"
@@ -238,7 +248,7 @@ def test_rows_of_a_manifest_are_findings_and_not_the_end(clean, tmp_path):
     table = clean / "clips.csv"
     table.write_text("\ufeffpath;label\r\n" + "\r\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match="row 5"):
-        from aatjax.data.open import open_source
+        from aatjax.data.formats import open_source
 
         open_source(table)
     diagnosis = quick(table)
@@ -274,8 +284,9 @@ def test_balance():
             samples[clips[-1].id] = noise(len(clips), 8000)
     diagnosis = quick(held(clips, samples, tuple(counts)))
     assert {i.subject: i.detail for i in diagnosis.of("few-clips")} == {
-        "rare": "4 clips", "none": "0 clips",
-    }  # fmt: skip
+        "rare": "4 clips",
+        "none": "0 clips",
+    }
     assert subjects(diagnosis, "imbalance") == {"few"}
     absent = {(i.subject, i.detail) for i in diagnosis.of("absent-class")}
     assert absent == {(name, "no clip in split test") for name in ("few", "rare")}

@@ -10,10 +10,10 @@ import soundfile
 import soxr
 
 from aatjax.audio.decode import as_waveform
-from aatjax.data.clips import Clip, Reader, Source
 from aatjax.data.duplicates import audio_hash, exact_hash, find_duplicates, fingerprints
-from aatjax.data.open import open_source
-from aatjax.data.synthesis import SOUNDS, synthesize
+from aatjax.data.formats import open_source
+from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.synthetic.synthesize import SOUNDS, synthesize
 from aatjax.errors import DataError, UsageError
 
 

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from aatjax.data.cache import decode_all
-from aatjax.data.huggingface import HuggingFace, looks_like
-from aatjax.data.sources import AudioFolder
+from aatjax.data.decode_cache import decode_all
+from aatjax.data.folders import AudioFolder
+from aatjax.data.huggingface.dataset import HuggingFace, looks_like
 from aatjax.errors import DataError, UsageError, WriteError
 
 NAMES = ["zebra", "ape", "cow"]

@@ -12,13 +12,15 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_artefact import FRONTEND, inputs, save, trained, write_base
+from test_adapter_file import FRONTEND, inputs, save, trained, write_base
 from test_petl import CASES, clip, form, model, parts_of, settled
 
 import aatjax
-from aatjax import cli, flops, petl, surgery
+from aatjax import petl, surgery
+from aatjax.analysis import flops
+from aatjax.analysis.method_table import compare
 from aatjax.audio.augment import Augment
-from aatjax.comparison import compare
+from aatjax.cli import main
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.surgery import Trainable
@@ -130,9 +132,13 @@ def test_a_budget_that_cannot_be_met_says_what_the_least_is():
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_other_sizes_and_the_frame_patches_of_ssast_follow_the_closed_forms(size):
     shape = dict(
-        size=size, frames=512, num_classes=10, patch=(128, 2), stride=(128, 1),
+        size=size,
+        frames=512,
+        num_classes=10,
+        patch=(128, 2),
+        stride=(128, 1),
         pool="mean_patches",
-    )  # fmt: skip
+    )
     dim = {"tiny": 192, "small": 384}[size]
     head, r = 2 * dim + 11 * dim - dim + 10, round(dim / 64)
     block = 2 * dim * r + r + dim
@@ -149,13 +155,13 @@ def test_other_sizes_and_the_frame_patches_of_ssast_follow_the_closed_forms(size
 def test_the_table_command_prints_every_row(capsys, monkeypatch):
     for name in petl.TABLE.keys() - {"linear", "dense_moa", "soft_moa_houlsby", "full"}:
         monkeypatch.delitem(petl.TABLE, name)  # the others are counted above
-    assert cli.run(["methods", "--body-norm"]) == 0
+    assert main.run(["methods", "--body-norm"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(petl.TABLE)
     rows = {line.split()[0]: line for line in lines[1:]}
     assert "962,174" in rows["dense_moa"] and "+1.066" in rows["dense_moa"]
     assert "location=both" in rows["soft_moa_houlsby"] and "1,884,194" in rows["soft_moa_houlsby"]
-    assert cli.run(["methods", "--size", "tiny", "--frames", "100", "--json"]) == 0
+    assert main.run(["methods", "--size", "tiny", "--frames", "100", "--json"]) == 0
     read = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in read] == list(petl.TABLE)
     assert petl.Method.from_json(read[-2]["method"]) == petl.SoftMoA(location="both")

@@ -9,8 +9,8 @@ from scipy import special, stats
 from sklearn import metrics as sk
 
 from aatjax.errors import DataError, NotFiniteError, UsageError
-from aatjax.train.intervals import percentile_interval, rank, resample
-from aatjax.train.metrics import evaluate, mean_interval
+from aatjax.train.metrics.evaluate import evaluate, mean_interval
+from aatjax.train.metrics.intervals import percentile_interval, rank, resample
 
 
 def single(n, c, *, seed=0, signal=1.5, labels=None):
@@ -247,10 +247,10 @@ def test_bad_arguments():
 
 def test_large_sets_get_fewer_resamples(monkeypatch):
     _, logits, targets = single(50, 4)
-    monkeypatch.setattr("aatjax.train.metrics.RANKING_WORK", 50 * 4 * 250)
+    monkeypatch.setattr("aatjax.train.metrics.evaluate.RANKING_WORK", 50 * 4 * 250)
     result = evaluate(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
     assert "250 resamples instead of 900 for mAP, AUC and d-prime" in result.notes
-    monkeypatch.setattr("aatjax.train.metrics.RANKING_WORK", 50 * 4)
+    monkeypatch.setattr("aatjax.train.metrics.evaluate.RANKING_WORK", 50 * 4)
     result = evaluate(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
     assert result.intervals["mean_ap"] is None and result.intervals["accuracy"] is not None
 

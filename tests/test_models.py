@@ -12,7 +12,8 @@ from flax import nnx
 from scipy.special import erf
 
 import aatjax
-from aatjax import flops, petl, surgery
+from aatjax import petl, surgery
+from aatjax.analysis import flops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig, Mlp
 

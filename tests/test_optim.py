@@ -18,9 +18,7 @@ from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.optim import Optim, learning_rate, make_optimizer
 from aatjax.train.state import init_state
 
-TINY = ASTConfig(
-    dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=5
-)  # fmt: skip
+TINY = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=5)
 
 
 @pytest.fixture
@@ -68,9 +66,12 @@ def run_torch(
 ) -> tuple[list[dict[str, np.ndarray]], list[float]]:
     params = {name: torch.nn.Parameter(torch.tensor(v)) for name, v in start().items()}
     adamw = torch.optim.AdamW(
-        list(params.values()), lr=optim.lr, betas=(optim.b1, optim.b2), eps=optim.eps,
+        list(params.values()),
+        lr=optim.lr,
+        betas=(optim.b1, optim.b2),
+        eps=optim.eps,
         weight_decay=optim.weight_decay,
-    )  # fmt: skip
+    )
     schedule = make_schedule(adamw)
     seen, rates = [], []
     grads = gradients(per_epoch * epochs)
@@ -102,9 +103,12 @@ def test_cosine_is_adamw_with_cosine_annealing_every_batch(clip: float | None) -
     optim = Optim(lr=5e-3, weight_decay=0.1, clip=clip)
     total = 7 * 3
     theirs, rates = run_torch(
-        optim, per_epoch=7, epochs=3, per_batch=True,
+        optim,
+        per_epoch=7,
+        epochs=3,
+        per_batch=True,
         make_schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=total),
-    )  # fmt: skip
+    )
     assert_same(run_ours(optim, per_epoch=7, epochs=3), theirs)
     rate = learning_rate(optim, steps_per_epoch=7, epochs=3)
     np.testing.assert_allclose([float(rate(s)) for s in range(total)], rates, atol=1e-9)
@@ -114,14 +118,22 @@ def test_cosine_is_adamw_with_cosine_annealing_every_batch(clip: float | None) -
 @pytest.mark.parametrize(("first", "every"), [(5, 1), (2, 1), (1, 3)])
 def test_steps_is_adamw_with_milestones_every_epoch(first: int, every: int) -> None:
     optim = Optim(
-        lr=1e-3, schedule="steps", weight_decay=0.05, b2=0.999, eps=1e-8,
-        decay_start=first, decay_every=every,
-    )  # fmt: skip
+        lr=1e-3,
+        schedule="steps",
+        weight_decay=0.05,
+        b2=0.999,
+        eps=1e-8,
+        decay_start=first,
+        decay_every=every,
+    )
     milestones = list(range(first, 1000, every))
     theirs, rates = run_torch(
-        optim, per_epoch=3, epochs=9, per_batch=False,
+        optim,
+        per_epoch=3,
+        epochs=9,
+        per_batch=False,
         make_schedule=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones, gamma=0.85),
-    )  # fmt: skip
+    )
     assert_same(run_ours(optim, per_epoch=3, epochs=9), theirs)
     rate = learning_rate(optim, steps_per_epoch=3, epochs=9)
     np.testing.assert_allclose([float(rate(s)) for s in range(27)], rates, atol=1e-9)

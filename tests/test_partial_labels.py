@@ -10,12 +10,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.clips import Clip, Reader, Source
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.train import metrics
 from aatjax.train.fit import fit
+from aatjax.train.metrics import evaluate
 from aatjax.train.step import loss_per_clip
 
 NAN = np.nan
@@ -78,8 +78,9 @@ def test_a_class_nobody_asked_about_is_never_trained(mixup: float) -> None:
     source = tones([(0, 1, 2)] * 8, [(0,), (1,), (2,), ()] * 2)
     frontend = FrontEnd(frames=48)
     before = {path: np.asarray(v) for path, v in surgery.arrays(model).items()}
-    run = fit(model, source, frontend=frontend, epochs=2, lr=1e-2, show=None,
-              augment=Augment(mixup=mixup))  # fmt: skip
+    run = fit(
+        model, source, frontend=frontend, epochs=2, lr=1e-2, show=None, augment=Augment(mixup=mixup)
+    )
     after = surgery.arrays(run.model)
     path = next(p for p in before if "head" in p and before[p].shape == (4,))  # zero at first
     moved = np.abs(np.asarray(after[path]) - before[path])
@@ -95,9 +96,13 @@ def test_a_mixture_counts_what_is_known_of_its_halves() -> None:
     known = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
     audio = jnp.asarray(np.random.default_rng(0).normal(0, 0.1, (2, 400)), jnp.float32)
     _, both = mixup(
-        jax.random.key(0), audio, jnp.array([400, 400]), jnp.concatenate([target, known], 1),
-        jnp.ones(2), prob=1.0,
-    )  # fmt: skip
+        jax.random.key(0),
+        audio,
+        jnp.array([400, 400]),
+        jnp.concatenate([target, known], 1),
+        jnp.ones(2),
+        prob=1.0,
+    )
     share, seen = np.split(np.asarray(both), 2, axis=1)
     np.testing.assert_allclose(seen.sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(share, seen, rtol=1e-6)  # whatever is known is present here
@@ -109,7 +114,7 @@ def test_masked_ap_and_auc_are_scikit_learns_on_what_is_known() -> None:
     scores = rng.normal(size=(300, 7))
     targets = (rng.random((300, 7)) < 0.3).astype(np.float32)
     targets[rng.random((300, 7)) < 0.7] = NAN
-    found = metrics.evaluate(
+    found = evaluate.evaluate(
         scores.astype(np.float32), targets, classes="abcdefg", multi_label=True, bootstrap=50
     )
     ap, auc = [], []
@@ -135,10 +140,12 @@ def test_masked_ap_and_auc_are_scikit_learns_on_what_is_known() -> None:
 
 def test_unknown_labels_go_with_several_labels_only() -> None:
     with pytest.raises(UsageError, match="must be 0 or 1"):
-        metrics.evaluate(
-            np.zeros((2, 2), np.float32), np.array([[1, NAN], [0, 1]], np.float32), classes="ab",
+        evaluate.evaluate(
+            np.zeros((2, 2), np.float32),
+            np.array([[1, NAN], [0, 1]], np.float32),
+            classes="ab",
             multi_label=False,
-        )  # fmt: skip
+        )
     with pytest.raises(DataError, match="only a multi-label set can be"):
         Source([Clip("x", (0,), "x", observed=(0,))], "ab", name="one")
     with pytest.raises(DataError, match="has a class that it was not annotated for"):

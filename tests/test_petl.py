@@ -20,7 +20,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.base import Method, Parallel
 from aatjax.petl.bottleneck import Bottleneck
-from aatjax.petl.mixture import Shape
+from aatjax.petl.moa import Shape
 from aatjax.petl.soft_moa import SoftMixture
 from aatjax.surgery import Trainable
 

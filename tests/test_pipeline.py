@@ -14,8 +14,8 @@ from jaxtyping import Int16
 from aatjax import evaluate
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data import pipeline
-from aatjax.data.clips import Clip, Reader, Source
 from aatjax.data.pipeline import batches_per_epoch, eval_batches, in_memory, train_batches
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, ASTConfig
 
@@ -187,7 +187,7 @@ def test_figures_do_not_depend_on_batches_and_padding(clips: int, batch: int) ->
     """B18: a batch larger than the set, a last batch of one, sizes that do not divide."""
     config = ASTConfig(
         dim=16, depth=1, heads=2, mlp_dim=16, stride=(16, 16), frames=23, num_classes=3
-    )  # fmt: skip
+    )
     model = AST(config, rngs=nnx.Rngs(0))
     model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]  # no near ties
     source = ramps(clips).with_clips(ramps(clips).clips, reader=Noise())

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aatjax import flops
+from aatjax.analysis import flops
+from aatjax.analysis.hlo import Program, size
+from aatjax.analysis.plan import _over, devices_of, plan, shape_of
 from aatjax.config import Model, load_config
 from aatjax.errors import UsageError
-from aatjax.hlo import Program, size
-from aatjax.plan import _over, devices_of, plan, shape_of
 from aatjax.train.sharding import MeshShape
 
 SMALL = dataclasses.replace(
@@ -41,9 +41,11 @@ def test_what_a_loop_does_counts_as_often_as_it_runs():
         return jax.lax.scan(body, x, None, length=7)[0]
 
     with jax.set_mesh(mesh):
-        compiled = jax.jit(function, in_shardings=split, out_shardings=split).lower(
-            jax.ShapeDtypeStruct((8, 256), jnp.float32)
-        ).compile()  # fmt: skip
+        compiled = (
+            jax.jit(function, in_shardings=split, out_shardings=split)
+            .lower(jax.ShapeDtypeStruct((8, 256), jnp.float32))
+            .compile()
+        )
     found = Program(compiled.as_text()).collectives()
     assert set(found) == {"all-reduce"}
     # The sum of the carry, one number, in each of seven rounds; the row of x once or in each.
@@ -154,10 +156,24 @@ def test_a_plan_for_a_tpu_has_the_kernels_and_no_more_than_the_gradients():
     pytest.importorskip("libtpu", reason="the TPU's compiler comes with aatjax[tpu]")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     command = [
-        sys.executable, "-c", "from aatjax.cli import main; main()", "plan", "default",
-        "--model.source", "random:small", "--model.frames", "98", "--model.scan",
-        "--model.dtype", "bfloat16", "--topology", "v5e:4x4", "--per-device", "2", "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from aatjax.cli.main import main; main()",
+        "plan",
+        "default",
+        "--model.source",
+        "random:small",
+        "--model.frames",
+        "98",
+        "--model.scan",
+        "--model.dtype",
+        "bfloat16",
+        "--topology",
+        "v5e:4x4",
+        "--per-device",
+        "2",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -19,18 +19,18 @@ import pytest
 from official_layouts import MAKERS, make_archive
 from test_recipes import small_ast  # noqa: F401
 
-from aatjax.cli import run
+from aatjax.cli.main import run
 from aatjax.config import load_config
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.prepared import Prepared, is_prepared
+from aatjax.data.prepare import prepare
+from aatjax.data.tfds import Prepared, is_prepared
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.experiment import evaluate_adapter, train
-from aatjax.prepare import prepare
-from aatjax.train.artefact import load_adapter
+from aatjax.experiments.run import evaluate_adapter, train
+from aatjax.train.adapter_file import load_adapter
 
 READ_BACK = """
 import hashlib, json, sys
-from aatjax.data.open import open_source
+from aatjax.data.formats import open_source
 source = open_source(sys.argv[1], sys.argv[2])
 sums = {c.id: hashlib.sha256(source.waveform(i).tobytes()).hexdigest()
         for i, c in enumerate(source.clips)}
@@ -56,9 +56,11 @@ def test_from_the_archive_to_figures(name, tmp_path, small_ast, capsys) -> None:
 
     folder = home / name / "1.0.0"
     read = subprocess.run(
-        [sys.executable, "-c", READ_BACK, str(folder), name], capture_output=True, text=True,
+        [sys.executable, "-c", READ_BACK, str(folder), name],
+        capture_output=True,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     kind, fingerprint, sums = json.loads(read.stdout.splitlines()[-1])
     source = Prepared(folder)
     assert (kind, fingerprint) == ("Prepared", source.fingerprint())
@@ -204,7 +206,7 @@ def test_what_may_not_be_downloaded_is_not(tmp_path) -> None:
 
 def test_too_small_a_disk_is_told_before_anything_is_written(esc10, tmp_path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    prepare_module = sys.modules["aatjax.prepare"]
+    prepare_module = sys.modules["aatjax.data.prepare"]
     monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage._replace(free=400_000))
     with pytest.raises(WriteError, match="free"):
         prepare("esc10", esc10, to=tmp_path / "d", subset=True)
@@ -217,9 +219,18 @@ def test_a_kill_at_any_moment_loses_nothing(esc10, tmp_path) -> None:
     straight = prepare("esc10", esc10, to=tmp_path / "straight", subset=True)
     home = tmp_path / "killed"
     command = [
-        sys.executable, "-c", "from aatjax.cli import main; main()", "prepare", "esc10", "--from",
-        str(esc10), "--to", str(home), "--subset", "--quiet",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from aatjax.cli.main import main; main()",
+        "prepare",
+        "esc10",
+        "--from",
+        str(esc10),
+        "--to",
+        str(home),
+        "--subset",
+        "--quiet",
+    ]
     work = home / "esc10/.work"
     marks = [
         lambda: any(work.glob("unpacked-*/ESC*")),
@@ -243,7 +254,7 @@ def test_a_kill_at_any_moment_loses_nothing(esc10, tmp_path) -> None:
 
 
 def test_two_at_once_are_refused(esc10, tmp_path) -> None:
-    from aatjax.lock import locked
+    from aatjax.io.lock import locked
 
     with locked(tmp_path / "d/esc10"), pytest.raises(UsageError, match="another folder with --to"):
         prepare("esc10", esc10, to=tmp_path / "d", subset=True)
@@ -258,9 +269,9 @@ def test_damage_is_told_and_never_read_as_sound(esc10, tmp_path) -> None:
     good = source.waveform(at).copy()
     content[len(content) // 3] ^= 0xFF
     os.replace(_written(tmp_path / "broken", bytes(content)), file)
-    from aatjax.data import prepared
+    from aatjax.data import tfds
 
-    prepared._opened.cache_clear()
+    tfds._opened.cache_clear()
     again = Prepared(folder)
     bad = 0
     for i, clip in enumerate(again.clips):
@@ -290,7 +301,7 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 def test_another_benchmarks_set_is_refused(esc10, tmp_path) -> None:
-    from aatjax.data.open import open_source
+    from aatjax.data.formats import open_source
 
     folder = prepare("esc10", esc10, to=tmp_path / "d", subset=True).folder
     with pytest.raises(DataError, match="holds esc10, not gtzan"):

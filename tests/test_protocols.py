@@ -11,18 +11,18 @@ from official_layouts import MAKERS
 from test_recipes import small_ast  # noqa: F401
 
 from aatjax import petl
-from aatjax.cli import run
+from aatjax.cli.main import run
 from aatjax.config import load_config
-from aatjax.data.synthesis import TARGET_SOUNDS
-from aatjax.data.synthetic import Synthetic
+from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
+from aatjax.experiments.cross_validation import cross_validate
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.repeats import cross_validate
 from aatjax.train.fit import fit
-from aatjax.train.intervals import mean_interval
+from aatjax.train.logging import read_rows
 from aatjax.train.loop import Training
-from aatjax.train.records import read_rows
+from aatjax.train.metrics.intervals import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,20 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(sounds: Path, weights: str, folder: Path) -> list[str]:
     return [
-        "--data.path", str(sounds), "--model.source", weights, "--model.frames", "64",
-        "--training.epochs", "3", "--training.batch-size", "16", "--run", str(folder), "--quiet",
-    ]  # fmt: skip
+        "--data.path",
+        str(sounds),
+        "--model.source",
+        weights,
+        "--model.frames",
+        "64",
+        "--training.epochs",
+        "3",
+        "--training.batch-size",
+        "16",
+        "--run",
+        str(folder),
+        "--quiet",
+    ]
 
 
 @pytest.mark.slow
@@ -65,9 +76,14 @@ def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path
 def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> None:  # noqa: F811
     MAKERS["iemocap"](tmp_path / "iemocap")
     command = [
-        "train", "iemocap_linear", *flags(tmp_path / "iemocap", small_ast, tmp_path / "run"),
-        "--data.shots", "2", "--draws", "3",
-    ]  # fmt: skip
+        "train",
+        "iemocap_linear",
+        *flags(tmp_path / "iemocap", small_ast, tmp_path / "run"),
+        "--data.shots",
+        "2",
+        "--draws",
+        "3",
+    ]
     assert run(command) == 0
     assert "draw 2" in capsys.readouterr().out
     found = json.loads((tmp_path / "run/cross_validation.json").read_text())

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 import aatjax
-from aatjax.cli import VERBS
-from aatjax.data.synthesis import synthesize
+from aatjax.cli.main import VERBS
+from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

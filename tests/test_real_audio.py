@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from aatjax.config import Data, Model, load_config
-from aatjax.data.open import open_source
-from aatjax.experiment import divide, train
+from aatjax.data.formats import open_source
+from aatjax.experiments.run import divide, train
 from aatjax.train.loop import Training
 
 SETS = {

@@ -9,17 +9,17 @@ from flax import nnx
 from official_layouts import MAKERS
 
 from aatjax import surgery
-from aatjax.cli import run
+from aatjax.cli.main import run
 from aatjax.config import Config, available, load_config, recipes
 from aatjax.convert import write_native
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.division import divide
-from aatjax.experiment import train
+from aatjax.data.prepare import prepare
+from aatjax.experiments.partition import divide
+from aatjax.experiments.run import train
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import adapt
-from aatjax.prepare import prepare
-from aatjax.train.results import NAMES
+from aatjax.train.metrics.results import NAMES
 
 RECIPES = recipes()
 METHODS = {recipe.method for recipe in RECIPES.values()}

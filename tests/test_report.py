@@ -21,34 +21,40 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from aatjax import surgery
-from aatjax.cli import run
+from aatjax.cli.main import run
 from aatjax.config import Config, Data, Model
 from aatjax.configs.default import config as default
 from aatjax.convert import write_native
-from aatjax.decisions import Decisions, apply, fit_decisions, reliability
 from aatjax.errors import DataError, UsageError
-from aatjax.experiment import evaluate_adapter, train
+from aatjax.experiments.run import evaluate_adapter, train
+from aatjax.inference.calibration import Decisions, apply, fit_decisions, reliability
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.soft_moa import SoftMoA
-from aatjax.reporting import figures, media
-from aatjax.reporting.classes import class_intervals, confused, wilson
-from aatjax.reporting.document import render
-from aatjax.reporting.evidence import Evaluated, Evidence, find_adapter, gather
-from aatjax.reporting.markup import Markup, escape, join, tag
-from aatjax.train.artefact import load_adapter, read_info
+from aatjax.reports.html import assets, charts
+from aatjax.reports.html.class_intervals import class_intervals, confused, wilson
+from aatjax.reports.html.collect import Evaluated, Evidence, find_adapter, gather
+from aatjax.reports.html.markup import Markup, escape, join, tag
+from aatjax.reports.html.report import render
+from aatjax.train.adapter_file import load_adapter, read_info
 from aatjax.train.evaluation import clip_logits, evaluate
-from aatjax.train.intervals import percentile_interval, resample
 from aatjax.train.loop import Training
+from aatjax.train.metrics.intervals import percentile_interval, resample
 
 EVIL = "<script>alert(1)</script>"
 CLASSES = (EVIL, "\"onload='x' <b>&amp;", "plain")
 NAME = '"><img src=x onerror=alert(1)> {}.wav'
 TINY = ASTConfig(
-    dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=2,
+    dim=32,
+    depth=1,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    num_classes=2,
     pool="mean_patches",
-)  # fmt: skip
+)
 LARGEST = 3_000_000
 
 
@@ -199,8 +205,11 @@ def test_the_figures_are_those_of_eval(page: Page, evidence: Evidence, folder: P
     told = evidence.evaluated
     assert isinstance(told, Evaluated)
     assert told.metrics.to_json() == metrics.to_json()
-    for shown, value in (("accuracy", metrics.accuracy), ("mAP", metrics.mean_ap),
-                         ("macro-F1", metrics.macro_f1)):  # fmt: skip
+    for shown, value in (
+        ("accuracy", metrics.accuracy),
+        ("mAP", metrics.mean_ap),
+        ("macro-F1", metrics.macro_f1),
+    ):
         assert page.row(shown)[1] == f"{value:.4f}"
     low, high = metrics.intervals["accuracy"] or (0, 0)
     assert page.row("accuracy")[2] == f"[{low:.4f}, {high:.4f}]"
@@ -226,7 +235,7 @@ def test_decisions_were_fitted_on_the_validation_clips(evidence: Evidence, place
     assert json.loads((run_dir / "result.json").read_text())["decisions"] == info["decisions"]
     other = read_info(run_dir / "average.safetensors")
     assert other is not None and "decisions" not in other, "they are of the selected weights"
-    from aatjax.division import divide
+    from aatjax.experiments.partition import divide
 
     valid = divide(config_of(place, LoRA()).data).valid
     assert valid is not None and evidence.decisions.clips == len(valid) == 9
@@ -280,17 +289,31 @@ def test_what_it_costs_and_where_it_comes_from(page: Page, evidence: Evidence) -
 
 def test_what_must_be_told_of_the_data(evidence: Evidence) -> None:
     about = {
-        "benchmark": "ESC-50 " + EVIL, "whole": False, "there": "400 of 2000 clips",
-        "protocol": "petl", "paper": "arXiv 2402.00828", "run": "1, 1 of 5", "duplicates": 2,
-        "leaks": f"3 recordings lie in two parts: {EVIL}", "shots": 8, "draw": 0,
+        "benchmark": "ESC-50 " + EVIL,
+        "whole": False,
+        "there": "400 of 2000 clips",
+        "protocol": "petl",
+        "paper": "arXiv 2402.00828",
+        "run": "1, 1 of 5",
+        "duplicates": 2,
+        "leaks": f"3 recordings lie in two parts: {EVIL}",
+        "shots": 8,
+        "draw": 0,
         "chosen_on_test": "arXiv 2312.03694",
-    }  # fmt: skip
+    }
     worse = {"data": about, "test": {"accuracy": 2.0}, "seconds": 1}
     page = check(render(dataclasses.replace(evidence, result=worse), ["aatjax"]))
     words = "".join(page.text)
-    for said in ("SUBSET: 400 of 2000", "protocol petl (arXiv 2402.00828), run 1, 1 of 5", "LEAK: ",
-                 "2 pairs of clips", "few-shot: 8", "weights are chosen by the clips",
-                 "result.json says accuracy 2.000", "these figures are too good"):  # fmt: skip
+    for said in (
+        "SUBSET: 400 of 2000",
+        "protocol petl (arXiv 2402.00828), run 1, 1 of 5",
+        "LEAK: ",
+        "2 pairs of clips",
+        "few-shot: 8",
+        "weights are chosen by the clips",
+        "result.json says accuracy 2.000",
+        "these figures are too good",
+    ):
         assert said in words, said
     warned = sum(a.get("class") == "warn" for a in page.named("p"))
     assert warned >= 5
@@ -399,24 +422,25 @@ def test_markup_escapes_and_refuses() -> None:
 
 def test_pictures_are_pngs_the_right_way_up() -> None:
     values = np.array([[0.0, 0.5], [1.0, np.nan], [2.0, -1.0]])
-    data = base64.b64decode(media.picture(values, 0, 1).partition(",")[2])
+    data = base64.b64decode(assets.picture(values, 0, 1).partition(",")[2])
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
     assert (width, height, depth, kind) == (2, 3, 8, 3)
     at = data.index(b"IDAT")
     (size,) = struct.unpack(">I", data[at - 4 : at])
     rows = np.frombuffer(zlib.decompress(data[at + 4 : at + 4 + size]), np.uint8).reshape(3, 3)
-    assert zlib.crc32(data[at : at + 4 + size]) == struct.unpack(
-        ">I", data[at + 4 + size : at + 8 + size]
-    )[0]  # fmt: skip
+    assert (
+        zlib.crc32(data[at : at + 4 + size])
+        == struct.unpack(">I", data[at + 4 + size : at + 8 + size])[0]
+    )
     np.testing.assert_array_equal(rows[:, 0], 0)
     np.testing.assert_array_equal(rows[::-1, 1:], [[0, 32], [63, 0], [63, 0]])
 
 
 def test_the_colours_rise_in_lightness() -> None:
-    grey = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in media.palette()]
+    grey = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in assets.palette()]
     assert (np.diff(grey) > 0).all()
-    assert media.colour(0) == "#00204d" and media.colour(1) == "#ffea46"
+    assert assets.colour(0) == "#00204d" and assets.colour(1) == "#ffea46"
 
 
 def test_intervals_of_classes() -> None:
@@ -447,32 +471,37 @@ def test_intervals_of_classes() -> None:
 
 def test_the_commonest_mistakes() -> None:
     matrix = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 2]])
-    assert confused(matrix, ["a", "b", "c"]) == [("c", "b", 4, 6), ("a", "b", 3, 8),
-                                                 ("b", "a", 1, 10)]  # fmt: skip
+    assert confused(matrix, ["a", "b", "c"]) == [
+        ("c", "b", 4, 6),
+        ("a", "b", 3, 8),
+        ("b", "a", 1, 10),
+    ]
     assert confused(np.eye(3, dtype=int), ["a", "b", "c"]) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.2, 0.35), (-3, 1000), (1, 1), (0, 1e-6)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
-    found = figures.ticks(low, high)
+    found = charts.ticks(low, high)
     assert 1 <= len(found) <= 8
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
 
 
 def test_a_curve_with_gaps_and_odd_ranges() -> None:
     nan = float("nan")
-    curves = [figures.Curve("a<b", [1, 2, 3, 4, 5], [1, nan, 2, 2, nan]),
-              figures.Curve("b", [1], [nan])]  # fmt: skip
-    drawn = figures.chart(curves, x_label="x", y_label="y", title="t")
+    curves = [
+        charts.Curve("a<b", [1, 2, 3, 4, 5], [1, nan, 2, 2, nan]),
+        charts.Curve("b", [1], [nan]),
+    ]
+    drawn = charts.chart(curves, x_label="x", y_label="y", title="t")
     assert drawn.count("<polyline") == 2 and "nan" not in drawn and "a&lt;b" in drawn
-    assert "Nothing" in figures.chart(curves[1:], x_label="x", y_label="y", title="t")
-    figures.chart([figures.Curve("a", [1, 1], [3, 3])], x_label="x", y_label="y", title="t")
+    assert "Nothing" in charts.chart(curves[1:], x_label="x", y_label="y", title="t")
+    charts.chart([charts.Curve("a", [1, 1], [3, 3])], x_label="x", y_label="y", title="t")
 
 
 @pytest.mark.parametrize("size", [2, 31, 200])
 def test_confusion_matrices_of_any_size(size: int) -> None:
     matrix = np.eye(size, dtype=int) * 3
-    drawn = figures.confusion(matrix, [f"<{i}>" for i in range(size)], title="t")
+    drawn = charts.confusion(matrix, [f"<{i}>" for i in range(size)], title="t")
     Page(drawn)
     assert len(drawn) < 800_000 and ("&lt;0&gt;" in drawn) == (size <= 60)
 

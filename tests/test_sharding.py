@@ -22,7 +22,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UnavailableError, UsageError
 from aatjax.models.ast import AST
-from aatjax.train import processes
+from aatjax.train import distributed
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape, check_batch, local_rows, put_batch, spec_of
 from aatjax.train.state import hold, start
@@ -84,10 +84,13 @@ def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) 
     running = [
         subprocess.Popen(
             [*command, *([address, str(count), str(index)] if count > 1 else [])],
-            env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for index in range(count)
-    ]  # fmt: skip
+    ]
     found = []
     for index, process in enumerate(running):
         out, err = process.communicate(timeout=300)
@@ -132,9 +135,13 @@ def compiled_step(method: petl.Method, mesh: Any, batch_size: int = 8) -> tuple[
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
     begin = start(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
     steps = make_steps(
-        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=Augment(), loss="ce",
+        parts.graphdef,
+        tx,
+        frontend=FrontEnd(frames=39),
+        augment=Augment(),
+        loss="ce",
         layout=begin.layout,
-    )  # fmt: skip
+    )
     rows = {
         "audio": np.zeros((batch_size, 6480), np.int16),
         "length": np.full(batch_size, 6480, np.int32),
@@ -236,13 +243,13 @@ def test_an_unreachable_coordinator_is_named_within_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F10."""
-    monkeypatch.setattr(processes, "PREFLIGHT", 1.0)
+    monkeypatch.setattr(distributed, "PREFLIGHT", 1.0)
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UnavailableError, match=f"{address}: no answer within 1 s") as caught:
-        processes.start(processes.Processes(address, 2, 1))
+        distributed.start(distributed.Processes(address, 2, 1))
     assert caught.value.exit_code == 69
     with pytest.raises(UnavailableError, match=r"no-such-host.invalid:1: the name .* not known"):
-        processes.start(processes.Processes("no-such-host.invalid:1", 2, 1))
+        distributed.start(distributed.Processes("no-such-host.invalid:1", 2, 1))
 
 
 def test_a_coordinator_that_is_each_host_itself_is_refused(
@@ -251,22 +258,22 @@ def test_a_coordinator_that_is_each_host_itself_is_refused(
     """F11."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
-    assert processes.surroundings(os.environ) == (4, 2)
+    assert distributed.surroundings(os.environ) == (4, 2)
     for index in (0, 1):
         with pytest.raises(UnavailableError, match=r"127.0.0.1, which is each host itself"):
-            processes.start(processes.Processes("127.0.0.1:1234", 4, index))
+            distributed.start(distributed.Processes("127.0.0.1:1234", 4, index))
 
 
 def test_the_cluster_is_told_by_its_variables() -> None:
-    assert processes.surroundings({}) is None
+    assert distributed.surroundings({}) is None
     slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
-    assert processes.surroundings(slurm) == (8, 2)
-    assert processes.surroundings({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
-    assert processes.surroundings({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-    assert processes.surroundings({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
+    assert distributed.surroundings(slurm) == (8, 2)
+    assert distributed.surroundings({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
+    assert distributed.surroundings({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert distributed.surroundings({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
 
 
 @pytest.mark.parametrize("given", [("h:1", None, None), (None, 2, None), ("h:1", 2, 2)])
 def test_flags_of_the_processes_go_together(given: Any) -> None:
     with pytest.raises(UsageError):
-        processes.Processes(*given)
+        distributed.Processes(*given)

@@ -16,8 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from torch_soft_moe import soft_moe as truth
 
-from aatjax.hlo import Program
-from aatjax_kernels.soft_moe import Implementation, fused, gpu_whole, soft_moe, tpu
+from aatjax.analysis.hlo import Program
+from aatjax_kernels.soft_moe import Implementation, fused, gpu_short, soft_moe, tpu
 from aatjax_kernels.soft_moe.shapes import SHAPES, Shape
 
 NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
@@ -62,18 +62,28 @@ def run(
     interpret = more.pop("interpret", name in KERNELS)
     mask = more.pop("mask", None)
     call = functools.partial(
-        soft_moe, implementation=name, interpret=interpret,
-        mask=None if mask is None else jnp.asarray(mask), **more,
-    )  # fmt: skip
+        soft_moe,
+        implementation=name,
+        interpret=interpret,
+        mask=None if mask is None else jnp.asarray(mask),
+        **more,
+    )
     given = [jnp.asarray(values[0], dtype), *map(jnp.asarray, values[1:])]
     out, pull = jax.vjp(call, *given)
     return out, pull(jnp.asarray(cotangent, dtype))
 
 
 def check(
-    shape: Shape, dim: int, name: Implementation, *, bound: float = 1e-5, dtype: str = "float32",
-    gradient_bound: float | None = None, values: Arrays | None = None, **more,
-) -> None:  # fmt: skip
+    shape: Shape,
+    dim: int,
+    name: Implementation,
+    *,
+    bound: float = 1e-5,
+    dtype: str = "float32",
+    gradient_bound: float | None = None,
+    values: Arrays | None = None,
+    **more,
+) -> None:
     values = arrays(shape, dim) if values is None else values
     cotangent = np.random.default_rng(1).normal(size=values[0].shape).astype(np.float32)
     # What both get is the same, rounded once.
@@ -110,9 +120,7 @@ def check(
     hidden=st.booleans(),
     batch=st.integers(1, 5),
 )
-@example(
-    tokens=3590, mixture=(7, 1), width=6, dim=64, normalize=False, hidden=True, batch=1
-)  # fmt: skip
+@example(tokens=3590, mixture=(7, 1), width=6, dim=64, normalize=False, hidden=True, batch=1)
 @example(tokens=8, mixture=(128, 1), width=1, dim=64, normalize=True, hidden=False, batch=3)
 @example(tokens=590, mixture=(7, 1), width=6, dim=768, normalize=False, hidden=False, batch=3)
 def test_values_and_gradients_are_those_of_float64(
@@ -160,7 +168,7 @@ def test_normalised_scores(name, mask):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_short_clips_in_one_program_on_gpu(monkeypatch, shape, normalize, hidden):
     """Kernels that hold a clip, which else need many of them."""
-    monkeypatch.setattr(gpu_whole, "FEWEST_CLIPS", 1)
+    monkeypatch.setattr(gpu_short, "FEWEST_CLIPS", 1)
     mask = masked(shape) if hidden else None
     jax.clear_caches()
     try:
@@ -172,7 +180,7 @@ def test_short_clips_in_one_program_on_gpu(monkeypatch, shape, normalize, hidden
 
 def test_the_normal_distribution_on_gpu():
     at = np.linspace(-9, 9, 4001).astype(np.float32)
-    found = np.asarray(gpu_whole._below(jnp.asarray(at)), np.float64)
+    found = np.asarray(gpu_short._below(jnp.asarray(at)), np.float64)
     assert np.abs(found - scipy.stats.norm.cdf(at.astype(np.float64))).max() < 2.5e-7
 
 
@@ -272,9 +280,10 @@ def shaped(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_lowers_for_cuda_on_a_machine_without(shape):
     exported = jax.export.export(
-        jax.jit(functools.partial(both, name="gpu")), platforms=["cuda"],
+        jax.jit(functools.partial(both, name="gpu")),
+        platforms=["cuda"],
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
-    )(*shaped(shape))  # fmt: skip
+    )(*shaped(shape))
     short = shape.tokens <= 110 + 36 * (shape.experts * shape.slots <= 16)
     calls = 2 if short and shape.experts * shape.slots <= 32 else 4
     assert exported.mlir_module().count("stablehlo.custom_call @__gpu$xla.gpu.triton") == calls
@@ -294,9 +303,14 @@ def chip(name: str):
 
 
 def compiled(
-    name: str, shape: Shape, count: int = 1, *, hidden: bool = False, row_major: bool = False,
+    name: str,
+    shape: Shape,
+    count: int = 1,
+    *,
+    hidden: bool = False,
+    row_major: bool = False,
     **form,
-) -> str:  # fmt: skip
+) -> str:
     """The program of forward and backward pass for a chip, the batch split over `count` of them."""
     mesh = Mesh(chip(name)[:count], ("data",), axis_types=(AxisType.Auto,))
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.counts import summary
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.summary import summary
 from aatjax.petl.base import After, Parallel
 from aatjax.surgery import Trainable
 

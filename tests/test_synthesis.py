@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aatjax.data.sounds import MAKERS
-from aatjax.data.synthesis import PRETRAIN_SOUNDS, SOUNDS, TARGET_SOUNDS, synthesize
-from aatjax.data.synthesis_primitives import Take, convolve, fast_length, noise, place, tone
+from aatjax.data.synthetic.primitives import Take, convolve, fast_length, noise, place, tone
+from aatjax.data.synthetic.registry import MAKERS
+from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, SOUNDS, TARGET_SOUNDS, synthesize
 from aatjax.errors import UsageError
 
 GOLDEN = [
@@ -29,7 +29,7 @@ GOLDEN = [
 
 DIGEST_OF_ALL = """
 import hashlib
-from aatjax.data.synthesis import SOUNDS, synthesize
+from aatjax.data.synthetic.synthesize import SOUNDS, synthesize
 digest = hashlib.sha256()
 for sound in SOUNDS:
     for seed in range(3):

@@ -22,11 +22,11 @@ from jaxtyping import Int16
 from aatjax import evaluate, fit, petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.classifier import Classifier
-from aatjax.data.clips import Clip, Reader, Source
+from aatjax.convert.load import front_end_of
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, NotFiniteError, UsageError
-from aatjax.interrupt import Interrupted
-from aatjax.loading import front_end_of
+from aatjax.inference.classifier import Classifier
+from aatjax.io.signals import Interrupted
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train import fit as fit_module
 from aatjax.train import loop
@@ -40,9 +40,15 @@ from aatjax.train.step import Steps, loss_per_clip, make_steps
 
 METHODS = [petl.Linear(), petl.AAT(), petl.SoftMoA(reduction=8.0)]
 TINY = ASTConfig(
-    dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=3,
+    dim=32,
+    depth=1,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=39,
+    num_classes=3,
     pool="mean_patches",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -205,9 +211,12 @@ def test_everything_moves_in_full_fine_tuning() -> None:
 @pytest.mark.parametrize("method", [*METHODS, petl.Full()], ids=lambda m: m.name)
 def test_loss_goes_down_and_the_tones_are_learnt(method: petl.Method) -> None:
     run = train(
-        adapted(method), source=tones(24), test=tones(12, first=100),
-        training=Training(epochs=25, batch_size=8), optim=Optim(lr=1e-2, weight_decay=0.0),
-    )  # fmt: skip
+        adapted(method),
+        source=tones(24),
+        test=tones(12, first=100),
+        training=Training(epochs=25, batch_size=8),
+        optim=Optim(lr=1e-2, weight_decay=0.0),
+    )
     losses = [row["train/loss"] for row in run.history]
     assert losses[-1] < 0.5 * losses[0]
     assert run.test is not None and run.test.accuracy is not None
@@ -401,10 +410,13 @@ def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], Non
     start = jax.tree.map(np.asarray, surgery.split(model).trainable)
     valid = tones(9, first=50)
     run = train(
-        model, valid=valid, test=tones(6, first=70), source=tones(12),
+        model,
+        valid=valid,
+        test=tones(6, first=70),
+        source=tones(12),
         training=Training(epochs=8, batch_size=6, average=0.7, select="best"),
         optim=Optim(lr=5e-2),
-    )  # fmt: skip
+    )
     parts = surgery.split(run.models["last"])
     for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[16]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -472,9 +484,11 @@ def test_weights_that_were_not_kept_are_refused(tmp_path: Path) -> None:
 def test_several_labels_a_clip_train_with_bce() -> None:
     many = tones(18, multi_label=True)
     run = train(
-        adapted(), source=many, test=tones(12, first=100, multi_label=True),
+        adapted(),
+        source=many,
+        test=tones(12, first=100, multi_label=True),
         training=Training(epochs=20, batch_size=6),
-    )  # fmt: skip
+    )
     assert run.multi_label and run.test is not None and run.test.multi_label
     assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.15)
     assert run.history[-1]["train/loss"] < 0.5
@@ -540,9 +554,10 @@ def test_stop_and_resume_is_a_straight_run(
 def test_resumed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F16: twelve steps, stopped after each of them in turn."""
     options: dict[str, Any] = {
-        "training": Training(epochs=4, batch_size=4, threads=0), "valid": tones(4, first=50),
+        "training": Training(epochs=4, batch_size=4, threads=0),
+        "valid": tones(4, first=50),
         "augment": Augment(noise=True),
-    }  # fmt: skip
+    }
     straight = train(adapted(), **options)
     for at in range(1, 12):
         with monkeypatch.context() as patch:

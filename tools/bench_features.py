@@ -60,8 +60,10 @@ def main() -> None:
             if turn >= WARM_UP:
                 seconds[name].append(time.perf_counter() - began)
     theirs, ours = results.values()
-    print(f"largest difference {np.abs(theirs - ours).max():.2g}, {options.frames} frames, "
-          f"batch {options.batch}")  # fmt: skip
+    print(
+        f"largest difference {np.abs(theirs - ours).max():.2g}, {options.frames} frames, "
+        f"batch {options.batch}"
+    )
     base = seconds["transformers"]
     for name, spent in seconds.items():
         ratio = statistics.median(b / s for b, s in zip(base, spent, strict=True))

@@ -32,9 +32,13 @@ def arrays(batch: int, tokens: int, experts: int, slots: int, width: int) -> lis
     """Tokens, phi and the experts' weights."""
     rng = np.random.default_rng(0)
     shapes = (
-        (batch, tokens, DIM), (DIM, experts, slots), (experts, DIM, width), (experts, width),
-        (experts, width, DIM), (experts, DIM),
-    )  # fmt: skip
+        (batch, tokens, DIM),
+        (DIM, experts, slots),
+        (experts, DIM, width),
+        (experts, width),
+        (experts, width, DIM),
+        (experts, DIM),
+    )
     scales = (1.0, 0.05, 0.02, 0.02, 0.02, 0.02)
     return [
         (scale * rng.normal(size=shape)).astype(np.float32)

@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import jax
 
 from aatjax import load, petl
-from aatjax.data.cache import decode_all
-from aatjax.data.clips import Source
-from aatjax.data.synthetic import Synthetic
+from aatjax.data.decode_cache import decode_all
+from aatjax.data.source import Source
+from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
 
@@ -55,8 +55,10 @@ def measure(options: argparse.Namespace, source: Source) -> None:
     """Prints one line a method."""
     frames, classes = options.frames, len(source.classes)
     model = load(options.weights, frames=frames, num_classes=classes)
-    print(f"{options.weights}, {model.config.frames} frames, {len(source)} clips, "
-          f"batch {options.batch}, {jax.devices()[0].device_kind}")  # fmt: skip
+    print(
+        f"{options.weights}, {model.config.frames} frames, {len(source)} clips, "
+        f"batch {options.batch}, {jax.devices()[0].device_kind}"
+    )
     for name, method in methods(model.config.depth).items():
         adapted = petl.adapt(model, method)
         epochs: dict[bool, list[float]] = {False: [], True: []}
@@ -67,17 +69,22 @@ def measure(options: argparse.Namespace, source: Source) -> None:
                     training = Training(epochs=EPOCHS, batch_size=options.batch, cache_prefix=reuse)
                     began = time.perf_counter()
                     run = fit(
-                        adapted, source, training=training, show=None,
+                        adapted,
+                        source,
+                        training=training,
+                        show=None,
                         prefix_folder=Path(place),
-                    )  # fmt: skip
+                    )
                     whole = time.perf_counter() - began
                 seconds = [row["train/seconds"] for row in run.history]
                 epochs[reuse] += seconds[1:]
                 if reuse:
                     storing.append(whole - sum(seconds))
         plain, reused = (statistics.median(epochs[reuse]) for reuse in (False, True))
-        print(f"{name:<28} {plain:8.3f} s {reused:8.3f} s {plain / reused:7.1f}x, "
-              f"storing at most {statistics.median(storing):.1f} s")  # fmt: skip
+        print(
+            f"{name:<28} {plain:8.3f} s {reused:8.3f} s {plain / reused:7.1f}x, "
+            f"storing at most {statistics.median(storing):.1f} s"
+        )
 
 
 if __name__ == "__main__":

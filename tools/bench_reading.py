@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.cache import decode_all
-from aatjax.data.clips import Source
-from aatjax.data.prepared import Prepared
-from aatjax.prepare import prepare
+from aatjax.data.decode_cache import decode_all
+from aatjax.data.prepare import prepare
+from aatjax.data.source import Source
+from aatjax.data.tfds import Prepared
 
 
 def one_pass(source: Source, threads: int) -> float:

@@ -21,9 +21,9 @@ import numpy as np
 
 from aatjax import load, petl, surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.classifier import Cut
-from aatjax.serving.bank import Bank
-from aatjax.train.artefact import save_adapter
+from aatjax.inference.classifier import Cut
+from aatjax.inference.server.adapters import Bank
+from aatjax.train.adapter_file import save_adapter
 
 
 def main() -> None:
@@ -48,9 +48,12 @@ def main() -> None:
                     variable[...] = variable[...] + noise.astype(np.float32)
             path = Path(place) / f"a{i}.safetensors"
             save_adapter(
-                path, model, classes=tuple(map(str, range(10))), multi_label=False,
+                path,
+                model,
+                classes=tuple(map(str, range(10))),
+                multi_label=False,
                 frontend=frontend,
-            )  # fmt: skip
+            )
             bank.load(f"a{i}", path)
     held = bank.all()
     (group,) = {one.group for one in held}

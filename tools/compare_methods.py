@@ -18,8 +18,8 @@ from pathlib import Path
 
 from aatjax import petl
 from aatjax.config import Config, Data, Model, load_config
-from aatjax.experiment import Result, open_data, train
-from aatjax.train.intervals import mean_interval
+from aatjax.experiments.run import Result, open_data, train
+from aatjax.train.metrics.intervals import mean_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +121,15 @@ def main() -> None:
         mean, low, high = mean_interval(values)
         seconds = sum(r.seconds for r in results) / len(results)
         row = {
-            "method": name, "lr": entry.lr, "trainable": results[0].trainable, "mean": mean,
-            "low": low, "high": high, "values": values, "seconds": seconds,
-        }  # fmt: skip
+            "method": name,
+            "lr": entry.lr,
+            "trainable": results[0].trainable,
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "values": values,
+            "seconds": seconds,
+        }
         rows.append(row)
         each = " ".join(f"{value:.3f}" for value in values)
         bounds = _bounds(low, high)

@@ -21,18 +21,25 @@ import numpy as np
 import soundfile
 import soxr
 
-from aatjax.data.open import open_source
-from aatjax.data.synthesis import TARGET_SOUNDS, synthesize
+from aatjax.data.formats import open_source
+from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
 from aatjax.doctor import KINDS, Diagnosis, diagnose
 
 COPIES = 10
 WRONG = 10
 FOLDS = 4
 ODD_NAMES = (
-    "with space.wav", "quo\"te's.wav", "semi;colon.wav", "line\nbreak.wav", "caf\u00e9.wav",
-    "nai\u0308ve.wav", "-dash.wav", "comma, and [bold]red.wav", "\u72d7.wav",
+    "with space.wav",
+    "quo\"te's.wav",
+    "semi;colon.wav",
+    "line\nbreak.wav",
+    "caf\u00e9.wav",
+    "nai\u0308ve.wav",
+    "-dash.wav",
+    "comma, and [bold]red.wav",
+    "\u72d7.wav",
     "x" * 251 + ".wav",
-)  # fmt: skip
+)
 Key = str | frozenset[str]
 
 
@@ -171,16 +178,22 @@ def plant(folder: Path, rows: list[Row], *, seed: int = 0) -> Planted:
     header.write_bytes(header.read_bytes()[:44])
     p.alter("undecodable", "no samples.wav", lambda x: x[:0])
 
-    for format, subtype in (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("AIFF", "PCM_16"),
-                            ("FLAC", "PCM_16"), ("OGG", "VORBIS")):  # fmt: skip
+    for format, subtype in (
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("AIFF", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+    ):
         name = f"cut-{subtype.lower()}.{format.lower()}"
         path = p.alter("truncated", name, format=format, subtype=subtype)
         content = path.read_bytes()  # a short OGG is mostly its header
         path.write_bytes(content[: int(len(content) * (0.8 if format == "OGG" else 0.5))])
 
     for samples in (1, 100, 399):
-        p.alter("too-short", f"short-{samples}.wav", lambda x, n=samples: x[8000 : 8000 + n],
-                rate=16000)  # fmt: skip
+        p.alter(
+            "too-short", f"short-{samples}.wav", lambda x, n=samples: x[8000 : 8000 + n], rate=16000
+        )
     p.alter("silent", "zeros.wav", np.zeros_like)
     p.alter("silent", "constant.wav", lambda x: np.full_like(x, 0.25))
     for k in range(3):
@@ -188,12 +201,19 @@ def plant(folder: Path, rows: list[Row], *, seed: int = 0) -> Planted:
     p.alter("offset", "offset.wav", lambda x: 0.5 * x / np.abs(x).max() + 0.2)
     p.alter("quiet", "quiet.wav", lambda x: 0.001 * x / np.abs(x).max(), subtype="PCM_24")
     for value in (np.nan, np.inf, -np.inf):
-        p.alter("non-finite", f"not-{value}.wav",
-                lambda x, v=value: np.where(np.arange(len(x)) == len(x) // 2, v, x),
-                subtype="FLOAT")  # fmt: skip
+        p.alter(
+            "non-finite",
+            f"not-{value}.wav",
+            lambda x, v=value: np.where(np.arange(len(x)) == len(x) // 2, v, x),
+            subtype="FLOAT",
+        )
     for subtype in ("FLOAT", "DOUBLE"):
-        p.alter("unscaled", f"unscaled-{subtype}.wav", lambda x: 32768 * x / np.abs(x).max() / 2,
-                subtype=subtype)  # fmt: skip
+        p.alter(
+            "unscaled",
+            f"unscaled-{subtype}.wav",
+            lambda x: 32768 * x / np.abs(x).max() / 2,
+            subtype=subtype,
+        )
     p.alter("cancels", "cancels.wav", lambda x: np.stack([x, -x], axis=1))
     for count in (2, 6, 8):
         p.alter("", f"channels-{count}.wav", lambda x, n=count: np.tile(x[:, None], (1, n)))
@@ -315,8 +335,10 @@ def main() -> None:
             f"| {score.precision:.2f} | {score.recall:.2f} | {len(clean.of(kind))} |"
         )
     others = {f.kind: len(f.items) for f in found.findings if f.kind not in planted.truth}
-    print(f"\n{len(found.measures)} clips in {spent:.1f} s on {os.cpu_count()} cores; "
-          f"agreement {found.labels.agreement}; not planted: {others}")  # fmt: skip
+    print(
+        f"\n{len(found.measures)} clips in {spent:.1f} s on {os.cpu_count()} cores; "
+        f"agreement {found.labels.agreement}; not planted: {others}"
+    )
 
 
 if __name__ == "__main__":

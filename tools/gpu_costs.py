@@ -34,7 +34,7 @@ from typing import Any
 
 import kernel_costs
 
-from aatjax.hlo import Program
+from aatjax.analysis.hlo import Program
 
 IMPLEMENTATIONS = {"soft_moe": ("gpu", "xla", "reference"), "attention": ("gpu", "blocked")}
 H100 = """
@@ -145,9 +145,11 @@ def main() -> None:
     for shape in args.shapes or kernel_costs.SHAPES[args.op]:
         for implementation in args.implementations or IMPLEMENTATIONS[args.op]:
             job: dict[str, Any] = dict(
-                op=args.op, shape=[int(n) for n in shape.split(",")],
-                implementation=implementation, dtype=args.dtype,
-            )  # fmt: skip
+                op=args.op,
+                shape=[int(n) for n in shape.split(",")],
+                implementation=implementation,
+                dtype=args.dtype,
+            )
             for only in args.only:
                 got, kernels = cost({**job, "pass": only}, assembler)
                 row = f"{shape:16} {implementation:9} {only:8}"

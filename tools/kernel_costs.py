@@ -32,16 +32,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from aatjax.hlo import Program
+from aatjax.analysis.hlo import Program
 
 CHIPS = {"v5e": ("v5e:2x2", 1.5e9, 819e9), "v5p": ("v5p:2x2x1", 1.75e9, 2765e9)}
 CHIPS["v6e"] = ("v6e:2x2", 1.75e9, 1640e9)
 SHAPES = {
     "soft_moe": (
-        "128,1214,8,1,6", "32,1214,8,1,6", "32,590,8,1,6", "128,110,8,1,6", "32,1214,16,8,6",
+        "128,1214,8,1,6",
+        "32,1214,8,1,6",
+        "32,590,8,1,6",
+        "128,110,8,1,6",
+        "32,1214,16,8,6",
     ),
     "attention": ("128,110,12,64", "32,590,12,64", "32,1214,12,64", "8,3590,12,64"),
-}  # fmt: skip
+}
 """soft_moe: batch,tokens,experts,slots,bottleneck; attention: batch,tokens,heads,width."""
 IMPLEMENTATIONS = {
     "soft_moe": ("tpu", "xla", "reference"),
@@ -54,9 +58,12 @@ PASSES = {
 DIM = 768
 
 LIBTPU = {
-    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
-}  # fmt: skip
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
 """No logs: a profile that fails writes gigabytes of them."""
 
 
@@ -121,9 +128,15 @@ def splash(query: Any, key: Any, value: Any) -> Any:
     block = min(blocks, key=lambda size: (-(-tokens // size) * size, -size))
     padded = -(-tokens // block) * block
     sizes = kernel.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
-        block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
     run = kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
     there = (jnp.arange(padded) < tokens).astype(jnp.int32)
@@ -142,17 +155,20 @@ def soft_mixture(job: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     import jax.numpy as jnp
 
     from aatjax_kernels.soft_moe import fused, soft_moe
-    from aatjax_kernels.soft_moe.packed import Options
+    from aatjax_kernels.soft_moe.packing import Options
 
     batch, tokens, experts, slots, width = job["shape"]
     dtype, plain = jnp.dtype(job["dtype"]), jnp.float32
     shaped: Any = jax.ShapeDtypeStruct
     x = shaped((batch, tokens, DIM), dtype)
     given = (
-        x, shaped((DIM, experts, slots), plain),
-        shaped((experts, DIM, width), plain), shaped((experts, width), plain),
-        shaped((experts, width, DIM), plain), shaped((experts, DIM), plain),
-    )  # fmt: skip
+        x,
+        shaped((DIM, experts, slots), plain),
+        shaped((experts, DIM, width), plain),
+        shaped((experts, width), plain),
+        shaped((experts, width, DIM), plain),
+        shaped((experts, DIM), plain),
+    )
 
     def forward(*values: Any) -> Any:
         layer: Any = soft_moe
@@ -200,9 +216,12 @@ def child(job: dict[str, Any], **environment: str) -> str:
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
     done = subprocess.run(
-        command, env=os.environ | LIBTPU | environment, capture_output=True, text=True,
+        command,
+        env=os.environ | LIBTPU | environment,
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, limit)),
-    )  # fmt: skip
+    )
     if not environment and done.returncode:
         raise SystemExit(f"{job}: the compile failed\n{done.stderr[-3000:]}")
     return done.stdout
@@ -246,9 +265,11 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(CHIPS), choices=CHIPS)
     parser.add_argument("--op", default="soft_moe", choices=SHAPES)
     parser.add_argument(
-        "--shapes", nargs="+", metavar="N,N,...",
+        "--shapes",
+        nargs="+",
+        metavar="N,N,...",
         help="soft_moe: batch,tokens,experts,slots,bottleneck; attention: batch,tokens,heads,width",
-    )  # fmt: skip
+    )
     passes = list(PASSES["soft_moe"])
     parser.add_argument("--only", nargs="+", default=passes, choices=passes)
     parser.add_argument("--implementations", nargs="+", metavar="NAME")
@@ -262,9 +283,12 @@ def main() -> None:
             for implementation in args.implementations or IMPLEMENTATIONS[args.op]:
                 row = f"{chip} {shape:16} {implementation:10}"
                 job: dict[str, Any] = dict(
-                    chip=chip, op=args.op, shape=[int(n) for n in shape.split(",")],
-                    implementation=implementation, dtype=args.dtype,
-                )  # fmt: skip
+                    chip=chip,
+                    op=args.op,
+                    shape=[int(n) for n in shape.split(",")],
+                    implementation=implementation,
+                    dtype=args.dtype,
+                )
                 size = tensor(job)
                 for only in args.only:
                     got = cost({**job, "pass": only})

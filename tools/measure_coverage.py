@@ -16,12 +16,12 @@ import numpy as np
 
 from aatjax import load, petl
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.cache import decode_all
-from aatjax.decisions import apply, fit_decisions
+from aatjax.data.decode_cache import decode_all
+from aatjax.inference.calibration import apply, fit_decisions
 from aatjax.train.evaluation import clip_logits
 from aatjax.train.fit import fit
-from aatjax.train.intervals import mean_interval
 from aatjax.train.loop import Training
+from aatjax.train.metrics.intervals import mean_interval
 
 
 def main() -> None:
@@ -50,22 +50,28 @@ def main() -> None:
             model, source.subset(rest), training=Training(epochs=options.epochs), lr=3e-3, show=None
         )
         decisions = fit_decisions(
-            clip_logits(run.model, parts[valid], run.frontend), parts[valid].targets(),
-            source.multi_label, options.coverage,
-        )  # fmt: skip
+            clip_logits(run.model, parts[valid], run.frontend),
+            parts[valid].targets(),
+            source.multi_label,
+            options.coverage,
+        )
         applied = apply(clip_logits(run.model, parts[test], run.frontend), decisions)
         truth = parts[test].targets() == 1
         possible = np.asarray(applied.possible)
         shares.append(float((possible | ~truth).all(axis=1).mean()))
         sizes.append(float(possible.sum(axis=1).mean()))
         single.append(float((possible.sum(axis=1) == 1).mean()))
-        print(f"tuned on fold {valid}, fold {test}: {shares[-1]:.3f} covered, "
-              f"{sizes[-1]:.2f} classes a set")  # fmt: skip
+        print(
+            f"tuned on fold {valid}, fold {test}: {shares[-1]:.3f} covered, "
+            f"{sizes[-1]:.2f} classes a set"
+        )
     clips = min(len(part) for part in parts.values())
     mean, low, high = mean_interval(shares)
-    print(f"{options.method}: {mean:.3f} [{low:.3f}, {high:.3f}] covered, {options.coverage} to "
-          f"{options.coverage + 1 / (clips + 1):.3f} promised; {np.mean(sizes):.2f} classes a set, "
-          f"{np.mean(single):.2f} of the sets hold one class")  # fmt: skip
+    print(
+        f"{options.method}: {mean:.3f} [{low:.3f}, {high:.3f}] covered, {options.coverage} to "
+        f"{options.coverage + 1 / (clips + 1):.3f} promised; {np.mean(sizes):.2f} classes a set, "
+        f"{np.mean(single):.2f} of the sets hold one class"
+    )
 
 
 if __name__ == "__main__":

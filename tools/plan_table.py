@@ -15,19 +15,47 @@ from typing import Any
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 METHODS = ("soft_moa", "dense_moa", "aat", "full")
 HEADS = (
-    "method", "topology", "trainable", "memory a chip", "of it arguments", "all-reduce a step",
-    "other collectives", "kernels", "FLOPs a chip", "step at least", "clips/s a host", "compile",
-)  # fmt: skip
+    "method",
+    "topology",
+    "trainable",
+    "memory a chip",
+    "of it arguments",
+    "all-reduce a step",
+    "other collectives",
+    "kernels",
+    "FLOPs a chip",
+    "step at least",
+    "clips/s a host",
+    "compile",
+)
 
 
 def cell(method: str, topology: str, args: argparse.Namespace) -> dict[str, Any]:
     """The plan of one method on one pod."""
     command = [
-        sys.executable, "-c", "from aatjax.cli import main; main()", "plan", "default",
-        "--method", method, "--topology", topology, "--per-device", str(args.per_device), "--json",
-        "--classes", "50", "--model.source", "random:base", "--model.frames", str(args.frames),
-        "--model.dtype", "bfloat16", "--model.scan", *args.more,
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from aatjax.cli.main import main; main()",
+        "plan",
+        "default",
+        "--method",
+        method,
+        "--topology",
+        topology,
+        "--per-device",
+        str(args.per_device),
+        "--json",
+        "--classes",
+        "50",
+        "--model.source",
+        "random:base",
+        "--model.frames",
+        str(args.frames),
+        "--model.dtype",
+        "bfloat16",
+        "--model.scan",
+        *args.more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout.strip():
         raise SystemExit(f"{method} on {topology}: {done.stderr[-2000:]}")
@@ -42,13 +70,19 @@ def row(method: str, found: dict[str, Any]) -> list[str]:
     verdict = "" if found["fits"] else f" (over by {found['over'] / 2**30:.1f})"
     step, hosts = found["step_s"], found["clips_per_host"]
     return [
-        method, found["topology"], f"{found['trainable']:,}",
+        method,
+        found["topology"],
+        f"{found['trainable']:,}",
         f"{found['needed'] / 2**30:.1f} of {found['memory'] / 2**30:.0f} GiB{verdict}",
-        f"{found['arguments'] / 2**20:.0f} MiB", f"{reduced / 1e6:.2f} MB", rest,
-        str(found["kernels"]), f"{found['flops'] / 1e12:.2f} T",
+        f"{found['arguments'] / 2**20:.0f} MiB",
+        f"{reduced / 1e6:.2f} MB",
+        rest,
+        str(found["kernels"]),
+        f"{found['flops'] / 1e12:.2f} T",
         "" if step is None else f"{1e3 * step:.0f} ms",
-        "" if hosts is None else f"{hosts:,.0f}", f"{found['compile_s']:.0f} s",
-    ]  # fmt: skip
+        "" if hosts is None else f"{hosts:,.0f}",
+        f"{found['compile_s']:.0f} s",
+    ]
 
 
 def main() -> None:

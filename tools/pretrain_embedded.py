@@ -17,8 +17,8 @@ from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.convert import write_native
 from aatjax.data.pipeline import in_memory
-from aatjax.data.synthesis import PRETRAIN_SOUNDS
-from aatjax.data.synthetic import Synthetic
+from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training

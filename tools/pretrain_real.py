@@ -19,11 +19,11 @@ from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.config import Data, Model
 from aatjax.convert import write_native
-from aatjax.data.clips import Clip, Reader, Source
 from aatjax.data.pipeline import in_memory
-from aatjax.data.synthesis import SOUNDS
-from aatjax.data.synthetic import Synthetic
-from aatjax.experiment import load_backbone, open_data
+from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.synthesize import SOUNDS
+from aatjax.experiments.run import load_backbone, open_data
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim

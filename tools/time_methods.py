@@ -19,7 +19,7 @@ from compare_methods import METHODS
 
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
-from aatjax.loading import front_end_of, load
+from aatjax.convert.load import front_end_of, load
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.state import init_state
 from aatjax.train.step import make_steps

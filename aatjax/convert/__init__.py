@@ -1,8 +1,8 @@
 """Weights in and out: every published layout to canonical parameters, and Hugging Face files."""
 
-from aatjax.convert.checkpoint import Checkpoint, read_checkpoint
-from aatjax.convert.export import write_hf, write_native, write_orbax
-from aatjax.convert.hub import resolve
+from aatjax.convert.read import Checkpoint, read_checkpoint
+from aatjax.convert.write import write_hf, write_native, write_orbax
+from aatjax.io.hub import resolve
 
 __all__ = [
     "Checkpoint",

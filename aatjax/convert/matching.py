@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from aatjax.convert.layouts import LAYOUTS, Layout, Rule
+from aatjax.convert.rules import LAYOUTS, Layout, Rule
 
 
 def template(name: str) -> tuple[str, int | None]:

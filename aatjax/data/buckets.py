@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.clips import Source
+from aatjax.data.source import Source
 from aatjax.errors import UsageError
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int16, UInt8
 
 from aatjax.audio.fbank import hertz_to_mel
-from aatjax.data.cache import Progress
-from aatjax.data.clips import Source
+from aatjax.data.decode_cache import Progress
+from aatjax.data.source import Source
 from aatjax.errors import UsageError
 
 THRESHOLD = 0.2

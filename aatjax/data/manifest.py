@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
 from aatjax.data.tables import Problems, pick_column, read_rows
 from aatjax.errors import DataError

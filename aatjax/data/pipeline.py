@@ -9,7 +9,7 @@ import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
-from aatjax.data.clips import Clip, Reader, Source
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
 
 Crop = Literal["start", "random"]
@@ -63,8 +63,10 @@ class Load:
     stored: Stored | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        clips = [self._clip(int(i), int(draw)) for i, draw in zip(rows["index"], rows["draw"],
-                                                                  strict=True)]  # fmt: skip
+        clips = [
+            self._clip(int(i), int(draw))
+            for i, draw in zip(rows["index"], rows["draw"], strict=True)
+        ]
         return {
             "audio": np.stack([audio for audio, _ in clips]),
             "length": np.array([length for _, length in clips], np.int32),

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from aatjax.atomic import into_place
 from aatjax.audio.decode import BadAudio
-from aatjax.data.clips import Clip
+from aatjax.data.source import Clip
 from aatjax.errors import WriteError
+from aatjax.io.atomic import into_place
 
 
 def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, BadAudio]]) -> None:

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from aatjax.data.clips import Source
 from aatjax.data.duplicates import audio_hash, exact_hash
+from aatjax.data.formats import Format, open_source
 from aatjax.data.manifest import Manifest
-from aatjax.data.open import Format, open_source
+from aatjax.data.source import Source
 from aatjax.data.splits import order_names
-from aatjax.doctor.files import file_findings, measure, sounds_itself
+from aatjax.doctor.clip_checks import file_findings, measure, sounds_itself
 from aatjax.doctor.findings import (
     KINDS,
     SEVERITIES,
@@ -31,13 +31,20 @@ from aatjax.doctor.findings import (
     Measures,
     Severity,
 )
-from aatjax.doctor.labels import Ear, find_wrong_labels, unfit
-from aatjax.doctor.sets import copy_findings, part_of, set_findings
+from aatjax.doctor.label_checks import Ear, find_wrong_labels, unfit
+from aatjax.doctor.set_checks import copy_findings, part_of, set_findings
 from aatjax.errors import DataError, UsageError
 
 __all__ = [
-    "KINDS", "Diagnosis", "Finding", "Item", "LabelCheck", "Measures", "Severity", "diagnose",
-]  # fmt: skip
+    "KINDS",
+    "Diagnosis",
+    "Finding",
+    "Item",
+    "LabelCheck",
+    "Measures",
+    "Severity",
+    "diagnose",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -59,7 +66,7 @@ def diagnose(
     for their measures and embeddings.
 
     Args:
-        source: the clips, or what `aatjax.data.open.open_source` opens.
+        source: the clips, or what `aatjax.data.formats.open_source` opens.
         format: as in `open_source`.
         pattern: as in `open_source`.
         frames: input length of the model in 10 ms frames; None takes that of `base`.
@@ -153,7 +160,7 @@ def _open(path: str | Path, format: str, pattern: str | None) -> Source:
 def _frames_of(base: str) -> int:
     """Input length of weights, read without making a model of them."""
     from aatjax.convert import read_checkpoint
-    from aatjax.loading import find
+    from aatjax.convert.load import find
     from aatjax.models.config import ASTConfig
 
     if base.startswith("random:"):

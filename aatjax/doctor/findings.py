@@ -274,15 +274,18 @@ class Diagnosis:
         rows = [["set", f"{show(self.name)}: {figures['clips']} clips"]]
         if figures["readable"]:
             rows += [
-                ["length", f"{figures['shortest']:.2f} to {figures['longest']:.2f} s, median "
-                           f"{figures['median']:.2f} s, {figures['seconds'] / 60:.1f} min in all"],
+                [
+                    "length",
+                    f"{figures['shortest']:.2f} to {figures['longest']:.2f} s, median "
+                    f"{figures['median']:.2f} s, {figures['seconds'] / 60:.1f} min in all",
+                ],
                 ["rates", _listed(figures["rates"], " Hz")],
                 ["channels", _listed(figures["channels"])],
                 ["formats", _listed(figures["formats"])],
                 ["silence", f"{_percent(figures['silence'])} of the sound is below -60 dB"],
                 ["high band", f"{_percent(figures['above_8_khz'])} of the energy is above 8 kHz"],
                 ["padding", f"{_percent(figures['padding'])} of an input of {self.frames} frames"],
-            ]  # fmt: skip
+            ]
         sizes = sorted(self.classes.items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{show(name)} {count}" for name, count in sizes[:20])
         more = f" and {len(sizes) - 20} more" if len(sizes) > 20 else ""
@@ -337,9 +340,9 @@ def _table(heads: list[str], rows: list[list[str]], width: int) -> list[str]:
             continue
         *cells, last = row
         start = "".join(cell.ljust(w + 2) for cell, w in zip(cells, widths, strict=True))
-        lines += textwrap.wrap(
-            last, width, initial_indent=start, subsequent_indent=" " * left
-        ) or [start.rstrip()]  # fmt: skip
+        lines += textwrap.wrap(last, width, initial_indent=start, subsequent_indent=" " * left) or [
+            start.rstrip()
+        ]
     return lines
 
 

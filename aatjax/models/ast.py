@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
-from aatjax.models.origin import Origin
-from aatjax.models.stack import masked, run_blocks
+from aatjax.models.provenance import Origin
+from aatjax.models.scan import masked, run_blocks
 
 WEIGHT = truncated_normal(0.02)
 HEAD_WEIGHT = truncated_normal(0.01)
@@ -290,9 +290,13 @@ class AST(nnx.Module):
             return x
         first = self.first_trained
         return run_blocks(
-            list(self.blocks)[start:end], x, mask, scan=config.scan, remat=config.remat,
+            list(self.blocks)[start:end],
+            x,
+            mask,
+            scan=config.scan,
+            remat=config.remat,
             first_trained=first - start if first is not None and start <= first < end else None,
-        )  # fmt: skip
+        )
 
     def _mask(
         self, valid: Integer[Array, " b"] | None, frames: int | None = None

@@ -5,9 +5,9 @@ import pkgutil
 from typing import Any
 
 from aatjax.petl.base import METHODS, Method, adapt, find
-from aatjax.petl.diagnostics import Routing, diagnose, routing
-from aatjax.petl.merging import merge
-from aatjax.petl.table import TABLE, method_named
+from aatjax.petl.merge import merge
+from aatjax.petl.presets import TABLE, method_named
+from aatjax.petl.routing_weights import Routing, diagnose, routing
 
 __all__ = [
     "METHODS",

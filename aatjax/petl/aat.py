@@ -10,8 +10,8 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import After, Method, Parallel
-from aatjax.petl.blocks import block_paths
 from aatjax.petl.bottleneck import Bottleneck
+from aatjax.petl.sites import block_paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.stack import masked
+from aatjax.models.scan import masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
-from aatjax.petl.blocks import Expert, Location, block_paths, bottleneck_width, make_block, sites
 from aatjax.petl.bottleneck import Init
+from aatjax.petl.sites import Expert, Location, block_paths, bottleneck_width, make_block, sites
 
 Order = Literal["parallel", "sequential"]
 Position = Literal["before", "after"]
@@ -124,10 +124,16 @@ class Adapter(Method):
 
         def adapted(_: str, base: nnx.Module) -> nnx.Module:
             block = make_block(
-                self.block, dim, width, kernel=self.kernel, norm=self.inner_norm,
-                dtype=jnp.dtype(model.config.dtype), init=init, as_published=self.as_published,
+                self.block,
+                dim,
+                width,
+                kernel=self.kernel,
+                norm=self.inner_norm,
+                dtype=jnp.dtype(model.config.dtype),
+                init=init,
+                as_published=self.as_published,
                 rngs=rngs,
-            )  # fmt: skip
+            )
             return wrapper(base, "adapter", block)
 
         for submodule, norm in sites(self.location):

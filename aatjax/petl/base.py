@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.stack import masked
+from aatjax.models.scan import masked
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, sounding frames) -> numbers by name."""
@@ -129,9 +129,10 @@ def first_trained(model: AST) -> int | None:
     None if something in front of the blocks is trained or was added.
     """
     trained = [
-        path.split("/") for path, variable in surgery.variables(model).items()
+        path.split("/")
+        for path, variable in surgery.variables(model).items()
         if isinstance(variable, surgery.Trainable)
-    ]  # fmt: skip
+    ]
     if any(room not in ("blocks", "norm", "head", "pool") for room, *_ in trained):
         return None
     numbers = (int(rest[0]) for room, *rest in trained if room == "blocks")

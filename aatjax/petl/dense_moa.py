@@ -10,7 +10,7 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
-from aatjax.petl.mixture import Experts, Mixture, Shape, record
+from aatjax.petl.moa import Experts, Mixture, Shape, record
 from aatjax.surgery import Penalty, Trainable
 
 

@@ -13,8 +13,8 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, zero_positions
-from aatjax.petl.blocks import block_paths, bottleneck_width
 from aatjax.petl.bottleneck import Init, up_init
+from aatjax.petl.sites import block_paths, bottleneck_width
 from aatjax.surgery import Trainable
 
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out"}

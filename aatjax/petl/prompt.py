@@ -13,7 +13,7 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, Pool, mean_tokens
 from aatjax.models.config import ASTConfig
-from aatjax.models.stack import masked
+from aatjax.models.scan import masked
 from aatjax.petl.base import Method, zero_positions
 from aatjax.surgery import Trainable
 

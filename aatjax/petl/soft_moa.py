@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax import ops
 from aatjax.errors import UsageError
-from aatjax.petl.mixture import Experts, Mixture, Shape, record
+from aatjax.petl.moa import Experts, Mixture, Shape, record
 from aatjax.surgery import Trainable
 
 

@@ -1,0 +1,1 @@
+"""Training of what is trainable: steps, loop, checkpoints, sharding and evaluation."""

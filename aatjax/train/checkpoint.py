@@ -15,7 +15,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
-from aatjax.train.processes import several
+from aatjax.train.distributed import several
 from aatjax.train.sharding import fetch
 
 

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.convert.load import front_end_of
 from aatjax.data.buckets import Bucket
-from aatjax.data.clips import Source
 from aatjax.data.pipeline import Stored, eval_batches
+from aatjax.data.source import Source
 from aatjax.errors import UsageError
-from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
-from aatjax.train import metrics
+from aatjax.train.metrics import evaluate as metrics
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape, batch_shards, fetch, local_rows, put_batch
 from aatjax.train.state import start
@@ -106,9 +106,14 @@ def clip_logits(
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
     mesh = MeshShape().make(jax.local_devices())
     begin = start(
-        parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False,
+        parts.trainable,
+        parts.stats,
+        parts.frozen,
+        tx,
+        mesh,
+        average=False,
         dtype=model.config.dtype,
-    )  # fmt: skip
+    )
     steps = make_steps(
         parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
     )

@@ -13,21 +13,21 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.convert.load import front_end_of
 from aatjax.data.buckets import Bucket, check_buckets, sort
-from aatjax.data.clips import Source
 from aatjax.data.pipeline import batches_per_epoch
+from aatjax.data.source import Source
 from aatjax.errors import UsageError
-from aatjax.loading import front_end_of
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method
-from aatjax.train import metrics
-from aatjax.train.artefact import save_adapter
+from aatjax.train.adapter_file import save_adapter
+from aatjax.train.distributed import is_main
 from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
+from aatjax.train.logging import TextStream
 from aatjax.train.loop import Loop, Select, Training
+from aatjax.train.metrics import evaluate
 from aatjax.train.optim import Optim, learning_rate, make_optimizer
-from aatjax.train.prefix import Prefix, check_prefix, prefix_key
-from aatjax.train.processes import is_main
-from aatjax.train.records import TextStream
+from aatjax.train.prefix_cache import Prefix, check_prefix, prefix_key
 from aatjax.train.sharding import MeshShape, check_batch, fetch
 from aatjax.train.state import start
 from aatjax.train.step import make_steps
@@ -56,8 +56,8 @@ class Run:
     frontend: FrontEnd
     selected: Select
     models: dict[Select, AST]
-    test: metrics.Metrics | None
-    valid: metrics.Metrics | None
+    test: evaluate.Metrics | None
+    valid: evaluate.Metrics | None
     history: list[dict[str, Any]]
     seconds: float
 
@@ -186,9 +186,14 @@ def fit(
     per_epoch = batches_per_epoch(train, training.batch_size, buckets.get("train", ()))
     tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
     begin = start(
-        parts.trainable, parts.stats, parts.frozen, tx, devices,
-        average=training.average is not None, dtype=model.config.dtype,
-    )  # fmt: skip
+        parts.trainable,
+        parts.stats,
+        parts.frozen,
+        tx,
+        devices,
+        average=training.average is not None,
+        dtype=model.config.dtype,
+    )
     prefix = None
     if training.cache_prefix:
         longest = 0
@@ -196,19 +201,32 @@ def fit(
             longest = max(len(train.waveform(i)) for i in range(len(train)))
         at = check_prefix(model, augment or Augment(), training.crop, longest, frontend.samples)
         prefix = Prefix(
-            parts.graphdef, begin.state.trainable, begin.state.stats, begin.frozen, frontend, at,
-            prefix_key(model, frontend, at), prefix_folder, model.config.dtype,
-            training.batch_size, devices,
-        )  # fmt: skip
+            parts.graphdef,
+            begin.state.trainable,
+            begin.state.stats,
+            begin.frozen,
+            frontend,
+            at,
+            prefix_key(model, frontend, at),
+            prefix_folder,
+            model.config.dtype,
+            training.batch_size,
+            devices,
+        )
         with jax.set_mesh(devices):  # before the first step takes the state's memory
             for source in (train, valid, test):
                 if source is not None:
                     prefix.of(source)
     steps = make_steps(
-        parts.graphdef, tx, frontend=frontend, augment=augment or Augment(), loss=loss,
-        average=training.average, layout=begin.layout,
+        parts.graphdef,
+        tx,
+        frontend=frontend,
+        augment=augment or Augment(),
+        loss=loss,
+        average=training.average,
+        layout=begin.layout,
         prefix=None if prefix is None else prefix.start,
-    )  # fmt: skip
+    )
     loop = Loop(
         training=training,
         steps=steps,
@@ -245,7 +263,7 @@ def fit(
         for name, weights in kept.items()
     }
 
-    def measured(name: str, source: Source | None) -> metrics.Metrics | None:
+    def measured(name: str, source: Source | None) -> evaluate.Metrics | None:
         if source is None:
             return None
         weights = kept[training.select]
@@ -256,10 +274,17 @@ def fit(
 
         with jax.set_mesh(devices):
             logits = predict_logits(
-                steps, weights, begin.frozen, source, frontend, loop.eval_batch, devices, stopped,
+                steps,
+                weights,
+                begin.frozen,
+                source,
+                frontend,
+                loop.eval_batch,
+                devices,
+                stopped,
                 stored=None if prefix is None else prefix.of(source),
                 buckets=buckets.get(name, ()),
-            )  # fmt: skip
+            )
         assert logits is not None
         return measure(logits, source, 1000)
 
@@ -313,7 +338,7 @@ def _known(source: Source | None) -> set[tuple[str, str]]:
     return {(c.id, str(source.reader.key(c) or c.path)) for c in source.clips}
 
 
-def _brief(result: metrics.Metrics | None) -> dict[str, Any] | None:
+def _brief(result: evaluate.Metrics | None) -> dict[str, Any] | None:
     if result is None:
         return None
     name, value, low, high = result.headline

@@ -15,16 +15,16 @@ from jax.sharding import Mesh
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
-from aatjax.data.clips import Source
 from aatjax.data.pipeline import Crop, Load, eval_batches, train_batches
+from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, UsageError, WriteError
-from aatjax.interrupt import Interrupted, StopRequest
+from aatjax.io.signals import Interrupted, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
+from aatjax.train.distributed import any_of, is_main, several
 from aatjax.train.evaluation import Weights, evaluation_batch, measure, predict_logits
-from aatjax.train.prefix import Prefix
-from aatjax.train.processes import any_of, is_main, several
-from aatjax.train.records import Display, Records, TextStream
+from aatjax.train.logging import Display, Records, TextStream
+from aatjax.train.prefix_cache import Prefix
 from aatjax.train.sharding import local_rows, put_batch
 from aatjax.train.state import TrainState
 from aatjax.train.step import Loss, Steps, finite
@@ -304,13 +304,18 @@ class Loop:
         training = self.training
         batches = iter(
             train_batches(
-                self.train, self.frontend, batch_size=training.batch_size, epochs=training.epochs,
-                seed=training.seed, crop=training.crop, threads=training.threads,
+                self.train,
+                self.frontend,
+                batch_size=training.batch_size,
+                epochs=training.epochs,
+                seed=training.seed,
+                crop=training.crop,
+                threads=training.threads,
                 rows=local_rows(self.mesh, training.batch_size),
                 stored=None if self.prefix is None else self.prefix.of(self.train),
                 buckets=self.buckets.get("train", ()),
             )
-        )  # fmt: skip
+        )
         if self.progress.iterator is not None:
             batches.set_state(self.progress.iterator)
         return Feed(
@@ -389,11 +394,17 @@ class Loop:
                 return stop.signum is not None and not several()
 
             logits = predict_logits(
-                self.steps, weights, self.frozen, self.valid, self.frontend, self.eval_batch,
-                self.mesh, stopped,
+                self.steps,
+                weights,
+                self.frozen,
+                self.valid,
+                self.frontend,
+                self.eval_batch,
+                self.mesh,
+                stopped,
                 None if self.prefix is None else self.prefix.of(self.valid),
                 self.buckets.get("valid", ()),
-            )  # fmt: skip
+            )
             if logits is None:
                 return None
             result = measure(logits, self.valid, 0)

@@ -137,7 +137,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
             kept = (
                 axis if axis is not None and length % mesh.shape[axis] == 0 else None
                 for axis, length in zip(axes, shape, strict=True)
-            )  # fmt: skip
+            )
             return PartitionSpec(*kept)
     return WHOLE
 

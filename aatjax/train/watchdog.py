@@ -18,7 +18,7 @@ import time
 from typing import Any, NoReturn
 
 from aatjax.errors import UnavailableError
-from aatjax.train.processes import gather_bytes, several
+from aatjax.train.distributed import gather_bytes, several
 
 EXIT = UnavailableError.exit_code
 ALONE = ("start", "report")
@@ -185,9 +185,13 @@ class Watchdog:
         while not self._done:
             own, now = self._own, time.monotonic()
             message = {
-                "rank": self._rank, "host": own.host, "phase": own.phase, "step": own.step,
-                "age": now - own.since, "warm": own.warm,
-            }  # fmt: skip
+                "rank": self._rank,
+                "host": own.host,
+                "phase": own.phase,
+                "step": own.step,
+                "age": now - own.since,
+                "warm": own.warm,
+            }
             for peer in list(self._links):
                 self._send(peer, message)
             for peer, known in list(self._peers.items()):

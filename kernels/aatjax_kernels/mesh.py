@@ -65,9 +65,11 @@ def over_batch(
         return (found[0], jax.lax.psum(found[1], axes)) if summed and axes else found
 
     return jax.shard_map(
-        local, in_specs=(split, whole), out_specs=(split, whole) if summed else split,
+        local,
+        in_specs=(split, whole),
+        out_specs=(split, whole) if summed else split,
         check_vma=False,
-    )(batched, shared)  # fmt: skip
+    )(batched, shared)
 
 
 def head_shards(heads: int) -> int:
@@ -114,9 +116,11 @@ def over_heads(
         return PartitionSpec(axes or None, *[None] * (axis - 1), across)
 
     return jax.shard_map(
-        function, in_specs=(jax.tree.map(spec, heads),), out_specs=jax.tree.map(spec, out_heads),
+        function,
+        in_specs=(jax.tree.map(spec, heads),),
+        out_specs=jax.tree.map(spec, out_heads),
         check_vma=False,
-    )(given)  # fmt: skip
+    )(given)
 
 
 def pin(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.data.splits import order_names
 from aatjax.errors import DataError, UsageError
 

@@ -16,19 +16,61 @@ from aatjax.data.benchmarks.base import (
     present,
     read_table,
 )
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.errors import DataError
 
 CLASSES = (
-    "dog", "rooster", "pig", "cow", "frog", "cat", "hen", "insects", "sheep", "crow", "rain",
-    "sea_waves", "crackling_fire", "crickets", "chirping_birds", "water_drops", "wind",
-    "pouring_water", "toilet_flush", "thunderstorm", "crying_baby", "sneezing", "clapping",
-    "breathing", "coughing", "footsteps", "laughing", "brushing_teeth", "snoring",
-    "drinking_sipping", "door_wood_knock", "mouse_click", "keyboard_typing", "door_wood_creaks",
-    "can_opening", "washing_machine", "vacuum_cleaner", "clock_alarm", "clock_tick",
-    "glass_breaking", "helicopter", "chainsaw", "siren", "car_horn", "engine", "train",
-    "church_bells", "airplane", "fireworks", "hand_saw",
-)  # fmt: skip
+    "dog",
+    "rooster",
+    "pig",
+    "cow",
+    "frog",
+    "cat",
+    "hen",
+    "insects",
+    "sheep",
+    "crow",
+    "rain",
+    "sea_waves",
+    "crackling_fire",
+    "crickets",
+    "chirping_birds",
+    "water_drops",
+    "wind",
+    "pouring_water",
+    "toilet_flush",
+    "thunderstorm",
+    "crying_baby",
+    "sneezing",
+    "clapping",
+    "breathing",
+    "coughing",
+    "footsteps",
+    "laughing",
+    "brushing_teeth",
+    "snoring",
+    "drinking_sipping",
+    "door_wood_knock",
+    "mouse_click",
+    "keyboard_typing",
+    "door_wood_creaks",
+    "can_opening",
+    "washing_machine",
+    "vacuum_cleaner",
+    "clock_alarm",
+    "clock_tick",
+    "glass_breaking",
+    "helicopter",
+    "chainsaw",
+    "siren",
+    "car_horn",
+    "engine",
+    "train",
+    "church_bells",
+    "airplane",
+    "fireworks",
+    "hand_saw",
+)
 ESC10 = (0, 1, 10, 11, 12, 20, 21, 38, 40, 41)
 FOLDS = fold_names(5)
 
@@ -60,22 +102,26 @@ def read(root: Path, *, esc10: bool) -> Source:
 
 
 PROTOCOLS = (
-    Protocol("honest", "five folds, each held out once; weights of the last epoch",
-             held_out(FOLDS)),
+    Protocol(
+        "honest", "five folds, each held out once; weights of the last epoch", held_out(FOLDS)
+    ),
     Protocol("aat", AAT, held_out(FOLDS, on_test=True), selection="mean_curve"),
     Protocol(
-        "petl", PETL,
+        "petl",
+        PETL,
         tuple(
             Division(test, train, (valid,), (test,))
             for train, valid, test in (
-                (("1", "2", "3"), "4", "5"), (("2", "3", "4"), "5", "1"),
-                (("3", "4", "5"), "1", "2"), (("4", "5", "1"), "2", "3"),
+                (("1", "2", "3"), "4", "5"),
+                (("2", "3", "4"), "5", "1"),
+                (("3", "4", "5"), "1", "2"),
+                (("4", "5", "1"), "2", "3"),
                 (("5", "1", "2"), "3", "4"),
             )
         ),
         few_shot="first",
     ),
-)  # fmt: skip
+)
 
 ESC_50 = Benchmark(
     name="esc50",

@@ -6,26 +6,43 @@ import csv
 from pathlib import Path
 
 from aatjax.data.benchmarks.base import PETL, Benchmark, Protocol, official_lists, present
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.errors import DataError
 
 # (action, object, location), in the order of arXiv 2312.03694's code
 INTENTS = (
-    ("change language", "none", "none"), ("activate", "music", "none"),
-    ("activate", "lights", "none"), ("deactivate", "lights", "none"),
-    ("increase", "volume", "none"), ("decrease", "volume", "none"), ("increase", "heat", "none"),
-    ("decrease", "heat", "none"), ("deactivate", "music", "none"), ("activate", "lamp", "none"),
-    ("deactivate", "lamp", "none"), ("activate", "lights", "kitchen"),
-    ("activate", "lights", "bedroom"), ("activate", "lights", "washroom"),
-    ("deactivate", "lights", "kitchen"), ("deactivate", "lights", "bedroom"),
-    ("deactivate", "lights", "washroom"), ("increase", "heat", "kitchen"),
-    ("increase", "heat", "bedroom"), ("increase", "heat", "washroom"),
-    ("decrease", "heat", "kitchen"), ("decrease", "heat", "bedroom"),
-    ("decrease", "heat", "washroom"), ("bring", "newspaper", "none"), ("bring", "juice", "none"),
-    ("bring", "socks", "none"), ("change language", "Chinese", "none"),
-    ("change language", "Korean", "none"), ("change language", "English", "none"),
-    ("change language", "German", "none"), ("bring", "shoes", "none"),
-)  # fmt: skip
+    ("change language", "none", "none"),
+    ("activate", "music", "none"),
+    ("activate", "lights", "none"),
+    ("deactivate", "lights", "none"),
+    ("increase", "volume", "none"),
+    ("decrease", "volume", "none"),
+    ("increase", "heat", "none"),
+    ("decrease", "heat", "none"),
+    ("deactivate", "music", "none"),
+    ("activate", "lamp", "none"),
+    ("deactivate", "lamp", "none"),
+    ("activate", "lights", "kitchen"),
+    ("activate", "lights", "bedroom"),
+    ("activate", "lights", "washroom"),
+    ("deactivate", "lights", "kitchen"),
+    ("deactivate", "lights", "bedroom"),
+    ("deactivate", "lights", "washroom"),
+    ("increase", "heat", "kitchen"),
+    ("increase", "heat", "bedroom"),
+    ("increase", "heat", "washroom"),
+    ("decrease", "heat", "kitchen"),
+    ("decrease", "heat", "bedroom"),
+    ("decrease", "heat", "washroom"),
+    ("bring", "newspaper", "none"),
+    ("bring", "juice", "none"),
+    ("bring", "socks", "none"),
+    ("change language", "Chinese", "none"),
+    ("change language", "Korean", "none"),
+    ("change language", "English", "none"),
+    ("change language", "German", "none"),
+    ("bring", "shoes", "none"),
+)
 CLASSES = tuple(" ".join(part for part in intent if part != "none") for intent in INTENTS)
 SPLITS = {"train": "train", "valid": "valid", "test": "test"}
 FIELDS = 7  # index, path, speakerId, transcription, action, object, location
@@ -79,9 +96,13 @@ FLUENT = Benchmark(
     metric="accuracy",
     statistics=None,
     protocols=(
-        Protocol("honest", "the official tables; the best epoch on the validation table",
-                 official_lists(), selection="best"),
+        Protocol(
+            "honest",
+            "the official tables; the best epoch on the validation table",
+            official_lists(),
+            selection="best",
+        ),
         Protocol("petl", PETL, official_lists(), few_shot="first"),
     ),
     home="fluent.ai/fluent-speech-commands-a-dataset-for-spoken-language-understanding-research",
-)  # fmt: skip
+)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from aatjax.data.benchmarks.base import AAT, Benchmark, Protocol, official_lists, present
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 
 CLASSES = (
-    "blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock",
-)  # fmt: skip
+    "blues",
+    "classical",
+    "country",
+    "disco",
+    "hiphop",
+    "jazz",
+    "metal",
+    "pop",
+    "reggae",
+    "rock",
+)
 
 # Numbers of the excerpts in each part, as published with Kereliuk, Sturm and Larsen (IEEE
 # Transactions on Multimedia, 2015): repetitions, mislabelled and distorted excerpts are left out,
@@ -93,9 +102,13 @@ GTZAN = Benchmark(
     metric="accuracy",
     statistics="gtzan",
     protocols=(
-        Protocol("honest", "the fault-filtered lists; the best epoch on the validation list",
-                 official_lists(), selection="best"),
+        Protocol(
+            "honest",
+            "the fault-filtered lists; the best epoch on the validation list",
+            official_lists(),
+            selection="best",
+        ),
         Protocol("aat", AAT, official_lists(), selection="best"),
     ),
     home="marsyas.info (genres.tar.gz), or its copy on Kaggle (genres_original)",
-)  # fmt: skip
+)

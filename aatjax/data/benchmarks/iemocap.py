@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aatjax.data.benchmarks.base import PETL, Benchmark, Division, Protocol, present
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.errors import DataError
 
 CLASSES = ("neutral", "happy", "sad", "angry")
@@ -59,8 +59,15 @@ def _clip(folder: Path, session: str, table: Path, number: int, line: str) -> li
         return []
     path = folder / "sentences/wav" / name.rpartition("_")[0] / f"{name}.wav"
     speaker = f"{session}{sex}"
-    return [Clip(f"Session{session}/{name}.wav", (LABELS[emotion],), str(path), fold=speaker,
-                 group=speaker)]  # fmt: skip
+    return [
+        Clip(
+            f"Session{session}/{name}.wav",
+            (LABELS[emotion],),
+            str(path),
+            fold=speaker,
+            group=speaker,
+        )
+    ]
 
 
 def _runs() -> tuple[Division, ...]:
@@ -87,9 +94,14 @@ IEMOCAP = Benchmark(
     metric="accuracy",
     statistics=None,
     protocols=(
-        Protocol("honest", "ten runs: four sessions train, one speaker of the fifth chooses the "
-                 "epoch, the other is tested", _runs(), selection="best"),
+        Protocol(
+            "honest",
+            "ten runs: four sessions train, one speaker of the fifth chooses the "
+            "epoch, the other is tested",
+            _runs(),
+            selection="best",
+        ),
         Protocol("petl", PETL, _runs(), few_shot="first"),
     ),
     home="sail.usc.edu/iemocap",
-)  # fmt: skip
+)

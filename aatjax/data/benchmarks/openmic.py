@@ -15,14 +15,31 @@ from aatjax.data.benchmarks.base import (
     present,
     read_table,
 )
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.errors import DataError
 
 CLASSES = (
-    "accordion", "banjo", "bass", "cello", "clarinet", "cymbals", "drums", "flute", "guitar",
-    "mallet_percussion", "mandolin", "organ", "piano", "saxophone", "synthesizer", "trombone",
-    "trumpet", "ukulele", "violin", "voice",
-)  # fmt: skip
+    "accordion",
+    "banjo",
+    "bass",
+    "cello",
+    "clarinet",
+    "cymbals",
+    "drums",
+    "flute",
+    "guitar",
+    "mallet_percussion",
+    "mandolin",
+    "organ",
+    "piano",
+    "saxophone",
+    "synthesizer",
+    "trombone",
+    "trumpet",
+    "ukulele",
+    "violin",
+    "voice",
+)
 LABELS = "openmic-2018-aggregated-labels.csv"
 
 
@@ -64,10 +81,14 @@ def read(root: Path) -> Source:
             path = root / "audio" / key[:3] / f"{key}.ogg"
             clips.append(
                 Clip(
-                    f"{key[:3]}/{key}.ogg", tuple(sorted(positive[key])), str(path), split=split,
-                    group=key.partition("_")[0], observed=tuple(sorted(observed[key])),
+                    f"{key[:3]}/{key}.ogg",
+                    tuple(sorted(positive[key])),
+                    str(path),
+                    split=split,
+                    group=key.partition("_")[0],
+                    observed=tuple(sorted(observed[key])),
                 )
-            )  # fmt: skip
+            )
     here, skipped = present(root / "audio", clips)
     return Source(here, CLASSES, name="OpenMIC-2018", multi_label=True, skipped=skipped)
 
@@ -89,8 +110,13 @@ OPENMIC = Benchmark(
     paper="Humphrey, Durand, McFee, OpenMIC-2018: An Open Data-set for Multiple Instrument "
     "Recognition, ISMIR 2018",
     licence="CC BY 4.0 (each clip's own in its metadata)",
-    marks=(LABELS, "class-map.json", "partitions/split01_train.csv",
-           "partitions/split01_test.csv", "audio"),
+    marks=(
+        LABELS,
+        "class-map.json",
+        "partitions/split01_train.csv",
+        "partitions/split01_test.csv",
+        "audio",
+    ),
     reader=read,
     classes=CLASSES,
     clips=20_000,
@@ -98,13 +124,21 @@ OPENMIC = Benchmark(
     metric="mean_ap",
     statistics="openmic",
     protocols=(
-        Protocol("honest", "the official split; weights of the last epoch; unknown labels masked",
-                 official_lists(valid=None)),
-        Protocol("aat", f"{AAT}; every instrument that was asked about counts as present, every "
-                 "other as absent", (Division("official", ("train",), ("test",), ("test",)),),
-                 selection="best", labels="as_published"),
+        Protocol(
+            "honest",
+            "the official split; weights of the last epoch; unknown labels masked",
+            official_lists(valid=None),
+        ),
+        Protocol(
+            "aat",
+            f"{AAT}; every instrument that was asked about counts as present, every "
+            "other as absent",
+            (Division("official", ("train",), ("test",), ("test",)),),
+            selection="best",
+            labels="as_published",
+        ),
     ),
     home="zenodo.org/records/1432913",
     url="https://zenodo.org/records/1432913/files/openmic-2018-v1.0.0.tgz",
     checksum="md5:e4ccf187e2bb5ab2e115416e8aafe7f4",
-)  # fmt: skip
+)

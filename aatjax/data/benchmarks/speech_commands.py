@@ -8,15 +8,42 @@ from functools import partial
 from pathlib import Path
 
 from aatjax.data.benchmarks.base import AAT, PETL, Benchmark, Protocol, official_lists
-from aatjax.data.clips import Source
-from aatjax.data.sources import AudioFolder
+from aatjax.data.folders import AudioFolder
+from aatjax.data.source import Source
 from aatjax.errors import DataError
 
 WORDS = (
-    "bed", "bird", "cat", "dog", "down", "eight", "five", "four", "go", "happy", "house", "left",
-    "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop", "three",
-    "tree", "two", "up", "wow", "yes", "zero",
-)  # fmt: skip
+    "bed",
+    "bird",
+    "cat",
+    "dog",
+    "down",
+    "eight",
+    "five",
+    "four",
+    "go",
+    "happy",
+    "house",
+    "left",
+    "marvin",
+    "nine",
+    "no",
+    "off",
+    "on",
+    "one",
+    "right",
+    "seven",
+    "sheila",
+    "six",
+    "stop",
+    "three",
+    "tree",
+    "two",
+    "up",
+    "wow",
+    "yes",
+    "zero",
+)
 NEW_WORDS = ("backward", "follow", "forward", "learn", "visual")
 
 
@@ -58,15 +85,19 @@ V2 = Benchmark(
     metric="accuracy",
     statistics="speech_commands_v2",
     protocols=(
-        Protocol("honest", "the official lists; the best epoch on the validation list",
-                 official_lists(), selection="best"),
+        Protocol(
+            "honest",
+            "the official lists; the best epoch on the validation list",
+            official_lists(),
+            selection="best",
+        ),
         Protocol("aat", AAT, official_lists(), selection="best"),
         Protocol("petl", PETL, official_lists(), few_shot="first"),
     ),
     home="download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
     url="https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
     checksum="sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
-)  # fmt: skip
+)
 
 V1 = dataclasses.replace(
     V2,

@@ -14,13 +14,21 @@ from aatjax.data.benchmarks.base import (
     present,
     read_table,
 )
-from aatjax.data.clips import Clip, Source
+from aatjax.data.source import Clip, Source
 from aatjax.errors import DataError
 
 CLASSES = (
-    "air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling", "engine_idling",
-    "gun_shot", "jackhammer", "siren", "street_music",
-)  # fmt: skip
+    "air_conditioner",
+    "car_horn",
+    "children_playing",
+    "dog_bark",
+    "drilling",
+    "engine_idling",
+    "gun_shot",
+    "jackhammer",
+    "siren",
+    "street_music",
+)
 FOLDS = fold_names(10)
 COUNTS = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
 
@@ -70,12 +78,13 @@ URBANSOUND8K = Benchmark(
     metric="accuracy",
     statistics="us8k",
     protocols=(
-        Protocol("honest", "ten folds, each held out once; weights of the last epoch",
-                 held_out(FOLDS)),
+        Protocol(
+            "honest", "ten folds, each held out once; weights of the last epoch", held_out(FOLDS)
+        ),
         Protocol("aat", AAT, held_out(FOLDS, on_test=True), selection="mean_curve"),
         Protocol("petl", PETL, held_out(("10", *FOLDS[:-1])), few_shot="first"),
     ),
     home="zenodo.org/records/1203745",
     url="https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz",
     checksum="md5:9aa69802bbf37fb986f71ec1483a196e",
-)  # fmt: skip
+)

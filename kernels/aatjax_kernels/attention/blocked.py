@@ -40,9 +40,14 @@ def whole(
 
 
 def pull(
-    query: Array, key: Array, value: Array, mask: Array | None, out: Array, log_sum: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    out: Array,
+    log_sum: Array,
     dout: Array,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     """Cotangents of query, key and value."""
     batch, _, heads, _ = query.shape
     tokens = (query.shape[1], key.shape[1])

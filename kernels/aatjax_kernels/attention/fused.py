@@ -77,9 +77,12 @@ def _forward(
     given = (query, key, value, mask)
     axes = (2, 2, 2, None if mask is None else -1)
     out, log_sum = mesh.over_heads(
-        lambda given: _choose(how, "forward", blocked.whole, *given), given, axes, (2, 1),
+        lambda given: _choose(how, "forward", blocked.whole, *given),
+        given,
+        axes,
+        (2, 1),
         otherwise=lambda given: blocked.whole(*given),
-    )  # fmt: skip
+    )
     return out, (*given, out, log_sum)
 
 

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
-from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 
 LOG2_E = math.log2(math.e)
 
@@ -230,26 +230,48 @@ def forward(
     sums: Any = jax.ShapeDtypeStruct((batch, heads, queries), F32)
     out: Any = jax.ShapeDtypeStruct(query.shape, value.dtype)
     return _call(
-        _forward_kernel, plan, pl.cdiv(queries, plan.queries), mask is not None,
-        [_head(query), _head(key), _head(value), *_mask(mask)], [_head(out), _rows(sums)],
+        _forward_kernel,
+        plan,
+        pl.cdiv(queries, plan.queries),
+        mask is not None,
+        [_head(query), _head(key), _head(value), *_mask(mask)],
+        [_head(out), _rows(sums)],
         interpret,
-    )  # fmt: skip
+    )
 
 
 def backward(
-    plan: Plan, query: Array, key: Array, value: Array, mask: Array | None, out: Array,
-    log_sum: Array, dout: Array, *, interpret: Any,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    plan: Plan,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    out: Array,
+    log_sum: Array,
+    dout: Array,
+    *,
+    interpret: Any,
+) -> tuple[Array, Array, Array]:
     """Cotangents of query, key and value."""
     along = jnp.einsum("bnhk,bnhk->bhn", out, dout, preferred_element_type=F32)
     given = [*map(_head, (query, key, value, dout)), _rows(log_sum), _rows(along), *_mask(mask)]
     masked = mask is not None
     (dquery,) = _call(
-        _query_kernel, plan, pl.cdiv(query.shape[1], plan.back), masked, given, [_head(query)],
+        _query_kernel,
+        plan,
+        pl.cdiv(query.shape[1], plan.back),
+        masked,
+        given,
+        [_head(query)],
         interpret,
-    )  # fmt: skip
+    )
     dkey, dvalue = _call(
-        _key_kernel, plan, pl.cdiv(key.shape[1], plan.back), masked, given,
-        [_head(key), _head(value)], interpret,
-    )  # fmt: skip
+        _key_kernel,
+        plan,
+        pl.cdiv(key.shape[1], plan.back),
+        masked,
+        given,
+        [_head(key), _head(value)],
+        interpret,
+    )
     return dquery, dkey, dvalue

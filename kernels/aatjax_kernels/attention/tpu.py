@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, ROWS, dot
+from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, ROWS, dot
 
 VMEM = 60 * 2**20
 """Bytes that a kernel may take: v5p has 64 MiB a core, v5e and v6e 128."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Array, Bool, Float
 
 from aatjax_kernels.soft_moe import fused, reference
-from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.soft_moe.packing import Options
 from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
 
 Implementation = Literal["xla", "tpu", "gpu", "reference"] | None

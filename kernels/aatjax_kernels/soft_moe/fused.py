@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from aatjax_kernels import mesh, platform
 from aatjax_kernels.soft_moe import gpu, tpu, xla
-from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.soft_moe.packing import Options
 
 MODULES: dict[str, ModuleType] = {"xla": xla, "tpu": tpu, "gpu": gpu}
 

@@ -27,11 +27,11 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
-from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
-from aatjax_kernels.soft_moe import gpu_pieces as pieces
-from aatjax_kernels.soft_moe import gpu_whole
-from aatjax_kernels.soft_moe.gpu_pieces import KEPT_SLOTS, Plan
-from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.soft_moe import gpu_short
+from aatjax_kernels.soft_moe import gpu_tiles as pieces
+from aatjax_kernels.soft_moe.gpu_tiles import KEPT_SLOTS, Plan
+from aatjax_kernels.soft_moe.packing import Options
 from aatjax_kernels.soft_moe.reference import experts as apply
 
 PROGRAMS = 132
@@ -61,9 +61,18 @@ def plan_of(options: Options, x: Array, phi: Array, mask: Array | None) -> Plan:
     blocks = pl.cdiv(tokens, rows)
     splits = min(blocks, max(1, PROGRAMS // (batch * (dim // (chunk * group)))))
     return Plan(
-        batch, tokens, dim, slots, padded, chunk, group, rows, pl.cdiv(blocks, splits),
-        options.normalize, mask is not None,
-    )  # fmt: skip
+        batch,
+        tokens,
+        dim,
+        slots,
+        padded,
+        chunk,
+        group,
+        rows,
+        pl.cdiv(blocks, splits),
+        options.normalize,
+        mask is not None,
+    )
 
 
 def _place(plan: Plan) -> tuple[Any, Any]:
@@ -161,9 +170,17 @@ def _gather_back(plan: Plan, source: Any, phi: Any, dout: Any, *refs: Any) -> No
 
 
 def _answer_back(
-    plan: Plan, x: Any, dout: Any, phi: Any, outputs: Any, dslots: Any, peak: Any, total: Any,
-    delta: Any, *refs: Any,
-) -> None:  # fmt: skip
+    plan: Plan,
+    x: Any,
+    dout: Any,
+    phi: Any,
+    outputs: Any,
+    dslots: Any,
+    peak: Any,
+    total: Any,
+    delta: Any,
+    *refs: Any,
+) -> None:
     block, first_chunk = _place(plan)
     valid = refs[0] if plan.masked else None
     kept = refs[plan.masked] if plan.keep else None
@@ -223,9 +240,9 @@ def forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     """The output, and what the backward pass needs beside the arguments."""
     plan = plan_of(options, x, phi, mask)
-    short = gpu_whole.plan_of(plan)
+    short = gpu_short.plan_of(plan)
     if short is not None:
-        return gpu_whole.forward(short, options, x, phi, *experts, mask=mask, keep=keep)
+        return gpu_short.forward(short, options, x, phi, *experts, mask=mask, keep=keep)
     batch, tokens, dim = x.shape
     flat, valid, size = pieces.packed_phi(plan, phi, x.dtype), pieces.valid(plan, mask), plan.padded
     whole, per_slot = (x, pieces.clip((tokens, dim))), (batch, plan.splits, size)
@@ -234,12 +251,16 @@ def forward(
         [(pieces.shaped((batch, tokens, size)), pieces.clip((tokens, size)))] if plan.keep else []
     )
     peak, total, mean, *scores = pieces.call(
-        plan, options, _gather, [whole, (flat, pieces.constant(flat)), *valid],
+        plan,
+        options,
+        _gather,
+        [whole, (flat, pieces.constant(flat)), *valid],
         [
             *[(pieces.shaped(per_slot), _partial((size,)))] * 2,
-            (pieces.shaped(sums), _partial(sums[2:])), *kept,
+            (pieces.shaped(sums), _partial(sums[2:])),
+            *kept,
         ],
-    )  # fmt: skip
+    )
     # One softmax of what the splits found.
     highest = jnp.max(peak, axis=1)
     share = jnp.exp(peak - highest[:, None])
@@ -249,22 +270,29 @@ def forward(
     source = (scores[0], pieces.clip((tokens, size))) if plan.keep else whole
     answers = pieces.pad(plan, outputs.astype(x.dtype))
     (out,) = pieces.call(
-        plan.answering, options, _answer,
+        plan.answering,
+        options,
+        _answer,
         [source, (flat, pieces.constant(flat)), (answers, pieces.clip((size, dim))), *valid],
         [(pieces.shaped(x.shape, x.dtype), pieces.clip((tokens, dim)))],
-    )  # fmt: skip
+    )
     return out, (slots, highest[:, : plan.slots], total, *scores) if keep else ()
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *experts: Array,
+    options: Options,
+    dout: Array,
+    kept: tuple[Array, ...],
+    x: Array,
+    phi: Array,
+    *experts: Array,
     mask: Array | None,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     """Gradients of x, phi and the experts' weights."""
     plan = plan_of(options, x, phi, mask)
-    short = gpu_whole.plan_of(plan)
+    short = gpu_short.plan_of(plan)
     if short is not None:
-        return gpu_whole.backward(short, options, dout, kept, x, phi, *experts, mask=mask)
+        return gpu_short.backward(short, options, dout, kept, x, phi, *experts, mask=mask)
     slots, peak, total, *scores = kept
     batch, tokens, dim = x.shape
     flat, valid, size = pieces.packed_phi(plan, phi, x.dtype), pieces.valid(plan, mask), plan.padded
@@ -274,24 +302,34 @@ def backward(
     source = saved[0] if plan.keep else (x, whole)
     outputs, pull = jax.vjp(apply, slots.reshape(batch, *phi.shape[1:], dim), *experts)
     (doutputs,) = pieces.call(
-        plan, options, _gather_back, [source, fixed, (dout, whole), *valid],
+        plan,
+        options,
+        _gather_back,
+        [source, fixed, (dout, whole), *valid],
         [(pieces.shaped(sums), _partial(sums[2:]))],
-    )  # fmt: skip
+    )
     doutputs = doutputs.sum(axis=1)
     dslots, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
     dslots = dslots.reshape(slots.shape)
     delta = jnp.sum(slots * dslots, axis=2)
     wide, narrow = pieces.clip((size, dim)), pieces.clip((size,))
     dx, dphi = pieces.call(
-        plan, options, _answer_back,
+        plan,
+        options,
+        _answer_back,
         [
-            (x, whole), (dout, whole), fixed,
+            (x, whole),
+            (dout, whole),
+            fixed,
             (pieces.pad(plan, outputs.reshape(slots.shape).astype(x.dtype)), wide),
             (pieces.pad(plan, dslots.astype(x.dtype)), wide),
-            (pieces.pad(plan, peak), narrow), (pieces.pad(plan, total, 1.0), narrow),
-            (pieces.pad(plan, delta), narrow), *valid, *saved,
+            (pieces.pad(plan, peak), narrow),
+            (pieces.pad(plan, total, 1.0), narrow),
+            (pieces.pad(plan, delta), narrow),
+            *valid,
+            *saved,
         ],
         [(pieces.shaped(x.shape, x.dtype), whole), (pieces.shaped(sums), _partial(sums[2:]))],
-    )  # fmt: skip
+    )
     dphi = dphi.sum(axis=(0, 1)).T.reshape(phi.shape)
     return dx, dphi, *dweights

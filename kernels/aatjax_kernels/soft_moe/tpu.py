@@ -24,8 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.product import COLUMNS, F32, LANES, LOW, dot
-from aatjax_kernels.soft_moe.packed import Options, Packed, gelu, ownership, pack, unpack
+from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.soft_moe.packing import Options, Packed, gelu, ownership, pack, unpack
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
 VMEM = 56 * 2**20
@@ -145,9 +145,12 @@ def _lengths(x: Array) -> Array:
     """(|x|^2 + eps)^(-1/2) of every token, on lanes: [1, tokens]."""
     wide = x.astype(F32)
     square = lax.dot_general(
-        jnp.ones((8, x.shape[1]), F32), wide * wide, LANES,
-        precision=lax.Precision.HIGHEST, preferred_element_type=F32,
-    )  # fmt: skip
+        jnp.ones((8, x.shape[1]), F32),
+        wide * wide,
+        LANES,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=F32,
+    )
     return lax.rsqrt(square[:1] + NORM_EPS)
 
 
@@ -187,9 +190,15 @@ def _dscores(
 
 
 def _dtokens(
-    out: Any, x: Array, phi: Array, sent: Array, scores: Array, dslots: Array, dscores: Array,
+    out: Any,
+    x: Array,
+    phi: Array,
+    sent: Array,
+    scores: Array,
+    dslots: Array,
+    dscores: Array,
     length: Array | None,
-) -> Array:  # fmt: skip
+) -> Array:
     """Writes dX and returns the gradient of phi."""
     scaled = dscores if length is None else dscores * length
     both = jnp.concatenate([sent, scaled], axis=0).astype(x.dtype)
@@ -408,9 +417,7 @@ def _answer_back(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> None:
     scores = _scores(phi[...], x, length)
     sent = jnp.exp(_select(member, scores, LOW) - peak[0]) / jnp.maximum(total[0], 1e-30)
     sent = _select(member, sent, 0.0)
-    dscores = _dscores(
-        sent, _read(scores, member), slots[0], dslots[0], outputs[0], x, dout
-    )  # fmt: skip
+    dscores = _dscores(sent, _read(scores, member), slots[0], dslots[0], outputs[0], x, dout)
     grad = _dtokens(dx, x, phi[...], sent, scores, dslots[0], dscores, length)
     _accumulate((dphi,), (grad,), (pl.program_id(1) == 0) & (tile == 0))
 
@@ -419,9 +426,14 @@ def _answer_back(plan: Plan, normalize: bool, masked: bool, *refs: Any) -> None:
 
 
 def _call(
-    plan: Plan, options: Options, kernel: Any, mask: Array | None, grid: tuple[int, ...],
-    semantics: tuple[Any, ...], **given: Any,
-) -> Any:  # fmt: skip
+    plan: Plan,
+    options: Options,
+    kernel: Any,
+    mask: Array | None,
+    grid: tuple[int, ...],
+    semantics: tuple[Any, ...],
+    **given: Any,
+) -> Any:
     return pl.pallas_call(
         functools.partial(kernel, plan, options.normalize, mask is not None),
         grid=grid,
@@ -476,21 +488,32 @@ def forward(
         shapes.append(jax.ShapeDtypeStruct((plan.steps, rows, dim), x.dtype))
         specs += [pl.BlockSpec((1, *shape.shape[1:]), first) for shape in shapes[1:]]
     call = _call(
-        plan, options, _forward_whole, mask, (plan.steps,), ("parallel",),
+        plan,
+        options,
+        _forward_whole,
+        mask,
+        (plan.steps,),
+        ("parallel",),
         in_specs=[
-            block, *map(_constant, params),
+            block,
+            *map(_constant, params),
             *(pl.BlockSpec((1, *v.shape[1:]), first) for v in valid),
         ],
-        out_specs=specs, out_shape=shapes,
-    )  # fmt: skip
+        out_specs=specs,
+        out_shape=shapes,
+    )
     out, *kept = call(x, *params, *valid)
     return out, tuple(kept)
 
 
 def _forward_tiled(
-    plan: Plan, options: Options, x: Array, params: tuple[Array, ...], valid: list[Array],
+    plan: Plan,
+    options: Options,
+    x: Array,
+    params: tuple[Array, ...],
+    valid: list[Array],
     mask: Array | None,
-) -> tuple[Array, tuple[Array, ...]]:  # fmt: skip
+) -> tuple[Array, tuple[Array, ...]]:
     batch, tokens, dim = x.shape
     grid = (batch, -(-tokens // plan.tile))
     block = pl.BlockSpec((1, plan.tile, dim), lambda i, j: (i, j, 0))
@@ -499,25 +522,41 @@ def _forward_tiled(
     shapes = [wide, wide, narrow, narrow]
     specs = [pl.BlockSpec((1, *shape), lambda i, j: (i, 0, 0)) for shape in shapes]
     gather = _call(
-        plan, options, _gather, mask, grid, ("parallel", "arbitrary"),
+        plan,
+        options,
+        _gather,
+        mask,
+        grid,
+        ("parallel", "arbitrary"),
         in_specs=[block, *map(_constant, params), *lanes],
         out_specs=specs,
         out_shape=[jax.ShapeDtypeStruct((batch, *shape), F32) for shape in shapes],
         scratch_shapes=[pltpu.VMEM(shape, F32) for shape in (narrow, narrow, wide)],
-    )  # fmt: skip
+    )
     slots, outputs, peak, total = gather(x, *params, *valid)
     answer = _call(
-        plan, options, _answer, mask, grid, ("parallel", "parallel"),
+        plan,
+        options,
+        _answer,
+        mask,
+        grid,
+        ("parallel", "parallel"),
         in_specs=[block, _constant(params[0]), specs[1], *lanes],
-        out_specs=block, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-    )  # fmt: skip
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+    )
     return answer(x, params[0], outputs, *valid), (slots, outputs, peak, total)
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *experts: Array,
+    options: Options,
+    dout: Array,
+    kept: tuple[Array, ...],
+    x: Array,
+    phi: Array,
+    *experts: Array,
     mask: Array | None,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     """Gradients of x, phi and the experts' weights, those of the parameters in float32."""
     plan = plan_of(x, phi, experts[0].shape[2])
     params = _params(plan, x.dtype, phi, *experts)
@@ -531,21 +570,34 @@ def backward(
 
 
 def _backward_clips(
-    plan: Plan, options: Options, x: Array, dout: Array, params: tuple[Array, ...],
-    valid: list[Array], kept: tuple[Array, ...], mask: Array | None,
-) -> tuple[Array, ...]:  # fmt: skip
+    plan: Plan,
+    options: Options,
+    x: Array,
+    dout: Array,
+    params: tuple[Array, ...],
+    valid: list[Array],
+    kept: tuple[Array, ...],
+    mask: Array | None,
+) -> tuple[Array, ...]:
     inner = plan.steps // plan.parts
     step = lambda i, j: (i * inner + j, 0, 0)  # noqa: E731
     block = pl.BlockSpec((plan.clips, plan.rows, x.shape[2]), step)
     return _call(
-        plan, options, _backward_whole, mask, (plan.parts, inner), ("parallel", "arbitrary"),
+        plan,
+        options,
+        _backward_whole,
+        mask,
+        (plan.parts, inner),
+        ("parallel", "arbitrary"),
         in_specs=[
-            block, block, *map(_constant, params),
+            block,
+            block,
+            *map(_constant, params),
             *(pl.BlockSpec((1, *each.shape[1:]), step) for each in (*valid, *kept)),
         ],
         out_specs=[block, *_sums(params[:5])],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *_sum_shapes(plan, params[:5])],
-    )(x, dout, *params, *valid, *kept)  # fmt: skip
+    )(x, dout, *params, *valid, *kept)
 
 
 def _sums(params: tuple[Array, ...]) -> list[pl.BlockSpec]:
@@ -557,9 +609,15 @@ def _sum_shapes(plan: Plan, params: tuple[Array, ...]) -> list[jax.ShapeDtypeStr
 
 
 def _backward_tiled(
-    plan: Plan, options: Options, x: Array, dout: Array, params: tuple[Array, ...],
-    valid: list[Array], kept: tuple[Array, ...], mask: Array | None,
-) -> tuple[Array, ...]:  # fmt: skip
+    plan: Plan,
+    options: Options,
+    x: Array,
+    dout: Array,
+    params: tuple[Array, ...],
+    valid: list[Array],
+    kept: tuple[Array, ...],
+    mask: Array | None,
+) -> tuple[Array, ...]:
     slots, outputs, peak, total = kept
     batch, tokens, dim = x.shape
     inner = batch // plan.parts
@@ -573,18 +631,36 @@ def _backward_tiled(
     semantics = ("parallel", "arbitrary", "arbitrary")
     shape = jax.ShapeDtypeStruct((batch, plan.slots, dim), F32)
     dslots, *grads = _call(
-        plan, options, _gather_back, mask, grid, semantics,
+        plan,
+        options,
+        _gather_back,
+        mask,
+        grid,
+        semantics,
         in_specs=[block, block, *map(_constant, params), *lanes, wide],
         out_specs=[wide, *_sums(params[1:5])],
         out_shape=[shape, *_sum_shapes(plan, params[1:5])],
         scratch_shapes=[pltpu.VMEM((plan.slots, dim), F32)],
-    )(x, dout, *params, *valid, slots)  # fmt: skip
+    )(x, dout, *params, *valid, slots)
     dx, dphi = _call(
-        plan, options, _answer_back, mask, grid, semantics,
+        plan,
+        options,
+        _answer_back,
+        mask,
+        grid,
+        semantics,
         in_specs=[
-            block, block, _constant(params[0]), wide, wide, wide, narrow, narrow, *lanes,
+            block,
+            block,
+            _constant(params[0]),
+            wide,
+            wide,
+            wide,
+            narrow,
+            narrow,
+            *lanes,
         ],
         out_specs=[block, *_sums(params[:1])],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *_sum_shapes(plan, params[:1])],
-    )(x, dout, params[0], slots, outputs, dslots, peak, total, *valid)  # fmt: skip
+    )(x, dout, params[0], slots, outputs, dslots, peak, total, *valid)
     return dx, dphi, *grads

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from aatjax_kernels.soft_moe.packed import Options
+from aatjax_kernels.soft_moe.packing import Options
 from aatjax_kernels.soft_moe.reference import NORM_EPS, weights
 from aatjax_kernels.soft_moe.reference import experts as apply
 
@@ -60,9 +60,14 @@ def forward(
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *experts: Array,
+    options: Options,
+    dout: Array,
+    kept: tuple[Array, ...],
+    x: Array,
+    phi: Array,
+    *experts: Array,
     mask: Array | None,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     """Gradients of x, phi and the experts' weights."""
     logits, slots, *lengths = kept
     length = lengths[0] if options.normalize else None

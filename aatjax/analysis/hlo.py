@@ -1,0 +1,244 @@
+"""What a compiled program does, read from its text: collectives, kernels, bytes to and from memory.
+
+XLA's own `cost_analysis` counts the body of a loop once and what lies in a TPU's VMEM as memory;
+here loops count as often as they run, and arrays that are placed in VMEM (`S(1)`) do not count.
+"""
+
+import dataclasses
+import math
+import re
+
+SIZES = {
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "s32": 4,
+    "u32": 4,
+    "s16": 2,
+    "u16": 2,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
+}
+ARRAY = re.compile(rf"\b({'|'.join(SIZES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+FREE = {
+    "parameter",
+    "bitcast",
+    "get-tuple-element",
+    "tuple",
+    "constant",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+}
+ALLOCATION = 'custom_call_target="AllocateBuffer"'
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+CALLS = re.compile(
+    r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.-]+)"
+)
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: its result's name and type, what it does, and to what."""
+
+    name: str
+    kind: str
+    result: str
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def calls(self) -> list[str]:
+        """Computations that it runs."""
+        found = CALLS.findall(self.attributes)
+        for group in BRANCHES.findall(self.attributes):
+            found += [name.strip().lstrip("%") for name in group.split(",")]
+        return found
+
+
+def size(text: str, *, in_hbm: bool = False) -> int:
+    """Bytes of the arrays named in a piece of HLO; with `in_hbm` of those not placed in VMEM."""
+    total = 0
+    for kind, dims, layout in ARRAY.findall(text):
+        if not (in_hbm and "S(1)" in layout):
+            total += SIZES[kind] * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+class Program:
+    """A compiled program.
+
+    Args:
+        text: what `compiled.as_text()` gives.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] | None = None
+        for line in text.splitlines():
+            if current is None:
+                head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{\s*$", line)
+                if head:
+                    current = self.computations.setdefault(head.group(2), [])
+                    if head.group(1):
+                        self.entry = head.group(2)
+            elif line.startswith("}"):
+                current = None
+            elif (one := _instruction(line)) is not None:
+                current.append(one)
+        self._times = self._count()
+
+    def _count(self) -> dict[str, int]:
+        """How often each computation runs in one run of the program."""
+        times: dict[str, int] = {}
+
+        def walk(name: str, factor: int) -> None:
+            times[name] = times.get(name, 0) + factor
+            for one in self.computations.get(name, []):
+                for called in one.calls:
+                    if called in self.computations:
+                        walk(called, factor * self._trips(one))
+
+        walk(self.entry, 1)
+        return times
+
+    def _trips(self, one: Instruction) -> int:
+        """How often a loop runs, 1 for all else: as it says, or as its condition compares.
+
+        The loops that `lax.scan` makes count from 0 up by 1.
+        """
+        if one.kind != "while":
+            return 1
+        if said := TRIPS.search(one.attributes):
+            return int(said.group(1))
+        condition = re.search(r"condition=%?([\w.-]+)", one.attributes)
+        inside = self.computations.get(condition.group(1), []) if condition else []
+        constants = {c.name: c.operands[0] for c in inside if c.kind == "constant"}
+        for test in inside:
+            limits = [constants[name] for name in test.operands if name in constants]
+            if test.kind == "compare" and "direction=LT" in test.attributes and limits:
+                return int(limits[0]) if limits[0].isdigit() else 1
+        return 1
+
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """(operations, bytes that they bring out on each device) by kind, in one run."""
+        found: dict[str, tuple[int, int]] = {}
+        for name, factor in self._times.items():
+            for one in self.computations.get(name, []):
+                kind = one.kind.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                arrays = [size(item.group(0)) for item in ARRAY.finditer(one.result)]
+                if one.kind.endswith("-start") and kind != "all-reduce":
+                    arrays = arrays[len(arrays) // 2 :][:1]  # (what goes in, what comes out, ...)
+                count, total = found.get(kind, (0, 0))
+                found[kind] = (count + factor, total + factor * sum(arrays))
+        return found
+
+    def kernels(self) -> int:
+        """Pallas kernels in the program, those in loops as often as they run."""
+        targets = ("tpu_custom_call", "triton", "mosaic_gpu")
+        return sum(
+            factor
+            for name, factor in self._times.items()
+            for one in self.computations.get(name, [])
+            if one.kind == "custom-call" and any(f in one.attributes for f in targets)
+        )
+
+    def movers(self, computation: str | None = None) -> list[tuple[Instruction, int]]:
+        """Every instruction of a computation that does something, with the HBM bytes it moves."""
+        results: dict[str, str] = {}
+        found = []
+        for one in self.computations[computation or self.entry]:
+            results[one.name] = one.result
+            if one.kind in FREE or one.kind.endswith("-start") or ALLOCATION in one.attributes:
+                continue
+            if one.kind.endswith("-done"):  # an asynchronous copy between HBM and VMEM
+                found.append((one, size(one.result)))
+            elif one.kind == "while":
+                found.append((one, 0))
+            else:
+                found.append((one, self._moved(one, results)))
+        return found
+
+    def _moved(self, one: Instruction, results: dict[str, str]) -> int:
+        operands = [results.get(name, "") for name in one.operands]
+        inside = self.computations.get(one.calls[0], []) if one.kind == "fusion" else []
+        parameters = {
+            int(p.operands[0]): p.name for p in inside if p.kind == "parameter" and p.operands
+        }
+        total, written = 0, size(one.result, in_hbm=True)
+        for index, text in enumerate(operands):
+            whole = size(text, in_hbm=True)
+            if whole and index in parameters:
+                part, replaced = _touched(inside, parameters[index])
+                if replaced is not None:  # one row of a large array is written in place
+                    written -= max(0, min(written, whole) - replaced)
+                    part = 0
+                whole = whole if part is None else min(whole, part)
+            total += whole
+        if one.kind == "dynamic-slice":
+            return 2 * size(one.result, in_hbm=True)
+        if one.kind == "dynamic-update-slice":
+            return 2 * size(results.get(one.operands[1], ""), in_hbm=True)
+        return total + written
+
+    def traffic(self) -> int:
+        """Bytes that one run moves to and from HBM."""
+        inlined = {
+            name
+            for instructions in self.computations.values()
+            for one in instructions
+            if one.kind not in ("while", "conditional", "call")
+            for name in one.calls
+        }
+        return sum(
+            factor * sum(moved for _, moved in self.movers(name))
+            for name, factor in self._times.items()
+            if name in self.computations and name not in inlined
+        )
+
+
+def _touched(inside: list[Instruction], parameter: str) -> tuple[int | None, int | None]:
+    """Of a fused computation's parameter: bytes read where only slices of it are, and bytes
+    written where it is only updated in place; None where it is used as a whole."""
+    names, sliced = {parameter}, 0
+    for one in inside:
+        if not names & set(one.operands):
+            continue
+        if one.kind == "bitcast":
+            names.add(one.name)
+        elif one.kind == "dynamic-slice" and one.operands[0] in names:
+            sliced += size(one.result)
+        elif one.kind == "dynamic-update-slice" and one.operands[0] in names:
+            update = next((o for o in inside if o.name == one.operands[1]), None)
+            return sliced, size(update.result) if update else 0
+        else:
+            return None, None
+    return sliced, None
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*)", line)
+    if not match:
+        return None
+    rest = match.group(2)
+    call = re.search(r"\s([a-z][\w-]*)\(", rest)
+    if not call:
+        return None
+    depth, end = 1, call.end()
+    while end < len(rest) and depth:
+        depth += {"(": 1, ")": -1}.get(rest[end], 0)
+        end += 1
+    inside = rest[call.end() : end - 1]
+    kind = call.group(1)
+    names = [inside] if kind in ("parameter", "constant") else re.findall(r"%([\w.-]+)", inside)
+    return Instruction(match.group(1), kind, rest[: call.start()], tuple(names), rest[end:])

@@ -1,0 +1,34 @@
+"""`aatjax report`: everything about a trained adapter in one HTML file."""
+
+from pathlib import Path
+
+from aatjax.cli.arguments import parser_of
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `aatjax report`."""
+    parser = parser_of("report")
+    parser.add_argument("run", type=Path, help="a run folder, or an adapter file")
+    parser.add_argument(
+        "--out", type=Path, help="the file (default: report.html beside the adapter)"
+    )
+    parser.add_argument("--clips", help="labelled sounds; default: the run's own test part")
+    parser.add_argument("--format", default="auto", help="auto, folder, manifest, esc or names")
+    parser.add_argument("--base", help="the backbone's weights, where they have moved")
+    options = parser.parse_args(arguments)
+    from aatjax.config import Data
+    from aatjax.io.atomic import write_file
+    from aatjax.reports.html.collect import gather
+    from aatjax.reports.html.report import render
+
+    data = None if options.clips is None else Data(path=options.clips, format=options.format)
+    evidence = gather(options.run, data, base=options.base)
+    text = render(evidence, ["aatjax", "report", *arguments])
+    out: Path = options.out or evidence.path.parent / "report.html"
+    whole = text.encode()
+
+    def write(path: Path) -> None:
+        path.write_bytes(whole)
+
+    write_file(out, write)
+    print(f"{out} ({len(whole) / 1e6:.2f} MB)")

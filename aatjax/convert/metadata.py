@@ -1,0 +1,230 @@
+"""What the file beside the tensors says: Hugging Face's config.json and aatjax's own entry."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from aatjax.convert.detect import EXPECTED, looks_like
+from aatjax.convert.infer_config import Sizes
+from aatjax.convert.rules import Layout, Positions
+from aatjax.errors import DataError, UsageError
+from aatjax.models.config import ASTConfig
+from aatjax.models.positions import RULES
+
+FORMAT = 1
+Statistics = tuple[float, float]
+MOST_BLOCKS = 1000
+_MODELS = {"hf-ast": "audio-spectrogram-transformer", "hf-deit": "deit", "hf-vit": "vit"}
+_INTEGERS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("frequency_stride", "time_stride", "max_length", "num_mel_bins", "patch_size"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HfDescription:
+    """A config.json of `transformers`, or nothing (`fields` None) where there is none.
+
+    Attributes:
+        fields: its entries, integers checked.
+        is_ast: whether it describes an AST (not an ImageNet model).
+    """
+
+    fields: dict[str, Any] | None
+    is_ast: bool
+
+    @classmethod
+    def of(cls, config: dict[str, Any] | None, layout: Layout, path: Path) -> "HfDescription":
+        """Takes config.json where it belongs to these weights.
+
+        Raises:
+            DataError: it describes another kind of model, or holds impossible numbers.
+        """
+        if config is None or layout.name not in _MODELS or "model_type" not in config:
+            return cls(None, False)
+        kind = config["model_type"]
+        allowed = ("deit", "vit") if layout.rule == "imagenet" else (_MODELS[layout.name],)
+        if kind not in allowed:
+            raise DataError(
+                f"{path}: config.json says model_type {str(kind)[:60]!r}, the tensors are named as "
+                f"in {layout.title}: the two do not belong together"
+            )
+        for name in _INTEGERS:
+            value = config.get(name, 1)
+            if type(value) is not int or not 1 <= value <= 10**6:
+                raise DataError(f"{path}: config.json has {name}={str(value)[:40]}, not a size")
+        return cls(config, layout.name == "hf-ast")
+
+    @property
+    def ast(self) -> dict[str, Any] | None:
+        """The entries, if they describe an AST."""
+        return self.fields if self.is_ast else None
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads."""
+        return None if self.fields is None else self.fields.get("num_attention_heads")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether query, key and value have biases."""
+        return self.fields is None or self.fields.get("qkv_bias", True) is not False
+
+    @property
+    def eps(self) -> tuple[float, float] | None:
+        """The one LayerNorm epsilon, for body and head."""
+        value = None if self.fields is None else self.fields.get("layer_norm_eps", 1e-12)
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            return None
+        return float(value), float(value)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names in order; None for none or for the placeholders LABEL_0, LABEL_1, ..."""
+        names = None if self.fields is None else self.fields.get("id2label")
+        if not isinstance(names, dict) or not names:
+            return None
+        try:
+            by_number = {int(key): str(value) for key, value in names.items()}
+        except ValueError:
+            return None
+        if sorted(by_number) != list(range(len(by_number))):
+            return None
+        labels = tuple(by_number[i] for i in range(len(by_number)))
+        return None if labels == tuple(f"LABEL_{i}" for i in range(len(labels))) else labels
+
+    def contradictions(self, sizes: Sizes) -> list[str]:
+        """Where config.json and the shapes of the weights disagree, a phrase each."""
+        if self.fields is None:
+            return []
+        facts: dict[str, int] = {
+            "hidden_size": sizes.dim,
+            "num_hidden_layers": sizes.depth,
+            "intermediate_size": sizes.mlp_dim,
+            "patch_size": sizes.patch[0],
+        }
+        found = [
+            f"config.json says {name}={self.fields[name]}, the weights {value}"
+            for name, value in facts.items()
+            if self.fields.get(name, value) != value
+        ]
+        if self.fields.get("hidden_act", "gelu") != "gelu":
+            found.append(f"config.json asks for activation {self.fields['hidden_act']!r}, not gelu")
+        labels = self.fields.get("id2label")
+        if self.is_ast and sizes.classes and isinstance(labels, dict):
+            if len(labels) != sizes.classes:
+                found.append(f"config.json names {len(labels)} labels, the head {sizes.classes}")
+            elif any(not key.isdecimal() or int(key) >= len(labels) for key in labels):
+                found.append(f"the keys of id2label are not 0 to {len(labels) - 1}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeDescription:
+    """The `aatjax` entry of a file that aatjax wrote."""
+
+    config: ASTConfig
+    labels: tuple[str, ...] | None
+    grid: tuple[int, int]
+    rule: Positions
+    statistics: Statistics | None
+
+
+def read_statistics(value: Any) -> Statistics:
+    """(mean, std) of the log-mel that a model was trained on.
+
+    Raises:
+        DataError: not two finite numbers, the second above 0.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2:
+        mean, std = value
+        if all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) and std > 0:
+            return float(mean), float(std)
+    raise DataError(f"statistics {str(value)[:60]} are not a mean and a standard deviation")
+
+
+def read_native_description(text: str, path: Path, names: Iterable[str]) -> NativeDescription:
+    """Reads the description of canonical parameters.
+
+    Raises:
+        DataError: not one, of a newer format, or of an adapter instead of a whole model.
+    """
+    try:
+        entries = json.loads(text)
+        version = entries.get("format")
+    except (ValueError, RecursionError, AttributeError):
+        raise DataError(f"{path}: its aatjax entry is not readable as JSON") from None
+    if "config" not in entries or "method" in entries or "petl" in entries:
+        seen = looks_like(names) or "it looks like an aatjax adapter"
+        raise DataError(
+            f"{path}: not the weights of a whole model: {seen}; load it as an adapter; {EXPECTED}"
+        )
+    if version != FORMAT:
+        raise DataError(
+            f"{path}: format {str(version)[:20]}, this version reads format {FORMAT}: update aatjax"
+        )
+    try:
+        _check_fields(entries["config"])
+        config = ASTConfig.from_json(entries["config"])
+        labels = entries.get("labels")
+        if labels is not None:
+            if not isinstance(labels, list) or not all(isinstance(n, str) for n in labels):
+                raise DataError("labels are not a list of names")
+            labels = tuple(labels)
+        rows, columns = entries.get("grid") or config.grid
+        rule = entries.get("rule", "audioset")
+        statistics = entries.get("statistics")
+        statistics = None if statistics is None else read_statistics(statistics)
+        if rule not in RULES or type(rows) is not int or type(columns) is not int:
+            raise DataError(f"grid {rows} x {columns} with position rule {rule!r}")
+        if not (1 <= rows <= 10**5 and 1 <= columns <= 10**5):
+            raise DataError(f"a position grid of {rows} x {columns}")
+    except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: its aatjax entry describes no AST ({error})") from None
+    return NativeDescription(config, labels, (rows, columns), cast(Positions, rule), statistics)
+
+
+def _check_fields(fields: Any) -> None:
+    """Holds each entry to the type of the field's default and sizes to what can be a model."""
+    if not isinstance(fields, dict):
+        raise DataError("config is not an object")
+    for field in dataclasses.fields(ASTConfig):
+        if field.name not in fields:
+            continue
+        value, default = fields[field.name], field.default
+        if isinstance(default, tuple):
+            good = isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
+        elif type(default) is int:
+            good = _is_size(value) and (field.name != "depth" or value <= MOST_BLOCKS)
+        elif isinstance(default, float):
+            good = type(value) in (int, float) and 0 <= value < 1
+        else:
+            good = type(value) is type(default)
+        if not good:
+            raise DataError(f"{field.name}={str(value)[:40]!r} cannot be")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 10**6
+
+
+def describe(
+    config: ASTConfig,
+    labels: Iterable[str] | None,
+    grid: tuple[int, int],
+    rule: Positions,
+    statistics: Statistics | None = None,
+) -> str:
+    """The JSON text that goes with canonical parameters (format 1)."""
+    entries: dict[str, Any] = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "labels": None if labels is None else list(labels),
+        "grid": list(grid),
+        "rule": rule,
+        "statistics": statistics,
+    }
+    return json.dumps(entries, ensure_ascii=False)

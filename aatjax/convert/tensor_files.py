@@ -1,0 +1,246 @@
+"""Opens a file or folder of tensors, whatever its form, without reading the numbers yet."""
+
+import dataclasses
+import functools
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from safetensors import SafetensorError, safe_open
+
+from aatjax.convert.detect import looks_like
+from aatjax.convert.lazy_tensor import StoredTensor, read_array
+from aatjax.convert.orbax import is_orbax, read_orbax
+from aatjax.convert.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
+from aatjax.errors import DataError
+
+HEADER_LIMIT = 16 * 2**20
+JSON_LIMIT = 8 * 2**20
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"},
+    "BOOL": "bool",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a checkpoint and what lies beside them.
+
+    Attributes:
+        path: what the user named.
+        tensors: every tensor by its name in the file.
+        metadata: text entries of a .safetensors header or of an `aatjax.json`.
+        config: `config.json` beside the weights, if any.
+        size: bytes of the weight files (Orbax compresses: bytes of the tensors).
+        form: "safetensors", "torch" or "orbax".
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+    config: dict[str, Any] | None
+    size: int
+    form: Literal["safetensors", "torch", "orbax"]
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Opens .safetensors, `torch.save` files (.pth, .bin), folders of them and Orbax folders.
+
+    The form is told from the content, not from the name.
+
+    Raises:
+        DataError: missing, damaged, of an unknown form, or a pickle that asks for more than
+            tensors.
+    """
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        config = read_json(path.parent / "config.json")
+        return _open_one(path, path, config)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename or path}: no such file: check the path") from None
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a small file; None where there is no such file."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > JSON_LIMIT:
+        raise DataError(f"{path}: {path.stat().st_size} bytes are too many for a description")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: a JSON object expected")
+    return value
+
+
+def _open_folder(path: Path) -> TensorFile:
+    if is_orbax(path):
+        tensors, metadata = read_orbax(path)
+        size = sum(4 * tensor.size for tensor in tensors.values())
+        return TensorFile(path, tensors, metadata, None, size, "orbax")
+    config = read_json(path / "config.json")
+    name = next((name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if name is None:
+        others = sorted(f.name for f in path.iterdir() if f.suffix in (".safetensors", ".pth"))
+        if len(others) != 1:
+            found = ", ".join(others[:5]) or "neither"
+            raise DataError(
+                f"{path}: a folder of weights holds model.safetensors or pytorch_model.bin; "
+                f"this one has {found}: name the file itself"
+            )
+        name = others[0]
+    if not name.endswith(".index.json"):
+        return _open_one(path, path / name, config)
+    return _open_shards(path, name, config)
+
+
+def _open_shards(path: Path, name: str, config: dict[str, Any] | None) -> TensorFile:
+    """Joins the shards that an `*.index.json` lists."""
+    index = read_json(path / name) or {}
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise DataError(f"{path / name}: no weight_map of tensor names to file names")
+    tensors: dict[str, StoredTensor] = {}
+    size = 0
+    form: Literal["safetensors", "torch"] = "safetensors" if "safetensors" in name else "torch"
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or shard in (".", ".."):
+            raise DataError(f"{path / name}: shard {shard[:80]!r} is not a plain file name")
+        part = _open_one(path, path / shard, None)
+        held = part.tensors
+        if twice := sorted(set(held) & set(tensors)):
+            raise DataError(f"{path / shard}: {twice[0]} is in another shard too")
+        tensors |= held
+        size += part.size
+    if wrong := [key for key in places if key not in tensors]:
+        raise DataError(
+            f"{path / name}: {len(wrong)} tensors of the index are in no shard "
+            f"({wrong[0][:80]!r} first): fetch the files again"
+        )
+    return TensorFile(path, tensors, {}, config, size, form)
+
+
+def _open_one(named: Path, path: Path, config: dict[str, Any] | None) -> TensorFile:
+    """Opens one file of tensors; `named` is what messages speak of later."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK\x03\x04"):
+        tensors = _state_dict(path, read_torch_zip(path))
+    elif start.startswith(LEGACY_START):
+        tensors = _state_dict(path, read_torch_legacy(path))
+    elif start[8:9] == b"{":
+        tensors, metadata = _open_safetensors(path)
+        return TensorFile(named, tensors, metadata, config, size, "safetensors")
+    else:
+        _refuse_content(path, start)
+    return TensorFile(named, tensors, {}, config, size, "torch")
+
+
+def _refuse_content(path: Path, start: bytes) -> NoReturn:
+    text = start.lstrip().lower()
+    if not start:
+        what = "the file is empty: fetch it again"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "a web page, not weights: the download went wrong, fetch it again"
+    elif text.startswith(b"version https://git-lfs"):
+        what = "a Git LFS pointer, not the weights: run `git lfs pull`"
+    elif start.startswith(b"\x89HDF"):
+        what = "an HDF5 file (Keras?), which is no published form of AST weights"
+    elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
+        what = "a compressed archive: unpack it first"
+    elif start[:1] == b"\x80":
+        what = "a bare pickle, not a file of torch.save: refused, a pickle can run anything"
+    else:
+        what = "neither .safetensors nor a file of torch.save: truncated, or another format"
+    raise DataError(f"{path}: {what}")
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Opens a .safetensors file after a look at its header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > HEADER_LIMIT:
+            raise DataError(
+                f"{path}: declares a header of {length} bytes (limit {HEADER_LIMIT}): damaged, "
+                "or not a file of weights"
+            )
+        if length + 8 > size:
+            raise DataError(f"{path}: truncated inside its header: fetch the file again")
+        header = file.read(length)
+    try:
+        entries = json.loads(header, object_pairs_hook=_no_doubles)
+        kinds = {k: v["dtype"] for k, v in entries.items() if k != "__metadata__"}
+        if unknown := [f"{k[:80]} ({v})" for k, v in kinds.items() if v not in _DTYPES]:
+            raise DataError(
+                f"{path}: {len(unknown)} tensors of a type that weights of AST never have, "
+                f"{unknown[0]} first: convert them to float32"
+            )
+        with safe_open(path, framework="numpy") as checked:  # offsets, gaps, shapes, sizes
+            metadata = dict(checked.metadata() or {})
+    except DataError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path}: damaged .safetensors header ({reason})") from None
+    except SafetensorError as error:
+        raise DataError(f"{path}: damaged or truncated .safetensors ({error})") from None
+    tensors = {}
+    for key, kind in kinds.items():
+        shape = tuple(entries[key]["shape"])
+        begin, end = (8 + length + offset for offset in entries[key]["data_offsets"])
+        load = functools.partial(read_array, path, begin, end - begin, _DTYPES[kind], shape)
+        tensors[key] = StoredTensor(shape, _DTYPES[kind], load)
+    return tensors, metadata
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(names) != len(set(names)):
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{double[:80]!r} appears twice")
+    return dict(pairs)
+
+
+def _state_dict(path: Path, value: Any) -> dict[str, StoredTensor]:
+    """The dictionary of tensors inside what torch.save wrote."""
+    if isinstance(value, dict) and not _is_state(value):
+        inner = [key for key in _WRAPPERS if isinstance(value.get(key), dict)]
+        if len(inner) == 1:
+            value = value[inner[0]]
+    if not isinstance(value, dict):
+        kind = "tensor" if isinstance(value, StoredTensor) else type(value).__name__
+        raise DataError(f"{path}: holds a {kind}, a dictionary of tensors was expected")
+    if not _is_state(value):
+        names = [str(key) for key in value]
+        odd = next((k for k, v in value.items() if not isinstance(v, StoredTensor)), "")
+        seen = looks_like(names) or f"{str(odd)[:60]!r} is no tensor"
+        shown = ", ".join(name[:40] for name in names[:4]) or "nothing"
+        raise DataError(
+            f"{path}: a dictionary of named tensors was expected; it holds {shown}: {seen}"
+        )
+    return value
+
+
+def _is_state(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(
+        isinstance(key, str) and isinstance(item, StoredTensor) for key, item in value.items()
+    )

@@ -1,0 +1,233 @@
+"""Writes weights: aatjax's own .safetensors and Orbax folders, and what transformers loads."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array, Float
+from safetensors.numpy import save_file
+
+from aatjax.convert.infer_config import Sizes
+from aatjax.convert.matching import expand
+from aatjax.convert.metadata import Statistics, describe
+from aatjax.convert.orbax import write_orbax_files
+from aatjax.convert.rules import HF_AST, Positions
+from aatjax.errors import DataError, UsageError
+from aatjax.io.atomic import write_file, write_folder
+from aatjax.models.config import ASTConfig
+
+Params = Mapping[str, Float[np.ndarray, "..."]] | Mapping[str, Float[Array, "..."]]
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+
+
+def write_native(
+    path: str | Path,
+    params: Params,
+    config: ASTConfig,
+    labels: Iterable[str] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    *,
+    grid: tuple[int, int] | None = None,
+    rule: Positions = "audioset",
+    statistics: Statistics | None = None,
+) -> None:
+    """Writes canonical parameters and their description to one .safetensors file, atomically.
+
+    Args:
+        path: the file; an older one is replaced once the new one is whole.
+        params: canonical names to arrays, with or without the head.
+        config: the model they belong to.
+        labels: class names, one for each class.
+        dtype: stored type; float16 halves the file.
+        grid: (frequency, time) grid of `embed/pos` where it is not `config.grid`.
+        rule: how positions on another grid are adapted.
+        statistics: mean and standard deviation of the log-mel that the model was trained on.
+
+    Raises:
+        DataError: names or shapes are not those of `config`, or a number float16 cannot hold.
+        WriteError: the file could not be written; nothing is left under its name.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"dtype={dtype!r} is neither float32 nor float16")
+    names = _labels(labels, config)
+    arrays = _checked(params, config, grid or config.grid)
+    if dtype == "float16":
+        for name, value in arrays.items():
+            if np.abs(value).max(initial=0.0) > np.finfo(np.float16).max:
+                raise DataError(f"{name} exceeds what float16 holds: write float32")
+    text = describe(config, names, grid or config.grid, rule, statistics)
+    stored = {name: np.ascontiguousarray(value, dtype) for name, value in arrays.items()}
+    write_file(Path(path), lambda place: save_file(stored, place, {"aatjax": text}))
+
+
+def write_orbax(
+    path: str | Path,
+    params: Params,
+    config: ASTConfig,
+    labels: Iterable[str] | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    rule: Positions = "audioset",
+    statistics: Statistics | None = None,
+) -> None:
+    """Writes an Orbax folder (`params/` and `aatjax.json`) under a new name, atomically.
+
+    Raises:
+        DataError, WriteError: as `write_native`.
+    """
+    names = _labels(labels, config)
+    arrays = _checked(params, config, grid or config.grid)
+    text = describe(config, names, grid or config.grid, rule, statistics)
+    write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
+
+
+def write_hf(
+    path: str | Path,
+    params: Params,
+    config: ASTConfig,
+    labels: Iterable[str] | None = None,
+    *,
+    mean: float = AUDIOSET_MEAN,
+    std: float = AUDIOSET_STD,
+) -> tuple[str, ...]:
+    """Writes a folder that transformers (4 and 5) loads, under a new name, atomically.
+
+    With a head it is an `ASTForAudioClassification`, without one an `ASTModel`.
+
+    Args:
+        path: the folder; it must not exist yet, or be empty.
+        params: canonical names to arrays; `embed/pos` on `config.grid`.
+        config: the model they belong to.
+        labels: class names, one for each class.
+        mean: log-mel mean that ASTFeatureExtractor subtracts.
+        std: log-mel standard deviation; the extractor divides by twice this.
+
+    Returns:
+        Sentences on what differs a little in Hugging Face's form; empty if nothing does.
+
+    Raises:
+        UsageError: a model that Hugging Face's AST cannot express.
+        DataError: names or shapes are not those of `config`.
+        WriteError: the folder could not be written; nothing is left under its name.
+    """
+    has_head = any(name.startswith("head/") for name in params)
+    _refuse_inexpressible(config, has_head)
+    names = _labels(labels, config)
+    arrays = _checked(params, config, config.grid)
+    notes: list[str] = []
+    if has_head and config.head_eps != config.eps:
+        notes.append(
+            f"Hugging Face has one LayerNorm epsilon: {config.eps:g} is written, the head used "
+            f"{config.head_eps:g} (a small change while the pooled vector's variance is far larger)"
+        )
+    shapes = {name: value.shape for name, value in arrays.items()}
+    prefix = HF_AST.prefix if has_head else ""
+    tensors = {
+        name if name.startswith("classifier.") else prefix + name.removeprefix(HF_AST.prefix): (
+            rule.to_source([arrays[target] for target in targets])
+        )
+        for name, (rule, targets, _) in expand(HF_AST, shapes, config.depth).items()
+    }
+    model = _hf_config(config, names, has_head)
+    extractor = _hf_extractor(config, mean, std)
+
+    def fill(folder: Path) -> None:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        for name, entries in (("config", model), ("preprocessor_config", extractor)):
+            text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    write_folder(Path(path), fill)
+    return tuple(notes)
+
+
+def _refuse_inexpressible(config: ASTConfig, has_head: bool) -> None:
+    reasons = []
+    if not config.distilled:
+        reasons.append("it has no distillation token, Hugging Face's AST always has one")
+    if has_head and config.pool != "cls_dist":
+        reasons.append(f"it pools {config.pool}, Hugging Face's AST the mean of CLS and DIST")
+    if has_head and not config.head_norm:
+        reasons.append("its head has no LayerNorm, Hugging Face's AST always has one")
+    if config.patch[0] != config.patch[1]:
+        reasons.append(f"its patches are {config.patch}, Hugging Face's AST has square ones")
+    if reasons:
+        raise UsageError(
+            f"Hugging Face cannot express this model: {'; '.join(reasons)}: write native weights"
+        )
+
+
+def _hf_config(config: ASTConfig, labels: list[str] | None, has_head: bool) -> dict[str, Any]:
+    entries: dict[str, Any] = {
+        "architectures": ["ASTForAudioClassification" if has_head else "ASTModel"],
+        "model_type": "audio-spectrogram-transformer",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": config.eps,
+        "patch_size": config.patch[0],
+        "qkv_bias": config.qkv_bias,
+        "frequency_stride": config.stride[0],
+        "time_stride": config.stride[1],
+        "max_length": config.frames,
+        "num_mel_bins": config.mels,
+        "torch_dtype": "float32",
+    }
+    if has_head:
+        names = labels or [f"LABEL_{i}" for i in range(config.num_classes)]
+        entries["id2label"] = {str(i): name for i, name in enumerate(names)}
+        entries["label2id"] = {name: i for i, name in enumerate(names)}
+    return entries
+
+
+def _hf_extractor(config: ASTConfig, mean: float, std: float) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "sampling_rate": 16000,
+        "num_mel_bins": config.mels,
+        "max_length": config.frames,
+        "mean": mean,
+        "std": std,
+        "do_normalize": True,
+        "return_attention_mask": False,
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+    }
+
+
+def _labels(labels: Iterable[str] | None, config: ASTConfig) -> list[str] | None:
+    if labels is None:
+        return None
+    names = [str(label) for label in labels]
+    if len(names) != config.num_classes:
+        raise UsageError(f"{len(names)} labels for {config.num_classes} classes")
+    return names
+
+
+def _checked(
+    params: Params, config: ASTConfig, grid: tuple[int, int]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The parameters as float32 arrays, once names and shapes are exactly those of the config."""
+    arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    has_head = any(name.startswith("head/") for name in arrays)
+    shapes = Sizes.of(config, grid, has_head=has_head).shapes()
+    wrong = [f"{name} is missing" for name in shapes if name not in arrays]
+    wrong += [f"{name} is unknown" for name in arrays if name not in shapes]
+    wrong += [
+        f"{name} is {value.shape}, expected {shapes[name]}"
+        for name, value in arrays.items()
+        if name in shapes and value.shape != shapes[name]
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise DataError(f"parameters do not fit the model: {', '.join(wrong[:4])}{more}")
+    return {name: arrays[name] for name in shapes}

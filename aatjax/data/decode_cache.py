@@ -1,0 +1,270 @@
+"""Decode every file once: a cache of waveforms on disk, and the quarantine of files that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from jaxtyping import Int16
+
+from aatjax.audio.decode import BadAudio, decode
+from aatjax.audio.listing import show
+from aatjax.audio.waveform import Channels
+from aatjax.data.quarantine import unwritable, write_quarantine, write_whole
+from aatjax.data.source import Clip, Reader, Source
+from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
+
+FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
+CHECKSUM = hashlib.sha256().digest_size
+ABANDONED = 3600  # seconds after which the temporary file of a killed run is removed
+MOST_SHOWN = 5
+
+Progress = Callable[[int, int], None]
+
+
+def user_cache() -> Path:
+    """The folder of everything that is kept to save time: sounds, programs, downloads."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "aatjax"
+
+
+def decode_all(
+    source: Source,
+    cache_dir: str | Path,
+    *,
+    max_bad: float | int = 0.05,
+    quarantine_file: str | Path | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+    channels: Channels = "mean",
+    truncated: Literal["skip", "keep"] = "skip",
+) -> Source:
+    """Decode the files of a source into a cache and return the source that reads from there.
+
+    An entry is named after the SHA-256 of the file's bytes and the options, so that a changed file
+    is decoded anew and a copy is not decoded twice. It is written under another name first and ends
+    in a checksum that is looked at on every call: an entry is whole, or it is made again. Clips
+    without a file are left as they are.
+
+    Args:
+        source: the clips.
+        cache_dir: folder of the cache, which any number of sources and runs may share.
+        max_bad: how many clips may fail: a share of the clips (float) or a number of them (int).
+        quarantine_file: JSON-lines file that lists the clips that failed: path, id, reason, detail.
+            Entries for other files stay in it.
+        workers: number of threads.
+        progress: called with (clips done, clips in all) after each clip.
+        channels: what becomes of several channels, as in `decode`.
+        truncated: whether clips cut short are skipped or kept, as in `decode`.
+
+    Returns:
+        The source without the clips that failed; they are in its `skipped`, and remarks on clips
+        that were kept are in its `notes`.
+
+    Raises:
+        DataError: more clips failed than allowed, or all.
+        UsageError: an option out of range.
+        WriteError: the cache or the quarantine file cannot be written.
+    """
+    allowed = _allowed(max_bad, len(source))
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; at least one is needed")
+    files = [clip for clip in source.clips if clip.path is not None]
+    cache = Cache(Path(cache_dir).expanduser().absolute(), channels, truncated)
+    cache.prepare()
+    entries: dict[str, Entry] = {}
+    failed: dict[str, BadAudio] = {}
+    pool = ThreadPoolExecutor(workers, "decode")
+    try:
+        running: dict[Future[Entry], Clip] = {
+            pool.submit(cache.fetch, str(clip.path)): clip for clip in files
+        }
+        for done, future in enumerate(as_completed(running), 1):
+            clip = running.pop(future)
+            try:
+                entries[clip.id] = future.result()
+            except BadAudio as error:
+                failed[clip.id] = error
+            if progress is not None:
+                progress(done, len(files))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+    bad = [(clip, failed[clip.id]) for clip in files if clip.id in failed]
+    if quarantine_file is not None:
+        write_quarantine(Path(quarantine_file), files, bad)
+    if len(bad) > allowed or len(bad) == len(source):
+        shown = "; ".join(str(error) for _, error in bad[:MOST_SHOWN])
+        more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
+        raise DataError(
+            f"{source.name}: {len(bad)} of {len(source)} clips cannot be used and "
+            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; mend or remove them, or "
+            "raise --data.max-bad"
+        )
+    notes = [(c.id, note) for c in files if c.id in entries for note in entries[c.id].notes]
+    return source.with_clips(
+        (clip for clip in source.clips if clip.id not in failed),
+        reader=CachedReader(
+            cache.folder, {id: entry.key for id, entry in entries.items()}, source.reader
+        ),
+        skipped=[*source.skipped, *((clip.id, error.reason) for clip, error in bad)],
+        notes=[*source.notes, *notes],
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decoded file: its name in the cache, and what was odd about it."""
+
+    key: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CachedReader(Reader):
+    """Reads waveforms from the cache, memory-mapped, and all else as the source did.
+
+    Attributes:
+        folder: the cache.
+        keys: clip id to the key of its entry.
+        base: reader of the clips that are not in the cache.
+    """
+
+    folder: Path
+    keys: dict[str, str]
+    base: Reader
+
+    def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
+        key = self.keys.get(clip.id)
+        if key is None:
+            return self.base.read(clip)
+        entry = place(self.folder, key)
+        try:
+            return np.load(entry, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{show(clip.path or clip.id)}: its decoded copy {entry} cannot be read: {error}; "
+                "start again, the copy is then made anew"
+            ) from error
+
+    def key(self, clip: Clip) -> str | None:
+        return self.keys.get(clip.id) or self.base.key(clip)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of decoded waveforms, and the options they were decoded with."""
+
+    folder: Path
+    channels: Channels
+    truncated: Literal["skip", "keep"]
+
+    def prepare(self) -> None:
+        """Make the folder, and clear what killed runs left behind."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("*/.*.tmp"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > ABANDONED:
+                        left.unlink()
+        except OSError as error:
+            raise WriteError(unwritable(self.folder, error)) from error
+
+    def fetch(self, path: str) -> Entry:
+        """The entry of a file, made now unless a whole one is there.
+
+        Raises:
+            BadAudio: the file cannot be decoded.
+            DataError: reading it failed in an unforeseen way; the message names it.
+            WriteError: the entry cannot be written.
+        """
+        try:
+            key = self._key(path)
+            entry = place(self.folder, key)
+            notes = read_notes(entry)
+            if notes is None:
+                found = decode(path, channels=self.channels, truncated=self.truncated)
+                notes = found.notes
+                _store(entry, found.waveform, notes)
+            return Entry(key, notes)
+        except (AatjaxError, MemoryError):
+            raise
+        except Exception as error:
+            raise DataError(f"{show(path)}: reading it failed: {error!r}") from error
+
+    def _key(self, path: str) -> str:
+        options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
+        try:
+            if not os.path.isfile(path):
+                raise BadAudio("not a regular file", f"{show(path)}: is not a regular file")
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BadAudio("unreadable", f"{show(path)}: {error.strerror or error}") from error
+        return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
+
+
+def place(folder: Path, key: str) -> Path:
+    """Where the entry of a key lies."""
+    return folder / key[:2] / f"{key}.npy"
+
+
+def read_notes(entry: Path) -> tuple[str, ...] | None:
+    """Notes kept with an entry; None if it is absent or its checksum does not fit.
+
+    An entry is a .npy file, followed by the notes as JSON, their length (4 bytes, little endian)
+    and the SHA-256 of all before.
+    """
+    try:
+        with entry.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= CHECKSUM + 4 or _digest(file, size - CHECKSUM) != file.read(CHECKSUM):
+                return None
+            file.seek(size - CHECKSUM - 4)
+            (length,) = struct.unpack("<I", file.read(4))
+            file.seek(size - CHECKSUM - 4 - length)
+            return tuple(json.loads(file.read(length)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WriteError(unwritable(entry, error)) from error
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.digest()
+
+
+def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...]) -> None:
+    def write(file: BinaryIO) -> None:
+        np.save(file, waveform, allow_pickle=False)
+        text = json.dumps(notes).encode()
+        file.write(text + struct.pack("<I", len(text)))
+        size = file.tell()
+        file.seek(0)
+        checksum = _digest(file, size)
+        file.write(checksum)
+
+    write_whole(entry, write)
+
+
+def _allowed(max_bad: float | int, clips: int) -> int:
+    number = isinstance(max_bad, int) and not isinstance(max_bad, bool)
+    if isinstance(max_bad, bool) or max_bad < 0 or (not number and not max_bad <= 1):
+        raise UsageError(
+            f"max_bad is {max_bad!r}; give a share from 0.0 to 1.0 or a whole number of clips"
+        )
+    return int(max_bad) if number else int(round(max_bad * clips, 9))

@@ -1,0 +1,316 @@
+"""`HuggingFace`: data sets as the `datasets` library and the Hub write them, read without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aatjax.audio.listing import show
+from aatjax.data.decode_cache import user_cache
+from aatjax.data.huggingface.layout import (
+    METADATA,
+    audio_files,
+    below,
+    class_folders,
+    homes_in,
+    is_home,
+    layout_of,
+    tables_of,
+)
+from aatjax.data.huggingface.tables import (
+    Row,
+    Table,
+    audio_column,
+    cell_text,
+    label_column,
+    leads_out,
+    plain_name,
+    read_label,
+    read_sound,
+    suffix_of,
+)
+from aatjax.data.quarantine import unwritable, write_whole
+from aatjax.data.source import Clip, Source
+from aatjax.data.splits import SPLITS, order_names
+from aatjax.errors import DataError, WriteError
+
+GROUP_COLUMNS = ("group", "speaker", "speaker_id", "source")
+EXPECTED = (
+    "expected .parquet files, a folder written by save_to_disk, metadata.csv (or .jsonl, .parquet) "
+    "with a column file_name, or train/<class>/<file>"
+)
+
+
+class HuggingFace(Source):
+    """A local data set in one of the layouts of Hugging Face's `datasets` library and Hub.
+
+    - Parquet: one file, or a folder with files in it, in its `data`, or in the folder of its one
+      configuration. File names such as `train-00000-of-00003.parquet` give the split.
+    - Folders written by `save_to_disk`, of a data set or of several splits.
+    - Sound files with `metadata.csv`, `.jsonl` or `.parquet` (column `file_name`) at the root or
+      in each split folder; or in `train/<class>/<file>`, `test/<class>/<file>`.
+
+    Class names stored with the data (a ClassLabel) keep their order and are all kept; else the
+    classes are the labels that occur, sorted. A column of lists makes a multi-label set. Rows
+    without sound or label, and rows whose label is -1 (kept secret), are in `skipped`; rows are
+    counted from 0 in Parquet and Arrow files and as a spreadsheet does in CSV. A column `fold` is
+    the fold, `group`, `speaker`, `speaker_id` or `source` the group.
+
+    Sounds held inside the data are written out as files, in a folder named after the data set's
+    place, files, sizes and dates; files that are there already are left as they are.
+
+    Args:
+        path: the folder, or one .parquet file.
+        audio: name of the column with the sound: its bytes, or a path inside the folder.
+        label: name of the column with the label; by default `label`, `labels`, or the only
+            ClassLabel.
+        extract_to: where sounds held inside the data are written; the user's cache by default.
+
+    Raises:
+        DataError: no such layout, a damaged file, a column that is missing, a label out of range,
+            or a path that leads out of the folder or to no file.
+        UsageError: pyarrow, which reads Parquet and Arrow files, is not installed.
+        WriteError: a sound cannot be written out.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        audio: str = "audio",
+        label: str | None = None,
+        extract_to: str | Path | None = None,
+    ) -> None:
+        path = Path(path).expanduser().absolute()
+        if not path.exists():
+            raise DataError(f"{show(path)}: no such file or folder")
+        layout = layout_of(path, audio)
+        if layout is None:
+            raise DataError(f"{show(path)}: not a data set of Hugging Face's; {EXPECTED}")
+        root = path if path.is_dir() else path.parent
+        name = path.name if path.is_dir() else path.stem
+        kept: list[list[str] | None] = []
+        multi_label = False
+        if layout == "folders":
+            rows, skipped = class_folders(root)
+        else:
+            tables = tables_of(path, layout)
+            if layout == "metadata" and audio == "audio":
+                audio = "file_name"
+            label = label_column(tables, label)
+            place = _place(root, tables, audio, extract_to)
+            opened = _Opened(root, layout == "metadata", audio, label, place)
+            for table in tables:
+                opened.add(table)
+                kept.append(table.names.get(label))
+            opened.finish()
+            rows, skipped, multi_label = opened.rows, opened.skipped, opened.multi_label
+        if not rows:
+            first = f", such as {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+            raise DataError(f"{show(path)}: no clip; {len(skipped)} rows were left out{first}")
+        classes = _classes(rows, kept)
+        position = {name: i for i, name in enumerate(classes)}
+        super().__init__(
+            (
+                Clip(
+                    id,
+                    tuple(sorted({position[name] for name in row.labels})),
+                    row.path,
+                    fold=row.fold,
+                    split=row.split,
+                    group=row.group,
+                )
+                for id, row in zip(_ids(rows), rows, strict=True)
+            ),
+            classes,
+            name=name,
+            multi_label=multi_label,
+            skipped=skipped,
+        )
+
+
+def looks_like(path: str | Path) -> bool:
+    """Whether a path is in one of the layouts of `HuggingFace`; class folders alone are not."""
+    return layout_of(Path(path).expanduser()) is not None
+
+
+@dataclass
+class _Opened:
+    """Collects the rows of all tables of a data set.
+
+    Attributes:
+        root: the folder of the set.
+        metadata: whether the tables list all sound files of the folder.
+        audio, label: the columns.
+        place: where sounds held inside the tables are written.
+        missing: files that are named and not there.
+        count: how many rows each part has so far.
+        seen: where each file is named.
+    """
+
+    root: Path
+    metadata: bool
+    audio: str
+    label: str
+    place: Path
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    multi_label: bool = False
+    missing: list[str] = field(default_factory=list)
+    count: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.homes = homes_in(self.root)
+
+    def add(self, table: Table) -> None:
+        """Takes in the rows of a table; the sounds in it are written out."""
+        audio = audio_column(table, self.audio)
+        names = table.names.get(self.label)
+        extra = {
+            "fold": next((c for c in table.columns if c == "fold"), None),
+            "split": next((c for c in table.columns if c == "split"), None),
+            "group": next((c for c in GROUP_COLUMNS if c in table.columns), None),
+        }
+        extra = {key: c for key, c in extra.items() if c not in (audio, self.label)}
+        columns = dict.fromkeys([audio, self.label, *(c for c in extra.values() if c)])
+        for number, row in table.rows(list(columns)):
+            index = self.count[table.part]
+            self.count[table.part] += 1
+            where = f"{show(table.file)}: row {number}"
+            cell = row.get(self.label)
+            self.multi_label |= isinstance(cell, list)
+            labels, why = read_label(cell, names, f"{where}, column {self.label!r}")
+            content, given = read_sound(row.get(audio), f"{where}, column {audio!r}")
+            if not why and content is None and given is None:
+                why = "no sound"
+            if why:
+                self.skipped.append((f"{show(below(self.root, table.file))}: row {number}", why))
+                continue
+            cells = {key: cell_text(row.get(c)) if c else None for key, c in extra.items()}
+            split = table.split or SPLITS.get((cells["split"] or "").lower())
+            part, name = table.part, given
+            if content is not None:
+                found, name = str(self._extract(part, index, given, content)), plain_name(given)
+            else:
+                found = self._find(table, str(given), where)
+            if self.metadata and found:
+                part, name = "", below(self.root, found)
+                split = split or SPLITS.get(name.removeprefix("data/").split("/")[0].lower())
+            if found:
+                self.rows.append(
+                    Row(
+                        part,
+                        index,
+                        name,
+                        found,
+                        labels,
+                        where,
+                        split,
+                        cells["fold"],
+                        cells["group"],
+                    )
+                )
+
+    def finish(self) -> None:
+        """Lists the sound files that nothing names.
+
+        Raises:
+            DataError: files are named that are not there.
+        """
+        if self.missing:
+            raise DataError(
+                f"{show(self.root)}: {len(self.missing)} files that are named are missing, first "
+                f"{self.missing[0]}; download or unpack the whole set"
+            )
+        if self.metadata:
+            files, skipped = audio_files(self.root)
+            self.skipped += [(i, "not named in the metadata") for i in files if i not in self.seen]
+            self.skipped += [(i, why) for i, why in skipped if Path(i).name not in METADATA]
+
+    def _extract(self, part: str, index: int, given: str | None, content: bytes) -> Path:
+        folder = part or "all"
+        if part not in ("", *SPLITS.values()):  # a name from the data
+            folder = hashlib.sha256(part.encode()).hexdigest()[:8]
+        target = self.place / folder / f"{index:07d}{suffix_of(given, content)}"
+        try:
+            with target.open("rb") as file:
+                same = os.fstat(file.fileno()).st_size == len(content) and file.read() == content
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise WriteError(unwritable(target, error)) from error
+        if not same:
+            write_whole(target, lambda file: file.write(content))
+        return target
+
+    def _find(self, table: Table, given: str, where: str) -> str:
+        """Path of a file that a row names, or '' if it is not there."""
+        what = leads_out(given)
+        found = ""
+        if not what:
+            forms = (unicodedata.normalize(form, given) for form in ("NFC", "NFD"))
+            names = dict.fromkeys((given, *forms, given.replace("\\", "/")))
+            tries = [base / name for base in (table.file.parent, self.root) for name in names]
+            found = next((os.path.normpath(t) for t in tries if os.path.isfile(t)), "")
+            if not found:
+                self.missing.append(f"{given[:200]!r} ({where})")
+                return ""
+            what = "" if is_home(found, self.homes) else "is a link out of the folder"
+        if what:
+            raise DataError(
+                f"{where}: {given[:200]!r} {what}; only files inside the folder are read: put the "
+                "sounds there, or into the data"
+            )
+        first = self.seen.setdefault(below(self.root, found), where)
+        if first != where:
+            raise DataError(
+                f"{where}: {given[:200]!r} is named before, in {first}; keep one of them"
+            )
+        return found
+
+
+def _place(root: Path, tables: Sequence[Table], audio: str, extract_to: str | Path | None) -> Path:
+    """The folder for the sounds of this data set."""
+    if extract_to is None:
+        extract_to = user_cache() / "huggingface"
+    files = [(below(root, table.file), os.stat(table.file)) for table in tables]
+    about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    text = json.dumps([os.path.realpath(root), audio, about])
+    folder = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Path(extract_to).expanduser().absolute() / folder
+
+
+def _classes(rows: Sequence[Row], kept: Sequence[list[str] | None]) -> tuple[str, ...]:
+    """Class names kept with the data, in their order, or those that occur."""
+    known = tuple(dict.fromkeys(name for names in kept for name in names or ()))
+    if not known:
+        return order_names({name for row in rows for name in row.labels})
+    for row in rows:
+        for name in row.labels:
+            if name not in known:
+                raise DataError(
+                    f"{row.where}: label {name!r} is not one of the {len(known)} classes of the "
+                    "other files; all files of a set need the same classes"
+                )
+    return known
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """An id for each row: its name where no other row has it, else its number."""
+    before = [f"{row.part}/" if row.part else "" for row in rows]
+    named = [start + (row.name or "") for start, row in zip(before, rows, strict=True)]
+    count = Counter(named)
+    return [
+        id
+        if row.name and count[id] == 1 and not re.fullmatch(r"(.*/)?row-\d+", id)
+        else f"{start}row-{row.number}"
+        for id, start, row in zip(named, before, rows, strict=True)
+    ]

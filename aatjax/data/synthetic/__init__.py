@@ -1,0 +1,1 @@
+"""Synthetic environmental sounds: a labelled data set that needs no download."""

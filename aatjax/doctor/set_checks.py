@@ -1,0 +1,150 @@
+"""What the clips of a set tell together: rows, classes, parts, leaks and copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from aatjax.audio.fbank import num_frames
+from aatjax.data.duplicates import Duplicate, find_duplicates
+from aatjax.data.manifest import Manifest
+from aatjax.data.source import Clip, Source
+from aatjax.data.splits import order_names
+from aatjax.doctor.findings import Finding, Item, Measures
+
+EXPECTED = {
+    "hidden",
+    "not an audio extension",
+    "not recognised as audio",
+    "background noise",
+    "link to a folder",
+}
+"""Reasons for leaving out what nobody meant as a clip."""
+FEW = 5
+IMBALANCE = 10
+PADDING = 0.5
+CUT = 0.1
+
+
+def part_of(clip: Clip) -> str | None:
+    """The part a clip lies in: its split, its fold, both, or None."""
+    fold = None if clip.fold is None else f"fold {clip.fold}"
+    return ", ".join(part for part in (clip.split, fold) if part) or None
+
+
+def set_findings(source: Source, measures: Sequence[Measures], frames: int) -> list[Finding]:
+    """What is odd about the set, copies apart."""
+    cases = {
+        **_left_out(source),
+        **_balance(source),
+        **_division(source),
+        **_lengths(measures, frames),
+    }
+    return [Finding(kind, tuple(items)) for kind, items in cases.items() if items]
+
+
+def _left_out(source: Source) -> dict[str, list[Item]]:
+    rows = isinstance(source, Manifest)
+    cases: dict[str, list[Item]] = {"row": [], "skipped": [], "other-files": []}
+    for what, why in source.skipped:
+        kind = "row" if rows else "other-files" if why in EXPECTED else "skipped"
+        cases[kind].append(Item(what, why))
+    return cases
+
+
+def _balance(source: Source) -> dict[str, list[Item]]:
+    counts = Counter(c for clip in source.clips for c in clip.label)
+    most = max(counts.values(), default=0)
+    few, rare, absent = [], [], []
+    for c, name in enumerate(source.classes):
+        text = f"{counts[c]} clip{'s' * (counts[c] != 1)}"
+        if counts[c] < FEW:
+            few.append(Item(name, text))
+        elif counts[c] * IMBALANCE < most:
+            rare.append(Item(name, f"{text}, the largest class has {most}"))
+    for by in ("split", "fold"):
+        held: dict[str, set[int]] = {}
+        for clip in source.clips:
+            name = getattr(clip, by)
+            if name is not None:
+                held.setdefault(name, set()).update(clip.label)
+        for part in order_names(set(held)) if len(held) > 1 else ():
+            absent += [
+                Item(source.classes[c], f"no clip in {by} {part}")
+                for c in sorted(counts.keys() - held[part])
+            ]
+    one = len(counts) == 1 and not source.multi_label
+    single = [Item(source.classes[c], f"{n} clips") for c, n in counts.items() if one]
+    return {"few-clips": few, "imbalance": rare, "absent-class": absent, "one-class": single}
+
+
+def _division(source: Source) -> dict[str, list[Item]]:
+    without = [clip.id for clip in source.clips if clip.fold is None]
+    partial = len(without) < len(source)
+    leaks = []
+    for by in ("split", "fold"):
+        for group, names in source.leaks(by).items():
+            clips = tuple(clip.id for clip in source.clips if clip.group == group)
+            text = f"{len(clips)} clips in {by}s {', '.join(names)}"
+            leaks.append(Item(group, text, clips))
+    return {
+        "no-fold": [Item(id, "", (id,)) for id in without if partial],
+        "source-in-parts": leaks,
+    }
+
+
+def _lengths(measures: Sequence[Measures], frames: int) -> dict[str, list[Item]]:
+    heard = [m for m in measures if m.seconds is not None]
+    if not heard:
+        return {}
+    cases: dict[str, list[Item]] = {}
+    padding = float(np.mean([m.padding for m in heard if m.padding is not None]))
+    lengths = [max(1, num_frames(round(16000 * (m.seconds or 0.0)))) for m in heard]
+    if padding > PADDING:
+        enough = int(np.percentile(lengths, 95))
+        text = f"{100 * padding:.0f} % of {frames} frames; 95 % of the clips fit into {enough}"
+        cases["padding"] = [Item("", text)]
+    beyond = sum(m.unheard or 0.0 for m in heard)
+    total = sum(m.seconds or 0.0 for m in heard)
+    if beyond > CUT * total:
+        text = f"{beyond:.0f} of {total:.0f} s; the input has {frames} frames of 10 ms"
+        cases["cut"] = [Item("", text)]
+    rates = Counter(m.rate for m in heard if m.rate is not None)
+    if len(rates) > 1:
+        cases["rates"] = [Item(f"{rate} Hz", f"{n} clips") for rate, n in rates.most_common()]
+    return cases
+
+
+def copy_findings(
+    source: Source, hashes: Sequence[bytes | None], exact: Sequence[str]
+) -> tuple[list[Finding], list[tuple[int, int]]]:
+    """Pairs of the same and of nearly the same sound, and all of them as pairs of indices."""
+    ids = [clip.id for clip in source.clips]
+    parts = [part_of(clip) for clip in source.clips]
+    at = {id: i for i, id in enumerate(ids)}
+    # Each clip as its own part gives the pairs within parts; those across are searched by
+    # themselves, since of many equal clips only some pairs are listed.
+    found: dict[tuple[int, int], Duplicate] = {}
+    across = find_duplicates(ids, parts, hashes, exact) if len(set(parts)) > 1 else []
+    for pair in [*across, *find_duplicates(ids, ids, hashes, exact)]:
+        found.setdefault((at[pair.first], at[pair.second]), pair)
+    cases: dict[str, list[Item]] = {}
+    for (i, j), pair in sorted(found.items(), key=lambda entry: (entry[1].distance, entry[0])):
+        apart = None not in (parts[i], parts[j]) and parts[i] != parts[j]
+        kind = ("" if pair.exact else "near-") + "duplicate" + ("-across" if apart else "")
+        detail = f"{parts[i]} and {parts[j]}" if apart else ""
+        if not pair.exact:
+            detail += f"{'; ' * bool(detail)}{100 * pair.distance:.0f} % of the bits differ"
+        subject, both = f"{ids[i]} = {ids[j]}", (ids[i], ids[j])
+        cases.setdefault(kind, []).append(Item(subject, detail, both))
+        if set(source.clips[i].label) != set(source.clips[j].label):
+            named = [
+                "|".join(source.classes[c] for c in source.clips[k].label) or "no class"
+                for k in (i, j)
+            ]
+            cases.setdefault("label-conflict", []).append(
+                Item(subject, f"{named[0]} and {named[1]}", both)
+            )
+    return [Finding(kind, tuple(items)) for kind, items in cases.items()], list(found)

@@ -1,0 +1,1 @@
+"""Experiments: from a config to figures, cross-validation and comparisons of methods."""

@@ -1,0 +1,1 @@
+"""From an adapter file to predictions: clips, long recordings, segments, the server, the demo."""

@@ -1,1 +1,0 @@
-"""A report of a trained adapter as one HTML file that needs nothing else: `aatjax report`."""

@@ -1,0 +1,1 @@
+"""Reports of trained adapters as HTML files that need no network."""

@@ -1,0 +1,296 @@
+"""`adapter.safetensors`: what was trained, with everything needed to use it again."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from aatjax import surgery
+from aatjax.audio.frontend import FrontEnd
+from aatjax.convert.load import load, reset
+from aatjax.data.synthetic.synthesize import synthesize
+from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.io.atomic import write_file
+from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
+from aatjax.models.provenance import Origin
+from aatjax.petl import Method, adapt
+
+FORMAT = 1
+KEY = "aatjax"
+GOLDEN: dict[str, Any] = {"sound": "siren", "seed": 0, "seconds": 1.0}
+"""The synthetic sound whose logits every adapter file keeps; see `synthesize`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A trained adapter on its backbone.
+
+    Attributes:
+        model: the adapted AST.
+        classes: class names in the order of the logits.
+        multi_label: whether a clip may have any number of classes.
+        frontend: the front end that it was trained with.
+        info: the whole metadata of the file.
+    """
+
+    model: AST
+    classes: tuple[str, ...]
+    multi_label: bool
+    frontend: FrontEnd
+    info: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of aatjax and of what numbers depend on."""
+    found = {}
+    for name in ("aatjax", "jax", "flax", "optax"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    model: AST,
+    *,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    frontend: FrontEnd,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Writes the trainable parameters, the statistics and the metadata; whole or not at all.
+
+    Args:
+        path: the file, usually `adapter.safetensors`.
+        model: an adapted model.
+        classes: class names in the order of the logits.
+        multi_label: whether a clip may have any number of classes.
+        frontend: the front end that it was trained with.
+        extra: more JSON for the metadata (config, metrics, which weights).
+
+    Raises:
+        DataError: the model was not made by `aatjax.load` and `aatjax.adapt`.
+        WriteError: the file could not be written; nothing is left under its name.
+    """
+    path = Path(path)
+    if not isinstance(model.method, Method) or model.origin is None:
+        raise DataError("only a model from aatjax.load and aatjax.adapt can be saved as an adapter")
+    tensors = surgery.arrays(model, surgery.Trainable) | surgery.arrays(model, nnx.BatchStat)
+    config = {**model.config.to_json(), "scan": False, "remat": False}
+    info = {
+        "format": FORMAT,
+        "kind": "adapter",
+        "classes": list(classes),
+        "multi_label": multi_label,
+        "frontend": frontend.to_dict(),
+        "model": config,
+        "method": model.method.to_json(),
+        "base": dataclasses.asdict(model.origin),
+        "versions": versions(),
+        "golden": _golden(model, frontend),
+        **(extra or {}),
+    }
+    values = {name: np.asarray(value) for name, value in tensors.items()}
+    data = save(values, {KEY: json.dumps(info), "sha256": _checksum(values)})
+    write_file(path, lambda place: place.write_bytes(data))
+    return path
+
+
+def golden_logits(
+    model: AST, frontend: FrontEnd, *, sound: str, seed: int, seconds: float
+) -> Float[np.ndarray, " c"]:
+    """Logits `[c]` that a model gives a synthetic sound, matrix products in full precision."""
+    clip = synthesize(sound, seed, seconds=seconds, rate=frontend.rate)
+    audio, length = frontend.fit(clip)
+    model = surgery.clone(model)
+    # What the numbers do not depend on goes: models that are alike share one compiled program.
+    model.origin = model.labels = model.statistics = model.method = None
+    parts = surgery.split(model)
+    state = (parts.trainable, parts.stats, parts.frozen)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(
+            _logits(parts.graphdef, frontend, state, audio[None], np.array([length], np.int32))
+        )[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(graphdef: Any, frontend: FrontEnd, state: Any, audio: Any, length: Any) -> jax.Array:
+    model = surgery.merge(graphdef, *state)
+    return model(frontend(audio, length), frontend.sounding(length))
+
+
+def _golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
+    """The sample for the metadata; without logits where they are not finite."""
+    if (frontend.frames, frontend.mels) != (model.config.frames, model.config.mels):
+        return None
+    logits = [float(f"{value:.7g}") for value in golden_logits(model, frontend, **GOLDEN)]
+    return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
+
+
+def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The metadata of an adapter file, or None if the file is something else."""
+    try:
+        with safe_open(path, "np") as file:
+            info = json.loads((file.metadata() or {}).get(KEY, "null"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) and info.get("kind") == "adapter" else None
+
+
+def load_adapter(
+    path: str | os.PathLike[str], *, base: str | os.PathLike[str] | AST | None = None
+) -> Adapter:
+    """Loads an adapter onto its backbone.
+
+    Args:
+        path: a file that `save_adapter` wrote.
+        base: the backbone's weights where they are not where they were in training, or a model
+            loaded with the same options (length, pooling, positions, masking of padding).
+
+    Raises:
+        DataError: the file is missing, damaged, of a newer format, or made for another backbone
+            (by fingerprint).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
+    try:
+        if info["format"] > FORMAT:
+            raise DataError(
+                f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
+                f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
+            )
+        config = ASTConfig.from_json(info["model"])
+        method = Method.from_json(info["method"])
+        origin = Origin(**info["base"])
+        classes, multi_label = tuple(info["classes"]), bool(info["multi_label"])
+        frontend = FrontEnd.from_dict(info["frontend"])
+        with safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = file.metadata().get("sha256")
+    except UsageError as error:  # a method or field that this version does not have
+        raise DataError(f"{path}: {error}") from error
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if checksum is not None and checksum != _checksum(tensors):
+        raise DataError(f"{path}: damaged: the checksum of its tensors does not fit; copy it anew")
+
+    whole = _adapted_shape(config, method)
+    if set(surgery.variables(whole)) <= set(tensors):
+        model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
+    else:
+        model = adapt(_load_base(path, base, config, origin), method)
+    kinds = (surgery.Trainable, nnx.BatchStat)
+    trained = {name for name, v in surgery.variables(whole).items() if isinstance(v, kinds)}
+    if missing := sorted(trained - set(tensors)):
+        raise DataError(
+            f"{path}: {len(missing)} trained parameters are missing, first {missing[0]}"
+        )
+    try:
+        surgery.assign(model, tensors, what=str(path))
+    except UsageError as error:
+        raise DataError(str(error)) from error
+    model.origin, model.method = origin, method
+    return Adapter(model, classes, multi_label, frontend, info)
+
+
+@functools.lru_cache(8)
+def _adapted_shape(config: ASTConfig, method: Method) -> AST:
+    """An adapted model without numbers, which takes longer to make than an adapter to load."""
+    model: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    return model
+
+
+def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:
+    """Weights in the shape that an adapter was trained on.
+
+    Args:
+        base: where they are if not where they were, else None.
+        config: their shape and how they are used.
+        origin: where they were, and what was made of them.
+
+    Raises:
+        AatjaxError: see `aatjax.load`.
+    """
+    model = load(
+        origin.source if base is None else base,
+        num_classes=config.num_classes,
+        frames=config.frames,
+        mels=config.mels,
+        pool=config.pool,
+        head_norm=config.head_norm,
+        dtype=config.dtype,
+        positions=config.positions,
+        mask_padding=config.mask_padding,
+        rgb=origin.rgb,
+        revision=origin.revision if base is None else None,
+        seed=origin.seed,
+    )
+    if origin.reset:
+        reset(model, origin.seed)
+    return model
+
+
+def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
+    """Refuses a loaded backbone that would give other logits than the one trained on."""
+    free = {"dtype", "scan", "remat", "num_classes"}
+    pairs = ((name, given.to_json()[name], value) for name, value in wanted.to_json().items())
+    other = [f"{n}={a!r} for {b!r}" for n, a, b in pairs if a != b and n not in free]
+    if other:
+        raise DataError(
+            f"{path}: the base that was given is not used as in training: {', '.join(other)}; load "
+            "it with those options, or give its weights"
+        )
+
+
+def _load_base(
+    path: Path, base: str | os.PathLike[str] | AST | None, config: ASTConfig, origin: Origin
+) -> AST:
+    if isinstance(base, AST):
+        model = base
+        _check_shape(path, base.config, config)
+    else:
+        try:
+            model = load_base(base, config, origin)
+        except AatjaxError as error:
+            if base is not None:
+                raise
+            raise type(error)(
+                f"{path}: its base model {origin.source!r} could not be loaded ({error}); give the "
+                "weights with base= (on the command line --base)"
+            ) from error
+    found = None if model.origin is None else model.origin.fingerprint
+    if found != origin.fingerprint:
+        raise DataError(
+            f"{path}: was trained on base {origin.source!r} (fingerprint "
+            f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give the right weights"
+        )
+    return model

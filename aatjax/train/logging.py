@@ -1,0 +1,160 @@
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, the progress shown."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol, cast, runtime_checkable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from aatjax.errors import WriteError
+from aatjax.io.atomic import into_place
+
+
+@runtime_checkable
+class TextStream(Protocol):
+    """What progress is written to: standard error, or anything like it."""
+
+    def write(self, text: str, /) -> object:
+        """Writes text."""
+        ...
+
+    def flush(self) -> object:
+        """Sends on what was written."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        ...
+
+
+class Records:
+    """The metrics of a run on disk: one JSON line an epoch, and TensorBoard scalars.
+
+    Args:
+        directory: the run folder, or None to keep the rows in memory only.
+        step: the step that the run starts from; rows of later steps (of a run that was killed
+            after its last checkpoint) are dropped, so no step is told twice.
+    """
+
+    def __init__(self, directory: Path | None, *, step: int = 0) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path = None if directory is None else directory / "metrics.jsonl"
+        self._events: SummaryWriter | None = None
+        if self._path is None or directory is None:
+            return
+        try:
+            self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            raise WriteError(f"{self._path}: cannot be written: {error}") from error
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes one row, which must have `step`; None stands for what is not defined."""
+        self.rows.append(dict(row))
+        if self._path is None or self._events is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                if isinstance(value, int | float) and math.isfinite(value) and name != "step":
+                    self._events.add_scalar(name, value, row["step"])
+            self._events.flush()
+        except OSError as error:
+            raise WriteError(f"{self._path}: cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._events is not None:
+            self._events.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSON-lines file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a temporary name in the same folder, then a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        into_place(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class Display:
+    """Progress of a run: a bar on a terminal, a plain line an epoch elsewhere.
+
+    Args:
+        total: steps of the whole run.
+        done: steps done before.
+        stream: where to write; None shows nothing.
+        every: seconds between plain lines within a long epoch.
+    """
+
+    def __init__(
+        self, total: int, *, done: int = 0, stream: TextStream | None, every: float = 30.0
+    ) -> None:
+        self._total, self._done, self._start = total, done, done
+        self._stream, self._every = stream, every
+        self._began = self._spoke = time.monotonic()
+        self._bar: Progress | None = None
+        if stream is not None and stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=Console(file=cast(IO[str], stream)),
+            )
+            self._task = self._bar.add_task("training", total=total, completed=done, numbers="")
+            self._bar.start()
+
+    def step(self, done: int, epoch: int, examples_per_s: float, loss: float | None) -> None:
+        """Called after each step; `loss` is the latest known one."""
+        self._done = done
+        numbers = f"epoch {epoch}  {examples_per_s:.0f} clips/s"
+        if loss is not None:
+            numbers += f"  loss {loss:.3f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, numbers=numbers)
+        elif time.monotonic() - self._spoke > self._every:
+            self.say(f"{numbers}  step {done}/{self._total}  {self.remaining()} left")
+
+    def remaining(self) -> str:
+        """Time to the end at the pace so far, as minutes and seconds."""
+        pace = (time.monotonic() - self._began) / max(1, self._done - self._start)
+        seconds = int(pace * (self._total - self._done))
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def say(self, line: str) -> None:
+        """Prints one line above the bar."""
+        self._spoke = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        elif self._stream is not None:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar down."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,347 @@
+"""Temperature, thresholds and conformal sets: against formulas, and on sounds of known odds."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import optimize, special, stats
+
+from aatjax import Classifier
+from aatjax.audio.frontend import FrontEnd
+from aatjax.cli.commands.predict import _doubt
+from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.inference.calibration import (
+    Decisions,
+    apply,
+    calibrated,
+    fit_decisions,
+    fit_temperature,
+    fit_thresholds,
+    quantile,
+    reliability,
+    stored,
+    within,
+)
+from aatjax.models.ast import AST, ASTConfig
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def single(n: int, c: int = 5, seed: int = 0, stretch: float = 1.0):
+    """Logits whose softmax is the true distribution of the label, then stretched."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, c)) * 1.5
+    odds = special.softmax(logits, axis=1)
+    label = (rng.random(n)[:, None] > odds.cumsum(axis=1)).sum(axis=1).clip(max=c - 1)
+    return logits * stretch, np.eye(c)[label]
+
+
+def several(n: int, c: int = 4, seed: int = 0, stretch: float = 1.0, unknown: float = 0.0):
+    """The same with independent sigmoids; a share of the entries is not annotated."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, c)) * 1.5 - 1
+    targets = (rng.random((n, c)) < special.expit(logits)).astype(float)
+    targets[rng.random((n, c)) < unknown] = np.nan
+    return logits * stretch, targets
+
+
+@pytest.mark.parametrize("stretch", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("many", [False, True])
+def test_the_temperature_is_the_optimum_of_the_likelihood(many: bool, stretch: float) -> None:
+    make = several if many else single
+    logits, targets = make(4000, seed=3, stretch=stretch)
+    if many:
+        targets[::7, 1] = np.nan
+
+    def loss(temperature: float) -> float:
+        if not many:
+            return -special.log_softmax(logits / temperature, axis=1)[targets == 1].mean()
+        signs = np.where(targets == 1, -1, 1)
+        return np.logaddexp(0, signs * logits / temperature)[~np.isnan(targets)].mean()
+
+    found = fit_temperature(logits, targets, many)
+    best = optimize.minimize_scalar(
+        loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}
+    )
+    assert found == pytest.approx(best.x, rel=1e-5)
+    assert found == pytest.approx(stretch, rel=0.1), "the stretch is undone"
+    assert loss(found) <= loss(1.0)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_clips_that_are_all_right_do_not_tell_a_temperature(many: bool) -> None:
+    targets = np.eye(3)[[0, 1, 2, 0]]
+    logits = 4 * targets - 1
+    assert fit_temperature(logits, targets, many) == 1.0
+    assert fit_temperature(-logits, targets, many) == 100.0, "worse than chance: never sure"
+
+
+def test_the_quantile_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 8, 9, 10, 19, 20, 99, 100, 1000):
+        scores = rng.random(n)
+        for coverage in (0.5, 0.8, 0.9, 0.95):
+            rank = math.ceil(round((n + 1) * coverage, 6))
+            expected = 1.0 if rank > n else np.partition(scores, rank - 1)[rank - 1]
+            assert quantile(scores, coverage) == expected
+            if rank <= n:
+                level = rank / n
+                numpys = np.quantile(scores, level, method="inverted_cdf")
+                assert quantile(scores, coverage) == pytest.approx(numpys, abs=1e-12)
+
+
+@pytest.mark.parametrize("clips", [10, 199])
+@pytest.mark.parametrize("many", [False, True])
+def test_the_sets_have_the_coverage_that_is_stated(many: bool, clips: int) -> None:
+    """Split conformal: given n calibration clips, the coverage is Beta(k, n + 1 - k)."""
+    make = several if many else single
+    coverage = 0.9
+    k = math.ceil((clips + 1) * coverage)
+    fresh, truth = make(20000, seed=999, stretch=2.0)
+    plain = special.expit(fresh) if many else special.softmax(fresh, axis=1)
+    missed = np.where(truth == 1, 1 - plain, 0).max(axis=1)
+    found = []
+    for seed in range(120):
+        logits, targets = make(clips, seed=seed, stretch=2.0)  # an over-confident model
+        decisions = fit_decisions(logits, targets, many, coverage)
+        found.append((missed <= decisions.quantile).mean())
+        if seed == 0:
+            low, high = stats.beta.ppf([0.0005, 0.9995], k, clips + 1 - k)
+            slack = 4 * math.sqrt(0.09 / 20000)
+            assert low - slack < found[0] < high + slack
+            np.testing.assert_array_equal(within(plain, decisions), 1 - plain <= decisions.quantile)
+    spread = stats.beta.std(k, clips + 1 - k) / math.sqrt(len(found)) + 0.3 / math.sqrt(20000)
+    assert abs(np.mean(found) - k / (clips + 1)) < 4 * spread
+    assert np.mean(found) > coverage - 4 * spread
+
+
+def test_held_out_clips_are_covered_within_the_binomial_interval() -> None:
+    logits, targets = single(4000, seed=5)
+    decisions = fit_decisions(logits, targets, False, 0.8)
+    fresh, truth = single(4000, seed=6)
+    applied = apply(fresh, decisions)
+    covered = int((applied.possible & (truth == 1)).any(axis=1).sum())
+    low, high = stats.binom.ppf([0.0005, 0.9995], 4000, 0.8)
+    assert low - 60 < covered < high + 60  # and as much again for the calibration clips
+    assert 1 < applied.possible.sum(axis=1).mean() < 5
+    assert applied.unsure.mean() > 0.2
+    right = (applied.given & (truth == 1)).any(axis=1)
+    assert right[~applied.unsure].mean() > right[applied.unsure].mean() + 0.2
+
+
+def test_a_model_that_is_right_more_often_than_asked_leaves_no_set_empty() -> None:
+    logits, targets = single(2000, seed=1, stretch=1.0)
+    logits = logits + 6 * targets
+    decisions = fit_decisions(logits, targets, False, 0.5)
+    applied = apply(logits, decisions)
+    bare = within(calibrated(logits, 1.0, False), decisions)
+    assert (bare.sum(axis=1) == 0).mean() > 0.3
+    assert (applied.possible.sum(axis=1) >= 1).all()
+    assert not applied.unsure.any()
+
+
+def test_too_few_clips_make_every_class_possible() -> None:
+    logits, targets = single(8, seed=2)
+    decisions = fit_decisions(logits, targets, False, 0.9)
+    assert decisions.quantile == 1.0
+    assert apply(logits, decisions).possible.all()
+    assert fit_decisions(*single(9, seed=2), False, 0.9).quantile < 1
+
+
+def test_the_guarantee_does_not_hang_on_the_temperature() -> None:
+    """The sets are those of the logits as they are: the fitted temperature does not move them."""
+    logits, targets = single(300, seed=4, stretch=3.0)
+    decisions = fit_decisions(logits, targets, False)
+    assert decisions.temperature > 2
+    scores = np.sort(1 - special.softmax(logits, axis=1)[targets == 1])
+    assert decisions.quantile == scores[math.ceil(301 * 0.9) - 1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_thresholds_have_the_best_f1(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probabilities = rng.integers(1, 20, size=(40, 5)) / 20  # many ties
+    targets = (rng.random((40, 5)) < probabilities**2).astype(float)
+    targets[:, 4] = 0
+    targets[rng.random((40, 5)) < 0.1] = np.nan
+
+    def f1(threshold: float, c: int) -> float:
+        rows = ~np.isnan(targets[:, c])
+        said, true = probabilities[rows, c] >= threshold, targets[rows, c] == 1
+        return 2 * (said & true).sum() / max(1, said.sum() + true.sum())
+
+    found = fit_thresholds(probabilities, targets)
+    assert found[4] == 0.5
+    for c in range(4):
+        best = max(f1(t, c) for t in np.arange(0, 21) / 20 - 0.01)
+        assert f1(found[c], c) == pytest.approx(best)
+        assert 0 < found[c] < 1
+
+
+def test_classes_that_part_cleanly_keep_a_half() -> None:
+    probabilities = np.array([[0.9], [0.8], [0.2], [0.1]])
+    assert fit_thresholds(probabilities, np.array([[1.0], [1], [0], [0]])) == (0.5,)
+
+
+def test_the_calibration_error_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45], [0.3, 0.7]])
+    targets = np.eye(2)[[0, 1, 0, 1]]
+    # Bins of a half: 0.9 right, 0.8 wrong, 0.55 right, 0.7 right: |3/4 - 2.95/4|.
+    curve = reliability(probabilities, targets, False, bins=2)
+    assert curve.error == pytest.approx(abs(0.75 - 2.95 / 4))
+    assert curve.count.tolist() == [0, 4]
+    # Tenths: 0.9 in (0.8, 0.9], 0.8 in (0.7, 0.8], 0.7 in (0.6, 0.7], 0.55 in (0.5, 0.6].
+    curve = reliability(probabilities, targets, False, bins=10)
+    assert curve.error == pytest.approx((0.1 + 0.8 + 0.3 + 0.45) / 4)
+    assert curve.count.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0]
+    assert np.isnan(curve.accuracy[0]) and curve.accuracy[7] == 0
+
+
+def test_the_calibration_error_against_a_loop_with_several_labels() -> None:
+    logits, targets = several(500, unknown=0.2)
+    p = special.expit(logits)
+    total = gaps = 0.0
+    for k in range(15):
+        rows = (p > k / 15) & (p <= (k + 1) / 15) & ~np.isnan(targets)
+        if rows.any():
+            gaps += rows.sum() * abs((targets[rows] == 1).mean() - p[rows].mean())
+            total += rows.sum()
+    assert reliability(p, targets, True).error == pytest.approx(gaps / total)
+
+
+def test_a_stretched_model_is_mended() -> None:
+    logits, targets = single(3000, seed=1, stretch=3.0)
+    decisions = fit_decisions(logits, targets, False)
+    fresh, truth = single(3000, seed=2, stretch=3.0)
+    before = reliability(calibrated(fresh, 1.0, False), truth, False).error
+    after = reliability(apply(fresh, decisions).probabilities, truth, False).error
+    assert before > 0.15 and after < 0.04
+
+
+def test_decisions_travel_as_json() -> None:
+    for many in (False, True):
+        made = fit_decisions(*(several if many else single)(200), many)
+        fields = json.loads(json.dumps(made.to_json()))
+        assert Decisions.from_json(fields) == made
+        assert made.multi_label is many
+        assert stored({"decisions": fields}, 4) == made
+    assert stored({}, 4) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": "<b>"},
+        {"quantile": 1.5},
+        {"quantile": None},
+        {"coverage": -1},
+        {"clips": math.inf},
+        {"thresholds": [0.5]},
+        {"thresholds": [2, 0, 0]},
+        {"thresholds": 3},
+    ],
+)
+def test_damaged_decisions_are_refused(change: dict) -> None:
+    fields = Decisions(1.5, (0.5, 0.4, 0.3), 0.4, 0.9, 50).to_json()
+    assert Decisions.from_json(fields, 3).thresholds == (0.5, 0.4, 0.3)
+    with pytest.raises(DataError, match="decisions: damaged"):
+        Decisions.from_json(fields | change, 3)
+    for broken in (None, [], "x", {}):
+        with pytest.raises(DataError, match="decisions: damaged"):
+            Decisions.from_json(broken)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    logits, targets = single(20)
+    with pytest.raises(UsageError, match="coverage"):
+        fit_decisions(logits, targets, False, 1.0)
+    with pytest.raises(UsageError, match="do not fit"):
+        fit_decisions(logits[:0], targets[:0], False)
+    with pytest.raises(UsageError, match="multi_label"):
+        fit_decisions(logits, np.ones_like(targets), False)
+    with pytest.raises(UsageError, match="bins"):
+        reliability(logits, targets, False, bins=0)
+    logits[3, 1] = np.nan
+    with pytest.raises(NotFiniteError):
+        fit_decisions(logits, targets, False)
+
+
+# What `aatjax predict` makes of it.
+
+FRONTEND = FrontEnd(frames=98)
+TINY = ASTConfig(
+    dim=32,
+    depth=1,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    num_classes=3,
+    pool="mean_patches",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> AST:
+    model = AST(TINY, rngs=nnx.Rngs(0))
+    model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]
+    return model
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return (3000 * np.random.default_rng(seed).normal(size=samples)).astype(np.int16)
+
+
+def logits_of(model: AST, wave: np.ndarray) -> np.ndarray:
+    audio, length = FRONTEND.fit(wave)
+    return np.asarray(model(FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length]))))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_classifier_with_decisions(model: AST, many: bool) -> None:
+    wave = noise(12000)
+    logits = logits_of(model, wave)
+    link = special.expit if many else lambda x: special.softmax(x, axis=1)
+    plain = link(logits)[0]
+    cut = float(1 - np.sort(plain)[-2])  # two classes are possible
+    thresholds = (0.5, 0.5, 0.5) if many else None
+    decisions = Decisions(2.0, thresholds, cut + 1e-4, 0.9, 60)
+    found = Classifier(
+        model, CLASSES, FRONTEND, multi_label=many, decisions=decisions
+    ).predict_waveform(wave)
+    np.testing.assert_allclose(found.probabilities, link(logits / 2)[0], atol=1e-5)
+    assert found.possible is not None and found.given is not None
+    assert set(CLASSES[i] for i in np.argsort(-plain)[:2]) <= set(found.possible)
+    if not many:
+        assert found.given == (found.label,) == found.possible[:1]
+        assert len(found.possible) == 2 and found.unsure is True
+        assert _doubt(found) == f"  unsure: {', '.join(found.possible)} (90%)"
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["unsure"] is found.unsure and told["coverage"] == 0.9
+    assert told["possible"] == list(found.possible) and told["given"] == list(found.given)
+
+
+def test_a_classifier_without_decisions_says_nothing_of_them(model: AST) -> None:
+    wave = noise(40000)
+    found = Classifier(model, CLASSES, FRONTEND).predict_waveform(wave)
+    assert found.unsure is None and found.possible is None and _doubt(found) == ""
+    assert not {"unsure", "possible", "given", "coverage"} & set(found.to_json())
+    parts = [wave[i : i + FRONTEND.samples] for i in range(0, len(wave), FRONTEND.samples)]
+    rows = [jax.nn.softmax(jnp.asarray(logits_of(model, part)))[0] for part in parts]
+    mean = np.average(rows, axis=0, weights=[len(part) for part in parts])
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
+
+
+def test_a_sure_answer_is_shown_as_before(model: AST) -> None:
+    sure = Classifier(model, CLASSES, FRONTEND, decisions=Decisions(1.0, None, 0.0, 0.9, 60))
+    found = sure.predict_waveform(noise(9000))
+    assert found.unsure is False and found.possible == (found.label,) and _doubt(found) == ""
+    lost = Classifier(model, CLASSES, FRONTEND, decisions=Decisions(1.0, None, 1.0, 0.9, 5))
+    assert _doubt(lost.predict_waveform(noise(9000))) == "  unsure: any class (90%)"

@@ -1,0 +1,198 @@
+"""Comparisons: the statistics against scipy, tables, pictures, resuming, and the page."""
+
+import csv
+import dataclasses
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from aatjax.cli.main import run
+from aatjax.config import load_config
+from aatjax.errors import DataError, UsageError
+from aatjax.experiments.compare import runs
+from aatjax.experiments.compare.plots import front
+from aatjax.experiments.compare.report import write_report
+from aatjax.experiments.compare.runs import entries_of
+from aatjax.experiments.compare.statistics import paired_p, summarise
+from aatjax.experiments.compare.tables import as_csv, as_latex, as_markdown, records
+
+FLAGS = [
+    "--training.epochs",
+    "1",
+    "--data.train-clips",
+    "2",
+    "--data.test-clips",
+    "2",
+    "--model.source",
+    "random:tiny",
+    "--model.frames",
+    "64",
+    "--training.batch-size",
+    "8",
+]
+
+
+def values(rng, mean, seeds=2, folds="1234"):
+    return {(s, f): float(mean + 0.05 * rng.standard_normal()) for s in range(seeds) for f in folds}
+
+
+def test_means_intervals_and_paired_tests_are_scipys() -> None:
+    rng = np.random.default_rng(0)
+    given = {"a": values(rng, 0.6), "b": values(rng, 0.7), "c": values(rng, 0.61)}
+    found = summarise(["a", "b", "c"], given)
+    by_fold = {n: [np.mean([v[0, f], v[1, f]]) for f in "1234"] for n, v in given.items()}
+    p = {}
+    for name in "bc":
+        test = stats.ttest_rel(by_fold[name], by_fold["a"])
+        interval = test.confidence_interval(0.95)
+        assert found[name].p == pytest.approx(test.pvalue)
+        assert found[name].difference_low == pytest.approx(interval.low)
+        assert found[name].difference_high == pytest.approx(interval.high)
+        p[name] = test.pvalue
+    order = sorted(p, key=lambda n: p[n])
+    assert found[order[0]].p_holm == pytest.approx(min(1, 2 * p[order[0]]))
+    assert found[order[1]].p_holm == pytest.approx(max(2 * p[order[0]], p[order[1]]))
+    assert found["a"].difference is None and found["a"].mean == pytest.approx(np.mean(by_fold["a"]))
+
+
+def test_one_division_counts_seeds_and_one_run_has_no_interval() -> None:
+    given = {"a": {(0, None): 0.5, (1, None): 0.7}, "b": {(0, None): 0.6, (1, None): 0.8}}
+    found = summarise(["a", "b"], given)
+    assert found["b"].difference == pytest.approx(0.1) and found["b"].p == pytest.approx(
+        0, abs=1e-6
+    )
+    one = summarise(["a", "b"], {"a": {(0, None): 0.5}, "b": {(0, None): 0.6}})
+    assert one["b"].p is None and one["b"].low is None
+    assert paired_p(np.array([0.0, 0.0])) == 1.0
+    with pytest.raises(DataError, match="not defined"):
+        summarise(["a"], {"a": {(0, "2"): None}})
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert front([1, 2, 3, 4], [50, 60, 55, 70]) == [0, 1, 3]
+    assert front([2, 2, 1], [50, 60, 60]) == [2]
+
+
+def test_rows_are_of_the_same_clips_and_have_names() -> None:
+    config = load_config("default")
+    rows = entries_of([config], ["soft_moa", "linear@0.01"], None)
+    assert [(r.name, r.config.optim.lr) for r in rows] == [("soft_moa", 5e-3), ("linear", 0.01)]
+    sized = entries_of([config], ["soft_moa", "lora"], 50_000)
+    assert sized[0].config.petl.budget == 50_000  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="no learning rate"):
+        entries_of([config], ["linear@fast"], None)
+    with pytest.raises(UsageError, match="same name"):
+        entries_of([config, config], [], None)
+    with pytest.raises(UsageError, match="same clips"):
+        entries_of([load_config("esc50_lora"), load_config("gtzan_lora")], [], None)
+    for change in ({"seed": 1}, {"test_fraction": 0.3}, {"channels": "left"}, {"draw": 2}):
+        data = dataclasses.replace(config.data, **change)
+        other = dataclasses.replace(config, name="other", data=data)
+        with pytest.raises(UsageError, match=f"differ in data.{next(iter(change))} "):
+            entries_of([config, other], [], None)
+    elsewhere = dataclasses.replace(config.data, statistics="esc50", cache="there")
+    entries_of([config, dataclasses.replace(config, name="other", data=elsewhere)], [], None)
+    with pytest.raises(UsageError, match="goes with one config"):
+        entries_of([config, config], ["linear"], None)
+
+
+class Balanced(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.seen.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in ("meta", "use", "path", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+
+@pytest.mark.slow
+def test_a_comparison_is_resumed_and_reported(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    command = [
+        "compare",
+        "default",
+        "--methods",
+        "linear@0.01",
+        "lora",
+        "--seeds",
+        "0",
+        "1",
+        "--out",
+        str(out),
+        *FLAGS,
+    ]
+    real, begun = runs.train, []
+
+    def dies_at_the_third(config, **more):
+        begun.append(more["run_dir"])
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real(config, **more)
+
+    monkeypatch.setattr(runs, "train", dies_at_the_third)
+    assert run(command) == 130
+    assert not (out / "report.html").exists()
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("adapter.safetensors")}
+    assert len(before) == 2
+    monkeypatch.setattr(runs, "train", real)
+    assert run(command) == 0
+    assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+    said = capsys.readouterr().out
+    assert "lora" in said and "2 seeds" in said
+
+    told = json.loads((out / "results.json").read_text())
+    assert len(told["cells"]) == 4 and told["metric"] == "accuracy"
+    for cell in told["cells"]:
+        place = out / "runs" / cell["entry"] / f"seed{cell['seed']}" / "result.json"
+        assert json.loads(place.read_text())["headline"][1] == cell["value"]
+    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert [row["method"] for row in rows] == ["linear", "lora"]
+    mean = np.mean([c["value"] for c in told["cells"] if c["entry"] == "lora"])
+    assert float(rows[1]["mean"]) == pytest.approx(mean)
+    assert r"\toprule" in (out / "table.tex").read_text()
+    for name in ("pareto_parameters", "pareto_flops", "curves"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (out / f"{name}.svg").read_text()
+    page = (out / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert {"table", "svg", "figure"} <= parser.seen and "script" not in parser.seen
+    assert "linear@0.01" in page  # the command that makes it
+
+
+def test_names_are_escaped_everywhere(tmp_path) -> None:
+    config = load_config("default")
+    entries = entries_of([config], ["linear", "bitfit"], None)
+    evil = "a<b>&_%|"
+    entries = [dataclasses.replace(entries[0], name=evil), entries[1]]
+    cells = [
+        runs.Cell(e.name, 0, None, "accuracy", 0.5, 0.1, ((1, 2.0, None),), {}) for e in entries
+    ]
+    costs = {e.name: runs._cost(e) for e in entries}
+    found = runs._put_together(entries, cells, costs)
+    assert "a<b>" not in "".join(
+        p.read_text() for p in write_report(found, tmp_path, "x <y>") if p.suffix == ".html"
+    )
+    assert r"\_\%" in as_latex(found) and r"\|" in as_markdown(found)
+    assert evil in as_csv(found)
+    assert records(found)[0]["trainable"] > 0
+
+
+def test_what_cannot_be_compared_is_refused(capsys) -> None:
+    assert run(["compare", "default"]) == 2
+    assert "needs two rows" in capsys.readouterr().err
+    assert run(["compare", "default", "--method", "lora", "--methods", "a", "b"]) == 2
+    assert "--methods" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""Dividing a set: official parts by any of their names, and figures on clips never trained on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from aatjax import petl
+from aatjax.cli import main
+from aatjax.config import Config, Data, Model
+from aatjax.data.manifest import Manifest
+from aatjax.errors import DataError, UsageError
+from aatjax.experiments import partition
+from aatjax.experiments import run as experiment
+from aatjax.experiments.cross_validation import cross_validate
+from aatjax.inference.classifier import Classifier
+from aatjax.reports.html.collect import gather
+from aatjax.train.adapter_file import load_adapter
+from aatjax.train.loop import Training
+
+
+def write_sounds(root: Path, per_class: int = 6) -> Path:
+    """Class folders of stereo files: sound on the left, nothing on the right."""
+    for label, name in enumerate(("hiss", "tone")):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            rng = np.random.default_rng(10 * label + i)
+            wave = 0.1 * rng.normal(size=8000)
+            wave += label * 0.5 * np.sin(np.arange(8000) / (3 + i))
+            soundfile.write(root / name / f"{i}.wav", np.stack([wave, 0 * wave], 1), 16000)
+    return root
+
+
+def write_table(root: Path, *splits: str) -> Data:
+    """A manifest with so many splits for the clips of each class in turn."""
+    files = sorted(path.relative_to(root) for path in root.rglob("*.wav"))
+    rows = [f"{f},{f.parent},{splits[int(f.stem) % len(splits)]}" for f in files]
+    (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    return Data(format="manifest", path=str(root / "list.csv"), cache=str(root / "cache"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training", "validation", "testing"), ("Train", "dev", "eval"), ("train", "val", "test")],
+)
+def test_official_parts_by_their_usual_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    parts = partition.divide(write_table(write_sounds(tmp_path / "s"), *names))
+    found = [{int(Path(c.id).stem) % 3 for c in p.clips} for p in parts.sources().values()]
+    assert list(parts.sources()) == ["train", "valid", "test"] and found == [{0}, {1}, {2}]
+
+
+def test_an_unknown_part_is_refused_by_its_row(tmp_path: Path) -> None:
+    data = write_table(write_sounds(tmp_path / "s"), "train", "test", "holdout")
+    with pytest.raises(DataError, match="row 4: unknown split 'holdout'; write train, valid or"):
+        partition.divide(data)
+
+
+def test_a_division_without_training_clips_is_refused(tmp_path: Path) -> None:
+    data = write_table(write_sounds(tmp_path / "s"), "test", "valid")
+    with pytest.raises(DataError, match="only test, valid is here: add the training clips"):
+        partition.divide(data)
+
+
+def test_clips_of_no_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_table(write_sounds(tmp_path / "s"), "train", "test", "valid")
+    whole = Manifest(str(data.path))
+    clips = [dataclasses.replace(c, split=None) if c.split == "valid" else c for c in whole.clips]
+    monkeypatch.setattr(partition, "open_data", lambda *_, **__: whole.with_clips(clips))
+    parts = partition.divide(dataclasses.replace(data, valid_fraction=0))
+    assert (len(parts.train), parts.valid) == (4, None)
+    assert partition.describe(parts) == ["4 clips belong to no part of the division: left out"]
+
+
+def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "s")
+    data = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "c"), shots=1, test_fraction=0)
+    with pytest.raises(UsageError, match="no test clips, so no figure to repeat"):
+        cross_validate(
+            Config(petl=petl.Linear(), data=data),
+            run_dir=tmp_path / "run",
+            draws=2,
+            folds=False,
+            show=None,
+        )
+    assert not (tmp_path / "run").exists(), "nothing was trained in vain"
+
+
+def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> None:
+    write_sounds(tmp_path / "s")
+    given = ["--data.path", str(tmp_path / "s"), "--data.cache", str(tmp_path / "c")]
+    run = ["--run", str(tmp_path / "run"), "--data.channels"]
+    assert main.run(["train", "folder", *given, *run, "7"]) == 2
+    assert "channel 7 is asked for, but there are 2" in capfd.readouterr().err
+    assert main.run(["train", "folder", *given, *run, "right"]) == 2
+    assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
+
+
+def train(root: Path, **changes: Any) -> experiment.Result:
+    config = Config(
+        petl=petl.Linear(),
+        model=Model(source="random:tiny", frames=98),
+        data=Data(path=str(root / "s"), cache=str(root / "cache"), **changes),
+        training=Training(epochs=1, batch_size=4, threads=0),
+    )
+    return experiment.train(config, run_dir=root / "run", show=None)
+
+
+def test_a_set_that_has_changed_has_no_test_part_any_more(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "s")
+    adapter = load_adapter(train(tmp_path).artefact)
+    metrics, test = experiment.evaluate_adapter(adapter, bootstrap=0)
+    assert metrics.clips == len(test) == 2
+    write_sounds(tmp_path / "more", per_class=8)
+    for name in ("hiss", "tone"):
+        for i in (6, 7):
+            (tmp_path / "more" / name / f"{i}.wav").rename(tmp_path / "s" / name / f"{i}.wav")
+    with pytest.raises(UsageError, match="not those that the adapter was trained on: files were"):
+        experiment.evaluate_adapter(adapter)
+    told = gather(tmp_path / "run").evaluated
+    assert isinstance(told, str) and "name the sounds to evaluate on" in told
+    assert (
+        experiment.evaluate_adapter(
+            adapter, Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache")), bootstrap=0
+        )[0].clips
+        == 16
+    )
+
+
+def test_the_channel_that_was_trained_on_is_the_one_that_is_heard(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "s")
+    artefact = train(tmp_path, channels="left").artefact
+    adapter = load_adapter(artefact)
+    assert adapter.frontend.channels == "left"
+    path = tmp_path / "s" / "tone" / "3.wav"
+    left = soundfile.read(path, dtype="int16")[0][:, 0]
+    classifier = Classifier.load(artefact)
+    heard, alone = classifier.predict(path), classifier.predict_waveform(left)
+    assert heard.probabilities == alone.probabilities
+    mean = classifier.predict_waveform(left // 2)
+    assert heard.probabilities != mean.probabilities
+    _, source = experiment.evaluate_adapter(
+        adapter, Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache")), bootstrap=0
+    )
+    at = [Path(clip.id).as_posix() for clip in source.clips].index("tone/3.wav")
+    np.testing.assert_array_equal(source.waveform(at), left)

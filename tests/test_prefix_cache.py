@@ -1,0 +1,183 @@
+"""Frozen-prefix reuse: the same training as without it, and refused where it could not be."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aatjax import petl, surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
+from aatjax.data.pipeline import in_memory
+from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
+from aatjax.errors import UsageError
+from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
+from aatjax.petl.base import first_trained
+from aatjax.train.fit import fit
+from aatjax.train.loop import Training
+from aatjax.train.prefix_cache import Prefix
+
+CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), depth=3)
+MADE = in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
+TRAIN, TEST = MADE.split(0.4)
+METHODS = {
+    "linear": petl.find("linear")(),
+    "adapter": petl.Adapter(reduction=24, last_blocks=1),
+    "conformer": petl.Adapter(block="conformer", reduction=24, last_blocks=2),
+    "soft_moa": petl.SoftMoA(num_experts=2, reduction=24, last_blocks=1),
+    "lora": petl.LoRA(reduction=24, last_blocks=1),
+    "aat": petl.AAT(last_blocks=2),
+    "partial": petl.Partial(blocks=1),
+}
+
+
+def trained(method, *, config=CONFIG, folder=None, **changes):
+    model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), method)
+    training = Training(epochs=2, batch_size=4, threads=0, **changes)
+    return fit(
+        model,
+        TRAIN,
+        TEST,
+        valid=TEST,
+        training=training,
+        lr=1e-2,
+        show=None,
+        frontend=FrontEnd(frames=48),
+        prefix_folder=folder,
+    )
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_reused_is_the_same_as_computed_anew(name) -> None:
+    plain, reused = trained(METHODS[name]), trained(METHODS[name], cache_prefix=True)
+    one, two = surgery.arrays(plain.model), surgery.arrays(reused.model)
+    for path in one:
+        np.testing.assert_allclose(one[path], two[path], rtol=2e-5, atol=2e-6, err_msg=path)
+    for a, b in zip(plain.history, reused.history, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+    assert plain.test is not None and reused.test is not None
+    assert plain.test.headline == reused.test.headline
+
+
+def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    real = Prefix._computed
+
+    def counted(self, source, place):
+        computed.append(len(source))
+        return real(self, source, place)
+
+    monkeypatch.setattr(Prefix, "_computed", counted)
+    trained(METHODS["linear"], cache_prefix=True)
+    assert sorted(computed) == sorted([len(TRAIN), len(TEST)])
+
+
+def test_where_training_begins() -> None:
+    def start(method) -> int | None:
+        return first_trained(petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method))
+
+    assert [start(METHODS[n]) for n in METHODS] == [3, 2, 1, 2, 2, 1, 2]
+    assert start(petl.LoRA()) == 0
+    assert start(petl.Full()) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*damaged")
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_damaged_tokens_are_computed_anew(tmp_path: Path, harm: str) -> None:
+    first = trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    for file in sorted(tmp_path.rglob("tokens.npy")):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 64
+        if harm == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    again = trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert again.history[-1]["train/loss"] == first.history[-1]["train/loss"]
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")}
+    trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")} == files, "mended"
+
+
+def test_two_runs_that_store_the_same_tokens_meet(tmp_path, monkeypatch) -> None:
+    real = Prefix._computed
+
+    def beaten(self, source, place):  # another run stores them while these are computed
+        real(self, source, place)
+        return real(self, source, place)
+
+    monkeypatch.setattr(Prefix, "_computed", beaten)
+    trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
+    assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
+
+
+def test_before_and_after_are_the_whole_model() -> None:
+    model = AST(dataclasses.replace(CONFIG, mask_padding=True), rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 48, 128)), jnp.float32)
+    valid = jnp.array([48, 20])
+    whole = model(x, valid)
+    for start in range(4):
+        parts = model.after(model.before(x, valid, start), valid, start)
+        np.testing.assert_allclose(parts, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_are_stored_once_and_keyed_by_weights_and_sounds(tmp_path: Path) -> None:
+    first = trained(METHODS["adapter"], folder=tmp_path, cache_prefix=True)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")}
+    assert len(files) == 2  # the training clips, and the clips that validate and test
+    again = trained(METHODS["adapter"], folder=tmp_path, cache_prefix=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("tokens.npy")} == files
+    for path, value in surgery.arrays(first.model).items():
+        np.testing.assert_array_equal(value, surgery.arrays(again.model)[path])
+    trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)  # begins elsewhere
+    assert len(list(tmp_path.rglob("tokens.npy"))) == 4
+    half = dataclasses.replace(CONFIG, dtype="bfloat16")
+    trained(METHODS["linear"], config=half, folder=tmp_path, cache_prefix=True)
+    kinds = [json.loads(p.read_text())["dtype"] for p in tmp_path.rglob("about.json")]
+    assert sorted(kinds) == ["bfloat16"] * 2 + ["float32"] * 4
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_changes_every_epoch_is_refused_with_the_reason() -> None:
+    model = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), METHODS["adapter"])
+    training = Training(epochs=1, batch_size=4, cache_prefix=True, threads=0)
+    front = FrontEnd(frames=48)
+
+    def refused(match: str, **more) -> None:
+        with pytest.raises(UsageError, match=match):
+            fit(
+                **{
+                    "model": model,
+                    "train": TRAIN,
+                    "training": training,
+                    "show": None,
+                    "frontend": front,
+                    **more,
+                }
+            )
+
+    refused(r"augmentation makes other sounds every epoch \(mixup\)", augment=Augment(mixup=0.5))
+    refused("freq_mask", augment=Augment(freq_mask=8))
+    refused("cuts clips elsewhere", training=dataclasses.replace(training, crop="random"))
+    early = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(reduction=24))
+    refused(r"block 0 is trained or adapted.*last_blocks", model=early)
+
+
+def test_only_the_last_blocks_are_adapted() -> None:
+    for name in ("adapter", "conformer", "soft_moa", "lora", "aat"):
+        model = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), METHODS[name])
+        trained_at = {
+            path.split("/")[1]
+            for path, v in surgery.variables(model).items()
+            if isinstance(v, surgery.Trainable) and path.startswith("blocks/")
+        }
+        last = METHODS[name].last_blocks  # type: ignore[attr-defined]
+        assert trained_at == {str(k) for k in range(3 - last, 3)}
+    with pytest.raises(UsageError, match="last_blocks=4: the model has 3 blocks"):
+        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(last_blocks=4))

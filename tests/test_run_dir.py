@@ -1,0 +1,160 @@
+"""What a run folder promises: the same config, the same clips, one run at a time."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aatjax import petl
+from aatjax.config import Config, Data, load_config
+from aatjax.data.source import Clip, Reader, Source
+from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.experiments.run_dir import claim_clips, claim_config, write_json
+from aatjax.io.lock import locked
+from aatjax.train.optim import Optim
+from aatjax.train.sharding import MeshShape
+
+CONFIG = Config(petl=petl.AAT(), data=Data(path="sounds"))
+
+
+class Keyed(Reader):
+    """Knows the content of each clip without reading it."""
+
+    def __init__(self, **keys: str) -> None:
+        self.keys = keys
+
+    def key(self, clip: Clip) -> str | None:
+        return self.keys.get(clip.id)
+
+
+def source(labels: str = "001", classes: tuple[str, ...] = ("a", "b"), **keys: str) -> Source:
+    names = "xyzuv"
+    clips = [Clip(names[i], (int(label),), None) for i, label in enumerate(labels)]
+    return Source(clips, classes, name="s", reader=Keyed(**keys))
+
+
+def mark_started(folder: Path) -> None:
+    (folder / "checkpoints" / "3").mkdir(parents=True)
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
+    """F17."""
+    claim_config(tmp_path, CONFIG)
+    other = dataclasses.replace(CONFIG, optim=Optim(lr=0.5), petl=petl.Linear())
+    claim_config(tmp_path, other)  # nothing was trained yet: it binds nobody
+    claim_config(tmp_path, CONFIG)
+    mark_started(tmp_path)
+    claim_config(tmp_path, CONFIG)
+    with pytest.raises(UsageError) as caught:
+        claim_config(tmp_path, other)
+    text = str(caught.value)
+    assert "optim.lr: 0.001 -> 0.5" in text and "petl.name: 'aat' -> 'linear'" in text
+    assert "--allow-change" in text and "\n" not in text
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.001
+
+
+def test_a_change_that_is_allowed_by_name_goes_through(tmp_path: Path) -> None:
+    claim_config(tmp_path, CONFIG)
+    mark_started(tmp_path)
+    other = dataclasses.replace(CONFIG, optim=Optim(lr=0.5, eps=1e-3))
+    with pytest.raises(UsageError, match=r"optim.eps: 1e-06 -> 0.001\)"):
+        claim_config(tmp_path, other, ["optim.lr"])
+    claim_config(tmp_path, other, ["optim"])
+    claim_config(tmp_path, other)  # it is the run's config from now on
+
+
+def test_how_the_work_is_shared_may_change_freely(tmp_path: Path) -> None:
+    claim_config(tmp_path, CONFIG)
+    mark_started(tmp_path)
+    training = dataclasses.replace(CONFIG.training, threads=7)
+    claim_config(tmp_path, dataclasses.replace(CONFIG, mesh=MeshShape(2, 2, 2), training=training))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["mesh"]["fsdp"], written["training"]["threads"]) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (source("00", y="2"), "train: gone 'z'"),
+        (source("0011"), "train: new 'u'"),
+        (source("011"), "train: changed 'y'"),
+        (source(x="9"), "train: changed 'x'"),
+        (source(classes=("b", "a")), r"classes: \['a', 'b'\] -> \['b', 'a'\]"),
+    ],
+    ids=["removed", "added", "relabelled", "modified", "classes"],
+)
+def test_other_clips_are_refused_with_a_list(tmp_path: Path, now: Source, named: str) -> None:
+    """F18: known by their content, not by their names alone."""
+    before = {"train": source(y="2") if len(now) == 2 else source(), "test": source()}
+    claim_clips(tmp_path, before)
+    mark_started(tmp_path)
+    claim_clips(tmp_path, before)
+    with pytest.raises(UsageError, match=named) as caught:
+        claim_clips(tmp_path, {"train": now, "test": source()})
+    assert "--allow-change clips" in str(caught.value)
+    claim_clips(tmp_path, {"train": now, "test": source()}, ["clips"])
+    claim_clips(tmp_path, {"train": now, "test": source()})
+
+
+def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
+    claim_config(tmp_path, CONFIG)
+    mark_started(tmp_path)
+    (tmp_path / "config.json").write_text('{"petl": ')
+    with pytest.raises(DataError, match=r"config.json: cannot be read"):
+        claim_config(tmp_path, CONFIG)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """F6."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"file/config.json: cannot be written"):
+        write_json(tmp_path / "file" / "config.json", {})
+    with (
+        pytest.raises(WriteError, match="file/run: cannot be written"),
+        locked(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
+    """F21."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from aatjax.io.lock import locked
+with locked(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    refused = pytest.raises(UsageError, match=f"in use by process {holder.pid} on host")
+    with refused, locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        told = json.loads((tmp_path / ".lock").read_text())
+        assert told["pid"] == os.getpid()
+
+
+def test_a_field_that_a_newer_version_adds_is_no_change(tmp_path: Path) -> None:
+    config = load_config("default")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    fields = json.loads(json.dumps(config.to_json()))
+    del fields["training"]["cache_prefix"], fields["petl"]["last_blocks"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    claim_config(tmp_path, config)
+    changed = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, cache_prefix=True)
+    )
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match=r"training\.cache_prefix: False -> True"):
+        claim_config(tmp_path, changed)
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "gone": 1}))
+    with pytest.raises(UsageError, match="gone"):
+        claim_config(tmp_path, config)

@@ -1,0 +1,591 @@
+"""`aatjax serve`: answers are those of `predict`, whatever shares a batch; limits hold."""
+
+import asyncio
+import dataclasses
+import functools
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from aatjax import load, petl, surgery
+from aatjax.audio.decode import decode
+from aatjax.audio.frontend import FrontEnd
+from aatjax.convert import write_native
+from aatjax.inference.calibration import Decisions
+from aatjax.inference.classifier import Classifier, cut
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.train.adapter_file import _checksum, save_adapter
+
+pytest.importorskip("fastapi", reason="the server needs fastapi: pip install 'aatjax[serve]'")
+pytest.importorskip("httpx", reason="starlette's test client needs httpx")
+
+from fastapi.testclient import TestClient
+
+from aatjax.inference.server.adapters import Bank
+from aatjax.inference.server.app import Limits, find_adapters, make_app
+from aatjax.inference.server.batching import Batches
+from aatjax.inference.server.metrics import Gauges
+
+CONFIG = ASTConfig(
+    dim=32,
+    depth=2,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=64,
+    mels=32,
+    num_classes=3,
+    pool="mean_patches",
+)
+METHODS: dict[str, petl.Method] = {
+    "soft_moa": petl.SoftMoA(num_experts=2, reduction=8),
+    "lora": petl.LoRA(reduction=8),
+    "aat": petl.AAT(),
+    "conformer": petl.Adapter(block="conformer", reduction=8),
+    "linear": petl.Linear(),
+    "dense_moa": petl.DenseMoA(num_experts=2, reduction=8),
+    "bitfit": petl.BitFit(),
+    "full": petl.Full(),
+}
+MANY = 100
+
+
+def write_adapter(
+    folder: Path,
+    name: str,
+    method: petl.Method,
+    seed: int,
+    *,
+    classes: int,
+    frames: int = 64,
+    multi_label: bool = False,
+    decided: bool = False,
+) -> Path:
+    """An adapter whose every trained number is random, on the base of the folder."""
+    rng = np.random.default_rng(seed)
+    base = load(folder / "base" / "weights.safetensors", frames=frames, num_classes=classes)
+    model = petl.adapt(base, method)
+    for variable in surgery.variables(model).values():
+        if isinstance(variable, surgery.Trainable | nnx.BatchStat):
+            noise = 0.3 * rng.normal(size=variable[...].shape)
+            if isinstance(variable, nnx.BatchStat):
+                noise = np.abs(noise)
+            variable[...] = variable[...] + noise.astype(np.float32)
+    extra: dict[str, Any] = {}
+    if decided:
+        thresholds = tuple(0.4 for _ in range(classes)) if multi_label else None
+        extra["decisions"] = Decisions(1.7, thresholds, 0.6, 0.9, 40).to_json()
+    frontend = FrontEnd(
+        frames=frames,
+        mels=32,
+        mean=float(-4 - rng.random()),
+        std=float(3 + rng.random()),
+        pad="silence" if seed % 5 == 4 else "log_mel_zero",
+    )
+    return save_adapter(
+        folder / f"{name}.safetensors",
+        model,
+        classes=tuple(f"class {i}" for i in range(classes)),
+        multi_label=multi_label,
+        frontend=frontend,
+        extra=extra,
+    )
+
+
+def vary(like: Path, path: Path, seed: int) -> None:
+    """An adapter as another one, with numbers and statistics of its own."""
+    rng = np.random.default_rng(seed)
+    with safe_open(like, "np") as file:
+        about = file.metadata()
+    tensors = {}
+    for name, value in load_file(like).items():
+        noise = 0.3 * rng.normal(size=value.shape)
+        noise = np.abs(noise) if name.endswith("/var") else noise
+        tensors[name] = value + noise.astype(value.dtype)
+    info = json.loads(about["aatjax"])
+    info["frontend"]["mean"], info["frontend"]["std"] = -4 - rng.random(), 3 + rng.random()
+    about = {**about, "aatjax": json.dumps(info), "sha256": _checksum(tensors)}
+    save_file(tensors, path, about)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "base").mkdir()
+    arrays = surgery.arrays(AST(CONFIG, rngs=nnx.Rngs(0)))
+    write_native(folder / "base" / "weights.safetensors", arrays, CONFIG)
+    for i, (name, method) in enumerate(METHODS.items()):
+        write_adapter(
+            folder,
+            name,
+            method,
+            i,
+            classes=2 + i,
+            frames=64 if i % 2 else 96,
+            multi_label=i % 3 == 1,
+            decided=i % 2 == 0,
+        )
+    return folder
+
+
+def sound(seconds: float, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(16000 * seconds)) / 16000
+    wave = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 6000) * time) + 0.05 * rng.normal(
+        size=time.size
+    )
+    file = io.BytesIO()
+    soundfile.write(file, wave, 16000, "PCM_16", format="WAV")
+    return file.getvalue()
+
+
+SOUNDS = [sound(seconds, i) for i, seconds in enumerate([0.3, 0.62, 1.1, 2.0, 0.05, 0.95])]
+
+
+@functools.cache
+def alone(path: Path) -> Classifier:
+    return Classifier.load(path)
+
+
+def wanted(path: Path, body: bytes) -> dict[str, Any]:
+    """What `aatjax predict --json` says, without the path."""
+    told = alone(path).predict_waveform(decode(body).waveform).to_json()
+    return {key: value for key, value in told.items() if key != "path"}
+
+
+def assert_alike(found: Any, want: Any) -> None:
+    if isinstance(want, dict):
+        assert set(found) == set(want)
+        for key in want:
+            assert_alike(found[key], want[key])
+    elif isinstance(want, list):
+        assert len(found) == len(want)
+        for one, two in zip(found, want, strict=True):
+            assert_alike(one, two)
+    elif isinstance(want, float):
+        assert found == pytest.approx(want, abs=1e-5)
+    else:
+        assert found == want
+
+
+def client_of(folder: Path, *, names: list[str] | None = None, **limits: Any) -> TestClient:
+    adapters = Bank(largest=8)
+    for name, path in find_adapters(folder).items():
+        if names is None or name in names:
+            adapters.load(name, path)
+    return TestClient(make_app(folder, adapters, Limits(**limits)), raise_server_exceptions=False)
+
+
+def post(client: TestClient, name: str, body: Any, kind: str = "audio/wav", **more: Any) -> Any:
+    return client.post(
+        f"/v1/adapters/{name}/predict", content=body, headers={"Content-Type": kind}, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    with client_of(folder, wait=0.05) as client:
+        yield client
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_predict(client: TestClient, folder: Path) -> None:
+    """B27: methods, lengths, statistics, class counts and tasks of all kinds at the same time."""
+    asked = [(name, body) for name in METHODS for body in SOUNDS]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda pair: post(client, *pair), asked))
+    for (name, body), answer in zip(asked, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found.pop("adapter") == name
+        assert_alike(found, wanted(folder / f"{name}.safetensors", body))
+
+
+def test_a_hundred_adapters_in_mixed_batches_are_each_itself(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").symlink_to(folder / "base")
+    for i in range(MANY):
+        name = "conformer" if i % 8 == 0 else "soft_moa"
+        like, classes = folder / "likes" / f"{name}{2 + i % 5}.safetensors", 2 + i % 5
+        if not like.exists():
+            if i == 0:
+                like.parent.mkdir()
+                (like.parent / "base").symlink_to(folder / "base")
+            write_adapter(like.parent, like.stem, METHODS[name], i, classes=classes)
+        vary(like, tmp_path / f"a{i:03d}.safetensors", 1000 + i)
+    adapters = Bank(largest=8)
+    for name, path in find_adapters(tmp_path).items():
+        adapters.load(name, path)
+    held = adapters.all()
+    assert len(held) == MANY
+    frozen = [surgery.arrays(h.adapter.model)["blocks/0/mlp/up/kernel"] for h in held]
+    assert len({id(array) for array in frozen}) == 1, "the backbone is there more than once"
+    sizes: list[int] = []
+    gauges = Gauges()
+    monkeypatch.setattr(gauges, "batch", lambda windows, _: sizes.append(windows))
+    batches = Batches(gauges, size=8, wait=0.05, longest=1000)
+    waves = [decode(body).waveform for body in SOUNDS]
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(
+            *(
+                batches.logits(one, list(cut([waves[i % 6]], one.classifier.frontend, 16000)))
+                for i, one in enumerate(held)
+            )
+        )
+
+    answers = asyncio.run(ask())
+    batches.close()
+    assert len({h.group for h in held}) <= 4 and max(sizes) > 4
+    for i in range(0, MANY, 3):
+        one = held[i]
+        windows = list(cut([waves[i % 6]], one.classifier.frontend, 16000))
+        classes = one.adapter.model.config.num_classes
+        assert all(row.shape == (classes,) for row in answers[i])
+        clips = [(w.audio[None], np.array([w.length], np.int32)) for w in windows]
+        frontend = one.adapter.frontend
+        for (audio, length), row in zip(clips, answers[i], strict=True):
+            x = frontend(np_to_jax(audio), np_to_jax(length))
+            want = one.adapter.model(x, frontend.sounding(np_to_jax(length)))[0]
+            np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-5)
+
+
+def np_to_jax(value: np.ndarray) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(value)
+
+
+def test_adapters_come_and_go_while_requests_wait(folder: Path) -> None:
+    with client_of(folder, names=["lora"], wait=0.3) as client:
+        assert [a["name"] for a in client.get("/v1/adapters").json()["adapters"]] == ["lora"]
+        assert post(client, "soft_moa", SOUNDS[0]).status_code == 404
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(post, client, "lora", body) for body in SOUNDS[:3]]
+            time.sleep(0.1)
+            assert client.delete("/v1/adapters/lora").json() == {"dropped": "lora"}
+            for body, answer in zip(SOUNDS, waiting, strict=False):
+                found = answer.result().json()
+                assert_alike(
+                    found, {"adapter": "lora", **wanted(folder / "lora.safetensors", body)}
+                )
+        gone = post(client, "lora", SOUNDS[0])
+        assert gone.status_code == 404 and "lora" in gone.json()["error"]
+        assert client.delete("/v1/adapters/lora").status_code == 404
+        for name in ("soft_moa", "lora", "soft_moa"):
+            told = client.put(f"/v1/adapters/{name}")
+            assert told.status_code == 200 and told.json()["method"] == name
+        near = post(client, "soft_mao", SOUNDS[0]).json()["error"]
+        assert "did you mean soft_moa?" in near
+        assert client.put("/v1/adapters/nothing").status_code == 404
+        assert post(client, "lora", SOUNDS[0]).status_code == 200
+
+
+def test_another_backbone_is_refused_and_what_was_held_stays(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    arrays = surgery.arrays(AST(CONFIG, rngs=nnx.Rngs(9)))
+    write_native(tmp_path / "base" / "weights.safetensors", arrays, CONFIG)
+    write_adapter(tmp_path, "stranger", METHODS["lora"], 0, classes=3)
+    os.symlink(folder / "linear.safetensors", tmp_path / "linear.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"not an adapter")
+    with client_of(tmp_path, names=["linear"]) as client:
+        answer = client.put("/v1/adapters/stranger")
+        assert answer.status_code == 422 and "different backbones" in answer.json()["error"]
+        assert client.put("/v1/adapters/damaged").status_code == 422
+        assert client.get("/healthz").json() == {"status": "ok", "adapters": 1}
+
+
+def test_requests_go_on_while_an_adapter_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aatjax.inference.server import adapters
+
+    with client_of(folder, names=["lora"], wait=0) as client, ThreadPoolExecutor(1) as pool:
+        post(client, "lora", SOUNDS[0])
+        reading, release = threading.Event(), threading.Event()
+        read = adapters.load_adapter
+
+        def slow(*args: Any, **more: Any) -> Any:
+            reading.set()
+            release.wait(20)
+            return read(*args, **more)
+
+        monkeypatch.setattr(adapters, "load_adapter", slow)
+        loaded = pool.submit(client.put, "/v1/adapters/soft_moa")
+        try:
+            assert reading.wait(10)
+            began = time.monotonic()
+            assert client.get("/healthz").status_code == 200
+            assert post(client, "lora", SOUNDS[0]).status_code == 200
+            assert time.monotonic() - began < 10
+        finally:
+            release.set()
+        assert loaded.result().status_code == 200
+
+
+def test_one_more_adapter_compiles_no_new_pass(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(folder / "base")
+    adapters, held = Bank(largest=8), []
+    for i in range(5):
+        path = write_adapter(tmp_path, str(i), METHODS["lora"], i, classes=3)
+        held.append(adapters.load(str(i), path))
+        window = next(cut([decode(SOUNDS[0]).waveform], held[0].classifier.frontend, 16000))
+        for one in held:
+            one.group.logits(one.group.ready(), [one.key], [window])
+    programs: list[Any] = [group._forward for group in {one.group for one in held}]
+    assert [program._cache_size() for program in programs] == [1, 1]  # seed 4 pads with silence
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+def chunks(size: int, count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield bytes(size)
+
+
+def test_refusals_say_what_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """B26, over the application; nothing is written to disk."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with client_of(folder, names=["lora"], max_bytes=50_000, max_seconds=3) as client:
+        for body, kind, status, words in [
+            (bytes(50_001), "audio/wav", 413, "more than 50000 bytes"),
+            (chunks(10_000, 6), "audio/wav", 413, "more than 50000 bytes"),
+            (SOUNDS[0], "text/html", 415, "application/octet-stream"),
+            (SOUNDS[0], "multipart/form-data; boundary=x", 415, "send the bytes"),
+            (b"", "audio/wav", 400, "empty"),
+            (b"RIFFnonsense", "audio/wav", 422, "not a sound"),
+            (SOUNDS[1][:-4000], "audio/wav", 422, "not a sound"),
+            (sound(1.5, 0) + b"", "audio/flac", 200, ""),
+        ]:
+            answer = post(client, "lora", body, kind)
+            assert answer.status_code == status, answer.text
+            assert words in answer.json().get("error", "")
+        short = io.BytesIO()
+        soundfile.write(short, np.zeros(8000 * 4), 8000, format="FLAC")
+        long = post(client, "lora", short.getvalue())
+        assert long.status_code == 413 and "longer than 3 s" in long.json()["error"]
+        for hop in ("0", "-1", "nan", "1e-9", "many"):
+            answer = post(client, "lora", SOUNDS[2], params={"hop": hop})
+            assert answer.status_code == 422 and "hop" in answer.json()["error"]
+        many = post(client, "lora", SOUNDS[2], params={"hop": 0.0004})
+        assert many.status_code == 413 and "longer hop" in many.json()["error"]
+        few = post(client, "lora", SOUNDS[2], params={"hop": 0.1})
+        assert few.status_code == 200 and len(few.json()["windows"]) == 6
+        assert "Not Found" in client.get("/nothing").json()["error"]
+        assert "not allowed" in client.get("/v1/adapters/lora/predict").json()["error"].lower()
+        for name in ("..%2Flora", "%2Fetc%2Fpasswd", "lora%00", "a" * 200, ".lora", "base"):
+            for answer in (
+                post(client, name, SOUNDS[0]),
+                client.put(f"/v1/adapters/{name}"),
+                client.delete(f"/v1/adapters/{name}"),
+            ):
+                assert answer.status_code == 404
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_at_once_are_told_to_come_again(folder: Path) -> None:
+    with client_of(folder, names=["lora"], concurrency=3, wait=0.5) as client:
+        with ThreadPoolExecutor(40) as pool:
+            statuses = [
+                answer.status_code
+                for answer in pool.map(lambda _: post(client, "lora", SOUNDS[0]), range(40))
+            ]
+        assert set(statuses) == {200, 429} and statuses.count(200) >= 3
+        text = client.get("/metrics").text
+        assert f'aatjax_requests_total{{status="429"}} {statuses.count(429)}' in text
+        assert "aatjax_requests_under_way 1" in text and "aatjax_adapters 1" in text
+        buckets = [int(line.split()[-1]) for line in text.splitlines() if "_bucket" in line]
+        assert buckets == sorted(buckets) and buckets[-1] == 40
+    with client_of(folder, names=["lora"], queue=1) as client:
+        answer = post(client, "lora", SOUNDS[3])  # four windows
+        assert answer.status_code == 413 and "4 windows" in answer.json()["error"]
+
+
+def test_an_answer_that_takes_too_long_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(folder, names=["lora"], timeout=0.5, wait=0.01) as client:
+        release = threading.Event()
+        run = Batches._run
+
+        def slow(self: Batches, jobs: Any) -> None:
+            release.wait(5)
+            run(self, jobs)
+
+        monkeypatch.setattr(Batches, "_run", slow)
+        answer = post(client, "lora", SOUNDS[0])
+        assert answer.status_code == 504 and "0.5 s" in answer.json()["error"]
+        assert client.delete("/v1/adapters/lora").status_code == 200
+        release.set()
+        monkeypatch.setattr(Batches, "_run", run)
+        assert client.put("/v1/adapters/lora").status_code == 200
+        with client_of(folder, names=["lora"]) as patient:
+            assert post(patient, "lora", SOUNDS[0]).status_code == 200
+
+
+def test_a_failing_pass_answers_and_the_next_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aatjax.inference.server.stacked import Group
+
+    with client_of(folder, names=["lora"]) as client, monkeypatch.context() as patch:
+        patch.setattr(Group, "logits", lambda *_: 1 / 0)
+        failed = post(client, "lora", SOUNDS[0])
+        assert failed.status_code == 500 and "failed" in failed.json()["error"]
+        patch.undo()
+        assert post(client, "lora", SOUNDS[0]).status_code == 200
+
+
+# --- the real server -----------------------------------------------------------------------------
+
+
+MAIN = "from aatjax.cli.main import main; main()"
+
+
+class Server:
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "serve", str(folder), "--port", "0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line.rstrip())
+            if line.startswith("serving "):
+                break
+        assert self.said, self.process.communicate()
+        self.port = int(self.said[-1].rpartition(":")[2])
+
+    def ask(self, head: str, *parts: tuple[float, bytes]) -> bytes:
+        """Sends a request line and headers, then each part after its delay; all that comes back."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as link:
+            link.sendall(head.encode())
+            for delay, part in parts:
+                time.sleep(delay)
+                try:
+                    link.sendall(part)
+                except OSError:
+                    break
+            found = b""
+            try:
+                while data := link.recv(65536):
+                    found += data
+            except ConnectionResetError:
+                pass
+            return found
+
+
+HEAD = (
+    "POST /v1/adapters/lora/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: audio/wav\r\n"
+    "Connection: close\r\n"
+)
+HERE = HEAD.format(host="localhost")
+
+
+@pytest.mark.slow
+def test_the_server_itself(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"x")
+    for name in ("lora", "linear"):
+        os.symlink(folder / f"{name}.safetensors", tmp_path / f"{name}.safetensors")
+    server = Server(tmp_path, "--body-timeout", "3", "--max-bytes", "100000")
+    try:
+        assert any(line.startswith("left out: ") and "broken" in line for line in server.said)
+        assert "serving 2 adapters at http://127.0.0.1:" in server.said[-1]
+        body = SOUNDS[0]
+        whole = f"{HERE}Content-Length: {len(body)}\r\n\r\n"
+        answer = server.ask(whole, (0, body))
+        assert answer.startswith(b"HTTP/1.1 200")
+        found = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert_alike(found, {"adapter": "lora", **wanted(folder / "lora.safetensors", body)})
+        # a body, then headers, that come a byte at a time
+        drops = [(0.6, body[i : i + 1]) for i in range(8)]
+        assert server.ask(whole, *drops).startswith(b"HTTP/1.1 408")
+        slow = [(0.6, bytes([b])) for b in HERE.encode()[:8]]
+        assert server.ask("", *slow).startswith(b"HTTP/1.1 408")
+        assert server.ask(f"{HERE}Content-Length: 1000000000\r\n\r\n").startswith(b"HTTP/1.1 413")
+        chunked = f"{HERE}Transfer-Encoding: chunked\r\n\r\n"
+        parts = [(0.0, b"4e20\r\n" + bytes(20000) + b"\r\n")] * 8
+        assert server.ask(chunked, *parts).startswith(b"HTTP/1.1 413")
+        # a page elsewhere that calls its own name by this address
+        evil = HEAD.format(host="evil.example")
+        assert server.ask(f"{evil}Content-Length: 0\r\n\r\n").startswith(b"HTTP/1.1 400")
+        # asked to stop while a request is on its way: it is answered, then the server ends
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(server.ask, whole, (0.0, body[:100]), (2.0, body[100:]))
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            assert late.result().startswith(b"HTTP/1.1 200")
+        assert server.process.wait(30) == 143
+        assert "Traceback" not in server.process.stderr.read()
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def serve(*arguments: Any) -> tuple[int, str]:
+    from aatjax.cli.main import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        said = io.StringIO()
+        patch.setattr(sys, "stderr", said)
+        return run(["serve", *map(str, arguments)]), said.getvalue()
+
+
+def test_what_cannot_be_served_is_said_in_a_line(folder: Path, tmp_path: Path) -> None:
+    code, said = serve(tmp_path)
+    assert code == 2 and "holds no adapters" in said
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    code, said = serve(tmp_path, "--port", "0")
+    assert code == 2 and "none of its 1 adapters" in said
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, said = serve(folder, "--port", taken.getsockname()[1])
+    assert code == 2 and "give another --port" in said and "Traceback" not in said
+    for flags in (
+        ["--timeout", "inf"],
+        ["--port", "99999"],
+        ["--max-bytes", "0"],
+        ["--wait", "-1"],
+    ):
+        assert serve(folder, *flags)[0] == 2
+
+
+def test_names_of_adapters(tmp_path: Path) -> None:
+    names = ("a", "b/adapter", ".hidden", "adapter", "with space", "c/other")
+    for name in (f"{name}.safetensors" for name in names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert set(find_adapters(tmp_path)) == {"a", "b"}
+
+
+def test_limits_are_documented() -> None:
+    documented = Limits.__doc__ or ""
+    assert all(f"{field.name}:" in documented for field in dataclasses.fields(Limits))

@@ -1,0 +1,667 @@
+"""Long files: streamed windows are those of the whole file, and memory does not grow."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from flax import nnx
+
+from aatjax import surgery
+from aatjax.audio import streams
+from aatjax.audio.decode import decode, decode_blocks
+from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.waveform import BadAudio
+from aatjax.cli import main
+from aatjax.convert import write_native
+from aatjax.errors import UsageError
+from aatjax.inference.calibration import Decisions
+from aatjax.inference.classifier import Classifier, Cut, cut, step_of
+from aatjax.inference.segmentation import Rules, Track
+from aatjax.inference.stream import Ended, Heard, hear, segments
+from aatjax.models.ast import AST, ASTConfig
+
+RATE = 16000
+FRONTEND = FrontEnd(frames=98)
+SIZE = FRONTEND.samples
+CLASSES = ("ant", "bee", "cat")
+TINY = ASTConfig(
+    dim=32,
+    depth=2,
+    heads=2,
+    mlp_dim=48,
+    stride=(16, 16),
+    frames=98,
+    num_classes=3,
+    pool="mean_patches",
+)
+
+
+def make_model(**changes: Any) -> AST:
+    model = AST(ASTConfig(**{**vars(TINY), **changes}), rngs=nnx.Rngs(0))
+    model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]
+    return model
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return Classifier(make_model(), CLASSES, FRONTEND)
+
+
+def sound(seconds: float, rate: int = RATE, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """A glide in noise: no two stretches are alike."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate))[:, None] / rate
+    wave = np.sin(2 * np.pi * (300 + 90 * time) * time + np.arange(channels))
+    return 0.5 * wave + 0.1 * rng.normal(size=(len(time), channels))
+
+
+def write(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, wave, rate, subtype="PCM_16")
+    return path
+
+
+def gathered(events: Iterator[Heard | Ended]) -> list[tuple[np.ndarray, list[Any], Ended]]:
+    """Of each file: probabilities of its windows, their spans, its end; checks the order."""
+    files: list[tuple[np.ndarray, list[Any], Ended]] = []
+    rows: list[np.ndarray] = []
+    spans: list[Any] = []
+    for event in events:
+        assert event.file == len(files)
+        if isinstance(event, Heard):
+            assert len(event.spans) == len(event.probabilities) > 0
+            rows.append(event.probabilities)
+            spans += event.spans
+        else:
+            files.append((np.concatenate(rows) if rows else np.zeros((0, 3)), spans, event))
+            rows, spans = [], []
+    assert not rows
+    return files
+
+
+# --- blocks and windows --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_blocks_are_the_waveform(
+    rate: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.flac", sound(3.3, rate, channels), rate)
+    whole = decode(path).waveform
+    for size in (1 << 17, 1 << 13, 1):  # at least 1024 frames a block
+        monkeypatch.setattr(streams, "_BLOCK_SAMPLES", size)
+        blocks = list(decode_blocks(path))
+        assert all(block.size for block in blocks)
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert len(blocks) > 20
+
+
+@pytest.mark.parametrize("samples", [1, 100, 399, 400, 401])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_blocks_of_a_short_clip(samples: int, rate: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", sound(1)[:samples], rate)
+    found = np.concatenate(list(decode_blocks(path)))
+    np.testing.assert_array_equal(found, decode(path).waveform)
+
+
+def test_blocks_of_bad_files(tmp_path: Path) -> None:
+    bad = {"empty.wav": b"", "text.wav": b"hello, this is no sound"}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    write(tmp_path / "none.wav", np.zeros((0, 1)))
+    nan = np.full(20000, np.nan)
+    soundfile.write(tmp_path / "nan.wav", nan, RATE, subtype="FLOAT")
+    for name in (*bad, "none.wav", "nan.wav", "gone.wav"):
+        with pytest.raises(BadAudio, match=name) as streamed:
+            list(decode_blocks(tmp_path / name))
+        with pytest.raises(BadAudio) as whole:
+            decode(tmp_path / name)
+        assert (str(streamed.value), streamed.value.reason) == (
+            str(whole.value),
+            whole.value.reason,
+        )
+
+
+def test_what_is_left_of_a_cut_file_comes_before_the_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", sound(10))
+    path.write_bytes(path.read_bytes()[:-100000])
+    left = decode(path, truncated="keep")
+    blocks = []
+    with pytest.raises(BadAudio, match=r"a\.wav: truncated 110000/160000 frames$") as caught:
+        blocks.extend(iter_into(decode_blocks(path), blocks))
+    assert caught.value.reason == "truncated"
+    np.testing.assert_array_equal(np.concatenate(blocks), left.waveform)
+
+
+def iter_into(blocks: Iterator[np.ndarray], into: list[np.ndarray]) -> list[np.ndarray]:
+    for block in blocks:
+        into.append(block)
+    return []
+
+
+@pytest.mark.parametrize("samples", [1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 3 * SIZE + 7])
+@pytest.mark.parametrize("hop", [None, 0.1, 0.5, 2.5])
+@pytest.mark.parametrize("block", [997, 4096, 10**6])
+def test_windows_do_not_depend_on_blocks(samples: int, hop: float | None, block: int) -> None:
+    wave = np.random.default_rng(0).integers(-9999, 9999, samples).astype(np.int16)
+    step = step_of(FRONTEND, hop)
+    pieces = (wave[i : i + block] for i in range(0, samples, block))
+    found = list(cut(pieces, FRONTEND, step))
+    # The rule: a window every step, as long as the one before left something unheard.
+    starts = [0]
+    while starts[-1] + SIZE < samples and starts[-1] + step < samples:
+        starts.append(starts[-1] + step)
+    assert [w.span for w in found] == [(s, min(s + SIZE, samples)) for s in starts]
+    for window, start in zip(found, starts, strict=True):
+        audio, length = FRONTEND.fit(wave, start=start)
+        assert window.length == length
+        np.testing.assert_array_equal(window.audio, audio)
+
+
+# --- streamed against whole ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "hop", "block"),
+    [
+        (8000, 1, None, 1 << 17),
+        (8000, 2, 0.3, 1 << 12),
+        (16000, 1, 0.25, 1 << 14),
+        (44100, 2, 0.5, 1 << 17),
+        (44100, 1, None, 1 << 10),
+        (48000, 6, 1.7, 1 << 15),
+    ],
+)
+def test_streamed_windows_are_those_of_the_whole_file(
+    classifier: Classifier,
+    rate: int,
+    channels: int,
+    hop: float | None,
+    block: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write(tmp_path / "a.wav", sound(7.7, rate, channels), rate)
+    rows, spans = classifier.window_probabilities(decode(path).waveform, hop=hop)
+    monkeypatch.setattr(streams, "_BLOCK_SAMPLES", block)
+    ((found, where, end),) = gathered(hear(classifier, [path], hop=hop))
+    assert where == spans and end == Ended(0, spans[-1][1])
+    np.testing.assert_array_equal(found, rows)
+    assert np.ptp(rows, axis=0).max() > 0.01, "the windows differ"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 64])
+def test_files_share_batches(classifier: Classifier, batch: int, tmp_path: Path) -> None:
+    lengths = (0.5, 3.2, 1.0, 6.1, 0.1)
+    paths = [write(tmp_path / f"{i}.wav", sound(s, seed=i)) for i, s in enumerate(lengths)]
+    calls = []
+    run = classifier.run
+
+    class Counting(Classifier):
+        def run(self, windows: Sequence[Cut], *more: Any, **rest: Any) -> tuple[jax.Array, ...]:
+            calls.append(len(windows))
+            return run(windows, *more, **rest)
+
+    counting = Counting(classifier.model, CLASSES, FRONTEND)
+    files = gathered(hear(counting, paths, batch=batch))
+    for (found, spans, end), path in zip(files, paths, strict=True):
+        rows, expected = classifier.window_probabilities(decode(path).waveform)
+        assert spans == expected and end.error is None
+        np.testing.assert_allclose(found, rows, atol=1e-6)
+    total = sum(len(spans) for _, spans, _ in files)
+    assert calls == [batch] * (total // batch) + [total % batch] * (total % batch > 0)
+
+
+def test_bad_files_between_good_ones(classifier: Classifier, tmp_path: Path) -> None:
+    good = write(tmp_path / "good.wav", sound(2.5))
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    short = write(tmp_path / "short.wav", sound(10))
+    short.write_bytes(short.read_bytes()[:100044])
+    files = gathered(hear(classifier, [tmp_path / "bad.wav", good, short, tmp_path / "gone", good]))
+    assert [end.samples for *_, end in files] == [0, 40000, 50000, 0, 40000]
+    assert [end.error and end.error.reason for *_, end in files] == [
+        "undecodable",
+        None,
+        "truncated",
+        "not a regular file",
+        None,
+    ]
+    np.testing.assert_allclose(files[1][0], files[4][0], atol=1e-6)
+    found = list(segments(classifier, [tmp_path / "bad.wav", good, short]))
+    assert isinstance(found[0], BadAudio)
+    assert isinstance(found[1], Track) and found[1].cut is None and found[1].seconds == 2.5
+    assert isinstance(found[2], Track) and found[2].cut and "truncated 50000/160000" in found[2].cut
+    assert found[2].segments[-1].end == 3.125
+
+
+def test_no_readable_file(classifier: Classifier, tmp_path: Path) -> None:
+    (end,) = hear(classifier, [tmp_path / "gone.wav"])
+    assert isinstance(end, Ended) and end.error is not None
+    assert list(hear(classifier, [])) == []
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"hop": 0.0}, {"hop": float("nan")}])
+def test_a_hop_or_batch_that_cannot_be(classifier: Classifier, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        hear(classifier, [], **wrong)
+
+
+@pytest.mark.parametrize("pool", ["mean_patches", "cls_dist"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_vectors_are_the_models_tokens(pool: Any, mask: bool, tmp_path: Path) -> None:
+    model = make_model(pool=pool, mask_padding=mask)
+    classifier = Classifier(model, CLASSES, FRONTEND)
+    path = write(tmp_path / "a.wav", sound(2.4))
+    wave = decode(path).waveform
+    events = [e for e in hear(classifier, [path], vectors=True) if isinstance(e, Heard)]
+    found = np.concatenate([e.vectors for e in events if e.vectors is not None])
+    rows, spans = classifier.window_probabilities(wave)
+    assert len(found) == len(spans) == 3
+    np.testing.assert_allclose(events[0].probabilities, rows, atol=1e-5)
+    for vector, (start, end) in zip(found, spans, strict=True):
+        audio, length = FRONTEND.fit(wave[start:end])
+        features = FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length]))
+        seen = model.embed.mask(FRONTEND.sounding(jnp.asarray([length]))) if mask else None
+        tokens = np.asarray(model.tokens(features, seen))[0, TINY.num_prefix :]
+        if seen is not None:
+            tokens = tokens[np.asarray(seen)[0, TINY.num_prefix :]]
+        np.testing.assert_allclose(vector, tokens.mean(axis=0), atol=1e-5)
+
+
+# --- a tone that changes -------------------------------------------------------------------------
+
+
+def tones(change: float, seconds: float, rate: int = RATE) -> np.ndarray:
+    time = np.arange(round(seconds * rate)) / rate
+    wave = np.where(time < change, np.sin(2 * np.pi * 500 * time), np.sin(2 * np.pi * 3000 * time))
+    noise = np.random.default_rng(0).normal(size=len(time))
+    return 0.4 * wave + 0.01 * (rate / RATE) ** 0.5 * noise  # as loud in each Hz at every rate
+
+
+def fitted(tmp_path: Path) -> AST:
+    """A random backbone whose head tells the two tones apart by the means of its vectors."""
+    model = make_model(num_classes=2)
+    plain = Classifier(model, ("low", "high"), FRONTEND)
+    waves = [write(tmp_path / f"{i}.wav", tones(100 * (1 - i), 12)) for i in range(2)]
+    means = []
+    for path in waves:
+        heard = [e for e in hear(plain, [path], vectors=True) if isinstance(e, Heard)]
+        vectors = np.concatenate([e.vectors for e in heard if e.vectors is not None])[:-1]
+        if model.head.norm is not None:
+            vectors = np.asarray(model.head.norm(jnp.asarray(vectors)))
+        means.append(vectors.mean(axis=0))
+    away = means[1] - means[0]
+    kernel = 10 * np.stack([-away, away], axis=1) / (away @ away)
+    model.head.linear.kernel[...] = jnp.asarray(kernel)
+    assert model.head.linear.bias is not None
+    model.head.linear.bias[...] = jnp.asarray(-(means[0] + means[1]) / 2 @ kernel)
+    return model
+
+
+@pytest.mark.parametrize("change", [3.1, 5.0, 6.87])
+@pytest.mark.parametrize("hop", [0.25, 0.5])
+def test_a_tone_that_changes_is_segmented_within_a_hop(
+    change: float, hop: float, tmp_path: Path
+) -> None:
+    classifier = Classifier(fitted(tmp_path), ("low", "high"), FRONTEND)
+    path = write(tmp_path / "change.wav", tones(change, 10.495))
+    for rules in (Rules(), Rules(smooth=4 * hop), Rules(on=0.5, min_duration=1)):
+        (track,) = segments(classifier, [path], rules, hop=hop)
+        assert isinstance(track, Track)
+        assert [s.label for s in track.segments] == ["low", "high"]
+        low, high = track.segments
+        assert low.start == 0 and high.end == pytest.approx(10.495)  # the last window is whole
+        assert abs(low.end - change) <= hop and low.end == high.start
+
+
+class Perfect(Classifier):
+    """Hears the share of a window that is above 1.5 kHz, and counts no padding."""
+
+    def run(
+        self, windows: Sequence[Cut], batch: int = 8, *, vectors: bool = False
+    ) -> tuple[jax.Array, ...]:
+        rows = np.zeros((batch, 2))
+        for i, window in enumerate(windows):
+            power = np.abs(np.fft.rfft(window.audio[: window.length])) ** 2
+            high = power[np.fft.rfftfreq(window.length, 1 / RATE) > 1500].sum() / power.sum()
+            rows[i] = 1 - high, high
+        return jnp.asarray(rows), jnp.asarray(rows)
+
+
+@pytest.mark.parametrize("change", [0.7, 3.1, 9.0])
+@pytest.mark.parametrize("hop", [0.02, 0.1, 0.4, None])
+def test_a_perfect_ear_hears_the_change_within_a_hop(
+    change: float, hop: float | None, tmp_path: Path
+) -> None:
+    classifier = Perfect(make_model(num_classes=2), ("low", "high"), FRONTEND)
+    path = write(tmp_path / "change.wav", tones(change, 10.3))
+    (track,) = segments(classifier, [path], hop=hop)
+    assert isinstance(track, Track)
+    low, high = track.segments
+    assert (low.label, high.label) == ("low", "high")
+    assert low.start == 0 and low.end == high.start and high.end == pytest.approx(10.3)
+    assert abs(low.end - change) <= (0.5 * SIZE / RATE if hop is None else 0.5 * hop + 0.01)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+ODD = [
+    "plain.wav",
+    'a, "b"; c.wav',
+    "line\nbreak.wav",
+    "tab\there.wav",
+    "ü 音.wav",
+    os.fsdecode(b"broken-\xff.wav"),
+]
+
+
+class Place:
+    def __init__(self, root: Path) -> None:
+        self.weights = root / "weights.safetensors"
+        write_native(
+            self.weights,
+            surgery.arrays(fitted(root)),
+            make_model(num_classes=2).config,
+            labels=("low", "high"),
+        )
+        self.names = ODD
+        self.paths = [os.fspath(root / "sounds" / name) for name in ODD]
+        for i, path in enumerate(self.paths):
+            made = write(root / "sounds" / "made.wav", tones(2 + i / 2, 7))
+            made.rename(path)
+
+    def run(self, *flags: object, files: list[str] | None = None) -> int:
+        files = self.paths if files is None else files
+        return main.run(["predict", str(self.weights), *map(str, flags), "--", *files])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+def rows_of_csv(data: bytes) -> list[dict[str, str]]:
+    text = data.decode("utf-8", "surrogateescape")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_every_format_on_the_command_line(
+    place: Place, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    flags = ["--segments", "--hop", "0.25", "--smooth", "1", "--format"]
+    assert place.run(*flags, "csv") == 0
+    data = capfdbinary.readouterr().out
+    rows = rows_of_csv(data)
+    assert [row["file"] for row in rows] == [path for path in place.paths for _ in range(2)]
+    assert [row["label"] for row in rows] == ["low", "high"] * len(ODD)
+    for i, row in enumerate(rows[::2]):
+        assert abs(float(row["end"]) - (2 + i / 2)) <= 0.25
+    assert place.run(*flags, "csv", "--out", tmp_path / "new" / "a.csv") == 0
+    assert (tmp_path / "new" / "a.csv").read_bytes() == data
+    assert os.listdir(tmp_path / "new") == ["a.csv"]
+
+    assert place.run(*flags, "json") == 0
+    found = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [one["path"] for one in found] == place.paths
+    assert [s["end"] for one in found for s in one["segments"]] == [float(r["end"]) for r in rows]
+
+    assert place.run(*flags, "rttm") == 0
+    text = capfdbinary.readouterr().out.decode("utf-8", "surrogateescape")
+    fields = [line.split() for line in text.splitlines()]
+    assert {len(row) for row in fields} == {10}
+    for row, plain in zip(fields, rows, strict=True):
+        assert row[1] == "".join("_" if c.isspace() else c for c in plain["file"])
+        assert float(row[3]) == pytest.approx(float(plain["start"]), abs=1e-3)
+        assert float(row[3]) + float(row[4]) == pytest.approx(float(plain["end"]), abs=2e-3)
+        assert row[7] == plain["label"]
+
+    assert place.run(*flags, "audacity", files=place.paths[2:3]) == 0
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["low", "high"]
+    assert [float(line.split("\t")[1]) for line in lines] == [float(r["end"]) for r in rows[4:6]]
+
+    assert place.run(*flags, "table") == 0
+    assert len(capfdbinary.readouterr().out.splitlines()) == 3 * len(ODD)
+    assert place.run("--segments", files=place.paths[:1]) == 0
+    assert b"low" in capfdbinary.readouterr().out, "a table is the default"
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_embeddings(
+    place: Place, ending: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"v.{ending}"
+    assert place.run("--embeddings", path, "--json", "--batch-size", "5") == 0
+    printed = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    if ending == "npz":
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+    else:
+        table = pq.read_table(path)
+        columns = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    assert set(columns) == {"file", "start", "end", "vector"}
+    names = [os.fsencode(p).decode("utf-8", "backslashreplace") for p in place.paths]
+    assert columns["file"].tolist() == [name for name in names for _ in range(8)]
+    spans = [(w["start"], w["end"]) for one in printed for w in one["windows"]]
+    assert list(zip(columns["start"], columns["end"], strict=True)) == spans
+    classifier = Classifier.load(place.weights)
+    heard = [e for e in hear(classifier, place.paths, vectors=True) if isinstance(e, Heard)]
+    expected = np.concatenate([e.vectors for e in heard if e.vectors is not None])
+    np.testing.assert_allclose(columns["vector"], expected, atol=1e-5)
+    assert columns["vector"].shape == (8 * len(ODD), 32)
+    assert os.listdir(tmp_path) == [path.name]
+    # The lines are those of the command without new flags.
+    assert place.run("--json") == 0
+    for one, two in zip(capfd.readouterr().out.splitlines(), printed, strict=True):
+        plain = json.loads(one)
+        assert (plain["path"], plain["label"]) == (two["path"], two["label"])
+        assert plain["probabilities"] == pytest.approx(two["probabilities"], abs=1e-5)
+
+
+def test_embeddings_and_segments_in_one_pass(place: Place, tmp_path: Path) -> None:
+    # The last window is 0.035 s of sound and much padding, which this model mishears.
+    flags = ["--segments", "--min-duration", "0.1", "--format", "csv", "--out", tmp_path / "s.csv"]
+    assert place.run(*flags, "--embeddings", tmp_path / "v.npz") == 0
+    assert len(rows_of_csv((tmp_path / "s.csv").read_bytes())) == 2 * len(ODD)
+    assert len(np.load(tmp_path / "v.npz")["vector"]) == 8 * len(ODD)
+
+
+def test_bad_and_cut_files(place: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bad, short = tmp_path / "bad.wav", tmp_path / "short.wav"
+    bad.write_bytes(b"no sound")
+    short.write_bytes(Path(place.paths[0]).read_bytes()[:100044])
+    files = [str(bad), str(short), place.paths[1]]
+    out, vectors = tmp_path / "s.csv", tmp_path / "v.parquet"
+    flags = ["--segments", "--format", "csv", "--out", out, "--embeddings", vectors]
+    assert place.run(*flags, files=files) == 65
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("aatjax: ") for line in lines)
+    assert "bad.wav: cannot be decoded" in lines[0]
+    assert "short.wav: truncated 50000/112000 frames; what comes before is given" in lines[1]
+    assert lines[2].endswith(
+        "1 of 3 files could not be read, 1 of 3 files could not be read to the end"
+    )
+    rows = rows_of_csv(out.read_bytes())
+    assert list(dict.fromkeys(row["file"] for row in rows)) == files[1:]
+    assert float([row for row in rows if row["file"] == str(short)][-1]["end"]) == 3.125
+    assert len(pq.read_table(vectors)) == 4 + 8
+    # Nothing that can be read: nothing is written.
+    out.unlink()
+    vectors.unlink()
+    assert place.run(*flags, files=[str(bad)]) == 65
+    assert sorted(os.listdir(tmp_path)) == ["bad.wav", "short.wav"]
+    # As before: without a new flag a cut file is not used.
+    capfd.readouterr()
+    assert place.run(files=[str(short)]) == 65
+    captured = capfd.readouterr()
+    assert captured.out == "" and "pass truncated='keep' to use the rest" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--format", "csv"], "--format needs --segments"),
+        (["--min-duration", "0"], "--min-duration needs --segments"),
+        (["--segments", "--json"], "--format json"),
+        (["--segments", "--format", "audacity"], "one file at a time"),
+        (["--segments", "--format", "xml"], "invalid choice"),
+        (["--segments", "--threshold", "high"], "0.6:0.4"),
+        (["--segments", "--threshold", "0.2:0.4"], "above where it begins"),
+        (["--segments", "--threshold", "1:0:1"], "0.6:0.4"),
+        (["--segments", "--threshold", "7"], "between 0 and 1"),
+        (["--segments", "--smooth", "1"], "give at least"),
+        (["--segments", "--gap", "-1"], "gap"),
+        (["--segments", "--hop", "0"], "hop"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--embeddings", "v.txt"], ".npz or .parquet"),
+        (["--embeddings", "."], "is a folder"),
+        (["--segments", "--out", "."], "is a folder"),
+        (["--segments", "--out", "v.npz", "--embeddings", "v.npz"], "same file"),
+    ],
+)
+def test_wrong_flags(
+    place: Place,
+    flags: list[str],
+    word: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert place.run(*flags) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and word in captured.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_that_rttm_cannot_tell_apart(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    assert place.run("--segments", "--format", "rttm", files=["a b.wav", "a_b.wav"]) == 2
+    assert "same name in RTTM" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--out", "--embeddings"])
+def test_what_cannot_be_written(
+    place: Place, flag: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert place.run("--segments", flag, tmp_path / "file" / "a.npz") == 74
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1 and "not written" in err
+
+
+def test_a_file_stays_as_it_was_when_the_work_breaks_off(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "s.csv"
+    old.write_text("old")
+    run, calls = Classifier.run, [0]
+
+    def breaking(self: Classifier, *args: Any, **more: Any) -> tuple[jax.Array, ...]:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return run(self, *args, **more)
+
+    monkeypatch.setattr(Classifier, "run", breaking)
+    flags = ["--segments", "--format", "csv", "--out", old]
+    assert place.run(*flags, "--embeddings", tmp_path / "v.npz") == 130
+    assert old.read_text() == "old" and os.listdir(tmp_path) == ["s.csv"]
+
+
+def test_decisions_of_the_artefact_count(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", tones(3, 5.995))
+    options = {"decisions": Decisions(1.0, None, 1.0, 0.9, 5)}
+    classifier = Classifier(fitted(tmp_path), ("low", "high"), FRONTEND, **options)
+    (track,) = segments(classifier, [path])
+    assert isinstance(track, Track)
+    assert [(s.label, s.unsure) for s in track.segments] == [("unsure", True)]
+    many = Classifier(
+        fitted(tmp_path),
+        ("low", "high"),
+        FRONTEND,
+        multi_label=True,
+        decisions=Decisions(1.0, (0.5, 1.0), 1.0, 0.9, 5),
+    )
+    (track,) = segments(many, [path], hop=0.25)
+    assert isinstance(track, Track)
+    assert [s.label for s in track.segments] == ["low"]
+
+
+# --- hours ---------------------------------------------------------------------------------------
+
+HOURS = """
+import json, sys, time
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.stream import hear, Joined, Heard, vectors_to
+from aatjax.inference.segmentation import Rules
+from pathlib import Path
+weights, folder, *files = sys.argv[1:]
+classifier = Classifier.load(weights)
+for file in files:
+    joined = Joined(classifier, [file], Rules(smooth=3), None)
+    begun = time.perf_counter()
+    with vectors_to(Path(folder) / "v.parquet", 32) as vectors:
+        for event in hear(classifier, [file], vectors=True):
+            if isinstance(event, Heard):
+                vectors.add(file, event)
+            track = joined.take(event)
+    took = time.perf_counter() - begun
+    # Not ru_maxrss: a child begins with that of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(json.dumps([track.seconds, len(track.segments), took, peak]))
+"""
+BOUND = 24  # MiB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory from /proc")
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_two_hours_take_the_memory_of_ten_minutes(place: Place, kind: str, tmp_path: Path) -> None:
+    """B11: the whole sound would be 220 MiB at 16 kHz."""
+    rate = 44100 if kind == "wav" else 22050
+    minute = np.round(tones(30, 60, rate) * 32767).astype(np.int16)
+    paths = [tmp_path / f"{minutes}.{kind}" for minutes in (10, 120)]
+    for path, minutes in zip(paths, (10, 120), strict=True):
+        with soundfile.SoundFile(path, "w", rate, 1, "PCM_16") as file:
+            for _ in range(minutes):
+                file.write(minute)
+    done = subprocess.run(
+        [sys.executable, "-c", HOURS, str(place.weights), str(tmp_path), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    assert done.returncode == 0, done.stderr
+    short, long = map(json.loads, done.stdout.splitlines())
+    print(kind, short, long, f"{long[0] / long[2]:.0f} x real time")
+    assert (short[0], long[0]) == (600, 7200)
+    assert long[1] - short[1] == 220, "two a minute"
+    assert long[3] - short[3] < BOUND
+
+
+def test_a_closed_file_is_not_read_on(classifier: Classifier, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", sound(30))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    events = hear(classifier, [path], batch=2)
+    next(events)
+    with contextlib.closing(events):  # type: ignore[type-var]
+        pass
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before
