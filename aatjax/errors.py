@@ -1,4 +1,12 @@
-"""The errors a user can cause or meet, each with the exit code the command line ends with."""
+"""Errors that a user can cause or meet, each with its exit code on the command line."""
+
+import os
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """Text for one line of a message: control characters and broken encoding are escaped."""
+    decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 
 class AatjaxError(Exception):

@@ -1,9 +1,6 @@
-"""What every test runs under: several fake devices, exact products, checked shapes."""
+"""Settings of every test run: several fake devices, exact products, cached compilation."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 # Tests compile much and compute little: unoptimised code halves their time, one thread a process
@@ -18,21 +15,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-# The same small programs are compiled again and again, in both workers and in what they start.
+# The same small programs are compiled by both workers, by what they start and by the next run:
+# compiled programs are kept in pytest's own cache folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    compiled = tempfile.mkdtemp(prefix="aatjax-tests-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    compiled = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Processes that tests start import the installed package, not the checkout they are started in.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+# Checking every array against its annotation costs 8 s a process: CI does it in a run of its own.
+if os.environ.get("AATJAX_TYPECHECK"):
+    from jaxtyping import install_import_hook
 
-install_import_hook(["aatjax", "aatjax_kernels"], "typecheck.check")
+    install_import_hook(["aatjax", "aatjax_kernels"], "typecheck.check")
 
 import jax
 import pytest

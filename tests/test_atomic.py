@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from aatjax.data.quarantine import write_whole
 from aatjax.errors import WriteError
 from aatjax.experiments.run_dir import write_json
 from aatjax.inference.stream import Whole
-from aatjax.io.atomic import write_file
+from aatjax.io.atomic import write_file, write_whole
 
 
 def streamed(path: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
 from aatjax import load, surgery
@@ -47,17 +45,6 @@ ODD_NAMES = [
     "tab\there.wav",
     "n" * 250 + ".wav",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most tests train the same program: XLA compiles it once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def tone(label: int, seed: int, samples: int = 16000) -> np.ndarray:

@@ -9,7 +9,6 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import soundfile
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from aatjax import surgery
 from aatjax.cli.main import run
@@ -121,17 +119,6 @@ def tone(label: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     wave = np.sin(2 * np.pi * 300 * 3**label * np.arange(12000) / 16000)
     return 0.3 * wave + 0.25 * rng.normal(size=12000)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs and reports evaluate by the same program: XLA compiles it once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Int16
 
 from aatjax import evaluate, fit, petl, surgery
@@ -49,17 +48,6 @@ TINY = ASTConfig(
     num_classes=3,
     pool="mean_patches",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most tests train the same program: XLA compiles it once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 class Tones(Reader):

@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int16
 
 from aatjax.audio.containers import Container, inspect
 from aatjax.audio.fbank import FRAME
-from aatjax.audio.listing import list_audio, show
+from aatjax.audio.listing import list_audio
 from aatjax.audio.streams import Broken, Stream, open_stream
 from aatjax.audio.waveform import (
     HIGHEST_RATE,
@@ -37,7 +37,7 @@ from aatjax.audio.waveform import (
     pad_to_frame,
     to_int16,
 )
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, printable
 
 __all__ = ["BadAudio", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
 
@@ -106,7 +106,7 @@ def decode(
         raise UsageError(f"truncated is {truncated!r}, give 'skip' or 'keep'")
     if max_seconds is not None and not (math.isfinite(max_seconds) and max_seconds > 0):
         raise UsageError(f"max_seconds is {max_seconds!r}, give a number above 0")
-    name = "<bytes>" if isinstance(path_or_bytes, bytes) else show(path_or_bytes)
+    name = "<bytes>" if isinstance(path_or_bytes, bytes) else printable(path_or_bytes)
     limit = None if max_seconds is None else math.ceil(max_seconds * rate)
 
     with _stream(path_or_bytes, name) as (container, stream):
@@ -156,7 +156,7 @@ def decode_blocks(
     """
     check_rate(rate)
     check_channels(channels)
-    name = "<bytes>" if isinstance(path_or_bytes, bytes) else show(path_or_bytes)
+    name = "<bytes>" if isinstance(path_or_bytes, bytes) else printable(path_or_bytes)
     with _stream(path_or_bytes, name) as (container, stream):
         read = _Reader(stream, rate, channels, None, name)
         short = np.zeros(0, np.int16)

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from aatjax.errors import DataError
+from aatjax.errors import DataError, printable
 
 EXTENSIONS = frozenset(
     {".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
@@ -36,7 +36,7 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
         home = os.path.realpath(root, strict=True)
         os.scandir(home).close()
     except (OSError, ValueError) as error:
-        raise DataError(f"{show(root)}: not a folder that can be read ({_why(error)})") from error
+        raise DataError(f"{printable(root)}: not a folder that can be read ({_why(error)})") from error
     files: list[Path] = []
     skipped: list[tuple[str, str]] = []
     folders = [root]
@@ -61,12 +61,6 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
             else:
                 files.append(path)
     return sorted(files), sorted(skipped)
-
-
-def show(path: str | os.PathLike[str]) -> str:
-    """A path for one line of text: control characters and broken encoding are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _reason(entry: "os.DirEntry[str]", home: str) -> str:

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Int16
 
 from aatjax.audio.decode import BadAudio, decode
-from aatjax.audio.listing import show
 from aatjax.audio.waveform import Channels
-from aatjax.data.quarantine import unwritable, write_quarantine, write_whole
+from aatjax.data.quarantine import write_quarantine
 from aatjax.data.source import Clip, Reader, Source
-from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
+from aatjax.errors import AatjaxError, DataError, UsageError, WriteError, printable
+from aatjax.io.atomic import unwritable, write_whole
 
 FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
 CHECKSUM = hashlib.sha256().digest_size
@@ -153,7 +153,7 @@ class CachedReader(Reader):
             return np.load(entry, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{show(clip.path or clip.id)}: its decoded copy {entry} cannot be read: {error}; "
+                f"{printable(clip.path or clip.id)}: its decoded copy {entry} cannot be read: {error}; "
                 "start again, the copy is then made anew"
             ) from error
 
@@ -200,17 +200,17 @@ class Cache:
         except (AatjaxError, MemoryError):
             raise
         except Exception as error:
-            raise DataError(f"{show(path)}: reading it failed: {error!r}") from error
+            raise DataError(f"{printable(path)}: reading it failed: {error!r}") from error
 
     def _key(self, path: str) -> str:
         options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
         try:
             if not os.path.isfile(path):
-                raise BadAudio("not a regular file", f"{show(path)}: is not a regular file")
+                raise BadAudio("not a regular file", f"{printable(path)}: is not a regular file")
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BadAudio("unreadable", f"{show(path)}: {error.strerror or error}") from error
+            raise BadAudio("unreadable", f"{printable(path)}: {error.strerror or error}") from error
         return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from aatjax.audio.decode import BadAudio
 from aatjax.data.source import Clip
 from aatjax.errors import WriteError
-from aatjax.io.atomic import into_place
+from aatjax.io.atomic import unwritable, write_whole
 
 
 def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, BadAudio]]) -> None:
@@ -46,28 +42,3 @@ def _path_of(line: str) -> object:
     except ValueError:
         return None
     return record.get("path") if isinstance(record, dict) else None
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: under another name first, then renamed.
-
-    Raises:
-        WriteError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.stem[:16]}-{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x+b") as file:
-            write(file)
-        into_place(temporary, path)
-    except OSError as error:
-        raise WriteError(unwritable(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def unwritable(path: Path, error: OSError) -> str:
-    """The message for a path that could not be written."""
-    why = error.strerror or error
-    return f"{path}: cannot be written: {why}; free space there or choose another folder"

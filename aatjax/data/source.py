@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
-from aatjax.audio.listing import show
 from aatjax.data.splits import few_shot, find_leaks, order_names, stratify
-from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,9 @@ class Source:
         except AatjaxError:
             raise
         except Exception as error:
-            raise DataError(f"{show(clip.path or clip.id)}: could not be read: {error}") from error
+            raise DataError(
+                f"{printable(clip.path or clip.id)}: could not be read: {error}"
+            ) from error
 
     def targets(self) -> Float32[np.ndarray, "b c"]:
         """One row a clip: 1 for its classes, 0 for others, NaN where that was not annotated."""

@@ -11,12 +11,11 @@ from jaxtyping import Float32, Int16
 from aatjax.audio.containers import inspect
 from aatjax.audio.decode import BadAudio, decode
 from aatjax.audio.fbank import FRAME, HOP, num_frames
-from aatjax.audio.listing import show
 from aatjax.audio.streams import Broken, open_stream
 from aatjax.audio.waveform import mix_down
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Finding, Item, Measures
-from aatjax.errors import AatjaxError
+from aatjax.errors import AatjaxError, printable
 
 RATE = 16000
 CEILING = 8000  # Hz, half of the front end's rate
@@ -90,7 +89,7 @@ def measure(
         reason = error.reason if isinstance(error, BadAudio) else "undecodable"
         kind = reason if reason in ("truncated", "non-finite") else "undecodable"
         text = str(error) if isinstance(error, AatjaxError) else repr(error)
-        text = text.removeprefix(f"{show(clip.path or clip.id)}: ").partition("; pass ")[0]
+        text = text.removeprefix(f"{printable(clip.path or clip.id)}: ").partition("; pass ")[0]
         return Measures(**facts, problem=kind, detail=text), None
     for note in told:
         if note.startswith("truncated"):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from aatjax.audio.listing import show
+from aatjax.errors import printable
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -261,7 +261,7 @@ class Diagnosis:
             head = f"{finding.severity}: {finding.kind} ({count}): {finding.message}"
             lines += _wrap(head, width, "")
             for item in finding.items[:most]:
-                text = ": ".join(show(part) for part in (item.subject, item.detail) if part)
+                text = ": ".join(printable(part) for part in (item.subject, item.detail) if part)
                 lines += _wrap(text, width, "  ")
             if count > most:
                 lines += _wrap(f"and {count - most} more", width, "  ")
@@ -271,7 +271,7 @@ class Diagnosis:
 
     def _figures(self) -> list[list[str]]:
         figures = self.summary()
-        rows = [["set", f"{show(self.name)}: {figures['clips']} clips"]]
+        rows = [["set", f"{printable(self.name)}: {figures['clips']} clips"]]
         if figures["readable"]:
             rows += [
                 [
@@ -287,11 +287,11 @@ class Diagnosis:
                 ["padding", f"{_percent(figures['padding'])} of an input of {self.frames} frames"],
             ]
         sizes = sorted(self.classes.items(), key=lambda pair: (-pair[1], pair[0]))
-        shown = ", ".join(f"{show(name)} {count}" for name, count in sizes[:20])
+        shown = ", ".join(f"{printable(name)} {count}" for name, count in sizes[:20])
         more = f" and {len(sizes) - 20} more" if len(sizes) > 20 else ""
         rows.append(["classes", f"{len(sizes)}: {shown}{more}"])
         if self.parts:
-            parts = ", ".join(f"{show(part)} {count}" for part, count in self.parts.items())
+            parts = ", ".join(f"{printable(part)} {count}" for part, count in self.parts.items())
             rows.append(["parts", parts])
         if self.labels.done:
             judged = f"{self.labels.judged} clips judged by {self.labels.base}"

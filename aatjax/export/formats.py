@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aatjax.audio.listing import show
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import DataError, UsageError, WriteError, printable
 from aatjax.export import hugging_face, onnx_file, peft_file, safetensors_file, stablehlo, web
 from aatjax.export.manifest import CARD, seal
 from aatjax.export.merged_model import Clips, Subject
@@ -106,14 +105,18 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"no format {to!r}: use {', '.join(FORMATS)}")
     if out.suffix in (".safetensors", ".onnx"):
-        raise UsageError(f"{show(out)}: an export is a folder: give a name without {out.suffix}")
+        raise UsageError(
+            f"{printable(out)}: an export is a folder: give a name without {out.suffix}"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WriteError(f"{show(out)}: exists and is not an empty folder: choose another name")
+        raise WriteError(
+            f"{printable(out)}: exists and is not an empty folder: choose another name"
+        )
     kind = FORMATS[to]
     if isinstance(artefact, Adapter):
         name, adapter = "the adapter", artefact
     else:
-        name, adapter = show(artefact), load_adapter(artefact, base=base)
+        name, adapter = printable(artefact), load_adapter(artefact, base=base)
     subject = Subject.of(adapter)
     kind.refused(subject)
     options: dict[str, Any] = {"platforms": tuple(platforms)} if to == "stablehlo" else {}

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aatjax.audio.listing import show
-from aatjax.errors import DataError
+from aatjax.errors import DataError, printable
 
 FORMAT = 1
 MANIFEST = "export.json"
@@ -39,7 +38,7 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         DataError: no export, another version of the format, or anything was changed since.
     """
     folder = Path(folder)
-    name = show(folder)
+    name = printable(folder)
     place = folder / MANIFEST
     try:
         if place.stat().st_size > MOST_BYTES:
@@ -71,11 +70,11 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
 def _check(folder: Path, file: str, told: dict[str, Any]) -> None:
     path = folder / file
     if Path(file).is_absolute() or ".." in Path(file).parts:
-        raise DataError(f"{show(folder)}: {MANIFEST} names a file outside: {show(file)}")
+        raise DataError(f"{printable(folder)}: {MANIFEST} names a file outside: {printable(file)}")
     if not path.is_file():
-        raise DataError(f"{show(path)}: is missing from the export: copy or export it anew")
+        raise DataError(f"{printable(path)}: is missing from the export: copy or export it anew")
     if path.stat().st_size != told["bytes"] or _digest_of(path) != told["sha256"]:
-        raise DataError(f"{show(path)}: was changed after the export (hash): export anew")
+        raise DataError(f"{printable(path)}: was changed after the export (hash): export anew")
 
 
 def _digest(entries: dict[str, Any]) -> str:

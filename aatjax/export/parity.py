@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.listing import show
 from aatjax.data.synthetic.synthesize import synthesize
-from aatjax.errors import AatjaxError, UsageError
+from aatjax.errors import AatjaxError, UsageError, printable
 
 Sound = tuple[str, Int16[np.ndarray, " s"]]
 Sounds = list[Sound]
@@ -45,7 +44,7 @@ def sounds_of(files: Sequence[str | os.PathLike[str]]) -> Sounds:
     """
     from aatjax.audio.decode import decode
 
-    return [(show(os.path.basename(file)), decode(file).waveform) for file in files]
+    return [(printable(os.path.basename(file)), decode(file).waveform) for file in files]
 
 
 def compare(

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.listing import show
 from aatjax.data.synthetic.synthesize import synthesize
-from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError, printable
 from aatjax.export.manifest import read_bundle
 from aatjax.export.merged_model import Clips
 from aatjax.export.parity import synthetic
@@ -75,7 +74,7 @@ def _verify_bundle(folder: Path) -> Verified:
     kind = FORMATS.get(str(entries.get("to")))
     if kind is None:
         raise DataError(
-            f"{show(folder)}: an export to {entries.get('to')!r}, which is unknown here"
+            f"{printable(folder)}: an export to {entries.get('to')!r}, which is unknown here"
         )
     frontend = FrontEnd.from_dict(entries["frontend"])
     name, waveform = synthetic(frontend, **sample)
@@ -88,13 +87,13 @@ def _sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.
     golden = entries.get("golden")
     if golden is None:
         raise DataError(
-            f"{show(path)}: has no golden sample (it was written without one, or by an older "
+            f"{printable(path)}: has no golden sample (it was written without one, or by an older "
             "aatjax): nothing to verify; save it anew for one"
         )
     try:
         sample = {name: golden[name] for name in ("sound", "seed", "seconds")}
         if golden["logits"] is None:
-            raise DataError(f"{show(path)}: its logits were not finite when it was written")
+            raise DataError(f"{printable(path)}: its logits were not finite when it was written")
         want = np.asarray(golden["logits"], np.float32)
         synthesize(sample["sound"], sample["seed"], seconds=min(1.0, sample["seconds"]))
         count = len(entries["classes"])
@@ -103,7 +102,7 @@ def _sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.
     except DataError:
         raise
     except (UsageError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{show(path)}: its golden sample is damaged ({error})") from None
+        raise DataError(f"{printable(path)}: its golden sample is damaged ({error})") from None
     return sample, want
 
 
@@ -114,7 +113,7 @@ def _compared(
     largest = max(float(np.nan_to_num(np.abs(v - want), nan=np.inf).max()) for v in found.values())
     if largest > allowed:
         raise Differs(
-            f"{show(path)}: the golden sample's logits are {largest:.2g} away from what they were, "
+            f"{printable(path)}: the golden sample's logits are {largest:.2g} away from what they were, "
             f"{allowed:.2g} is allowed ({by}): its weights, its base or the software changed"
         )
     return Verified(path, largest, allowed, by)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from aatjax.audio.listing import show
 from aatjax.data.decode_cache import user_cache
-from aatjax.errors import DataError, UnavailableError
+from aatjax.errors import DataError, UnavailableError, printable
 from aatjax.export import onnx_file
 from aatjax.export.merged_model import Clips, Subject
 from aatjax.inference.calibration import stored
@@ -128,11 +127,13 @@ def _package(given: str | None) -> bytes:
         try:
             package = Path(given).read_bytes()
         except OSError as error:
-            raise DataError(f"{show(given)}: cannot be read: {error.strerror or error}") from error
-        return _checked(package, show(given))
+            raise DataError(
+                f"{printable(given)}: cannot be read: {error.strerror or error}"
+            ) from error
+        return _checked(package, printable(given))
     kept = user_cache() / PACKAGE
     if kept.is_file():
-        return _checked(kept.read_bytes(), f"{show(kept)} (delete it)")
+        return _checked(kept.read_bytes(), f"{printable(kept)} (delete it)")
     package = _checked(_fetched(), "what the registry sent")
     kept.parent.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(f".{os.getpid()}.tmp")

@@ -20,8 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from aatjax.audio.listing import show
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, printable
 from aatjax.inference.calibration import EVEN, Decisions, decide
 from aatjax.inference.classifier import RATE
 
@@ -394,7 +393,7 @@ def _one_line(label: str) -> str:
 
 
 def _table(track: Track) -> str:
-    lines = [f"{show(track.path)}  {clock(track.seconds)}, {len(track.segments)} segments"]
+    lines = [f"{printable(track.path)}  {clock(track.seconds)}, {len(track.segments)} segments"]
     width = max((len(clock(s.end)) for s in track.segments), default=0)
     lines += [
         f"  {clock(s.start):>{width}}  {clock(s.end):>{width}}  {s.probability:.3f}  "

@@ -21,9 +21,8 @@ from pathlib import Path
 from tarfile import HeaderError, ReadError
 from typing import IO, Literal, cast
 
-from aatjax.audio.listing import show
-from aatjax.data.quarantine import unwritable
-from aatjax.errors import AatjaxError, DataError, WriteError
+from aatjax.errors import AatjaxError, DataError, WriteError, printable
+from aatjax.io.atomic import unwritable
 
 MARKER = ".unpacked.json"
 TEMPORARY = ".unpack-{}.tmp"  # hidden, and so never the name of a file from an archive
@@ -111,9 +110,9 @@ def unpack(
             archive.open("rb").close()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{show(archive)}: cannot be read: {why}; check the path") from error
+        raise DataError(f"{printable(archive)}: cannot be read: {why}; check the path") from error
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{show(archive)}: is not a file; give a zip or tar archive")
+        raise DataError(f"{printable(archive)}: is not a file; give a zip or tar archive")
     label = {"archive": archive.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
     if _is_done(into, label):
         return into
@@ -121,7 +120,7 @@ def unpack(
     kind = _kind(archive)
     if not kind:
         raise DataError(
-            f"{show(archive)}: is neither a zip nor a tar archive (plain, gz, bz2, xz), or it is "
+            f"{printable(archive)}: is neither a zip nor a tar archive (plain, gz, bz2, xz), or it is "
             "damaged; download it again"
         )
     scan, contents = (_scan_zip, _zip_contents) if kind == "zip" else (_scan_tar, _tar_contents)
@@ -141,7 +140,7 @@ def unpack(
         while missing:
             member = next(found_again, None)
             if member is None:
-                raise DataError(f"{show(archive)}: changed while it was unpacked; start again")
+                raise DataError(f"{printable(archive)}: changed while it was unpacked; start again")
             name, size, chunks = member
             if missing.get(name) != size:
                 continue
@@ -181,11 +180,13 @@ def _reading(archive: Path, name: str = "") -> Iterator[None]:
 
 def _damaged(archive: Path, why: str, name: str = "") -> DataError:
     where = f"its member {_quoted(name)}" if name else "it"
-    return DataError(f"{show(archive)}: {where} is damaged: {show(why)}; download it again")
+    return DataError(
+        f"{printable(archive)}: {where} is damaged: {printable(why)}; download it again"
+    )
 
 
 def _quoted(name: str) -> str:
-    shown = show(name)
+    shown = printable(name)
     return f"'{shown}'" if len(shown) <= 200 else f"'{shown[:200]}...'"
 
 
@@ -270,7 +271,7 @@ class _Plan:
 
     def _refused(self, name: str, why: str, remedy: str) -> DataError:
         return DataError(
-            f"{show(self.archive)}: its member {_quoted(name)} {why}; nothing was unpacked: "
+            f"{printable(self.archive)}: its member {_quoted(name)} {why}; nothing was unpacked: "
             f"{remedy}"
         )
 
@@ -490,9 +491,9 @@ def _is_done(into: Path, label: dict[str, str | int]) -> bool:
         said = None
     if isinstance(said, dict) and label.items() <= said.items():
         return True
-    other = show(str(said.get("archive"))) if isinstance(said, dict) else "another archive"
+    other = printable(str(said.get("archive"))) if isinstance(said, dict) else "another archive"
     raise DataError(
-        f"{show(into)}: holds the files of {other} and not of {show(str(label['archive']))} as it "
+        f"{printable(into)}: holds the files of {other} and not of {printable(str(label['archive']))} as it "
         f"is now ({MARKER} there tells); choose another folder or remove this one"
     )
 
@@ -539,12 +540,14 @@ def _lstat(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise WriteError(unwritable(Path(show(path)), error)) from error
+        raise WriteError(unwritable(Path(printable(path)), error)) from error
 
 
 def _in_the_way(path: Path, found: os.stat_result) -> DataError:
     what = KINDS.get(stat.S_IFMT(found.st_mode), "is not what the archive has there")
-    return DataError(f"{show(path)}: {what} and in the way; remove it or choose another folder")
+    return DataError(
+        f"{printable(path)}: {what} and in the way; remove it or choose another folder"
+    )
 
 
 def _check_space(into: Path, needed: int) -> None:
@@ -556,7 +559,7 @@ def _check_space(into: Path, needed: int) -> None:
         return
     if needed > free:
         raise WriteError(
-            f"{show(into)}: {needed} bytes are needed and {free} are free; free space there or "
+            f"{printable(into)}: {needed} bytes are needed and {free} are free; free space there or "
             "choose another folder"
         )
 
@@ -573,7 +576,7 @@ def _store(into: Path, name: str, chunks: Iterable[bytes]) -> None:
     except WriteError:
         raise
     except OSError as error:
-        raise WriteError(unwritable(Path(show(into / name)), error)) from error
+        raise WriteError(unwritable(Path(printable(into / name)), error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -5,8 +5,10 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -86,3 +88,28 @@ def _flush(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: under another name first, then renamed.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem[:16]}-{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x+b") as file:
+            write(file)
+        into_place(temporary, path)
+    except OSError as error:
+        raise WriteError(unwritable(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> str:
+    """The message for a path that could not be written."""
+    why = error.strerror or error
+    return f"{path}: cannot be written: {why}; free space there or choose another folder"

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     config, options = config_of("plan", arguments, HELP, _flags)
     import json
 
-    from aatjax import plan
+    from aatjax.analysis import plan
 
     if not options.topology:
         raise UsageError("plan needs --topology, such as v5e:4x4, cpu:8 or gpu")

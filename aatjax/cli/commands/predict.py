@@ -137,13 +137,13 @@ def _plainly(options: argparse.Namespace) -> None:
 def _show(prediction: Prediction, options: argparse.Namespace) -> None:
     import json
 
-    from aatjax.audio.listing import show
+    from aatjax.errors import printable
 
     if options.json:
         print(json.dumps(prediction.to_json()), flush=True)
         return
     best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
-    print(f"{show(prediction.path)}  {best}{_doubt(prediction)}", flush=True)
+    print(f"{printable(prediction.path)}  {best}{_doubt(prediction)}", flush=True)
 
 
 def _streamed(options: argparse.Namespace) -> None:

@@ -12,11 +12,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--base", help="the backbone's weights, where they have moved")
     options = parser.parse_args(arguments)
 
-    from aatjax.audio.listing import show
+    from aatjax.errors import printable
     from aatjax.export import verify
 
     done = verify(options.file, base=options.base)
     print(
-        f"{show(options.file)}: as it was, logits within {done.largest:.2g} "
+        f"{printable(options.file)}: as it was, logits within {done.largest:.2g} "
         f"({done.allowed:.2g} is allowed), run by {done.by}"
     )

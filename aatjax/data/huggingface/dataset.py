@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aatjax.audio.listing import show
 from aatjax.data.decode_cache import user_cache
 from aatjax.data.huggingface.layout import (
     METADATA,
@@ -36,10 +35,10 @@ from aatjax.data.huggingface.tables import (
     read_sound,
     suffix_of,
 )
-from aatjax.data.quarantine import unwritable, write_whole
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
-from aatjax.errors import DataError, WriteError
+from aatjax.errors import DataError, WriteError, printable
+from aatjax.io.atomic import unwritable, write_whole
 
 GROUP_COLUMNS = ("group", "speaker", "speaker_id", "source")
 EXPECTED = (
@@ -90,10 +89,10 @@ class HuggingFace(Source):
     ) -> None:
         path = Path(path).expanduser().absolute()
         if not path.exists():
-            raise DataError(f"{show(path)}: no such file or folder")
+            raise DataError(f"{printable(path)}: no such file or folder")
         layout = layout_of(path, audio)
         if layout is None:
-            raise DataError(f"{show(path)}: not a data set of Hugging Face's; {EXPECTED}")
+            raise DataError(f"{printable(path)}: not a data set of Hugging Face's; {EXPECTED}")
         root = path if path.is_dir() else path.parent
         name = path.name if path.is_dir() else path.stem
         kept: list[list[str] | None] = []
@@ -114,7 +113,7 @@ class HuggingFace(Source):
             rows, skipped, multi_label = opened.rows, opened.skipped, opened.multi_label
         if not rows:
             first = f", such as {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-            raise DataError(f"{show(path)}: no clip; {len(skipped)} rows were left out{first}")
+            raise DataError(f"{printable(path)}: no clip; {len(skipped)} rows were left out{first}")
         classes = _classes(rows, kept)
         position = {name: i for i, name in enumerate(classes)}
         super().__init__(
@@ -184,7 +183,7 @@ class _Opened:
         for number, row in table.rows(list(columns)):
             index = self.count[table.part]
             self.count[table.part] += 1
-            where = f"{show(table.file)}: row {number}"
+            where = f"{printable(table.file)}: row {number}"
             cell = row.get(self.label)
             self.multi_label |= isinstance(cell, list)
             labels, why = read_label(cell, names, f"{where}, column {self.label!r}")
@@ -192,7 +191,9 @@ class _Opened:
             if not why and content is None and given is None:
                 why = "no sound"
             if why:
-                self.skipped.append((f"{show(below(self.root, table.file))}: row {number}", why))
+                self.skipped.append(
+                    (f"{printable(below(self.root, table.file))}: row {number}", why)
+                )
                 continue
             cells = {key: cell_text(row.get(c)) if c else None for key, c in extra.items()}
             split = table.split or SPLITS.get((cells["split"] or "").lower())
@@ -227,7 +228,7 @@ class _Opened:
         """
         if self.missing:
             raise DataError(
-                f"{show(self.root)}: {len(self.missing)} files that are named are missing, first "
+                f"{printable(self.root)}: {len(self.missing)} files that are named are missing, first "
                 f"{self.missing[0]}; download or unpack the whole set"
             )
         if self.metadata:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aatjax.audio.listing import EXTENSIONS, list_audio, show
+from aatjax.audio.listing import EXTENSIONS, list_audio
 from aatjax.data.huggingface.tables import (
     Row,
     Table,
@@ -20,7 +20,7 @@ from aatjax.data.huggingface.tables import (
     take_features,
 )
 from aatjax.data.splits import SPLITS
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NOISE_FOLDER = "_background_noise_"
@@ -56,7 +56,9 @@ def tables_of(path: Path, layout: Layout) -> list[Table]:
     if layout == "dict":
         said = _read_json(path / "dataset_dict.json").get("splits")
         if not isinstance(said, list) or not all(isinstance(s, str) and _is_name(s) for s in said):
-            raise DataError(f"{show(path)}: dataset_dict.json lists no splits; save the set anew")
+            raise DataError(
+                f"{printable(path)}: dataset_dict.json lists no splits; save the set anew"
+            )
         tables: list[Table] = []
         for part in said:
             split = SPLITS.get(part.lower())
@@ -67,15 +69,15 @@ def tables_of(path: Path, layout: Layout) -> list[Table]:
         twice = [f for f, n in Counter(table.file.parent for table in tables).items() if n > 1]
         if twice:
             names = " and ".join(t.file.name for t in tables if t.file.parent == twice[0])
-            raise DataError(f"{show(twice[0])}: has {names}; keep one of them")
+            raise DataError(f"{printable(twice[0])}: has {names}; keep one of them")
     elif path.is_file():
         tables = [_shard(path.parent, path)]
     else:
         parts = _shards(path)
         if len(parts) > 1:
             raise DataError(
-                f"{show(path)}: holds {len(parts)} configurations: {show(', '.join(parts))}; "
-                f"open one of them, such as {show(path / next(iter(parts)))}"
+                f"{printable(path)}: holds {len(parts)} configurations: {printable(', '.join(parts))}; "
+                f"open one of them, such as {printable(path / next(iter(parts)))}"
             )
         tables = [_shard(path, file) for file in next(iter(parts.values()))]
     for table in tables:
@@ -90,10 +92,10 @@ def _saved(folder: Path, part: str, split: str | None) -> list[Table]:
     said = [f.get("filename") if isinstance(f, dict) else None for f in listed or ()]
     files = [name for name in said if isinstance(name, str) and _is_name(name)]
     if not files or len(files) < len(said):
-        raise DataError(f"{show(folder)}: state.json lists no data files; save the set anew")
+        raise DataError(f"{printable(folder)}: state.json lists no data files; save the set anew")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise DataError(
-            f"{show(folder)}: holds an index of rows beside the rows, as old versions of datasets "
+            f"{printable(folder)}: holds an index of rows beside the rows, as old versions of datasets "
             "wrote it; load it there, call flatten_indices() and save it anew"
         )
     tables = [Table(folder / name, part, split) for name in files]
@@ -268,9 +270,11 @@ def _read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_bytes())
     except OSError as error:
         why = error.strerror or error
-        raise DataError(f"{show(file)}: cannot be read: {why}; copy the whole folder") from error
+        raise DataError(
+            f"{printable(file)}: cannot be read: {why}; copy the whole folder"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{show(file)}: not JSON: {error}; save the set anew") from error
+        raise DataError(f"{printable(file)}: not JSON: {error}; save the set anew") from error
     if not isinstance(found, dict):
-        raise DataError(f"{show(file)}: not a JSON object; save the set anew")
+        raise DataError(f"{printable(file)}: not a JSON object; save the set anew")
     return found

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aatjax.audio.listing import EXTENSIONS, show
+from aatjax.audio.listing import EXTENSIONS
 from aatjax.data.tables import Problems, read_rows
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, printable
 
 LABEL_COLUMNS = ("label", "labels")
 BATCH = 16  # rows held at a time: their sounds are in memory
@@ -92,7 +92,7 @@ def describe(table: Table) -> None:
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(
-            f"{show(table.file)}: reading it needs pyarrow, which is not installed: "
+            f"{printable(table.file)}: reading it needs pyarrow, which is not installed: "
             "pip install pyarrow"
         ) from error
     try:
@@ -139,7 +139,7 @@ def _text_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = read_rows(file, None, problems)
     if problems:
         number, why = problems[0]
-        raise DataError(f"{show(file)}: row {number}: {why}")
+        raise DataError(f"{printable(file)}: row {number}: {why}")
     if file.suffix == ".csv":  # -1 is a number where the other cells of its column are
         for column in {key for _, row in rows for key in row}:
             cells = [row.get(column) or "" for _, row in rows]
@@ -174,7 +174,7 @@ def _damaged(file: Path, error: Exception) -> DataError:
     with contextlib.suppress(OSError), file.open("rb") as opened:
         if opened.read(20).startswith(b"version https://git-"):
             why, todo = "it only points to the content, kept by Git LFS", "run: git lfs pull"
-    return DataError(f"{show(file)}: cannot be read: {why}; {todo}")
+    return DataError(f"{printable(file)}: cannot be read: {why}; {todo}")
 
 
 def label_column(tables: Sequence[Table], asked: str | None) -> str:
@@ -202,7 +202,7 @@ def audio_column(table: Table, asked: str) -> str:
 def _no_column(table: Table, name: str, wanted: str, option: str) -> str:
     near = difflib.get_close_matches(name, table.columns, 1)
     return (
-        f"{show(table.file)}: no column {wanted}; the columns are {show(', '.join(table.columns))}"
+        f"{printable(table.file)}: no column {wanted}; the columns are {printable(', '.join(table.columns))}"
         + (f"; did you mean {near[0]!r}?" if near else "")
         + f"; say which one with {option}="
     )
@@ -240,7 +240,7 @@ def read_sound(cell: Any, where: str) -> tuple[bytes | None, str | None]:
     content, given = (cell, None) if isinstance(cell, bytes) else (None, cell)
     if isinstance(cell, dict):
         if not {"bytes", "path"} & cell.keys():
-            fields = show(", ".join(map(str, cell)))
+            fields = printable(", ".join(map(str, cell)))
             raise DataError(
                 f"{where}: has the fields {fields}, but neither bytes nor path; save the set with "
                 "the column cast to Audio()"
