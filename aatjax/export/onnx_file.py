@@ -38,7 +38,7 @@ length = np.array([{samples}], np.int64)  # samples that are sound, the rest is 
 
 def refused(subject: Subject) -> None:
     """Nothing is refused but for want of the libraries (UnavailableError)."""
-    need("jax2onnx", "onnxruntime", "onnx", what="onnx")
+    need("jax2onnx", "onnxruntime", "onnx", extra="export")
 
 
 def write(folder: Path, subject: Subject) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def _from_waveforms(model: Any, subject: Subject) -> None:
 
 def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
     """Logits by onnxruntime: all clips in a batch and one alone, from log-mel and waveforms."""
-    need("onnxruntime", what="onnx")
+    need("onnxruntime", extra="export")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -59,7 +59,7 @@ def refused(subject: Subject) -> None:
     if subject.plain and not subject.masks:
         instead = "hf, safetensors, onnx and stablehlo can"
     refuse(subject, "peft", reasons, instead)
-    need("peft", "transformers", "torch", what="peft")
+    need("peft", "transformers", "torch", extra="export")
 
 
 def write(folder: Path, subject: Subject) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def _write_style(
 
 def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
     """Logits by peft, with the files for the transformers that is installed."""
-    need("peft", "transformers", "torch", what="peft")
+    need("peft", "transformers", "torch", extra="export")
     from peft import PeftModel
     from transformers import ASTForAudioClassification
 

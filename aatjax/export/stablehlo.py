@@ -40,7 +40,7 @@ clip are sound, int32. Any batch size. Matrix products are in full float32 on ev
 
 def refused(subject: Subject) -> None:
     """Nothing is refused but for want of flatbuffers, by which jax writes programs."""
-    need("flatbuffers", what="stablehlo")
+    need("flatbuffers", extra="export")
 
 
 def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
 
 def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
     """Logits of the programs for the platforms that are here, and which those are."""
-    need("flatbuffers", what="stablehlo")
+    need("flatbuffers", extra="export")
     weights = load_file(folder / WEIGHTS)
     found: dict[str, np.ndarray] = {}
     here, away = [], []

@@ -1,21 +1,19 @@
-"""Libraries that only some verbs need."""
+"""Libraries that only some commands need, each in an extra of the package."""
 
 from importlib.util import find_spec
 
 from aatjax.errors import UnavailableError
 
-WHERE = {
-    **dict.fromkeys(("torch", "transformers"), "convert"),
-    **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
-}
 
+def need(*modules: str, extra: str) -> None:
+    """Check that modules are installed.
 
-def need(*modules: str, what: str) -> None:
-    """Raises an UnavailableError that names the pip line where one is not installed."""
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        extras = ",".join(sorted({WHERE.get(module, "export") for module in missing}))
+    Raises:
+        UnavailableError: one is missing; the message names the extra that brings it.
+    """
+    if missing := [module for module in modules if find_spec(module) is None]:
+        verb = "is" if len(missing) == 1 else "are"
         raise UnavailableError(
-            f"{what} needs {' and '.join(missing)}, not installed here: "
-            f"pip install 'aatjax[{extras}]'"
+            f"{' and '.join(missing)} {verb} needed here and not installed: "
+            f"pip install 'aatjax[{extra}]'"
         )

@@ -34,7 +34,7 @@ def serve(
         UsageError: no adapter in the folder can be used, or the address is taken.
         UnavailableError: FastAPI or uvicorn is not installed.
     """
-    need("fastapi", "uvicorn", what="serve")
+    need("fastapi", "uvicorn", extra="serve")
     import uvicorn
 
     from aatjax.inference.server.adapters import Bank
