@@ -15,16 +15,15 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.cli.commands.predict import _doubt
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.inference.calibration import (
-    Decisions,
-    apply,
-    calibrated,
-    fit_decisions,
+    Calibration,
+    apply_calibration,
+    compute_quantile,
+    compute_reliability,
+    fit_calibration,
     fit_temperature,
     fit_thresholds,
-    quantile,
-    reliability,
-    stored,
-    within,
+    read_calibration,
+    select_conformal,
 )
 from aatjax.models.ast import AST, ASTConfig
 
@@ -87,11 +86,11 @@ def test_the_quantile_is_the_formula() -> None:
         for coverage in (0.5, 0.8, 0.9, 0.95):
             rank = math.ceil(round((n + 1) * coverage, 6))
             expected = 1.0 if rank > n else np.partition(scores, rank - 1)[rank - 1]
-            assert quantile(scores, coverage) == expected
+            assert compute_quantile(scores, coverage) == expected
             if rank <= n:
                 level = rank / n
                 numpys = np.quantile(scores, level, method="inverted_cdf")
-                assert quantile(scores, coverage) == pytest.approx(numpys, abs=1e-12)
+                assert compute_quantile(scores, coverage) == pytest.approx(numpys, abs=1e-12)
 
 
 @pytest.mark.parametrize("clips", [10, 199])
@@ -107,13 +106,15 @@ def test_the_sets_have_the_coverage_that_is_stated(many: bool, clips: int) -> No
     found = []
     for seed in range(120):
         logits, targets = make(clips, seed=seed, stretch=2.0)  # an over-confident model
-        decisions = fit_decisions(logits, targets, many, coverage)
-        found.append((missed <= decisions.quantile).mean())
+        calibration = fit_calibration(logits, targets, many, coverage)
+        found.append((missed <= calibration.quantile).mean())
         if seed == 0:
             low, high = stats.beta.ppf([0.0005, 0.9995], k, clips + 1 - k)
             slack = 4 * math.sqrt(0.09 / 20000)
             assert low - slack < found[0] < high + slack
-            np.testing.assert_array_equal(within(plain, decisions), 1 - plain <= decisions.quantile)
+            np.testing.assert_array_equal(
+                select_conformal(plain, calibration), 1 - plain <= calibration.quantile
+            )
     spread = stats.beta.std(k, clips + 1 - k) / math.sqrt(len(found)) + 0.3 / math.sqrt(20000)
     assert abs(np.mean(found) - k / (clips + 1)) < 4 * spread
     assert np.mean(found) > coverage - 4 * spread
@@ -121,9 +122,9 @@ def test_the_sets_have_the_coverage_that_is_stated(many: bool, clips: int) -> No
 
 def test_held_out_clips_are_covered_within_the_binomial_interval() -> None:
     logits, targets = single(4000, seed=5)
-    decisions = fit_decisions(logits, targets, False, 0.8)
+    calibration = fit_calibration(logits, targets, False, 0.8)
     fresh, truth = single(4000, seed=6)
-    applied = apply(fresh, decisions)
+    applied = apply_calibration(fresh, calibration)
     covered = int((applied.possible & (truth == 1)).any(axis=1).sum())
     low, high = stats.binom.ppf([0.0005, 0.9995], 4000, 0.8)
     assert low - 60 < covered < high + 60  # and as much again for the calibration clips
@@ -136,9 +137,9 @@ def test_held_out_clips_are_covered_within_the_binomial_interval() -> None:
 def test_a_model_that_is_right_more_often_than_asked_leaves_no_set_empty() -> None:
     logits, targets = single(2000, seed=1, stretch=1.0)
     logits = logits + 6 * targets
-    decisions = fit_decisions(logits, targets, False, 0.5)
-    applied = apply(logits, decisions)
-    bare = within(calibrated(logits, 1.0, False), decisions)
+    calibration = fit_calibration(logits, targets, False, 0.5)
+    applied = apply_calibration(logits, calibration)
+    bare = select_conformal(compute_probabilities(logits, 1.0, False), calibration)
     assert (bare.sum(axis=1) == 0).mean() > 0.3
     assert (applied.possible.sum(axis=1) >= 1).all()
     assert not applied.unsure.any()
@@ -146,19 +147,19 @@ def test_a_model_that_is_right_more_often_than_asked_leaves_no_set_empty() -> No
 
 def test_too_few_clips_make_every_class_possible() -> None:
     logits, targets = single(8, seed=2)
-    decisions = fit_decisions(logits, targets, False, 0.9)
-    assert decisions.quantile == 1.0
-    assert apply(logits, decisions).possible.all()
-    assert fit_decisions(*single(9, seed=2), False, 0.9).quantile < 1
+    calibration = fit_calibration(logits, targets, False, 0.9)
+    assert calibration.quantile == 1.0
+    assert apply_calibration(logits, calibration).possible.all()
+    assert fit_calibration(*single(9, seed=2), False, 0.9).quantile < 1
 
 
 def test_the_guarantee_does_not_hang_on_the_temperature() -> None:
     """The sets are those of the logits as they are: the fitted temperature does not move them."""
     logits, targets = single(300, seed=4, stretch=3.0)
-    decisions = fit_decisions(logits, targets, False)
-    assert decisions.temperature > 2
+    calibration = fit_calibration(logits, targets, False)
+    assert calibration.temperature > 2
     scores = np.sort(1 - special.softmax(logits, axis=1)[targets == 1])
-    assert decisions.quantile == scores[math.ceil(301 * 0.9) - 1]
+    assert calibration.quantile == scores[math.ceil(301 * 0.9) - 1]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -191,11 +192,11 @@ def test_the_calibration_error_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45], [0.3, 0.7]])
     targets = np.eye(2)[[0, 1, 0, 1]]
     # Bins of a half: 0.9 right, 0.8 wrong, 0.55 right, 0.7 right: |3/4 - 2.95/4|.
-    curve = reliability(probabilities, targets, False, bins=2)
+    curve = compute_reliability(probabilities, targets, False, bins=2)
     assert curve.error == pytest.approx(abs(0.75 - 2.95 / 4))
     assert curve.count.tolist() == [0, 4]
     # Tenths: 0.9 in (0.8, 0.9], 0.8 in (0.7, 0.8], 0.7 in (0.6, 0.7], 0.55 in (0.5, 0.6].
-    curve = reliability(probabilities, targets, False, bins=10)
+    curve = compute_reliability(probabilities, targets, False, bins=10)
     assert curve.error == pytest.approx((0.1 + 0.8 + 0.3 + 0.45) / 4)
     assert curve.count.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0]
     assert np.isnan(curve.accuracy[0]) and curve.accuracy[7] == 0
@@ -210,26 +211,28 @@ def test_the_calibration_error_against_a_loop_with_several_labels() -> None:
         if rows.any():
             gaps += rows.sum() * abs((targets[rows] == 1).mean() - p[rows].mean())
             total += rows.sum()
-    assert reliability(p, targets, True).error == pytest.approx(gaps / total)
+    assert compute_reliability(p, targets, True).error == pytest.approx(gaps / total)
 
 
-def test_a_stretched_model_is_mended() -> None:
+def test_a_stretched_model_is_calibrated() -> None:
     logits, targets = single(3000, seed=1, stretch=3.0)
-    decisions = fit_decisions(logits, targets, False)
+    calibration = fit_calibration(logits, targets, False)
     fresh, truth = single(3000, seed=2, stretch=3.0)
-    before = reliability(calibrated(fresh, 1.0, False), truth, False).error
-    after = reliability(apply(fresh, decisions).probabilities, truth, False).error
+    before = compute_reliability(compute_probabilities(fresh, 1.0, False), truth, False).error
+    after = compute_reliability(
+        apply_calibration(fresh, calibration).probabilities, truth, False
+    ).error
     assert before > 0.15 and after < 0.04
 
 
-def test_decisions_travel_as_json() -> None:
+def test_a_calibration_survives_json() -> None:
     for many in (False, True):
-        made = fit_decisions(*(several if many else single)(200), many)
+        made = fit_calibration(*(several if many else single)(200), many)
         fields = json.loads(json.dumps(made.to_json()))
-        assert Decisions.from_json(fields) == made
+        assert Calibration.from_json(fields) == made
         assert made.multi_label is many
-        assert stored({"decisions": fields}, 4) == made
-    assert stored({}, 4) is None
+        assert read_calibration({"decisions": fields}, 4) == made
+    assert read_calibration({}, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -248,29 +251,29 @@ def test_decisions_travel_as_json() -> None:
         {"thresholds": 3},
     ],
 )
-def test_damaged_decisions_are_refused(change: dict) -> None:
-    fields = Decisions(1.5, (0.5, 0.4, 0.3), 0.4, 0.9, 50).to_json()
-    assert Decisions.from_json(fields, 3).thresholds == (0.5, 0.4, 0.3)
+def test_a_damaged_calibration_is_refused(change: dict) -> None:
+    fields = Calibration(1.5, (0.5, 0.4, 0.3), 0.4, 0.9, 50).to_json()
+    assert Calibration.from_json(fields, 3).thresholds == (0.5, 0.4, 0.3)
     with pytest.raises(DataError, match="decisions: damaged"):
-        Decisions.from_json(fields | change, 3)
+        Calibration.from_json(fields | change, 3)
     for broken in (None, [], "x", {}):
         with pytest.raises(DataError, match="decisions: damaged"):
-            Decisions.from_json(broken)
+            Calibration.from_json(broken)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     logits, targets = single(20)
     with pytest.raises(UsageError, match="coverage"):
-        fit_decisions(logits, targets, False, 1.0)
-    with pytest.raises(UsageError, match="do not fit"):
-        fit_decisions(logits[:0], targets[:0], False)
+        fit_calibration(logits, targets, False, 1.0)
+    with pytest.raises(UsageError, match="do not match"):
+        fit_calibration(logits[:0], targets[:0], False)
     with pytest.raises(UsageError, match="multi_label"):
-        fit_decisions(logits, np.ones_like(targets), False)
+        fit_calibration(logits, np.ones_like(targets), False)
     with pytest.raises(UsageError, match="bins"):
-        reliability(logits, targets, False, bins=0)
+        compute_reliability(logits, targets, False, bins=0)
     logits[3, 1] = np.nan
     with pytest.raises(NotFiniteError):
-        fit_decisions(logits, targets, False)
+        fit_calibration(logits, targets, False)
 
 
 # What `aatjax predict` makes of it.
@@ -305,16 +308,16 @@ def logits_of(model: AST, wave: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_classifier_with_decisions(model: AST, many: bool) -> None:
+def test_a_classifier_with_calibration(model: AST, many: bool) -> None:
     wave = noise(12000)
     logits = logits_of(model, wave)
     link = special.expit if many else lambda x: special.softmax(x, axis=1)
     plain = link(logits)[0]
     cut = float(1 - np.sort(plain)[-2])  # two classes are possible
     thresholds = (0.5, 0.5, 0.5) if many else None
-    decisions = Decisions(2.0, thresholds, cut + 1e-4, 0.9, 60)
+    calibration = Calibration(2.0, thresholds, cut + 1e-4, 0.9, 60)
     found = Classifier(
-        model, CLASSES, FRONTEND, multi_label=many, decisions=decisions
+        model, CLASSES, FRONTEND, multi_label=many, calibration=calibration
     ).predict_waveform(wave)
     np.testing.assert_allclose(found.probabilities, link(logits / 2)[0], atol=1e-5)
     assert found.possible is not None and found.given is not None
@@ -328,7 +331,7 @@ def test_a_classifier_with_decisions(model: AST, many: bool) -> None:
     assert told["possible"] == list(found.possible) and told["given"] == list(found.given)
 
 
-def test_a_classifier_without_decisions_says_nothing_of_them(model: AST) -> None:
+def test_a_classifier_without_calibration_has_no_sets(model: AST) -> None:
     wave = noise(40000)
     found = Classifier(model, CLASSES, FRONTEND).predict_waveform(wave)
     assert found.unsure is None and found.possible is None and _doubt(found) == ""
@@ -340,8 +343,8 @@ def test_a_classifier_without_decisions_says_nothing_of_them(model: AST) -> None
 
 
 def test_a_sure_answer_is_shown_as_before(model: AST) -> None:
-    sure = Classifier(model, CLASSES, FRONTEND, decisions=Decisions(1.0, None, 0.0, 0.9, 60))
+    sure = Classifier(model, CLASSES, FRONTEND, calibration=Calibration(1.0, None, 0.0, 0.9, 60))
     found = sure.predict_waveform(noise(9000))
     assert found.unsure is False and found.possible == (found.label,) and _doubt(found) == ""
-    lost = Classifier(model, CLASSES, FRONTEND, decisions=Decisions(1.0, None, 1.0, 0.9, 5))
+    lost = Classifier(model, CLASSES, FRONTEND, calibration=Calibration(1.0, None, 1.0, 0.9, 5))
     assert _doubt(lost.predict_waveform(noise(9000))) == "  unsure: any class (90%)"

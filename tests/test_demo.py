@@ -29,7 +29,7 @@ from aatjax.convert.load import load
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import DataError, UnavailableError, UsageError
 from aatjax.export import export, verify, web
-from aatjax.inference.calibration import Decisions, calibrated, decide
+from aatjax.inference.calibration import Calibration, compute_probabilities, decide
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
 from aatjax.inference.demo.server import MOST_BYTES, Server
@@ -70,7 +70,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classes=CLASSES,
         multi_label=False,
         frontend=FrontEnd(frames=98, mels=64),
-        extra={"decisions": Decisions(1.4, None, 0.7, 0.9, 50).to_json()},
+        extra={"decisions": Calibration(1.4, None, 0.7, 0.9, 50).to_json()},
     )
 
 
@@ -137,7 +137,7 @@ def test_a_clip_with_none_of_several_labels_gets_none(classifier: Classifier) ->
         CLASSES,
         classifier.frontend,
         multi_label=True,
-        decisions=Decisions(1.0, (1.0, 1.0, 1.0), 0.0, 0.9, 50),
+        calibration=Calibration(1.0, (1.0, 1.0, 1.0), 0.0, 0.9, 50),
     )
     with Server(sure, "{}", 0) as server:
         assert server.window(wave(0.5).astype("<i2").tobytes())["given"] == [False] * 3
@@ -213,7 +213,7 @@ import {{ logMel, toInt16 }} from "{place}/sound.js";
 import {{ readFileSync }} from "node:fs";
 const given = JSON.parse(readFileSync(0));
 const out = given.logits.map((row) => {{
-  const temperature = given.config.decisions ? given.config.decisions.temperature : 1;
+  const temperature = given.config.calibration ? given.config.calibration.temperature : 1;
   const many = given.config.multi_label;
   return decide(probabilities(row, temperature, many), probabilities(row, 1, many), given.config);
 }});
@@ -231,17 +231,21 @@ def test_decisions_and_log_mel_in_javascript_are_those_here(many: bool, tmp_path
     (tmp_path / "run.js").write_text(NODE.format(place=tmp_path))
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(40, 5))
-    decisions = Decisions(1.7, (0.3, 0.5, 0.6, 0.4, 0.5) if many else None, 0.55, 0.9, 30)
+    decisions = Calibration(1.7, (0.3, 0.5, 0.6, 0.4, 0.5) if many else None, 0.55, 0.9, 30)
     frontend = FrontEnd(frames=40, mels=64)
     samples = wave(1.0)[: frontend.samples]
-    config = {"classes": list("abcde"), "multi_label": many, "decisions": decisions.to_json()}
+    config = {"classes": list("abcde"), "multi_label": many, "calibration": decisions.to_json()}
     given = {"logits": logits.tolist(), "config": config, "samples": samples.tolist()}
     done = subprocess.run(
         ["node", str(tmp_path / "run.js")], input=json.dumps(given), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    want = decide(calibrated(logits, 1.7, many), calibrated(logits, 1.0, many), decisions)
+    want = decide(
+        compute_probabilities(logits, 1.7, many),
+        compute_probabilities(logits, 1.0, many),
+        decisions,
+    )
     for i, row in enumerate(told["out"]):
         assert row["calibrated"] == pytest.approx(want.probabilities[i])
         assert row["given"] == want.given[i].tolist()
@@ -338,7 +342,7 @@ def test_the_static_page_is_complete_and_sealed(
             assert (folder / other).is_file(), f"{name} asks for {other}"
     config = json.loads((folder / "config.json").read_text())
     assert config["backend"] == "onnx" and config["classes"] == list(CLASSES)
-    assert config["decisions"]["temperature"] == 1.4 and config["title"] == adapter.parent.name
+    assert config["calibration"]["temperature"] == 1.4 and config["title"] == adapter.parent.name
     assert "<script>alert" not in (folder / "README.md").read_text()
     assert "Permission is hereby granted" in (folder / "runtime" / "LICENSE.txt").read_text()
     assert len({file.stat().st_mode for file in folder.iterdir() if file.is_file()}) == 1

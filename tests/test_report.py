@@ -25,7 +25,12 @@ from aatjax.configs.default import config as default
 from aatjax.convert import write_native
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.run import evaluate_adapter, train
-from aatjax.inference.calibration import Decisions, apply, fit_decisions, reliability
+from aatjax.inference.calibration import (
+    Calibration,
+    apply_calibration,
+    compute_reliability,
+    fit_calibration,
+)
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.lora import LoRA
@@ -218,7 +223,7 @@ def test_decisions_were_fitted_on_the_validation_clips(evidence: Evidence, place
     run_dir = evidence.run
     assert run_dir is not None and evidence.decisions is not None
     info = read_info(run_dir / "adapter.safetensors")
-    assert info is not None and Decisions.from_json(info["decisions"], 3) == evidence.decisions
+    assert info is not None and Calibration.from_json(info["decisions"], 3) == evidence.decisions
     assert json.loads((run_dir / "result.json").read_text())["decisions"] == info["decisions"]
     other = read_info(run_dir / "average.safetensors")
     assert other is not None and "decisions" not in other, "they are of the selected weights"
@@ -228,7 +233,7 @@ def test_decisions_were_fitted_on_the_validation_clips(evidence: Evidence, place
     assert valid is not None and evidence.decisions.clips == len(valid) == 9
     adapter = evidence.adapter
     logits = clip_logits(adapter.model, valid, adapter.frontend)
-    fitted = fit_decisions(logits, valid.targets(), False)
+    fitted = fit_calibration(logits, valid.targets(), False)
     assert fitted.quantile == pytest.approx(evidence.decisions.quantile, abs=1e-6)
     assert fitted.temperature == pytest.approx(evidence.decisions.temperature, rel=1e-4)
 
@@ -236,8 +241,8 @@ def test_decisions_were_fitted_on_the_validation_clips(evidence: Evidence, place
 def test_calibration_is_told(page: Page, evidence: Evidence) -> None:
     told, decisions = evidence.evaluated, evidence.decisions
     assert isinstance(told, Evaluated) and decisions is not None
-    applied = apply(told.logits, decisions)
-    error = reliability(applied.probabilities, told.targets, False).error
+    applied = apply_calibration(told.logits, decisions)
+    error = compute_reliability(applied.probabilities, told.targets, False).error
     assert page.row(f"T = {decisions.temperature:.2f}")[1] == f"{error:.4f}"
     covered = (applied.possible & (told.targets == 1)).any(axis=1).mean()
     assert page.row("clips whose set holds its class")[1].startswith(f"{covered:.3f} [")
@@ -247,7 +252,7 @@ def test_calibration_is_told(page: Page, evidence: Evidence) -> None:
 def test_the_mistakes_are_the_surest_and_can_be_heard(page: Page, evidence: Evidence) -> None:
     told, decisions = evidence.evaluated, evidence.decisions
     assert isinstance(told, Evaluated) and decisions is not None
-    p = apply(told.logits, decisions).probabilities
+    p = apply_calibration(told.logits, decisions).probabilities
     wrong = p.argmax(axis=1) != told.targets.argmax(axis=1)
     surest = np.sort(p.max(axis=1)[wrong])[::-1][:8]
     np.testing.assert_allclose([one.probability for one in told.mistakes], surest)
@@ -310,7 +315,7 @@ def test_what_must_be_told_of_the_data(evidence: Evidence) -> None:
 
 
 def test_few_validation_clips_are_told(evidence: Evidence) -> None:
-    few = dataclasses.replace(evidence, decisions=Decisions(1.0, None, 1.0, 0.9, 5))
+    few = dataclasses.replace(evidence, decisions=Calibration(1.0, None, 1.0, 0.9, 5))
     words = "".join(check(render(few, ["aatjax"])).text)
     assert "5 validation clips are too few for a coverage of 90%" in words
     none = "".join(check(render(dataclasses.replace(evidence, decisions=None), ["a"])).text)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aatjax.errors import UsageError
-from aatjax.inference.calibration import Decisions
+from aatjax.inference.calibration import Calibration
 from aatjax.inference.segmentation import Rules, Segment, Segmenter, Track, clock, segment, written
 
 SECOND = 16000
@@ -84,10 +84,10 @@ def test_a_threshold_a_class() -> None:
 
 
 def test_thresholds_of_the_artefact() -> None:
-    decisions = Decisions(1.0, (0.3,), 1.0, 0.9, 10)
+    calibration = Calibration(1.0, (0.3,), 1.0, 0.9, 10)
     track = [0.1, 0.4, 0.6]
-    assert spans(one(track, Rules(), decisions=decisions)) == [(1, 3)]
-    assert spans(one(track, Rules(on=0.5), decisions=decisions)) == [(2, 3)]
+    assert spans(one(track, Rules(), calibration=calibration)) == [(1, 3)]
+    assert spans(one(track, Rules(on=0.5), calibration=calibration)) == [(2, 3)]
 
 
 PEAK_AND_DIP = [0.0, 0, 1, 0, 0, 1, 1, 0, 1, 1, 0, 0]
@@ -164,11 +164,11 @@ def test_a_single_label_is_a_track() -> None:
 
 
 def test_unsure_where_the_decision_says_so() -> None:
-    decisions = Decisions(1.0, None, 0.55, 0.9, 20)  # possible from 0.45 on
-    assert single("aa?b", decisions=decisions) == [(0, 2, "a"), (2, 3, "unsure"), (3, 4, "b")]
+    calibration = Calibration(1.0, None, 0.55, 0.9, 20)  # possible from 0.45 on
+    assert single("aa?b", calibration=calibration) == [(0, 2, "a"), (2, 3, "unsure"), (3, 4, "b")]
     assert single("aa?b") == [(0, 3, "a"), (3, 4, "b")]
-    assert single("aa?a", Rules(gap=1), decisions=decisions) == [(0, 4, "a")]
-    assert single("a??a", Rules(gap=1), decisions=decisions) == [
+    assert single("aa?a", Rules(gap=1), calibration=calibration) == [(0, 4, "a")]
+    assert single("a??a", Rules(gap=1), calibration=calibration) == [
         (0, 1, "a"),
         (1, 3, "unsure"),
         (3, 4, "a"),
@@ -181,16 +181,16 @@ def test_unsure_where_the_decision_says_so() -> None:
         size=SECOND,
         step=SECOND,
         samples=SECOND,
-        decisions=decisions,
+        calibration=calibration,
         plain=np.array([[0.5, 0.5]]),
     )
     assert found == (Segment(0, 1, "unsure", 0.9, True),)
 
 
 def test_a_threshold_takes_the_place_of_the_decision() -> None:
-    decisions = Decisions(1.0, None, 1.0, 0.9, 3)  # everything is possible
-    assert single("ab", decisions=decisions) == [(0, 2, "unsure")]
-    assert single("a?b", Rules(on=0.6), decisions=decisions) == [
+    calibration = Calibration(1.0, None, 1.0, 0.9, 3)  # everything is possible
+    assert single("ab", calibration=calibration) == [(0, 2, "unsure")]
+    assert single("a?b", Rules(on=0.6), calibration=calibration) == [
         (0, 1, "a"),
         (1, 2, "unsure"),
         (2, 3, "b"),

@@ -28,7 +28,7 @@ from aatjax import load, petl, surgery
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import write_native
-from aatjax.inference.calibration import Decisions
+from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier, cut
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import _checksum, save_adapter
@@ -91,7 +91,7 @@ def write_adapter(
     extra: dict[str, Any] = {}
     if decided:
         thresholds = tuple(0.4 for _ in range(classes)) if multi_label else None
-        extra["decisions"] = Decisions(1.7, thresholds, 0.6, 0.9, 40).to_json()
+        extra["decisions"] = Calibration(1.7, thresholds, 0.6, 0.9, 40).to_json()
     frontend = FrontEnd(
         frames=frames,
         mels=32,

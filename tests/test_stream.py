@@ -27,7 +27,7 @@ from aatjax.audio.waveform import BadAudio
 from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.errors import UsageError
-from aatjax.inference.calibration import Decisions
+from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier, Cut, cut, step_of
 from aatjax.inference.segmentation import Rules, Track
 from aatjax.inference.stream import Ended, Heard, hear, segments
@@ -582,9 +582,9 @@ def test_a_file_stays_as_it_was_when_the_work_breaks_off(
     assert old.read_text() == "old" and os.listdir(tmp_path) == ["s.csv"]
 
 
-def test_decisions_of_the_artefact_count(tmp_path: Path) -> None:
+def test_the_calibration_of_the_adapter_file_is_used(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tones(3, 5.995))
-    options = {"decisions": Decisions(1.0, None, 1.0, 0.9, 5)}
+    options = {"calibration": Calibration(1.0, None, 1.0, 0.9, 5)}
     classifier = Classifier(fitted(tmp_path), ("low", "high"), FRONTEND, **options)
     (track,) = segments(classifier, [path])
     assert isinstance(track, Track)
@@ -594,7 +594,7 @@ def test_decisions_of_the_artefact_count(tmp_path: Path) -> None:
         ("low", "high"),
         FRONTEND,
         multi_label=True,
-        decisions=Decisions(1.0, (0.5, 1.0), 1.0, 0.9, 5),
+        calibration=Calibration(1.0, (0.5, 1.0), 1.0, 0.9, 5),
     )
     (track,) = segments(many, [path], hop=0.25)
     assert isinstance(track, Track)

@@ -17,7 +17,7 @@ import numpy as np
 from aatjax import load, petl
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.decode_cache import decode_all
-from aatjax.inference.calibration import apply, fit_decisions
+from aatjax.inference.calibration import apply_calibration, fit_calibration
 from aatjax.train.evaluation import clip_logits
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
@@ -49,13 +49,13 @@ def main() -> None:
         run = fit(
             model, source.subset(rest), training=Training(epochs=options.epochs), lr=3e-3, show=None
         )
-        decisions = fit_decisions(
+        decisions = fit_calibration(
             clip_logits(run.model, parts[valid], run.frontend),
             parts[valid].targets(),
             source.multi_label,
             options.coverage,
         )
-        applied = apply(clip_logits(run.model, parts[test], run.frontend), decisions)
+        applied = apply_calibration(clip_logits(run.model, parts[test], run.frontend), decisions)
         truth = parts[test].targets() == 1
         possible = np.asarray(applied.possible)
         shares.append(float((possible | ~truth).all(axis=1).mean()))

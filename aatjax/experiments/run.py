@@ -18,7 +18,7 @@ from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
 from aatjax.experiments.partition import cache_folder, divide, open_data
 from aatjax.experiments.run_dir import claim_clips, claim_config, read_json, write_json
-from aatjax.inference.calibration import fit_decisions
+from aatjax.inference.calibration import fit_calibration
 from aatjax.io.lock import locked
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
@@ -239,7 +239,7 @@ def _train(
     if parts.valid is not None:
         logits = clip_logits(run.model, parts.valid, run.frontend)
         targets = parts.valid.targets()
-        decided["decisions"] = fit_decisions(logits, targets, run.multi_label).to_json()
+        decided["decisions"] = fit_calibration(logits, targets, run.multi_label).to_json()
 
     def written() -> None:
         extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": about}

@@ -14,7 +14,7 @@ from aatjax.data.decode_cache import user_cache
 from aatjax.errors import DataError, UnavailableError, printable
 from aatjax.export import onnx_file
 from aatjax.export.merged_model import Clips, Subject
-from aatjax.inference.calibration import stored
+from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
 
@@ -91,7 +91,7 @@ def write(
         adapter.classes,
         adapter.frontend,
         multi_label=adapter.multi_label,
-        decisions=stored(adapter.info, len(adapter.classes)),
+        calibration=read_calibration(adapter.info, len(adapter.classes)),
     )
     for name in (*PAGE, ONNX):
         (folder / name).write_bytes(page_file(name))

@@ -1,7 +1,7 @@
-"""From logits to decisions: calibrated probabilities, thresholds, and sets that say "one of these".
+"""Calibration of logits: temperature, decision thresholds and conformal sets.
 
 All of it is fitted on validation clips and changes no weight: a temperature (Guo et al. 2017), a
-threshold a class for multi-label tasks, and a conformal quantile (split conformal prediction).
+threshold per class for multi-label tasks, and a conformal quantile (split conformal prediction).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from aatjax.errors import DataError, NotFiniteError, UsageError
 
 COVERAGE = 0.9
 BINS = 15
-COLDEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
-EVEN = 0.5  # threshold of a class that no validation clip has
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Decisions:
-    """What was learnt on validation clips of how far the logits of a model can be trusted.
+class Calibration:
+    """Temperature, thresholds and conformal quantile of a model, fitted on validation clips.
 
     Attributes:
-        temperature: logits are divided by it; 1 changes nothing, above 1 makes them less sure.
-        thresholds: of a multi-label task, the calibrated probability from which on a class is
-            given; None otherwise.
+        temperature: divisor of the logits; above 1 makes the model less confident.
+        thresholds: of a multi-label task, the calibrated probability from which a class is given;
+            None for a single-label task.
         quantile: a class is possible where its probability at temperature 1 is at least
-            1 - quantile; 1 makes every class possible, which is what too few clips give.
-        coverage: share of sounds whose classes all are among the possible ones, at least.
-        clips: validation clips that all this was fitted on.
+            1 - quantile; 1 (the result of too few clips) makes every class possible.
+        coverage: minimum share of clips whose true classes are all among the possible ones.
+        clips: number of validation clips.
     """
 
     temperature: float
@@ -49,20 +49,20 @@ class Decisions:
         return self.thresholds is not None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` reads."""
+        """Return a plain dictionary that `from_json` reads."""
         fields = dataclasses.asdict(self)
         return {**fields, "thresholds": self.thresholds and list(self.thresholds)}
 
     @classmethod
-    def from_json(cls, fields: Any, classes: int | None = None) -> Decisions:
-        """Rebuilds what `to_json` gave; fields of later versions are left out.
+    def from_json(cls, fields: Any, classes: int | None = None) -> Calibration:
+        """Rebuild from the dictionary of `to_json`; unknown fields (later versions) are ignored.
 
         Args:
             fields: the dictionary.
-            classes: number of classes that thresholds must be for.
+            classes: required number of thresholds.
 
         Raises:
-            DataError: a field is missing or holds what it cannot hold.
+            DataError: a field is missing or out of range.
         """
         try:
             thresholds = fields["thresholds"]
@@ -77,7 +77,7 @@ class Decisions:
             raise DataError(f"decisions: damaged: {type(error).__name__}: {error}") from error
         shares = (made.quantile, made.coverage, *(made.thresholds or ()))
         if not (0 < made.temperature < math.inf and all(0 <= share <= 1 for share in shares)):
-            raise DataError("decisions: damaged: a number is out of its range")
+            raise DataError("decisions: damaged: a number is out of range")
         if classes is not None and made.thresholds is not None and len(made.thresholds) != classes:
             raise DataError(
                 f"decisions: damaged: {len(made.thresholds)} thresholds for {classes} classes"
@@ -86,14 +86,14 @@ class Decisions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Applied:
-    """What decisions make of logits, one row a clip.
+class PredictionSets:
+    """Calibrated decisions, one row per clip.
 
     Attributes:
         probabilities: calibrated, `[b, c]`.
-        given: the classes given: the most probable one, or those above their thresholds.
-        possible: the conformal set, with what is given in it.
-        unsure: whether more classes are possible than are given.
+        given: the predicted classes: the most probable one, or those above their thresholds.
+        possible: the conformal set, joined with the predicted classes.
+        unsure: whether more classes are possible than given.
     """
 
     probabilities: Float[np.ndarray, "b c"]
@@ -102,82 +102,90 @@ class Applied:
     unsure: Bool[np.ndarray, " b"]
 
 
-def fit_decisions(
+def fit_calibration(
     logits: Float[np.ndarray, "b c"] | Float[Array, "b c"],
     targets: Float[np.ndarray, "b c"] | Float[Array, "b c"],
     multi_label: bool,
     coverage: float = COVERAGE,
-) -> Decisions:
-    """Fits temperature, thresholds and conformal quantile on validation clips.
+) -> Calibration:
+    """Fit temperature, thresholds and conformal quantile on validation clips.
 
     The quantile is that of split conformal prediction (Vovk et al. 2005; Lei et al. 2018,
     theorem 2.2) with the score 1 - p of the true class, the "least ambiguous" sets of Sadinle, Lei
-    and Wasserman 2019; of a clip with several classes the largest of their scores counts. With n
-    validation clips it is the ceil((n + 1) coverage)-th smallest score, so that for a new clip
-    drawn as these were
+    and Wasserman 2019; for a clip with several classes the largest of their scores counts. With n
+    validation clips it is the ceil((n + 1) coverage)-th smallest score, so that for a new clip of
+    the same distribution
 
         coverage <= P(all its classes are possible) <= coverage + 1 / (n + 1),
 
-    whatever the model; the upper bound holds for scores without ties. The lower one is on average
-    over draws of the validation clips, and not for each class alone. It is lost where new sounds
-    are of another kind, and a little where the same clips chose the weights (select='best'). The
-    scores are those at temperature 1, since one fitted on the same clips would void the theorem.
+    whatever the model; the upper bound holds for scores without ties. The lower bound is marginal:
+    on average over draws of the validation clips, not per class. It fails for clips of another
+    distribution, and slightly where the same clips selected the weights (select='best'). The
+    scores are those at temperature 1: a temperature fitted on the same clips would void the
+    theorem.
 
     Args:
         logits: `[n, c]` scores before softmax or sigmoid.
-        targets: `[n, c]`, 1 where the clip has the class, 0 where not, NaN where not known.
+        targets: `[n, c]`, 1 where the clip has the class, 0 where not, NaN where unknown.
         multi_label: sigmoid instead of softmax.
-        coverage: share of sounds whose classes all are to be possible, between 0 and 1.
+        coverage: minimum share of clips whose classes are all possible, between 0 and 1.
 
     Raises:
-        UsageError: arguments that do not fit each other.
+        UsageError: arguments that do not match.
         NotFiniteError: a logit is NaN or infinite.
     """
     scores, truth = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
     if not 0 < coverage < 1:
         raise UsageError(f"coverage={coverage:g} must lie between 0 and 1, such as {COVERAGE}")
-    _check(scores, truth, multi_label)
+    _check_logits(scores, truth, multi_label)
     temperature = fit_temperature(scores, truth, multi_label)
-    probabilities = calibrated(scores, temperature, multi_label)
+    probabilities = compute_probabilities(scores, temperature, multi_label)
     thresholds = fit_thresholds(probabilities, truth) if multi_label else None
-    plain = calibrated(scores, 1.0, multi_label)
-    missed = np.where(truth == 1, 1 - plain, 0.0).max(axis=1)
-    return Decisions(temperature, thresholds, quantile(missed, coverage), coverage, len(scores))
+    uncalibrated = compute_probabilities(scores, 1.0, multi_label)
+    nonconformity = np.where(truth == 1, 1 - uncalibrated, 0.0).max(axis=1)
+    quantile = compute_quantile(nonconformity, coverage)
+    return Calibration(temperature, thresholds, quantile, coverage, len(scores))
 
 
-def apply(logits: Float[np.ndarray, "b c"] | Float[Array, "b c"], decisions: Decisions) -> Applied:
-    """Calibrated probabilities, given and possible classes of logits `[b, c]`."""
+def apply_calibration(
+    logits: Float[np.ndarray, "b c"] | Float[Array, "b c"], calibration: Calibration
+) -> PredictionSets:
+    """Return calibrated probabilities, given and possible classes of logits `[b, c]`."""
     scores = np.asarray(logits, np.float64)
-    plain = calibrated(scores, 1.0, decisions.multi_label)
-    probabilities = calibrated(scores, decisions.temperature, decisions.multi_label)
-    return decide(probabilities, plain, decisions)
+    uncalibrated = compute_probabilities(scores, 1.0, calibration.multi_label)
+    probabilities = compute_probabilities(scores, calibration.temperature, calibration.multi_label)
+    return decide(probabilities, uncalibrated, calibration)
 
 
 def decide(
-    probabilities: Float[np.ndarray, "b c"], plain: Float[np.ndarray, "b c"], decisions: Decisions
-) -> Applied:
-    """The same from probabilities, calibrated ones and those at temperature 1.
+    probabilities: Float[np.ndarray, "b c"],
+    uncalibrated: Float[np.ndarray, "b c"],
+    calibration: Calibration,
+) -> PredictionSets:
+    """Return the decisions for calibrated probabilities and those at temperature 1.
 
-    What is given is always possible too, which can only raise the coverage: without it, a model
-    that is right more often than `coverage` would leave sets empty to come down to it.
+    Given classes are always possible too, which can only raise the coverage: otherwise a model
+    that is right more often than `coverage` would have empty sets.
     """
-    if decisions.thresholds is None:
+    if calibration.thresholds is None:
         given = np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
     else:
-        given = probabilities >= np.asarray(decisions.thresholds)[None]
-    possible = given | within(plain, decisions)
-    return Applied(probabilities, given, possible, np.any(possible & ~given, axis=1))
+        given = probabilities >= np.asarray(calibration.thresholds)[None]
+    possible = given | select_conformal(uncalibrated, calibration)
+    return PredictionSets(probabilities, given, possible, np.any(possible & ~given, axis=1))
 
 
-def within(plain: Float[np.ndarray, "b c"], decisions: Decisions) -> Bool[np.ndarray, "b c"]:
-    """The bare conformal set: classes whose score 1 - p, at temperature 1, is in the quantile."""
-    return 1 - plain <= decisions.quantile
+def select_conformal(
+    uncalibrated: Float[np.ndarray, "b c"], calibration: Calibration
+) -> Bool[np.ndarray, "b c"]:
+    """Return the conformal sets: classes whose score 1 - p at temperature 1 is within the quantile."""
+    return 1 - uncalibrated <= calibration.quantile
 
 
-def calibrated(
+def compute_probabilities(
     logits: Float[np.ndarray, "b c"], temperature: float, multi_label: bool
 ) -> Float[np.ndarray, "b c"]:
-    """softmax(logits / T), or sigmoid(logits / T) of a multi-label task."""
+    """Return softmax(logits / T), or sigmoid(logits / T) of a multi-label task."""
     scaled = logits / temperature
     return special.expit(scaled) if multi_label else special.softmax(scaled, axis=1)
 
@@ -185,77 +193,78 @@ def calibrated(
 def fit_temperature(
     logits: Float[np.ndarray, "b c"], targets: Float[np.ndarray, "b c"], multi_label: bool
 ) -> float:
-    """The temperature of least negative log-likelihood (Guo et al. 2017, sec. 4.2).
+    """Return the temperature of least negative log-likelihood (Guo et al. 2017, sec. 4.2).
 
-    With b = 1/T the likelihood is concave in b, so its slope has one zero. Where there is none,
-    since every clip is right and the likelihood rises for ever as T goes to 0, the clips do not
-    tell how sure the model may be, and the temperature stays 1.
+    With b = 1/T the likelihood is concave in b, so its slope has at most one zero. Where it has
+    none because every clip is right (the likelihood rises forever as T goes to 0), the clips do
+    not determine a temperature, and the result is 1.
     """
     known = ~np.isnan(targets)
     truth = targets == 1
 
     def slope(b: float) -> float:
-        """Derivative by b of the summed negative log-likelihood."""
+        """Derivative of the summed negative log-likelihood by b."""
         if multi_label:
             return float(((special.expit(b * logits) - truth) * logits)[known].sum())
         return float(((special.softmax(b * logits, axis=1) - truth) * logits).sum())
 
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     if slope(high) <= 0:
         return 1.0
-    if slope(low) >= 0:  # no better than chance: as unsure as can be
-        return HOTTEST
-    zero: Any = optimize.brentq(slope, low, high, xtol=1e-12)
-    return 1 / float(zero)
+    if slope(low) >= 0:  # no better than chance
+        return MAX_TEMPERATURE
+    root: Any = optimize.brentq(slope, low, high, xtol=1e-12)
+    return 1 / float(root)
 
 
 def fit_thresholds(
     probabilities: Float[np.ndarray, "b c"], targets: Float[np.ndarray, "b c"]
 ) -> tuple[float, ...]:
-    """For each class the threshold of best F1 on these clips, half-way between two probabilities.
+    """Return the threshold of best F1 per class, half-way between two probabilities.
 
-    Of several that are equally good, the one nearest to 0.5. A class that no clip has gets 0.5.
+    Of several equally good ones, the one nearest to 0.5; 0.5 for a class without positive clips.
     """
     return tuple(
-        _threshold(column[known], truth[known])
+        _fit_threshold(column[known], truth[known])
         for column, truth, known in zip(
             probabilities.T, (targets == 1).T, ~np.isnan(targets).T, strict=True
         )
     )
 
 
-def _threshold(probability: Float[np.ndarray, " b"], positive: Bool[np.ndarray, " b"]) -> float:
+def _fit_threshold(probability: Float[np.ndarray, " b"], positive: Bool[np.ndarray, " b"]) -> float:
     if not positive.any():
-        return EVEN
+        return DEFAULT_THRESHOLD
     order = np.argsort(-probability, kind="stable")
     ranked = probability[order]
     hits = np.cumsum(positive[order])
     f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + positive.sum())
-    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # a threshold cannot part equals
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # a threshold cannot separate ties
     below = np.append(ranked[1:], 0.0)
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     cuts = (ranked[best] + below[best]) / 2
-    # 0.5 itself where it lies in the gap: nothing speaks for another place.
-    cuts = np.where((below[best] < EVEN) & (ranked[best] >= EVEN), EVEN, cuts)
-    return float(cuts[np.abs(cuts - EVEN).argmin()])
+    # 0.5 itself where it lies in the gap.
+    default = (below[best] < DEFAULT_THRESHOLD) & (ranked[best] >= DEFAULT_THRESHOLD)
+    cuts = np.where(default, DEFAULT_THRESHOLD, cuts)
+    return float(cuts[np.abs(cuts - DEFAULT_THRESHOLD).argmin()])
 
 
-def quantile(scores: Float[np.ndarray, " b"], coverage: float) -> float:
-    """The ceil((n + 1) coverage)-th smallest of n scores in [0, 1]; 1 where n is too small."""
+def compute_quantile(scores: Float[np.ndarray, " b"], coverage: float) -> float:
+    """Return the ceil((n + 1) coverage)-th smallest of n scores in [0, 1]; 1 if n is too small."""
     rank = math.ceil((len(scores) + 1) * coverage - 1e-9)
     return 1.0 if rank > len(scores) else float(np.sort(scores)[rank - 1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """How often what is said with a confidence is so.
+    """Reliability curve: accuracy by confidence.
 
     Attributes:
-        edges: of the bins of confidence, one more than bins.
-        confidence: mean confidence in each bin, NaN where it is empty.
-        accuracy: share that is right in each bin, NaN where it is empty.
-        count: entries in each bin.
-        error: expected calibration error: mean of |accuracy - confidence| over the entries' bins.
+        edges: bin edges, one more than bins.
+        confidence: mean confidence per bin, NaN where it is empty.
+        accuracy: share of correct entries per bin, NaN where it is empty.
+        count: entries per bin.
+        error: expected calibration error: mean of |accuracy - confidence| weighted by count.
     """
 
     edges: Float[np.ndarray, " k"]
@@ -265,17 +274,16 @@ class Reliability:
     error: float
 
 
-def reliability(
+def compute_reliability(
     probabilities: Float[np.ndarray, "b c"],
     targets: Float[np.ndarray, "b c"],
     multi_label: bool,
     bins: int = BINS,
 ) -> Reliability:
-    """Reliability curve and expected calibration error (Guo et al. 2017, eq. 2-3).
+    """Return the reliability curve and expected calibration error (Guo et al. 2017, eq. 2-3).
 
-    Of a single-label task the entries are the clips, each with the probability of its most
-    probable class; of a multi-label one all known pairs of clip and class, each with the
-    probability of the class. Bins are equally wide, closed on the right.
+    The entries of a single-label task are the clips, each with its top probability; those of a
+    multi-label task all known pairs of clip and class. Bins have equal width, closed on the right.
 
     Raises:
         UsageError: fewer than one bin.
@@ -291,37 +299,40 @@ def reliability(
         rows = np.arange(len(best))
         confidence, right = probabilities[rows, best], truth[rows, best]
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.ceil(confidence * bins - 1e-12).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins).astype(float)
+    index = np.clip(np.ceil(confidence * bins - 1e-12).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins).astype(float)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(place, confidence, bins) / count
-        share = np.bincount(place, right.astype(float), bins) / count
-    gaps = np.nan_to_num(np.abs(share - mean))
+        mean = np.bincount(index, confidence, bins) / count
+        accuracy = np.bincount(index, right.astype(float), bins) / count
+    gaps = np.nan_to_num(np.abs(accuracy - mean))
     error = float((gaps * count).sum() / max(1.0, count.sum()))
-    return Reliability(edges, mean, share, count, error)
+    return Reliability(edges, mean, accuracy, count, error)
 
 
-def names(mask: Sequence[bool] | Bool[np.ndarray, " c"], classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes that a row of a mask has."""
-    return tuple(name for name, there in zip(classes, mask, strict=True) if there)
+def select_names(
+    mask: Sequence[bool] | Bool[np.ndarray, " c"], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the class names where the mask is true."""
+    return tuple(name for name, chosen in zip(classes, mask, strict=True) if chosen)
 
 
-def stored(info: Mapping[str, Any], classes: int) -> Decisions | None:
-    """The decisions in an adapter's metadata, or None where it holds none.
+def read_calibration(info: Mapping[str, Any], classes: int) -> Calibration | None:
+    """Return the calibration in an adapter's metadata, or None where it has none.
 
     Raises:
-        DataError: they are damaged.
+        DataError: damaged fields.
     """
     fields = info.get("decisions")
-    return None if fields is None else Decisions.from_json(fields, classes)
+    return None if fields is None else Calibration.from_json(fields, classes)
 
 
-def _check(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> None:
+def _check_logits(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> None:
     if scores.ndim != 2 or scores.shape != truth.shape or not scores.size:
         raise UsageError(
-            f"logits {scores.shape} and targets {truth.shape} do not fit: both are (clips, classes)"
+            f"logits {scores.shape} and targets {truth.shape} do not match: both are "
+            "(clips, classes)"
         )
     if not np.isfinite(scores).all():
-        raise NotFiniteError("a validation logit is not finite: look for a diverged run")
+        raise NotFiniteError("a validation logit is not finite: the training may have diverged")
     if not multi_label and not (truth.sum(axis=1) == 1).all():
         raise UsageError("a clip has no label or several: set multi_label=True for such targets")

@@ -19,7 +19,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import BadAudio
 from aatjax.convert.load import front_end_of, load
 from aatjax.errors import DataError, UsageError
-from aatjax.inference.calibration import Decisions, decide, names, stored
+from aatjax.inference.calibration import Calibration, decide, read_calibration, select_names
 from aatjax.models.ast import AST, mean_tokens
 from aatjax.train.adapter_file import load_adapter, read_info
 
@@ -50,8 +50,8 @@ class Prediction:
         windows: the same for each window.
         given: of a multi-label task, the classes above their thresholds; else the label alone.
         possible: classes among which the truth is with a probability of `coverage` or more, the
-            most probable first (see `aatjax.inference.calibration`). It was measured on clips cut to one
-            window; for longer files, whose windows are averaged, it is not promised.
+
+
         coverage: see `possible`.
 
     The probabilities are calibrated, and the last three there, where the adapter was trained with
@@ -119,7 +119,7 @@ class Classifier:
         classes: class names in the order of the logits.
         frontend: the front end that the model was trained with.
         multi_label: sigmoid instead of softmax.
-        decisions: what validation clips told of how far the logits can be trusted; None for
+        calibration: what validation clips told of how far the logits can be trusted; None for
             nothing: plain probabilities, no `possible` classes.
     """
 
@@ -130,13 +130,13 @@ class Classifier:
         frontend: FrontEnd | None = None,
         *,
         multi_label: bool = False,
-        decisions: Decisions | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
         self.frontend = frontend or front_end_of(model)
         self.multi_label = multi_label
-        self.decisions = decisions
+        self.calibration = calibration
         config = model.config
         if len(self.classes) != config.num_classes:
             raise UsageError(
@@ -151,7 +151,7 @@ class Classifier:
         parts = surgery.split(model)
         state = nnx.merge_state(parts.trainable, parts.stats, parts.frozen)
 
-        temperature = 1.0 if decisions is None else decisions.temperature
+        temperature = 1.0 if calibration is None else calibration.temperature
 
         def outputs(
             state: Any, audio: jax.Array, length: jax.Array, vectors: bool
@@ -188,7 +188,7 @@ class Classifier:
         if Path(source).is_file() and read_info(source) is not None:
             adapter = load_adapter(source, base=base)
             try:
-                decisions = stored(adapter.info, len(adapter.classes))
+                calibration = read_calibration(adapter.info, len(adapter.classes))
             except DataError as error:
                 raise DataError(f"{source}: {error}") from error
             return cls(
@@ -196,7 +196,7 @@ class Classifier:
                 adapter.classes,
                 adapter.frontend,
                 multi_label=adapter.multi_label,
-                decisions=decisions,
+                calibration=calibration,
             )
         model = load(source)
         labels = model.labels or tuple(str(i) for i in range(model.config.num_classes))
@@ -281,17 +281,17 @@ class Classifier:
             self.classes,
             windows,
         )
-        if self.decisions is None:
+        if self.calibration is None:
             return prediction
         plain = (plain * lengths[:, None]).sum(0) / lengths.sum()
-        applied = decide(mean[None], plain[None], self.decisions)
+        applied = decide(mean[None], plain[None], self.calibration)
         order = np.argsort(-mean, kind="stable")
         ranked = [self.classes[i] for i in order]
         return dataclasses.replace(
             prediction,
-            given=names(applied.given[0][order], ranked),
-            possible=names(applied.possible[0][order], ranked),
-            coverage=self.decisions.coverage,
+            given=select_names(applied.given[0][order], ranked),
+            possible=select_names(applied.possible[0][order], ranked),
+            coverage=self.calibration.coverage,
         )
 
     def predict(self, path: str | os.PathLike[str], *, hop: float | None = None) -> Prediction:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from aatjax.errors import UsageError, printable
-from aatjax.inference.calibration import EVEN, Decisions, decide
+from aatjax.inference.calibration import DEFAULT_THRESHOLD, Calibration, decide
 from aatjax.inference.classifier import RATE
 
 UNSURE = "unsure"
@@ -85,7 +85,7 @@ class Rules:
         return half
 
     def thresholds(
-        self, classes: int, multi_label: bool, decisions: Decisions | None
+        self, classes: int, multi_label: bool, calibration: Calibration | None
     ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]] | None:
         """Where each class begins and ends; None where the most probable one is taken.
 
@@ -94,7 +94,11 @@ class Rules:
         """
         on: float | tuple[float, ...] | None = self.on
         if on is None and multi_label:
-            on = EVEN if decisions is None or not decisions.thresholds else decisions.thresholds
+            on = (
+                DEFAULT_THRESHOLD
+                if calibration is None or not calibration.thresholds
+                else calibration.thresholds
+            )
         if on is None:
             return None
         pair = []
@@ -170,7 +174,7 @@ class Segmenter:
         size: samples of a window.
         step: samples between window starts.
         multi_label: any number of classes at a time, a track each.
-        decisions: what validation clips told, if anything.
+        calibration: what validation clips told, if anything.
     """
 
     def __init__(
@@ -181,14 +185,14 @@ class Segmenter:
         size: int,
         step: int,
         multi_label: bool = False,
-        decisions: Decisions | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.rules = rules
         self._size, self._step, self._multi = size, step, multi_label
-        self._decisions = decisions
+        self._calibration = calibration
         self._half = rules.half(step)
-        self._thresholds = rules.thresholds(len(classes), multi_label, decisions)
+        self._thresholds = rules.thresholds(len(classes), multi_label, calibration)
         self._rows: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._first = self._next = self._count = 0  # windows: kept, to be decided, seen
         self._active = np.zeros(len(classes), bool)
@@ -280,8 +284,8 @@ class Segmenter:
             self._active = reached
             found = np.flatnonzero(reached).tolist()
             return found if found or self._multi else [len(probability)]
-        if self._decisions is not None:
-            applied = decide(probability[None], plain[None], self._decisions)
+        if self._calibration is not None:
+            applied = decide(probability[None], plain[None], self._calibration)
             if applied.unsure[0]:
                 return [len(probability)]
         return [int(probability.argmax())]
@@ -296,7 +300,7 @@ def segment(
     step: int,
     samples: int,
     multi_label: bool = False,
-    decisions: Decisions | None = None,
+    calibration: Calibration | None = None,
     plain: Float[np.ndarray, "w c"] | None = None,
 ) -> tuple[Segment, ...]:
     """Segments of a whole track of windows at once; see `Segmenter`.
@@ -309,11 +313,11 @@ def segment(
         step: samples between window starts.
         samples: of the file.
         multi_label: any number of classes at a time.
-        decisions: what validation clips told, if anything.
+        calibration: what validation clips told, if anything.
         plain: probabilities at temperature 1, where they differ.
     """
     segmenter = Segmenter(
-        classes, rules, size=size, step=step, multi_label=multi_label, decisions=decisions
+        classes, rules, size=size, step=step, multi_label=multi_label, calibration=calibration
     )
     segmenter.push(probabilities, probabilities if plain is None else plain)
     return segmenter.finish(samples)

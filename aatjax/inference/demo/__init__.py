@@ -30,12 +30,12 @@ def page_config(classifier: Classifier, *, title: str, method: str, backend: str
     """What the page knows of the model, as JSON.
 
     Args:
-        classifier: classes, front end and decisions.
+        classifier: classes, front end and calibration.
         title: heading of the page.
         method: name of the adaptation method.
         backend: `server` or `onnx`.
     """
-    frontend, decisions = classifier.frontend, classifier.decisions
+    frontend, calibration = classifier.frontend, classifier.calibration
     told: dict[str, Any] = {
         "title": title,
         "method": method,
@@ -48,7 +48,7 @@ def page_config(classifier: Classifier, *, title: str, method: str, backend: str
         "pad": frontend.pad,
         "channels": frontend.channels,
         "threshold": THRESHOLD,
-        "decisions": None if decisions is None else decisions.to_json(),
+        "calibration": None if calibration is None else calibration.to_json(),
     }
     return json.dumps(told, indent=1)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from aatjax.errors import AatjaxError, DataError
 from aatjax.inference.adapters import check_same_backbone, sharing
-from aatjax.inference.calibration import calibrated, stored
+from aatjax.inference.calibration import compute_probabilities, read_calibration
 from aatjax.inference.classifier import Classifier, Cut, Prediction
 from aatjax.inference.server.stacked import Group, own, structure
 from aatjax.models.ast import AST
@@ -30,7 +30,7 @@ class Held:
         name: what requests call it.
         key: its own number; a file loaded again has another one.
         adapter: on the shared backbone.
-        classifier: its classes, front end and decisions. Its own program is never compiled.
+        classifier: its classes, front end and calibration. Its own program is never compiled.
         group: the adapters whose clips run in the same pass.
         parameters: parameters and statistics of its own.
         users: requests under way.
@@ -51,11 +51,11 @@ class Held:
     ) -> Prediction:
         """What `aatjax predict` says of a file, from the logits of its windows."""
         rows = np.stack(logits).astype(np.float64)
-        decisions, many = self.classifier.decisions, self.classifier.multi_label
-        temperature = 1.0 if decisions is None else decisions.temperature
+        calibration, many = self.classifier.calibration, self.classifier.multi_label
+        temperature = 1.0 if calibration is None else calibration.temperature
         spans = [window.span for window in windows]
-        heard = calibrated(rows, temperature, many)
-        return self.classifier.summary(path, heard, calibrated(rows, 1.0, many), spans)
+        heard = compute_probabilities(rows, temperature, many)
+        return self.classifier.summary(path, heard, compute_probabilities(rows, 1.0, many), spans)
 
 
 class Bank:
@@ -85,7 +85,7 @@ class Bank:
         with self._loading:  # one at a time; requests go on meanwhile
             adapter = load_adapter(path, base=self._base_of(path))
             try:
-                decisions = stored(adapter.info, len(adapter.classes))
+                calibration = read_calibration(adapter.info, len(adapter.classes))
                 for held in self.all():
                     if held.name != name:
                         check_same_backbone(held.adapter, adapter, held.name, name)
@@ -97,7 +97,7 @@ class Bank:
                 adapter.classes,
                 adapter.frontend,
                 multi_label=adapter.multi_label,
-                decisions=decisions,
+                calibration=calibration,
             )
             place = structure(adapter)
             size = sum(value.size for value in own(adapter.model).values())

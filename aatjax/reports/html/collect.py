@@ -17,7 +17,12 @@ from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.experiments import run as experiment
 from aatjax.experiments.run_dir import read_json
-from aatjax.inference.calibration import Decisions, apply, calibrated, stored
+from aatjax.inference.calibration import (
+    Calibration,
+    apply_calibration,
+    compute_probabilities,
+    read_calibration,
+)
 from aatjax.models.ast import AST
 from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights
@@ -101,7 +106,7 @@ class Evidence:
     path: Path
     size: int
     adapter: Adapter
-    decisions: Decisions | None
+    decisions: Calibration | None
     evaluated: Evaluated | str
     atlas: Atlas | str
     result: dict[str, Any]
@@ -151,7 +156,7 @@ def gather(path: Path, data: Data | None = None, *, base: str | None = None) -> 
     file, run = find_adapter(path)
     adapter = load_adapter(file, base=base)
     try:
-        decisions = stored(adapter.info, len(adapter.classes))
+        decisions = read_calibration(adapter.info, len(adapter.classes))
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     result: dict[str, Any] = {}
@@ -210,7 +215,7 @@ def _findings(path: Path) -> list[dict[str, Any]] | str:
 
 
 def _evaluated(
-    adapter: Adapter, source: Source, decisions: Decisions | None, own: bool
+    adapter: Adapter, source: Source, decisions: Calibration | None, own: bool
 ) -> Evaluated:
     logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
     targets = np.asarray(source.targets(), np.float64)
@@ -230,12 +235,12 @@ def _mistakes(
     frontend: FrontEnd,
     logits: np.ndarray,
     targets: np.ndarray,
-    decisions: Decisions | None,
+    decisions: Calibration | None,
 ) -> list[Mistake]:
     """The clips that the adapter is wrong about and surest of, each clip once."""
     many = source.multi_label
     temperature = 1.0 if decisions is None else decisions.temperature
-    probabilities = calibrated(logits, temperature, many)
+    probabilities = compute_probabilities(logits, temperature, many)
     if many:
         guess = logits > 0
         wrong = (guess != (targets == 1)) & ~np.isnan(targets)
@@ -243,7 +248,7 @@ def _mistakes(
         guess = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
         wrong = guess & (targets != 1)
     sure = np.where(wrong, np.where(guess, probabilities, 1 - probabilities), -1.0)
-    possible = None if decisions is None else apply(logits, decisions).possible
+    possible = None if decisions is None else apply_calibration(logits, decisions).possible
     found: list[Mistake] = []
     for row in np.argsort(-sure.max(axis=1), kind="stable")[:MOST_MISTAKES]:
         c = int(sure[row].argmax())

@@ -14,7 +14,12 @@ import numpy as np
 from aatjax.audio.fbank import LOW_HZ, hertz_to_mel
 from aatjax.audio.frontend import FrontEnd
 from aatjax.experiments.partition import Parts, describe
-from aatjax.inference.calibration import Reliability, apply, calibrated, reliability
+from aatjax.inference.calibration import (
+    Reliability,
+    apply_calibration,
+    compute_probabilities,
+    compute_reliability,
+)
 from aatjax.reports.html import assets, experts
 from aatjax.reports.html import charts as figures
 from aatjax.reports.html.class_intervals import confused, wilson
@@ -246,10 +251,17 @@ def _calibration(evidence: Evidence) -> Markup | None:
     if isinstance(told, str):
         return None
     many = told.source.multi_label
-    curves = [("as trained", reliability(calibrated(told.logits, 1.0, many), told.targets, many))]
+    curves = [
+        (
+            "as trained",
+            compute_reliability(compute_probabilities(told.logits, 1.0, many), told.targets, many),
+        )
+    ]
     if decisions is not None:
-        scaled = calibrated(told.logits, decisions.temperature, many)
-        curves.append((f"T = {decisions.temperature:.2f}", reliability(scaled, told.targets, many)))
+        scaled = compute_probabilities(told.logits, decisions.temperature, many)
+        curves.append(
+            (f"T = {decisions.temperature:.2f}", compute_reliability(scaled, told.targets, many))
+        )
     drawing = figures.reliability(
         [(name, list(c.confidence), list(c.accuracy), list(c.count)) for name, c in curves],
         title="reliability diagram",
@@ -297,7 +309,7 @@ def _coverage(told: Evaluated, evidence: Evidence) -> list[Markup]:
     """How the conformal sets do on these clips."""
     decisions = evidence.decisions
     assert decisions is not None
-    applied = apply(told.logits, decisions)
+    applied = apply_calibration(told.logits, decisions)
     truth = told.targets == 1
     covered = (applied.possible | ~truth).all(axis=1)
     right = ((applied.given == truth) | np.isnan(told.targets)).all(axis=1)

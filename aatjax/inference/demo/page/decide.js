@@ -11,7 +11,7 @@ export function probabilities(logits, temperature, multiLabel) {
 
 // Which classes are given, and which are possible (null where nothing was tuned).
 export function decide(calibrated, plain, config) {
-  const tuned = config.decisions;
+  const tuned = config.calibration;
   const best = calibrated.indexOf(Math.max(...calibrated));
   const thresholds = tuned && tuned.thresholds;
   const given = calibrated.map((p, i) => (thresholds ? p >= thresholds[i] : i === best));

@@ -10,7 +10,7 @@ export async function open(config) {
     executionProviders: ["wasm"],
     externalData: [{ path: "weights.data", data: "weights.data" }],
   });
-  const temperature = config.decisions ? config.decisions.temperature : 1;
+  const temperature = config.calibration ? config.calibration.temperature : 1;
 
   // Samples are int16; a short window is filled as the front end fills it.
   async function heard(samples) {

@@ -36,7 +36,7 @@ function verdict({ calibrated, given, possible }) {
   const among = possible ? named(possible) : [];
   return {
     sure: sure.length > 0, text: sure.length ? sure.join(", ") : "don’t know",
-    note: open ? `possible (${percent(config.decisions.coverage)} coverage): ${among.join(", ")}` : "",
+    note: open ? `possible (${percent(config.calibration.coverage)} coverage): ${among.join(", ")}` : "",
   };
 }
 
