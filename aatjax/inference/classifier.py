@@ -49,7 +49,7 @@ class Prediction:
         classes: class names.
         windows: the same for each window.
         given: of a multi-label task, the classes above their thresholds; else the label alone.
-        possible: classes among which the truth is with a probability of `coverage` or more, the
+        possible: classes among which the true ones are with probability `coverage`, the most
 
 
         coverage: see `possible`.
