@@ -13,7 +13,7 @@ from typing import Any, Literal
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.formats import Format, benchmark_of
+from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.errors import AatjaxError, UsageError
 from aatjax.models.config import Pool, Positions
 from aatjax.petl import Method, find, method_named
@@ -88,7 +88,7 @@ class Data:
         train_clips, test_clips: clips a class of the synthetic sounds.
     """
 
-    format: Format = "auto"
+    format: SourceFormat = "auto"
     path: str | None = None
     pattern: str | None = None
     fold: str | None = None
@@ -200,7 +200,7 @@ class Config:
         Raises:
             UsageError: the data are no benchmark, or it has no such protocol.
         """
-        benchmark = benchmark_of(self.data.path, self.data.format)
+        benchmark = detect_benchmark(self.data.path, self.data.format)
         if benchmark is None:
             raise UsageError(
                 f"--protocol {name} goes with a benchmark only: take one of `aatjax recipes`, or "

@@ -9,7 +9,7 @@ import pytest
 from official_layouts import MAKERS, table
 
 from aatjax.config import Data
-from aatjax.data.benchmarks import BENCHMARKS, find, gtzan
+from aatjax.data.benchmarks import BENCHMARKS, find_benchmark, gtzan
 from aatjax.data.benchmarks.esc50 import CLASSES as ESC_CLASSES
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.partition import describe, divide, runs_of
@@ -212,7 +212,7 @@ def test_another_folder_is_not_a_benchmark(tmp_path, official) -> None:
     with pytest.raises(DataError, match=r"'backward' is no word of .*v0\.02 has it"):
         BENCHMARKS["speech_commands_v1"].read(official("speech_commands_v2"))
     with pytest.raises(UsageError, match="did you mean 'esc50'"):
-        find("ESC-50")
+        find_benchmark("ESC-50")
 
 
 def test_a_speaker_in_two_parts_is_refused_or_told(tmp_path) -> None:

@@ -14,8 +14,8 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.buckets import sort
-from aatjax.data.pipeline import batches_per_epoch, train_batches
+from aatjax.data.buckets import sort_into_buckets
+from aatjax.data.pipeline import count_batches, make_train_batches
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
 from aatjax.io.signals import Interrupted
@@ -54,7 +54,7 @@ def noises(count: int, first: int = 0) -> Source:
 
 
 def buckets_of(source: Source):
-    return sort(source, FRONTEND, (*SHORT, FRAMES), patch=16, stride=10)
+    return sort_into_buckets(source, FRONTEND, (*SHORT, FRAMES), patch=16, stride=10)
 
 
 def model_of(method: petl.Method, **changes: Any) -> AST:
@@ -130,8 +130,8 @@ def test_every_clip_once_an_epoch_in_batches_of_one_length() -> None:
     source = noises(29)
     buckets = buckets_of(source)
     options: dict[str, Any] = {"batch_size": 4, "epochs": 2, "seed": 3, "threads": 0}
-    batches = list(train_batches(source, FRONTEND, **options, buckets=buckets))
-    each = batches_per_epoch(source, 4, buckets)
+    batches = list(make_train_batches(source, FRONTEND, **options, buckets=buckets))
+    each = count_batches(source, 4, buckets)
     assert len(batches) == 2 * each
     orders = []
     for epoch in (batches[:each], batches[each:]):
@@ -142,10 +142,10 @@ def test_every_clip_once_an_epoch_in_batches_of_one_length() -> None:
     room = {int(i): bucket.frontend.samples for bucket in buckets for i in bucket.rows}
     for batch in batches:
         assert {room[int(i)] for i in batch["index"]} == {batch["audio"].shape[1]}
-    iterator = iter(train_batches(source, FRONTEND, **options, buckets=buckets))
+    iterator = iter(make_train_batches(source, FRONTEND, **options, buckets=buckets))
     for _ in range(5):
         next(iterator)
-    again = iter(train_batches(source, FRONTEND, **options, buckets=buckets))
+    again = iter(make_train_batches(source, FRONTEND, **options, buckets=buckets))
     again.set_state(iterator.get_state())
     for one, two in zip(iterator, again, strict=True):
         np.testing.assert_array_equal(one["index"], two["index"])

@@ -17,7 +17,8 @@ import soundfile
 from aatjax.audio.decode import decode
 from aatjax.data import decode_cache
 from aatjax.data.decode_cache import decode_all, read_notes
-from aatjax.data.folders import AudioFolder, Synthetic
+from aatjax.data.folders import AudioFolder
+from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.errors import DataError, UsageError, WriteError
 
 
@@ -52,11 +53,9 @@ def entries(folder):
 def test_every_file_is_decoded_once_and_read_from_the_cache(sounds, tmp_path, decoded):
     source = AudioFolder(sounds)
     progress = []
-    cached = decode_all(
-        source, tmp_path / "c", progress=lambda done, total: progress.append((done, total))
-    )
+    cached = decode_all(source, tmp_path / "c", progress=lambda *state: progress.append(state))
     assert sorted(decoded) == [clip.path for clip in source.clips]
-    assert progress == [(i, 20) for i in range(1, 21)]
+    assert progress == [("decode", i, 20) for i in range(1, 21)]
     assert cached.clips == source.clips and cached.classes == source.classes
     for path in entries(sounds):
         path.rename(path.with_suffix(".moved"))
@@ -124,7 +123,7 @@ def test_f3_a_killed_run_leaves_whole_entries_and_goes_on(sounds, tmp_path):
     script = (
         "import sys, time\n"
         "import numpy as np\n"
-        "from aatjax.data import cache\n"
+        "from aatjax.data import decode_cache\n"
         "from aatjax.data.folders import AudioFolder\n"
         "save = np.save\n"
         "def slow(file, array, **options):\n"
@@ -132,7 +131,9 @@ def test_f3_a_killed_run_leaves_whole_entries_and_goes_on(sounds, tmp_path):
         "    file.flush()\n"
         "    time.sleep(0.05)\n"
         "np.save = slow\n"
-        "cache.decode_all(AudioFolder(sys.argv[1]), sys.argv[2], progress=lambda *n: print(n[0]))\n"
+        "decode_cache.decode_all(\n"
+        "    AudioFolder(sys.argv[1]), sys.argv[2], progress=lambda *n: print(n[1])\n"
+        ")\n"
     )
     folder = tmp_path / "c"
     command = [sys.executable, "-u", "-c", script, str(sounds), str(folder)]
@@ -276,7 +277,7 @@ def test_f28_an_unforeseen_error_names_the_file_and_stops_at_once(sounds, tmp_pa
 
 def test_f28_an_entry_that_cannot_be_read_names_both_files(sounds, tmp_path):
     cached = decode_all(AudioFolder(sounds), tmp_path / "c")
-    entry = decode_cache.place(tmp_path / "c", cached.reader.key(cached[0]))
+    entry = decode_cache.cache_path(tmp_path / "c", cached.reader.key(cached[0]))
     for content in (b"", entry.read_bytes()[:200], b"x" * 300):
         entry.write_bytes(content)
         with pytest.raises(DataError, match=r"a/00.wav: its decoded copy .*\.npy cannot be read"):

@@ -10,7 +10,7 @@ import soundfile
 import soxr
 
 from aatjax.audio.decode import as_waveform
-from aatjax.data.duplicates import audio_hash, exact_hash, find_duplicates, fingerprints
+from aatjax.data.duplicates import find_duplicates, fingerprint_clips, hash_audio, hash_samples
 from aatjax.data.formats import open_source
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.data.synthetic.synthesize import SOUNDS, synthesize
@@ -54,8 +54,8 @@ CHANGES = {
 def search(sounds, parts, **options):
     """Duplicates among samples; ids are the indices."""
     ids = [str(i) for i in range(len(sounds))]
-    hashes = [audio_hash(x) for x in sounds]
-    return find_duplicates(ids, parts, hashes, [exact_hash(x) for x in sounds], **options)
+    hashes = [hash_audio(x) for x in sounds]
+    return find_duplicates(ids, parts, hashes, [hash_samples(x) for x in sounds], **options)
 
 
 def between(duplicates):
@@ -145,22 +145,22 @@ class TestSounds:
         ids=["zeros", "empty", "constant", "one sample", "a few samples"],
     )
     def test_silence_is_like_nothing(self, silence):
-        assert audio_hash(silence) is None and exact_hash(silence) == ""
+        assert hash_audio(silence) is None and hash_samples(silence) == ""
         assert search([silence, silence], ["train", "test"]) == []
 
     def test_an_unchanging_or_very_short_sound_has_an_exact_copy_only(self):
         tone = (8000 * np.sin(np.arange(16000) * (2 * np.pi / 32))).astype(np.int16)
         short = synthesize("bark", 0)[8000:9000]
         for sound in (tone, short):
-            assert audio_hash(sound) is None
+            assert hash_audio(sound) is None
             (found,) = search([sound, sound.copy()], ["1", "2"])
             assert found.exact and found.distance == 0
 
     def test_the_hash_has_the_same_bits_everywhere_and_fits_long_clips(self):
         sound = synthesize(SOUNDS[0], 3, seconds=40)
-        bits = audio_hash(sound)
-        assert bits is not None and len(bits) == 32 and bits == audio_hash(sound.copy())
-        near = audio_hash(encoded(sound, "OGG", "VORBIS"))
+        bits = hash_audio(sound)
+        assert bits is not None and len(bits) == 32 and bits == hash_audio(sound.copy())
+        near = hash_audio(encoded(sound, "OGG", "VORBIS"))
         assert near is not None
         differ = np.unpackbits(np.frombuffer(bits, np.uint8) ^ np.frombuffer(near, np.uint8))
         assert differ.mean() < 0.2
@@ -264,26 +264,26 @@ class TestFingerprints:
         sounds = {name: synthesize(name, 1, seconds=0.5) for name in SOUNDS[:6]}
         sounds["silence"] = np.zeros(8000, np.int16)
         seen = []
-        hashes, exact = fingerprints(held(sounds), progress=lambda *state: seen.append(state))
-        assert hashes == [audio_hash(x) for x in sounds.values()] and hashes[-1] is None
-        assert exact == [exact_hash(x) for x in sounds.values()] and exact[-1] == ""
-        assert seen == [(k, 7) for k in range(1, 8)]
-        assert (hashes, exact) == fingerprints(held(sounds), workers=1)
+        hashes, exact = fingerprint_clips(held(sounds), progress=lambda *state: seen.append(state))
+        assert hashes == [hash_audio(x) for x in sounds.values()] and hashes[-1] is None
+        assert exact == [hash_samples(x) for x in sounds.values()] and exact[-1] == ""
+        assert seen == [("compare", k, 7) for k in range(1, 8)]
+        assert (hashes, exact) == fingerprint_clips(held(sounds), workers=1)
 
     def test_a_clip_that_cannot_be_read_is_named(self):
         with pytest.raises(DataError, match="gone: is lost"):
-            fingerprints(held({"there": synthesize("bark", 0)}, lost=["gone"]))
+            fingerprint_clips(held({"there": synthesize("bark", 0)}, lost=["gone"]))
 
     def test_at_least_one_worker_is_needed(self):
         with pytest.raises(UsageError, match="workers is 0"):
-            fingerprints(held({"a": synthesize("bark", 0)}), workers=0)
+            fingerprint_clips(held({"a": synthesize("bark", 0)}), workers=0)
 
 
 @pytest.mark.parametrize("name", ["speech_commands_v0.01", "esc10"])
 def test_real_sounds_are_told_apart_and_their_copies_found(real_audio, name):
     source = open_source(real_audio / name)
     source = source.subset(range(0, len(source), 4))
-    hashes, exact = fingerprints(source, workers=os.cpu_count() or 1)
+    hashes, exact = fingerprint_clips(source, workers=os.cpu_count() or 1)
     ids = [clip.id for clip in source.clips]
     everywhere = find_duplicates(ids, ids, hashes, exact)
     assert everywhere == []
@@ -292,8 +292,8 @@ def test_real_sounds_are_told_apart_and_their_copies_found(real_audio, name):
     found = find_duplicates(
         [*ids, *(f"copy of {ids[i]}" for i in few)],
         ["train"] * len(ids) + ["test"] * len(few),
-        [*hashes, *map(audio_hash, copies)],
-        [*exact, *map(exact_hash, copies)],
+        [*hashes, *map(hash_audio, copies)],
+        [*exact, *map(hash_samples, copies)],
     )
     assert all(d.second == f"copy of {d.first}" for d in found)
     assert len(found) >= 0.9 * len(few)

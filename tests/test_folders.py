@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from aatjax.data.folders import ESC, AudioFolder, Clip, NamePattern, Reader, Source, Synthetic
+from aatjax.data.folders import ESC, AudioFolder, NamePattern
+from aatjax.data.source import Clip, Reader, Source
 from aatjax.data.splits import stratify
+from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import SOUNDS
 from aatjax.errors import DataError, UsageError
 

@@ -15,7 +15,7 @@ import soundfile
 
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.folders import AudioFolder
-from aatjax.data.huggingface.dataset import HuggingFace, looks_like
+from aatjax.data.huggingface.dataset import HuggingFace, is_hub_dataset
 from aatjax.errors import DataError, UsageError, WriteError
 
 NAMES = ["zebra", "ape", "cow"]
@@ -120,7 +120,7 @@ class TestParquet:
         for name, (numbers, label) in shards.items():
             audio = [sound(i, f"s{i}.wav") for i in numbers]
             parquet(folder / f"{name}.parquet", table(audio, label, {"label": LABEL}))
-        assert looks_like(tmp_path / "set")
+        assert is_hub_dataset(tmp_path / "set")
         source = HuggingFace(tmp_path / "set")
         assert source.classes == tuple(NAMES)  # their order, and the one that does not occur
         assert source.name == "set" and not source.multi_label and not source.skipped
@@ -176,7 +176,7 @@ class TestParquet:
         recording(tmp_path / "wav" / "b.wav", 1)
         made = table(["a.wav", "wav/b.wav"], ["x", "y"], kind=pyarrow.string())
         parquet(tmp_path / "data" / "test.parquet", made)
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         source = HuggingFace(tmp_path, label="label")
         assert [clip.id for clip in source.clips] == ["test/a.wav", "test/wav/b.wav"]
         assert same(source, [0, 1])
@@ -235,7 +235,7 @@ class TestParquet:
     def test_several_configurations_are_not_mixed(self, tmp_path):
         for name in ("de", "en"):
             parquet(tmp_path / name / "train.parquet", table([sound(0)], ["x"]))
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         with pytest.raises(DataError, match=r"2 configurations: de, en; open one .*/de"):
             HuggingFace(tmp_path)
         assert len(HuggingFace(tmp_path / "en")) == 1
@@ -293,7 +293,7 @@ class TestSavedToDisk:
             for k in (0, 1)
         ]
         folder = saved(tmp_path / "set", tables, {"label": LABEL})
-        assert looks_like(folder)
+        assert is_hub_dataset(folder)
         source = HuggingFace(folder)
         assert source.classes == tuple(NAMES) and labels(source) == [("cow",), ("zebra",)] * 2
         assert [clip.id for clip in source.clips] == ["row-0", "row-1", "row-2", "row-3"]
@@ -306,7 +306,7 @@ class TestSavedToDisk:
             saved(tmp_path / part, [made], {"label": LABEL})
         about = {"splits": ["train", "validation", "odd one"]}
         (tmp_path / "dataset_dict.json").write_text(json.dumps(about))
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         source = HuggingFace(tmp_path)
         assert [clip.id for clip in source.clips] == ["train/0.wav", "valid/1.wav", "odd one/2.wav"]
         assert [clip.split for clip in source.clips] == ["train", "valid", None]
@@ -353,7 +353,7 @@ class TestSoundFolder:
             file.write_text("\n".join(lines))
         else:
             parquet(file, pyarrow.table({k: [r[i] for r in rows] for i, k in enumerate(keys)}))
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         source = HuggingFace(tmp_path)
         assert source.classes == ("cat", "dog") and labels(source) == [(r[1],) for r in rows]
         assert [clip.id for clip in source.clips] == [row[0] for row in rows]
@@ -367,7 +367,7 @@ class TestSoundFolder:
         for k, part in enumerate(("train", "dev")):
             recording(tmp_path / part / "a.wav", k)
             sheet(tmp_path / part / "metadata.csv", [["file_name", "Mood"], ["a.wav", "glad"]])
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         source = HuggingFace(tmp_path, label="Mood")
         found = {clip.id: clip.split for clip in source.clips}
         assert found == {"train/a.wav": "train", "dev/a.wav": "valid"}
@@ -422,7 +422,7 @@ class TestSoundFolder:
         recording(tmp_path / "train" / "loose.wav", 9)
         recording(tmp_path / "train" / "_background_noise_" / "hum.wav", 9)
         recording(tmp_path / "top.wav", 9)
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         source = HuggingFace(tmp_path)
         assert source.classes == ("cat", "dog", "emu")
         assert {c.id: (source.classes[c.label[0]], c.split) for c in source.clips} == {
@@ -442,7 +442,7 @@ class TestSoundFolder:
         recording(blob, 0)
         (root / "train" / "dog").mkdir(parents=True)
         (root / "train" / "dog" / "a.wav").symlink_to(blob)
-        assert looks_like(root) and same(HuggingFace(root), [0])
+        assert is_hub_dataset(root) and same(HuggingFace(root), [0])
         sheet(root / "metadata.csv", [["file_name", "label"], ["train/dog/a.wav", "x"]])
         assert same(HuggingFace(root), [0])
 
@@ -513,7 +513,7 @@ class TestDamage:
     def test_a_cut_parquet_file(self, tmp_path, cut):
         file = parquet(tmp_path / "train.parquet", table([sound(0)], ["x"]))
         file.write_bytes(file.read_bytes()[:cut])
-        assert looks_like(tmp_path)
+        assert is_hub_dataset(tmp_path)
         with pytest.raises(DataError, match=f"{file}: {DAMAGED}") as caught:
             HuggingFace(tmp_path)
         assert "\n" not in str(caught.value)
@@ -536,7 +536,7 @@ class TestDamage:
     def test_without_pyarrow_it_says_what_to_install(self, tmp_path, monkeypatch):
         file = parquet(tmp_path / "train.parquet", table([sound(0)], ["x"]))
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        assert looks_like(file)
+        assert is_hub_dataset(file)
         with pytest.raises(UsageError, match="pip install pyarrow"):
             HuggingFace(file)
         recording(tmp_path / "csv" / "a.wav", 0)
@@ -561,22 +561,22 @@ class TestLooksLike:
         recording(tmp_path / "dog" / "a.wav", 0)
         recording(tmp_path / "train" / "a.wav", 1)  # a class of this name
         recording(tmp_path / "train" / "far" / "a.wav", 2)
-        assert not looks_like(tmp_path)
+        assert not is_hub_dataset(tmp_path)
         sheet(tmp_path / "metadata.csv", [["name", "label"], ["dog/a.wav", "dog"]])
         (tmp_path / "metadata.jsonl").write_text("3\n")
         parquet(tmp_path / "features.parquet", pyarrow.table({"mean": [0.5]}))
         parquet(tmp_path / "dog" / "features.parquet", pyarrow.table({"mean": [0.5]}))
-        assert not looks_like(tmp_path)
+        assert not is_hub_dataset(tmp_path)
         assert AudioFolder(tmp_path).classes == ("dog", "train")
 
     def test_esc_is_left_to_esc(self, tmp_path):
         recording(tmp_path / "audio" / "1-1-A-0.wav", 0)
         sheet(tmp_path / "meta" / "esc50.csv", [["filename", "fold"], ["1-1-A-0.wav", "1"]])
-        assert not looks_like(tmp_path)
+        assert not is_hub_dataset(tmp_path)
 
     def test_other_places(self, tmp_path):
         recording(tmp_path / "train" / "a.wav", 0)
         sheet(tmp_path / "list.csv", [["file_name", "label"], ["train/a.wav", "x"]])
         for path in (tmp_path, tmp_path / "list.csv", tmp_path / "gone", tmp_path / "train"):
-            assert not looks_like(path)
-        assert looks_like(parquet(tmp_path / "x.parquet", table([sound(0)], ["x"])))
+            assert not is_hub_dataset(path)
+        assert is_hub_dataset(parquet(tmp_path / "x.parquet", table([sound(0)], ["x"])))

@@ -14,7 +14,12 @@ from jaxtyping import Int16
 from aatjax import evaluate
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data import pipeline
-from aatjax.data.pipeline import batches_per_epoch, eval_batches, in_memory, train_batches
+from aatjax.data.pipeline import (
+    count_batches,
+    keep_in_memory,
+    make_eval_batches,
+    make_train_batches,
+)
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, ASTConfig
@@ -61,9 +66,9 @@ def epochs_of(
     source: Source, *, batch: int, epochs: int, seed: int, **more: Any
 ) -> list[list[int]]:
     rows = order(
-        train_batches(source, FRONTEND, batch_size=batch, epochs=epochs, seed=seed, **more)
+        make_train_batches(source, FRONTEND, batch_size=batch, epochs=epochs, seed=seed, **more)
     )
-    each = batches_per_epoch(source, batch)
+    each = count_batches(source, batch)
     assert len(rows) == epochs * each
     return [list(itertools.chain(*rows[e * each : (e + 1) * each])) for e in range(epochs)]
 
@@ -90,7 +95,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 def test_rows_hold_what_the_clip_says() -> None:
     source = ramps(7)
-    for batch in train_batches(source, FRONTEND, batch_size=4, epochs=2, seed=0):
+    for batch in make_train_batches(source, FRONTEND, batch_size=4, epochs=2, seed=0):
         assert batch["audio"].shape == (4, FRONTEND.samples)
         assert batch["audio"].dtype == np.int16
         assert batch["target"].dtype == batch["weight"].dtype == np.float32
@@ -104,8 +109,8 @@ def test_rows_hold_what_the_clip_says() -> None:
 def test_last_batch_is_filled_up_with_weight_zero(clips: int) -> None:
     source = ramps(clips)
     for batches in (
-        train_batches(source, FRONTEND, batch_size=4, epochs=1, seed=0),
-        eval_batches(source, FRONTEND, batch_size=4),
+        make_train_batches(source, FRONTEND, batch_size=4, epochs=1, seed=0),
+        make_eval_batches(source, FRONTEND, batch_size=4),
     ):
         weights = [batch["weight"].tolist() for batch in batches]
         last = clips % 4 or 4
@@ -116,7 +121,7 @@ def test_last_batch_is_filled_up_with_weight_zero(clips: int) -> None:
 
 def test_evaluation_keeps_the_order_and_cuts_at_the_start() -> None:
     source = ramps(9, samples=9000)
-    batches = list(eval_batches(source, FRONTEND, batch_size=4))
+    batches = list(make_eval_batches(source, FRONTEND, batch_size=4))
     assert list(itertools.chain(*order(batches))) == list(range(9))
     assert all(b["audio"][r, 0] == 1000 * b["index"][r] for b in batches for r in range(4))
 
@@ -128,7 +133,7 @@ def test_an_iterator_goes_on_from_its_state(at: int, threads: int) -> None:
 
     def batches() -> Any:
         return iter(
-            train_batches(
+            make_train_batches(
                 source, FRONTEND, batch_size=4, epochs=3, seed=3, crop="random", threads=threads
             )
         )
@@ -151,7 +156,9 @@ def crops(seed: int, epochs: int = 3, samples: int = 9000) -> np.ndarray:
     """First sample of every crop, `[epoch, clip]`."""
     source = ramps(8, samples=samples)
     starts = np.zeros((epochs, 8), int)
-    batches = train_batches(source, FRONTEND, batch_size=4, epochs=epochs, seed=seed, crop="random")
+    batches = make_train_batches(
+        source, FRONTEND, batch_size=4, epochs=epochs, seed=seed, crop="random"
+    )
     for number, batch in enumerate(batches):
         starts[number // 2, batch["index"]] = batch["audio"][:, 0] - 1000 * batch["index"]
         assert (np.diff(batch["audio"], axis=1) == 1).all()
@@ -175,7 +182,9 @@ def test_random_crops_reach_both_ends() -> None:
 
 def test_short_clips_are_never_cropped() -> None:
     source = ramps(3, samples=1000)
-    for batch in train_batches(source, FRONTEND, batch_size=3, epochs=2, seed=0, crop="random"):
+    for batch in make_train_batches(
+        source, FRONTEND, batch_size=3, epochs=2, seed=0, crop="random"
+    ):
         assert (batch["length"] == 1000).all()
         assert (batch["audio"][:, 1000:] == 0).all()
         assert (batch["audio"][:, 0] == 1000 * batch["index"]).all()
@@ -200,9 +209,9 @@ def test_figures_do_not_depend_on_batches_and_padding(clips: int, batch: int) ->
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_of_nothing_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match="batch_size"):
-        train_batches(ramps(3), FRONTEND, batch_size=size, epochs=1, seed=0)
+        make_train_batches(ramps(3), FRONTEND, batch_size=size, epochs=1, seed=0)
     with pytest.raises(UsageError, match="batch_size"):
-        eval_batches(ramps(3), FRONTEND, batch_size=size)
+        make_eval_batches(ramps(3), FRONTEND, batch_size=size)
 
 
 def test_no_clip_is_refused() -> None:
@@ -215,7 +224,7 @@ def test_in_memory_reads_once() -> None:
     source = ramps(5)
     reader = source.reader
     assert isinstance(reader, Ramps)
-    kept = in_memory(source)
+    kept = keep_in_memory(source)
     for _ in range(3):
         for i in range(5):
             np.testing.assert_array_equal(kept.waveform(i), source.waveform(i))
@@ -246,9 +255,9 @@ def test_a_clip_that_fails_ends_the_run_and_is_named(error: Exception, threads: 
     )
     began = time.monotonic()
     with pytest.raises(DataError, match=r"5\.wav"):
-        list(train_batches(source, FRONTEND, batch_size=2, epochs=1, seed=0, threads=threads))
+        list(make_train_batches(source, FRONTEND, batch_size=2, epochs=1, seed=0, threads=threads))
     with pytest.raises(DataError, match=r"5\.wav"):
-        list(eval_batches(source, FRONTEND, batch_size=2, threads=threads))
+        list(make_eval_batches(source, FRONTEND, batch_size=2, threads=threads))
     assert time.monotonic() - began < 5
 
 

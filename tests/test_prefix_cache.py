@@ -12,7 +12,7 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.pipeline import in_memory
+from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
@@ -24,7 +24,7 @@ from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import Prefix
 
 CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), depth=3)
-MADE = in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
+MADE = keep_in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
 TRAIN, TEST = MADE.split(0.4)
 METHODS = {
     "linear": petl.find("linear")(),

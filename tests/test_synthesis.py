@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aatjax.data.synthetic.primitives import Take, convolve, fast_length, noise, place, tone
+from aatjax.data.synthetic.primitives import Take, convolve, fast_length, noise, place_at, tone
 from aatjax.data.synthetic.registry import MAKERS
 from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, SOUNDS, TARGET_SOUNDS, synthesize
 from aatjax.errors import UsageError
@@ -168,7 +168,7 @@ def test_noise_keeps_to_its_band_at_unit_level() -> None:
     assert power[300:2500].sum() > 0.99 * power.sum()
 
 
-def test_convolve_and_place_agree_with_numpy() -> None:
+def test_convolve_and_place_at_agree_with_numpy() -> None:
     draws = np.random.default_rng(0)
     signal, response = draws.standard_normal(101), draws.standard_normal(37)
     np.testing.assert_allclose(
@@ -176,7 +176,7 @@ def test_convolve_and_place_agree_with_numpy() -> None:
     )
     track = np.zeros(5)
     for start in (-2, 3, 9, -9):
-        place(track, np.array([1.0, 2.0, 3.0]), start)
+        place_at(track, np.array([1.0, 2.0, 3.0]), start)
     assert track.tolist() == [3.0, 0.0, 0.0, 1.0, 2.0]
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.convert import write_native
-from aatjax.data.pipeline import in_memory
+from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS
 from aatjax.models.ast import AST, ASTConfig
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
 
     started = time.monotonic()
-    train = in_memory(Synthetic(PRETRAIN_SOUNDS, clips=args.clips, seed=0))
+    train = keep_in_memory(Synthetic(PRETRAIN_SOUNDS, clips=args.clips, seed=0))
     test = Synthetic(PRETRAIN_SOUNDS, clips=30, seed=0, first=1_000_000)
     model = petl.adapt(AST(MINI, rngs=nnx.Rngs(0)), petl.Full())
     run = fit(

@@ -19,7 +19,7 @@ from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.config import Data, Model
 from aatjax.convert import write_native
-from aatjax.data.pipeline import in_memory
+from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import SOUNDS
@@ -77,7 +77,7 @@ def main() -> None:
     train, test = real.split(0.125)
     names = [name for name in SOUNDS if name not in args.without]
     sounds = Synthetic(names, clips=args.synthetic, seconds=5.0)
-    train = in_memory(join([train, sounds]))
+    train = keep_in_memory(join([train, sounds]))
     test = join([test, Synthetic(names, clips=1, seconds=5.0, first=1_000_000)])
     start = Model(source=args.source or "embedded", frames=args.frames, reset=args.source is None)
     model = load_backbone(start, num_classes=len(train.classes), seed=0)

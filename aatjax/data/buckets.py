@@ -51,7 +51,7 @@ def check_buckets(frames: Iterable[int], frontend: FrontEnd, patch: int) -> tupl
     return lengths
 
 
-def sort(
+def sort_into_buckets(
     source: Source, frontend: FrontEnd, lengths: Sequence[int], *, patch: int, stride: int
 ) -> tuple[Bucket, ...]:
     """The clips of a source by bucket; buckets that nobody is in are left out.

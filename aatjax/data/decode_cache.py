@@ -8,7 +8,6 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import Int16
 from aatjax.audio.decode import BadAudio, decode
 from aatjax.audio.waveform import Channels
 from aatjax.data.quarantine import write_quarantine
-from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.source import Clip, Progress, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError, printable
 from aatjax.io.atomic import unwritable, write_whole
 
@@ -29,10 +28,8 @@ CHECKSUM = hashlib.sha256().digest_size
 ABANDONED = 3600  # seconds after which the temporary file of a killed run is removed
 MOST_SHOWN = 5
 
-Progress = Callable[[int, int], None]
 
-
-def user_cache() -> Path:
+def find_user_cache() -> Path:
     """The folder of everything that is kept to save time: sounds, programs, downloads."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "aatjax"
@@ -63,7 +60,7 @@ def decode_all(
         quarantine_file: JSON-lines file that lists the clips that failed: path, id, reason, detail.
             Entries for other files stay in it.
         workers: number of threads.
-        progress: called with (clips done, clips in all) after each clip.
+        progress: called after each clip, with the stage `decode`.
         channels: what becomes of several channels, as in `decode`.
         truncated: whether clips cut short are skipped or kept, as in `decode`.
 
@@ -82,11 +79,11 @@ def decode_all(
     files = [clip for clip in source.clips if clip.path is not None]
     cache = Cache(Path(cache_dir).expanduser().absolute(), channels, truncated)
     cache.prepare()
-    entries: dict[str, Entry] = {}
+    entries: dict[str, CacheEntry] = {}
     failed: dict[str, BadAudio] = {}
     pool = ThreadPoolExecutor(workers, "decode")
     try:
-        running: dict[Future[Entry], Clip] = {
+        running: dict[Future[CacheEntry], Clip] = {
             pool.submit(cache.fetch, str(clip.path)): clip for clip in files
         }
         for done, future in enumerate(as_completed(running), 1):
@@ -96,7 +93,7 @@ def decode_all(
             except BadAudio as error:
                 failed[clip.id] = error
             if progress is not None:
-                progress(done, len(files))
+                progress("decode", done, len(files))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -123,7 +120,7 @@ def decode_all(
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One decoded file: its name in the cache, and what was odd about it."""
 
     key: str
@@ -148,7 +145,7 @@ class CachedReader(Reader):
         key = self.keys.get(clip.id)
         if key is None:
             return self.base.read(clip)
-        entry = place(self.folder, key)
+        entry = cache_path(self.folder, key)
         try:
             return np.load(entry, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
@@ -180,7 +177,7 @@ class Cache:
         except OSError as error:
             raise WriteError(unwritable(self.folder, error)) from error
 
-    def fetch(self, path: str) -> Entry:
+    def fetch(self, path: str) -> CacheEntry:
         """The entry of a file, made now unless a whole one is there.
 
         Raises:
@@ -190,13 +187,13 @@ class Cache:
         """
         try:
             key = self._key(path)
-            entry = place(self.folder, key)
+            entry = cache_path(self.folder, key)
             notes = read_notes(entry)
             if notes is None:
                 found = decode(path, channels=self.channels, truncated=self.truncated)
                 notes = found.notes
                 _store(entry, found.waveform, notes)
-            return Entry(key, notes)
+            return CacheEntry(key, notes)
         except (AatjaxError, MemoryError):
             raise
         except Exception as error:
@@ -214,7 +211,7 @@ class Cache:
         return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
 
 
-def place(folder: Path, key: str) -> Path:
+def cache_path(folder: Path, key: str) -> Path:
     """Where the entry of a key lies."""
     return folder / key[:2] / f"{key}.npy"
 

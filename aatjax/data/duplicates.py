@@ -32,8 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int16, UInt8
 
 from aatjax.audio.fbank import hertz_to_mel
-from aatjax.data.decode_cache import Progress
-from aatjax.data.source import Source
+from aatjax.data.source import Progress, Source
 from aatjax.errors import UsageError
 
 THRESHOLD = 0.2
@@ -79,7 +78,7 @@ class Duplicate:
     exact: bool
 
 
-def audio_hash(samples: Int16[np.ndarray, " s"]) -> bytes | None:
+def hash_audio(samples: Int16[np.ndarray, " s"]) -> bytes | None:
     """Bits that stay nearly the same under gain, lossy coding and resampling.
 
     Args:
@@ -107,7 +106,7 @@ def audio_hash(samples: Int16[np.ndarray, " s"]) -> bytes | None:
     return np.packbits(bits).tobytes()
 
 
-def exact_hash(samples: Int16[np.ndarray, " s"]) -> str:
+def hash_samples(samples: Int16[np.ndarray, " s"]) -> str:
     """SHA-256 of the samples without zeros at the ends; '' for silence or less than one frame."""
     inner = _inner(samples)
     if inner.size < FRAME or np.all(inner == inner[0]):
@@ -115,7 +114,7 @@ def exact_hash(samples: Int16[np.ndarray, " s"]) -> str:
     return hashlib.sha256(inner.astype("<i2").tobytes()).hexdigest()
 
 
-def fingerprints(
+def fingerprint_clips(
     source: Source, *, workers: int = 2, progress: Progress | None = None
 ) -> tuple[list[bytes | None], list[str]]:
     """Reads every clip once and describes its sound.
@@ -123,10 +122,10 @@ def fingerprints(
     Args:
         source: the clips.
         workers: number of threads.
-        progress: called with (clips done, clips in all) after each clip.
+        progress: called after each clip, with the stage `compare`.
 
     Returns:
-        `audio_hash` and `exact_hash` of each clip, in the order of the source.
+        `hash_audio` and `hash_samples` of each clip, in the order of the source.
 
     Raises:
         UsageError: no worker.
@@ -137,7 +136,7 @@ def fingerprints(
 
     def describe(i: int) -> tuple[bytes | None, str]:
         samples = source.waveform(i)
-        return audio_hash(samples), exact_hash(samples)
+        return hash_audio(samples), hash_samples(samples)
 
     count = len(source)
     hashes: list[bytes | None] = [None] * count
@@ -151,7 +150,7 @@ def fingerprints(
             i = running.pop(future)
             hashes[i], exact[i] = future.result()
             if progress is not None:
-                progress(done, count)
+                progress("compare", done, count)
     finally:
         pool.shutdown(cancel_futures=True)
     return hashes, exact
@@ -174,8 +173,8 @@ def find_duplicates(
     Args:
         ids: clip ids.
         parts: the fold or split of each clip; a clip with None is in no pair.
-        hashes: from `audio_hash`; None is like nothing.
-        exact: from `exact_hash`; '' is like nothing.
+        hashes: from `hash_audio`; None is like nothing.
+        exact: from `hash_samples`; '' is like nothing.
         threshold: share of differing bits up to which two clips are the same, from 0 to 0.3.
 
     Raises:
@@ -193,7 +192,7 @@ def find_duplicates(
             "unrelated sounds begin"
         )
     if any(h is not None and len(h) != HASH_BYTES for h in hashes):
-        raise UsageError(f"a hash is not {HASH_BYTES} bytes long; take those of audio_hash")
+        raise UsageError(f"a hash is not {HASH_BYTES} bytes long; take those of hash_audio")
 
     equal: dict[bytes, list[int]] = defaultdict(list)
     same: dict[str, list[int]] = defaultdict(list)

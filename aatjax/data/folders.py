@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aatjax.audio.decode import list_audio
-from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
-from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.errors import DataError, UsageError
-
-__all__ = ["ESC", "AudioFolder", "Clip", "NamePattern", "Reader", "Source", "Synthetic"]
 
 NOISE_FOLDER = "_background_noise_"
 SPLIT_LISTS = {"testing_list.txt": "test", "validation_list.txt": "valid"}

@@ -8,10 +8,10 @@ from aatjax.data.folders import ESC, AudioFolder, NamePattern
 from aatjax.data.huggingface import dataset
 from aatjax.data.manifest import Manifest
 from aatjax.data.source import Source
-from aatjax.data.tfds import Prepared, is_prepared, told
+from aatjax.data.tfds import Prepared, is_prepared, read_facts
 from aatjax.errors import DataError, UsageError
 
-Format = Literal[
+SourceFormat = Literal[
     "auto",
     "synthetic",
     "folder",
@@ -33,7 +33,9 @@ Format = Literal[
 FSDD = r"(?P<label>\d)_(?P<group>[^_]+)_\d+\.wav"
 
 
-def open_source(path: str | Path, format: Format = "auto", *, pattern: str | None = None) -> Source:
+def open_source(
+    path: str | Path, format: SourceFormat = "auto", *, pattern: str | None = None
+) -> Source:
     """Opens labelled sounds.
 
     Args:
@@ -72,17 +74,17 @@ def open_source(path: str | Path, format: Format = "auto", *, pattern: str | Non
             return dataset.HuggingFace(path)
         case "synthetic":
             raise UsageError("synthetic sounds have no path: leave data.path out")
-    raise UsageError(f"unknown data format {format!r}: one of {', '.join(get_args(Format))}")
+    raise UsageError(f"unknown data format {format!r}: one of {', '.join(get_args(SourceFormat))}")
 
 
-def benchmark_of(path: str | Path | None, format: str) -> str | None:
+def detect_benchmark(path: str | Path | None, format: str) -> str | None:
     """The benchmark that a format names, or that a prepared folder tells it holds."""
     if format in BENCHMARKS:
         return format
     if path is None or format not in ("auto", "prepared"):
         return None
     folder = Path(path).expanduser()
-    return told(folder).get("benchmark") if is_prepared(folder) else None
+    return read_facts(folder).get("benchmark") if is_prepared(folder) else None
 
 
 def _benchmark(path: Path, name: str) -> Source:
@@ -93,16 +95,16 @@ def _benchmark(path: Path, name: str) -> Source:
                 f"{path}: is a file: aatjax prepare {name} --from {path} makes a set of an archive"
             )
         return BENCHMARKS[name].read(path)
-    found = told(path).get("benchmark")
+    found = read_facts(path).get("benchmark")
     if found != name:
         raise DataError(f"{path}: holds {found or 'another set'}, not {name}")
     return Prepared(path)
 
 
-def _guess(path: Path) -> Format:
+def _guess(path: Path) -> SourceFormat:
     if is_prepared(path):
         return "prepared"
-    if dataset.looks_like(path):
+    if dataset.is_hub_dataset(path):
         return "huggingface"
     if path.is_file():
         return "manifest"

@@ -31,13 +31,13 @@ class _Memory(Reader):
         return self.reader.key(clip)
 
 
-def in_memory(source: Source) -> Source:
+def keep_in_memory(source: Source) -> Source:
     """The same source, each waveform read (or synthesised) once and then kept."""
     return source.with_clips(source.clips, reader=_Memory(source.reader))
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTokens:
     """What is read in the place of the sounds of a source, one row a clip.
 
     Attributes:
@@ -50,7 +50,7 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class ClipLoader:
     """Rows of a batch as clip numbers -> the same rows with their clips, of fixed shape.
 
     A row's `draw` places its random crop, so the same row is the same crop wherever it is read.
@@ -60,7 +60,7 @@ class Load:
     targets: np.ndarray
     frontend: FrontEnd
     crop: Crop
-    stored: Stored | None = None
+    stored: StoredTokens | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         clips = [
@@ -107,7 +107,7 @@ def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
     return padded
 
 
-def _batched(rows: grain.MapDataset, size: int, load: Load, local: np.ndarray | None) -> Any:
+def _batched(rows: grain.MapDataset, size: int, load: ClipLoader, local: np.ndarray | None) -> Any:
     """Rows in batches of `size`, padded; of each the rows that this process reads, read."""
     batches = rows.batch(size, drop_remainder=False).map(lambda batch: _pad(batch, size=size))
     if local is not None and len(local) < size:
@@ -119,13 +119,13 @@ def _threads(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 if threads else 0)
 
 
-def batches_per_epoch(source: Source, batch_size: int, buckets: Sequence[Bucket] = ()) -> int:
+def count_batches(source: Source, batch_size: int, buckets: Sequence[Bucket] = ()) -> int:
     """Batches that one pass over the source makes; the last of each bucket may be part padding."""
     sizes = [len(bucket.rows) for bucket in buckets] or [len(source)]
     return sum(-(-size // batch_size) for size in sizes)
 
 
-def train_batches(
+def make_train_batches(
     source: Source,
     frontend: FrontEnd,
     *,
@@ -135,7 +135,7 @@ def train_batches(
     crop: Crop = "start",
     threads: int = 2,
     rows: np.ndarray | None = None,
-    stored: Stored | None = None,
+    stored: StoredTokens | None = None,
     buckets: Sequence[Bucket] = (),
 ) -> grain.IterDataset:
     """Shuffled batches of all epochs; every epoch is a new order and sees every clip once.
@@ -162,7 +162,7 @@ def train_batches(
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
-    load = Load(source, source.targets(), frontend, crop, stored)
+    load = ClipLoader(source, source.targets(), frontend, crop, stored)
     if buckets:
         parts = []
         for bucket in buckets:
@@ -177,22 +177,22 @@ def train_batches(
     return batches.repeat(epochs).to_iter_dataset(_threads(threads))
 
 
-def eval_batches(
+def make_eval_batches(
     source: Source,
     frontend: FrontEnd,
     *,
     batch_size: int,
     threads: int = 2,
     rows: np.ndarray | None = None,
-    stored: Stored | None = None,
+    stored: StoredTokens | None = None,
 ) -> grain.IterDataset:
     """Batches in the source's order, cut at the start; the last one padded with weight 0.
 
     Args:
-        source, frontend, batch_size, threads, rows: as in `train_batches`.
+        source, frontend, batch_size, threads, rows: as in `make_train_batches`.
     """
     _check(source, batch_size)
-    load = Load(source, source.targets(), frontend, "start", stored)
+    load = ClipLoader(source, source.targets(), frontend, "start", stored)
     order = grain.MapDataset.range(len(source)).map(lambda index: _row(index, 0))
     return _batched(order, batch_size, load, rows).to_iter_dataset(_threads(threads))
 

@@ -13,22 +13,20 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aatjax.data.benchmarks import Benchmark, Census, find, part_of
+from aatjax.data.benchmarks import Benchmark, Census, find_benchmark, find_part
 from aatjax.data.decode_cache import decode_all
-from aatjax.data.duplicates import Duplicate, find_duplicates, fingerprints
-from aatjax.data.source import Source
-from aatjax.data.tfds import VERSION, told, write_prepared
+from aatjax.data.duplicates import Duplicate, find_duplicates, fingerprint_clips
+from aatjax.data.source import Progress, Source
+from aatjax.data.tfds import VERSION, read_facts, write_prepared
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io.archives import is_archive, unpack
 from aatjax.io.atomic import write_folder
 from aatjax.io.lock import locked
 
-Progress = Callable[[str, int, int], None]
 MOST_SHOWN = 5
 
 
@@ -84,7 +82,7 @@ def prepare(
         DataError: the archive is damaged or hostile, it is another set, or clips are missing.
         WriteError: the result cannot be written; what was done is kept for the next try.
     """
-    benchmark = find(name)
+    benchmark = find_benchmark(name)
     home = Path(to).expanduser() / name
     if (origin is None) is not download:
         raise UsageError(
@@ -113,12 +111,12 @@ def prepare(
             work / "decoded",
             max_bad=max_bad,
             workers=workers or os.cpu_count() or 2,
-            progress=functools.partial(tell, "decode"),
+            progress=tell,
         )
         known = set(source.skipped)
         quarantined = tuple(pair for pair in kept.skipped if pair not in known)
-        hashes, exact = fingerprints(kept, progress=functools.partial(tell, "compare"))
-        ids, parts = [c.id for c in kept.clips], [part_of(c) for c in kept.clips]
+        hashes, exact = fingerprint_clips(kept, progress=tell)
+        ids, parts = [c.id for c in kept.clips], [find_part(c) for c in kept.clips]
         duplicates = tuple(find_duplicates(ids, parts, hashes, exact))
         census = benchmark.census(kept)
         facts = {
@@ -136,9 +134,7 @@ def prepare(
         slim = kept.with_clips(kept.clips, skipped=[], notes=kept.notes)
         write_folder(
             final,
-            lambda folder: write_prepared(
-                slim, folder, name=name, facts=facts, progress=functools.partial(tell, "write")
-            ),
+            lambda folder: write_prepared(slim, folder, name=name, facts=facts, progress=tell),
         )
         shutil.rmtree(work, ignore_errors=True)
     return Outcome(final, benchmark, census, quarantined, duplicates, checksum)
@@ -163,7 +159,7 @@ def census_of(facts: dict[str, Any]) -> Census:
 
 
 def _found(benchmark: Benchmark, final: Path) -> Outcome:
-    facts = told(final)
+    facts = read_facts(final)
     duplicates = tuple(
         Duplicate(**{**pair, "parts": tuple(pair["parts"])}) for pair in facts["duplicates"]
     )

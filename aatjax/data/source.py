@@ -7,14 +7,20 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
-from aatjax.data.splits import few_shot, find_leaks, order_names, stratify
+from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
 from aatjax.errors import AatjaxError, DataError, UsageError, printable
+
+
+class Progress(Protocol):
+    """Report of progress: the stage, items done, and items in total (0 while unknown)."""
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +223,7 @@ class Source:
         labels = [clip.label for clip in self.clips]
         groups = [clip.group for clip in self.clips]
         try:
-            return self.subset(few_shot(labels, groups, self.classes, shots, seed))
+            return self.subset(draw_shots(labels, groups, self.classes, shots, seed))
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
 

@@ -86,7 +86,7 @@ def stratify(
     return parts[0], parts[1]
 
 
-def few_shot(
+def draw_shots(
     labels: Sequence[tuple[int, ...]],
     groups: Sequence[str | None],
     classes: Sequence[str],

@@ -12,14 +12,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int16
 
-from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.source import Clip, Progress, Reader, Source
 from aatjax.errors import DataError, UsageError
 
 VERSION = "1.0.0"
@@ -37,7 +37,7 @@ def is_prepared(folder: Path) -> bool:
     return _version_folder(folder) is not None
 
 
-def told(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
     """What `prepared.json` tells of a prepared folder.
 
     Raises:
@@ -64,7 +64,7 @@ def write_prepared(
     *,
     name: str,
     facts: Mapping[str, Any],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Writes every clip of a source into an empty folder, which is to be renamed when it is done.
 
@@ -73,7 +73,7 @@ def write_prepared(
         folder: an empty folder; the files of the TFDS version come right into it.
         name: name of the TFDS dataset.
         facts: what `prepared.json` shall tell beside the format; plain JSON.
-        progress: called with (clips done, clips in all).
+        progress: called after each clip, with the stage `write`.
     """
     import contextlib
     import io
@@ -91,7 +91,7 @@ def write_prepared(
             rows.append(_row(clip, part, at, waveform))
             yield at, _record(clip, waveform, source.multi_label)
             if progress is not None:
-                progress(len(rows), len(source))
+                progress("write", len(rows), len(source))
 
     class Sounds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Labelled sounds, decoded: mono int16 at 16 kHz."""
@@ -174,7 +174,7 @@ class Prepared(Source):
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder).expanduser().absolute()
-        facts = told(folder)
+        facts = read_facts(folder)
         place = _version_folder(folder)
         assert place is not None
         try:

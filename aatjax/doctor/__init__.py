@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from aatjax.data.duplicates import audio_hash, exact_hash
-from aatjax.data.formats import Format, open_source
+from aatjax.data.duplicates import hash_audio, hash_samples
+from aatjax.data.formats import SourceFormat, open_source
 from aatjax.data.manifest import Manifest
-from aatjax.data.source import Source
+from aatjax.data.source import Progress, Source
 from aatjax.data.splits import order_names
 from aatjax.doctor.clip_checks import file_findings, measure, sounds_itself
 from aatjax.doctor.findings import (
@@ -45,8 +44,6 @@ __all__ = [
     "Severity",
     "diagnose",
 ]
-
-Progress = Callable[[str, int, int], None]
 
 
 def diagnose(
@@ -94,7 +91,7 @@ def diagnose(
         if samples is None:
             return measures, None, "", None
         windows = ear.cut(samples) if ear and sounds_itself(measures) else None
-        return measures, audio_hash(samples), exact_hash(samples), windows
+        return measures, hash_audio(samples), hash_samples(samples), windows
 
     count = len(whole)
     threads = workers or os.cpu_count() or 2
@@ -143,11 +140,11 @@ def diagnose(
 
 def _open(path: str | Path, format: str, pattern: str | None) -> Source:
     """Opens a set; of a manifest with wrong rows, those that are right."""
-    if format not in get_args(Format):
-        known = ", ".join(get_args(Format))
+    if format not in get_args(SourceFormat):
+        known = ", ".join(get_args(SourceFormat))
         raise UsageError(f"unknown data format {format!r}: one of {known}")
     try:
-        return open_source(path, cast(Format, format), pattern=pattern)
+        return open_source(path, cast(SourceFormat, format), pattern=pattern)
     except DataError as error:
         if format not in ("auto", "manifest") or not Path(path).expanduser().is_file():
             raise

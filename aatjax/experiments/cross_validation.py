@@ -12,7 +12,7 @@ import numpy as np
 
 from aatjax.config import Config
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.formats import benchmark_of
+from aatjax.data.formats import detect_benchmark
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.partition import divide, runs_of
 from aatjax.experiments.run import Result, Show, run_folder, train
@@ -133,7 +133,7 @@ def _joined(config: Config, folder: Path, results: dict[str, Result], few_shot: 
             by_draw.setdefault(name.rpartition("draw")[2], []).append(score)
         values = {draw: float(np.mean(part)) for draw, part in by_draw.items()}
     mean, low, high = mean_interval(list(values.values()))
-    benchmark = benchmark_of(config.data.path, config.data.format)
+    benchmark = detect_benchmark(config.data.path, config.data.format)
     if benchmark is None:
         return Repeated(results, metric, mean, low, high)
     protocol = BENCHMARKS[benchmark].protocol(config.data.protocol or "honest")

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from aatjax.config import Data
-from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, part_of
-from aatjax.data.decode_cache import decode_all, user_cache
-from aatjax.data.formats import benchmark_of, open_source
-from aatjax.data.pipeline import in_memory
+from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, find_part
+from aatjax.data.decode_cache import decode_all, find_user_cache
+from aatjax.data.formats import detect_benchmark, open_source
+from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.source import Source
 from aatjax.data.splits import find_leaks
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
-from aatjax.data.tfds import is_prepared, told
+from aatjax.data.tfds import is_prepared, read_facts
 from aatjax.errors import DataError, UsageError
 from aatjax.train.logging import TextStream
 
@@ -52,7 +52,7 @@ def cache_folder(data: Data) -> Path:
     """Where decoded audio is kept."""
     if data.cache is not None:
         return Path(data.cache)
-    return user_cache() / "audio"
+    return find_user_cache() / "audio"
 
 
 def open_data(
@@ -95,7 +95,7 @@ def divide(data: Data, *, quarantine: Path | None = None, show: TextStream | Non
         parts = _synthetic(data)
     else:
         whole = open_data(data, quarantine=quarantine, show=show)
-        name = benchmark_of(data.path, data.format)
+        name = detect_benchmark(data.path, data.format)
         if name is not None:
             parts = _by_protocol(data, whole, BENCHMARKS[name])
         elif data.protocol is not None:
@@ -145,7 +145,7 @@ def runs_of(data: Data) -> dict[str, Data]:
     if data.format == "synthetic":
         raise UsageError("the synthetic sounds have no folds: leave --cross-validate")
     source = open_data(data)
-    name = benchmark_of(data.path, data.format)
+    name = detect_benchmark(data.path, data.format)
     if name is not None:
         protocol = BENCHMARKS[name].protocol(data.protocol or "honest")
         names = [division.name for division in _possible(protocol, source)]
@@ -164,10 +164,10 @@ def runs_of(data: Data) -> dict[str, Data]:
 
 
 def _synthetic(data: Data) -> Parts:
-    made = in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
+    made = keep_in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
     part = made.split(data.valid_fraction, seed=data.seed) if data.valid_fraction else None
     test = Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)
-    return Parts(part[0] if part else made, part[1] if part else None, in_memory(test))
+    return Parts(part[0] if part else made, part[1] if part else None, keep_in_memory(test))
 
 
 def _divided(data: Data, whole: Source) -> Parts:
@@ -199,7 +199,7 @@ def _divided(data: Data, whole: Source) -> Parts:
 
 def _possible(protocol: Protocol, whole: Source) -> list[Division]:
     """The runs of which both training and test clips are there."""
-    there = {part_of(clip) for clip in whole.clips}
+    there = {find_part(clip) for clip in whole.clips}
     return [d for d in protocol.divisions if there & set(d.train) and there & set(d.test)]
 
 
@@ -216,7 +216,7 @@ def _by_protocol(data: Data, whole: Source, benchmark: Benchmark) -> Parts:
         "paper": protocol.paper,
     }
     if data.path is not None and is_prepared(Path(data.path).expanduser()):
-        about["duplicates"] = len(told(Path(data.path).expanduser())["duplicates"])
+        about["duplicates"] = len(read_facts(Path(data.path).expanduser())["duplicates"])
     possible = _possible(protocol, whole)
     names = [division.name for division in protocol.divisions]
     if data.fold is not None and data.fold not in names:
@@ -238,7 +238,7 @@ def _by_protocol(data: Data, whole: Source, benchmark: Benchmark) -> Parts:
     about["run"] = at if len(names) > 1 else division.name
 
     def part(names: Sequence[str]) -> Source | None:
-        clips = [clip for clip in whole.clips if str(part_of(clip)) in names]
+        clips = [clip for clip in whole.clips if str(find_part(clip)) in names]
         return whole.with_clips(clips) if clips else None
 
     train, valid, test = part(division.train), part(division.valid), part(division.test)
@@ -285,7 +285,7 @@ def _check_leaks(data: Data, parts: Parts) -> Parts:
 def _few_shot(data: Data, parts: Parts) -> Parts:
     if data.shots is None:
         return parts
-    name = benchmark_of(data.path, data.format)
+    name = detect_benchmark(data.path, data.format)
     seed: int | None = data.draw
     if name is not None:
         few_shot = BENCHMARKS[name].protocol(data.protocol or "honest").few_shot

@@ -13,7 +13,7 @@ import jax
 from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
 from aatjax.config import Config, Data, Model
 from aatjax.convert.load import front_end_of, load, reset
-from aatjax.data.pipeline import eval_batches
+from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
 from aatjax.experiments.partition import cache_folder, divide, open_data
@@ -67,7 +67,7 @@ def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
         return frontend.with_statistics(*PRESETS[config.data.statistics])
     batches = (
         (b["audio"][b["weight"] > 0], b["length"][b["weight"] > 0])
-        for b in eval_batches(train, frontend, batch_size=64)
+        for b in make_eval_batches(train, frontend, batch_size=64)
     )
     return frontend.with_statistics(*statistics(frontend, batches))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aatjax.data.decode_cache import user_cache
+from aatjax.data.decode_cache import find_user_cache
 from aatjax.errors import DataError, UnavailableError, printable
 from aatjax.export import onnx_file
 from aatjax.export.merged_model import Clips, Subject
@@ -131,7 +131,7 @@ def _package(given: str | None) -> bytes:
                 f"{printable(given)}: cannot be read: {error.strerror or error}"
             ) from error
         return _checked(package, printable(given))
-    kept = user_cache() / PACKAGE
+    kept = find_user_cache() / PACKAGE
     if kept.is_file():
         return _checked(kept.read_bytes(), f"{printable(kept)} (delete it)")
     package = _checked(_fetched(), "what the registry sent")

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from aatjax.audio.fbank import HOP, LOW_HZ, hertz_to_mel
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.pipeline import eval_batches
+from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
@@ -189,7 +189,7 @@ def atlas(
     clips = choose(source, per_class, most)
     sums: dict[str, dict[str, np.ndarray]] = {}
     run = _sums(model)
-    for batch in eval_batches(clips, frontend, batch_size=batch_size, threads=0):
+    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
         found = jax.device_get(

@@ -13,7 +13,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import front_end_of
 from aatjax.data.buckets import Bucket
-from aatjax.data.pipeline import Stored, eval_batches
+from aatjax.data.pipeline import StoredTokens, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
@@ -41,7 +41,7 @@ def predict_logits(
     batch: int,
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
-    stored: Stored | None = None,
+    stored: StoredTokens | None = None,
     buckets: Sequence[Bucket] = (),
 ) -> Float[np.ndarray, "n c"] | None:
     """Logits `[n, c]` of every clip of a source, in its order; None once `stopped()`."""
@@ -59,7 +59,9 @@ def predict_logits(
     parts: list[np.ndarray] = []
     waiting: jax.Array | None = None
     rows_here = local_rows(mesh, batch)
-    for host in eval_batches(source, frontend, batch_size=batch, rows=rows_here, stored=stored):
+    for host in make_eval_batches(
+        source, frontend, batch_size=batch, rows=rows_here, stored=stored
+    ):
         if stopped():
             return None
         rows = {name: host[name] for name in ("audio", "length", "target", "weight")}

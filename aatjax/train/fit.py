@@ -14,8 +14,8 @@ from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import front_end_of
-from aatjax.data.buckets import Bucket, check_buckets, sort
-from aatjax.data.pipeline import batches_per_epoch
+from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
+from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
@@ -183,7 +183,7 @@ def fit(
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
     buckets = _buckets(model, {"train": train, "valid": valid, "test": test}, frontend, training)
-    per_epoch = batches_per_epoch(train, training.batch_size, buckets.get("train", ()))
+    per_epoch = count_batches(train, training.batch_size, buckets.get("train", ()))
     tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
     begin = start(
         parts.trainable,
@@ -325,7 +325,7 @@ def _buckets(
     patch, stride = model.config.patch[1], model.config.stride[1]
     lengths = check_buckets(training.buckets, frontend, patch)
     return {
-        name: sort(source, frontend, lengths, patch=patch, stride=stride)
+        name: sort_into_buckets(source, frontend, lengths, patch=patch, stride=stride)
         for name, source in sources.items()
         if source is not None
     }

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
-from aatjax.data.pipeline import Crop, Load, eval_batches, train_batches
+from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, UsageError, WriteError
 from aatjax.io.signals import Interrupted, StopRequest
@@ -303,7 +303,7 @@ class Loop:
     def _feed(self) -> Feed:
         training = self.training
         batches = iter(
-            train_batches(
+            make_train_batches(
                 self.train,
                 self.frontend,
                 batch_size=training.batch_size,
@@ -378,7 +378,7 @@ class Loop:
             # The method's figures are computed on the same first batch each time.
             source = self.train if self.valid is None else self.valid
             size = self.eval_batch
-            batches = eval_batches(
+            batches = make_eval_batches(
                 source, self.frontend, batch_size=size, threads=0, rows=local_rows(self.mesh, size)
             )
             host = next(iter(batches))
@@ -450,7 +450,7 @@ class Loop:
             return f" (its clips: {', '.join(dict.fromkeys(ids[:5]))}, ...)"
         rank = f"-process{jax.process_index()}" if several() else ""
         path = self.run_dir / f"not-finite-step{step}{rank}.npz"
-        load = Load(self.train, self.train.targets(), self.frontend, self.training.crop)
+        load = ClipLoader(self.train, self.train.targets(), self.frontend, self.training.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
         try:
             with path.open("wb") as file:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.pipeline import Crop, Stored, eval_batches
+from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, WriteError
 from aatjax.models.ast import AST
@@ -108,9 +108,9 @@ class Prefix:
     dtype: str
     batch: int
     mesh: Mesh
-    known: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    known: dict[str, StoredTokens] = dataclasses.field(default_factory=dict)
 
-    def of(self, source: Source) -> Stored:
+    def of(self, source: Source) -> StoredTokens:
         """The stored tokens of a source, computed now where they are not there.
 
         Raises:
@@ -125,9 +125,9 @@ class Prefix:
             self.known[digest] = found
         return self.known[digest]
 
-    def _computed(self, source: Source, place: Path | None) -> Stored:
+    def _computed(self, source: Source, place: Path | None) -> StoredTokens:
         before = self._program()
-        batches = eval_batches(source, self.frontend, batch_size=self.batch)
+        batches = make_eval_batches(source, self.frontend, batch_size=self.batch)
         tokens: np.ndarray | None = None
         dtype = jnp.dtype(self.dtype)
         frames = np.zeros(len(source), np.int32)
@@ -160,7 +160,7 @@ class Prefix:
                 (temporary / "about.json").write_text(json.dumps(about))
                 with contextlib.suppress(FileExistsError):  # another run was first: the same tokens
                     _into_place(temporary, place)
-                return _read(place) or Stored(tokens, frames)
+                return _read(place) or StoredTokens(tokens, frames)
         except OSError as error:
             raise WriteError(
                 f"{place}: stored tokens cannot be written: {error.strerror or error}; free space "
@@ -169,7 +169,7 @@ class Prefix:
         finally:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
-        return Stored(tokens, frames)
+        return StoredTokens(tokens, frames)
 
     def _program(self) -> Callable[[Any], jax.Array]:
         def before(trainable: Any, stats: Any, frozen: Any, batch: Any) -> jax.Array:
@@ -207,7 +207,7 @@ def _checksum(tokens: np.ndarray, frames: np.ndarray) -> int:
     return found
 
 
-def _read(place: Path) -> Stored | None:
+def _read(place: Path) -> StoredTokens | None:
     """Stored tokens; None where there are none, or damaged ones, which are computed anew."""
     if not place.is_dir():
         return None
@@ -217,7 +217,7 @@ def _read(place: Path) -> Stored | None:
         frames = np.load(place / "length.npy")
         if about["crc32"] != _checksum(tokens, frames):
             raise ValueError("the checksum does not fit")
-        return Stored(tokens.view(jnp.dtype(about["dtype"])), frames)
+        return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), frames)
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{place}: damaged ({error}); computed anew", stacklevel=2)
         shutil.rmtree(place, ignore_errors=True)

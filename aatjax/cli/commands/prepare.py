@@ -40,10 +40,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args(arguments)
 
-    from aatjax.data.benchmarks import find
+    from aatjax.data.benchmarks import find_benchmark
     from aatjax.data.prepare import prepare
 
-    benchmark = find(options.name)
+    benchmark = find_benchmark(options.name)
     print(f"{benchmark.title}: {benchmark.paper}; licence: {benchmark.licence}", file=sys.stderr)
     with StageBar(quiet=options.quiet) as bar:
         outcome = prepare(

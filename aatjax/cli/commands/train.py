@@ -111,7 +111,7 @@ def keep_compiled() -> None:
 
     import jax
 
-    from aatjax.data.decode_cache import user_cache
+    from aatjax.data.decode_cache import find_user_cache
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
@@ -120,7 +120,7 @@ def keep_compiled() -> None:
     except OSError:
         about = platform.processor()
     machine = hashlib.sha256(f"{platform.machine()} {about}".encode()).hexdigest()[:12]
-    folder = user_cache() / "compiled" / f"{jax.__version__}-{machine}"
+    folder = find_user_cache() / "compiled" / f"{jax.__version__}-{machine}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

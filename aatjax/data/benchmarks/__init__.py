@@ -2,7 +2,7 @@
 
 import difflib
 
-from aatjax.data.benchmarks.base import Benchmark, Census, Division, Protocol, part_of
+from aatjax.data.benchmarks.base import Benchmark, Census, Division, Protocol, find_part
 from aatjax.data.benchmarks.esc50 import ESC_10, ESC_50
 from aatjax.data.benchmarks.fluent import FLUENT
 from aatjax.data.benchmarks.gtzan import GTZAN
@@ -12,7 +12,15 @@ from aatjax.data.benchmarks.speech_commands import V1, V2
 from aatjax.data.benchmarks.urbansound8k import URBANSOUND8K
 from aatjax.errors import UsageError
 
-__all__ = ["BENCHMARKS", "Benchmark", "Census", "Division", "Protocol", "find", "part_of"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Census",
+    "Division",
+    "Protocol",
+    "find_benchmark",
+    "find_part",
+]
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -20,7 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def find(name: str) -> Benchmark:
+def find_benchmark(name: str) -> Benchmark:
     """The benchmark of a name.
 
     Raises:

@@ -151,7 +151,7 @@ class Benchmark:
 
     def census(self, source: Source) -> Census:
         """Counts of what is there against the official ones."""
-        found = Counter(part_of(clip) for clip in source.clips)
+        found = Counter(find_part(clip) for clip in source.clips)
         parts = {name: (found.get(name, 0), self.parts[name]) for name in self.parts}
         return Census(len(source), self.clips, parts, _absent_classes(source))
 
@@ -186,7 +186,7 @@ class Census:
         return f"{self.clips:,} of {self.official:,} clips{rest}{lacking}{more}"
 
 
-def part_of(clip: Clip) -> str | None:
+def find_part(clip: Clip) -> str | None:
     """The fold or split of a clip, whichever the set has."""
     return clip.fold if clip.fold is not None else clip.split
 

@@ -12,28 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aatjax.data.decode_cache import user_cache
+from aatjax.data.decode_cache import find_user_cache
 from aatjax.data.huggingface.layout import (
     METADATA,
     audio_files,
     below,
     class_folders,
+    detect_layout,
     homes_in,
     is_home,
-    layout_of,
-    tables_of,
+    open_tables,
 )
 from aatjax.data.huggingface.tables import (
-    Row,
-    Table,
+    HubRow,
+    HubTable,
     audio_column,
     cell_text,
+    guess_suffix,
     label_column,
     leads_out,
     plain_name,
     read_label,
     read_sound,
-    suffix_of,
 )
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
@@ -90,7 +90,7 @@ class HuggingFace(Source):
         path = Path(path).expanduser().absolute()
         if not path.exists():
             raise DataError(f"{printable(path)}: no such file or folder")
-        layout = layout_of(path, audio)
+        layout = detect_layout(path, audio)
         if layout is None:
             raise DataError(f"{printable(path)}: not a data set of Hugging Face's; {EXPECTED}")
         root = path if path.is_dir() else path.parent
@@ -100,7 +100,7 @@ class HuggingFace(Source):
         if layout == "folders":
             rows, skipped = class_folders(root)
         else:
-            tables = tables_of(path, layout)
+            tables = open_tables(path, layout)
             if layout == "metadata" and audio == "audio":
                 audio = "file_name"
             label = label_column(tables, label)
@@ -135,9 +135,9 @@ class HuggingFace(Source):
         )
 
 
-def looks_like(path: str | Path) -> bool:
+def is_hub_dataset(path: str | Path) -> bool:
     """Whether a path is in one of the layouts of `HuggingFace`; class folders alone are not."""
-    return layout_of(Path(path).expanduser()) is not None
+    return detect_layout(Path(path).expanduser()) is not None
 
 
 @dataclass
@@ -159,7 +159,7 @@ class _Opened:
     audio: str
     label: str
     place: Path
-    rows: list[Row] = field(default_factory=list)
+    rows: list[HubRow] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     multi_label: bool = False
     missing: list[str] = field(default_factory=list)
@@ -169,7 +169,7 @@ class _Opened:
     def __post_init__(self) -> None:
         self.homes = homes_in(self.root)
 
-    def add(self, table: Table) -> None:
+    def add(self, table: HubTable) -> None:
         """Takes in the rows of a table; the sounds in it are written out."""
         audio = audio_column(table, self.audio)
         names = table.names.get(self.label)
@@ -207,7 +207,7 @@ class _Opened:
                 split = split or SPLITS.get(name.removeprefix("data/").split("/")[0].lower())
             if found:
                 self.rows.append(
-                    Row(
+                    HubRow(
                         part,
                         index,
                         name,
@@ -240,7 +240,7 @@ class _Opened:
         folder = part or "all"
         if part not in ("", *SPLITS.values()):  # a name from the data
             folder = hashlib.sha256(part.encode()).hexdigest()[:8]
-        target = self.place / folder / f"{index:07d}{suffix_of(given, content)}"
+        target = self.place / folder / f"{index:07d}{guess_suffix(given, content)}"
         try:
             with target.open("rb") as file:
                 same = os.fstat(file.fileno()).st_size == len(content) and file.read() == content
@@ -252,7 +252,7 @@ class _Opened:
             write_whole(target, lambda file: file.write(content))
         return target
 
-    def _find(self, table: Table, given: str, where: str) -> str:
+    def _find(self, table: HubTable, given: str, where: str) -> str:
         """Path of a file that a row names, or '' if it is not there."""
         what = leads_out(given)
         found = ""
@@ -278,10 +278,12 @@ class _Opened:
         return found
 
 
-def _place(root: Path, tables: Sequence[Table], audio: str, extract_to: str | Path | None) -> Path:
+def _place(
+    root: Path, tables: Sequence[HubTable], audio: str, extract_to: str | Path | None
+) -> Path:
     """The folder for the sounds of this data set."""
     if extract_to is None:
-        extract_to = user_cache() / "huggingface"
+        extract_to = find_user_cache() / "huggingface"
     files = [(below(root, table.file), os.stat(table.file)) for table in tables]
     about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     text = json.dumps([os.path.realpath(root), audio, about])
@@ -289,7 +291,7 @@ def _place(root: Path, tables: Sequence[Table], audio: str, extract_to: str | Pa
     return Path(extract_to).expanduser().absolute() / folder
 
 
-def _classes(rows: Sequence[Row], kept: Sequence[list[str] | None]) -> tuple[str, ...]:
+def _classes(rows: Sequence[HubRow], kept: Sequence[list[str] | None]) -> tuple[str, ...]:
     """Class names kept with the data, in their order, or those that occur."""
     known = tuple(dict.fromkeys(name for names in kept for name in names or ()))
     if not known:
@@ -304,7 +306,7 @@ def _classes(rows: Sequence[Row], kept: Sequence[list[str] | None]) -> tuple[str
     return known
 
 
-def _ids(rows: Sequence[Row]) -> list[str]:
+def _ids(rows: Sequence[HubRow]) -> list[str]:
     """An id for each row: its name where no other row has it, else its number."""
     before = [f"{row.part}/" if row.part else "" for row in rows]
     named = [start + (row.name or "") for start, row in zip(before, rows, strict=True)]

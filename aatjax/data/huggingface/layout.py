@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from aatjax.audio.listing import EXTENSIONS, list_audio
 from aatjax.data.huggingface.tables import (
-    Row,
-    Table,
-    describe,
+    HubRow,
+    HubTable,
+    describe_columns,
     take_features,
 )
 from aatjax.data.splits import SPLITS
@@ -28,7 +28,7 @@ SHARD = re.compile(r"([a-z]+)(?:[-_.]\d+)*(?:-of-\d+(?:-[0-9a-f]+)?)?", re.IGNOR
 Layout = Literal["parquet", "disk", "dict", "metadata", "folders"]
 
 
-def layout_of(path: Path, audio: str = "audio") -> Layout | None:
+def detect_layout(path: Path, audio: str = "audio") -> Layout | None:
     """How a set is laid out on disk; None for no layout of the Hub. `audio`: the sounds' column."""
     try:
         if path.is_file():
@@ -49,7 +49,7 @@ def layout_of(path: Path, audio: str = "audio") -> Layout | None:
         return None
 
 
-def tables_of(path: Path, layout: Layout) -> list[Table]:
+def open_tables(path: Path, layout: Layout) -> list[HubTable]:
     """The files of rows of a data set, in order, with what is known of their columns."""
     if layout == "disk":
         return _saved(path, "", None)
@@ -59,13 +59,13 @@ def tables_of(path: Path, layout: Layout) -> list[Table]:
             raise DataError(
                 f"{printable(path)}: dataset_dict.json lists no splits; save the set anew"
             )
-        tables: list[Table] = []
+        tables: list[HubTable] = []
         for part in said:
             split = SPLITS.get(part.lower())
             tables += _saved(path / part, split or part, split)
         return tables
     if layout == "metadata":
-        tables = [Table(file, "", _split_folder(path, file)) for file in _metadata_files(path)]
+        tables = [HubTable(file, "", _split_folder(path, file)) for file in _metadata_files(path)]
         twice = [f for f, n in Counter(table.file.parent for table in tables).items() if n > 1]
         if twice:
             names = " and ".join(t.file.name for t in tables if t.file.parent == twice[0])
@@ -81,11 +81,11 @@ def tables_of(path: Path, layout: Layout) -> list[Table]:
             )
         tables = [_shard(path, file) for file in next(iter(parts.values()))]
     for table in tables:
-        describe(table)
+        describe_columns(table)
     return tables
 
 
-def _saved(folder: Path, part: str, split: str | None) -> list[Table]:
+def _saved(folder: Path, part: str, split: str | None) -> list[HubTable]:
     """The files of one data set written by save_to_disk."""
     state, info = _read_json(folder / "state.json"), _read_json(folder / "dataset_info.json")
     listed = state.get("_data_files")
@@ -98,9 +98,9 @@ def _saved(folder: Path, part: str, split: str | None) -> list[Table]:
             f"{printable(folder)}: holds an index of rows beside the rows, as old versions of datasets "
             "wrote it; load it there, call flatten_indices() and save it anew"
         )
-    tables = [Table(folder / name, part, split) for name in files]
+    tables = [HubTable(folder / name, part, split) for name in files]
     for table in tables:
-        describe(table)
+        describe_columns(table)
         take_features(table, info.get("features"))
     return tables
 
@@ -138,20 +138,20 @@ def _parquet_in(folder: Path) -> list[Path]:
 
 def _holds_sound(file: Path, audio: str) -> bool:
     """Whether a Parquet file has a column of sounds; one that cannot be read counts as if."""
-    table = Table(file, "", None)
+    table = HubTable(file, "", None)
     try:
-        describe(table)
+        describe_columns(table)
     except (DataError, UsageError):
         return True
     return audio in table.columns or bool(table.sounds)
 
 
-def _shard(root: Path, file: Path) -> Table:
+def _shard(root: Path, file: Path) -> HubTable:
     match = SHARD.fullmatch(file.stem)
     split = SPLITS.get(match[1].lower()) if match else None
     if split is None and file.parent != root:
         split = SPLITS.get(file.parent.name.lower())
-    return Table(file, split or "", split)
+    return HubTable(file, split or "", split)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -208,10 +208,10 @@ def _has_audio(folder: Path) -> bool:
     )
 
 
-def class_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
+def class_folders(root: Path) -> tuple[list[HubRow], list[tuple[str, str]]]:
     """The clips of SPLIT/CLASS/FILE, and what was left out with the reason."""
     files, skipped = audio_files(root)
-    rows: list[Row] = []
+    rows: list[HubRow] = []
     for id in files:
         split, _, rest = id.partition("/")
         name, inside, _ = rest.partition("/")
@@ -221,7 +221,7 @@ def class_folders(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
             skipped.append((id, "background noise" if inside else "not in a class folder"))
         else:
             label = unicodedata.normalize("NFC", name)
-            row = Row("", len(rows), id, str(root / id), [label], id, SPLITS[split.lower()])
+            row = HubRow("", len(rows), id, str(root / id), [label], id, SPLITS[split.lower()])
             rows.append(row)
     return rows, skipped
 

@@ -23,7 +23,7 @@ BATCH = 16  # rows held at a time: their sounds are in memory
 
 
 @dataclass
-class Row:
+class HubRow:
     """One clip to be: what it is called if that is unique, else it gets its number in its part."""
 
     part: str
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass
-class Table:
+class HubTable:
     """A file of rows.
 
     Attributes:
@@ -81,7 +81,7 @@ class Table:
                 number += 1
 
 
-def describe(table: Table) -> None:
+def describe_columns(table: HubTable) -> None:
     """Finds out the columns of a table, their class names, and which hold sound."""
     if table.file.suffix in (".csv", ".jsonl"):
         table.text = _text_rows(table.file)
@@ -114,7 +114,7 @@ def describe(table: Table) -> None:
         take_features(table, json.loads(text).get("info", {}).get("features"))
 
 
-def take_features(table: Table, features: Any) -> None:
+def take_features(table: HubTable, features: Any) -> None:
     """Takes class names and columns of sound from the features that `datasets` wrote."""
     for column, feature in features.items() if isinstance(features, dict) else ():
         if column not in table.columns:
@@ -177,7 +177,7 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{printable(file)}: cannot be read: {why}; {todo}")
 
 
-def label_column(tables: Sequence[Table], asked: str | None) -> str:
+def label_column(tables: Sequence[HubTable], asked: str | None) -> str:
     """The column with the labels, which every table has."""
     first = tables[0]
     only = list(first.names) if len(first.names) == 1 else []
@@ -190,7 +190,7 @@ def label_column(tables: Sequence[Table], asked: str | None) -> str:
     return found
 
 
-def audio_column(table: Table, asked: str) -> str:
+def audio_column(table: HubTable, asked: str) -> str:
     """The column of sounds, or of names of their files; a DataError where there is none."""
     if asked in table.columns:
         return asked
@@ -199,7 +199,7 @@ def audio_column(table: Table, asked: str) -> str:
     raise DataError(_no_column(table, asked, repr(asked), "audio"))
 
 
-def _no_column(table: Table, name: str, wanted: str, option: str) -> str:
+def _no_column(table: HubTable, name: str, wanted: str, option: str) -> str:
     near = difflib.get_close_matches(name, table.columns, 1)
     return (
         f"{printable(table.file)}: no column {wanted}; the columns are {printable(', '.join(table.columns))}"
@@ -269,7 +269,7 @@ def plain_name(given: str | None) -> str | None:
     return name if name.isprintable() and name not in ("", "..") else None
 
 
-def suffix_of(given: str | None, content: bytes) -> str:
+def guess_suffix(given: str | None, content: bytes) -> str:
     """The extension that the kept path has, if it is one of sound, or that the first bytes mean."""
     kept = os.path.splitext(given or "")[1].lower()
     if kept in EXTENSIONS:

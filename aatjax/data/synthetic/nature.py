@@ -12,7 +12,7 @@ from aatjax.data.synthetic.primitives import (
     formants,
     noise,
     path,
-    place,
+    place_at,
     rolloff,
     showers,
     struck,
@@ -89,11 +89,11 @@ def drops(take: Take) -> Samples:
         glide = start * path(take, length, [1.0, take.uniform(1.1, 2.0)])
         blip = tone(take, glide, [1.0, 0.1]) * decay(take, length, 0.002, fall)
         height = take.spread(0.25, 1.0)
-        place(track, height * blip, take.samples(instant))
+        place_at(track, height * blip, take.samples(instant))
         if take.chance(0.5):
             splash = noise(take, 1500.0, 7000.0, size=take.samples(0.01))
             splash *= decay(take, 0.01, 0.0005, 0.002)
-            place(track, 0.3 * height * splash, take.samples(instant))
+            place_at(track, 0.3 * height * splash, take.samples(instant))
     return track
 
 
@@ -111,7 +111,7 @@ def bark(take: Take) -> Samples:
         voice = tone(take, glide, rolloff(24, steep))
         voice = unit(voice) + rough * noise(take, 300.0, 5000.0, size=voice.size, slope=-3.0)
         voice *= swell(take, length, 0.015, length * 0.6)
-        place(track, take.spread(0.5, 1.0) * voice, take.samples(instant))
+        place_at(track, take.spread(0.5, 1.0) * voice, take.samples(instant))
     return formants(take, track, peaks, 0.08)
 
 
@@ -131,7 +131,7 @@ def crow(take: Take) -> Samples:
         voice *= 1.0 + 0.8 * tone(take, flutter, [1.0], size=voice.size)
         voice += harsh * noise(take, 500.0, 5000.0, size=voice.size, slope=-2.0)
         voice *= swell(take, length, 0.04, length * 0.4)
-        place(track, take.spread(0.6, 1.0) * voice, take.samples(instant))
+        place_at(track, take.spread(0.6, 1.0) * voice, take.samples(instant))
     return formants(take, track, peaks, 0.08)
 
 
@@ -150,7 +150,7 @@ def frog(take: Take) -> Samples:
         rhythm = pulses * path(take, length, [1.0, take.uniform(0.7, 1.1)])
         voice *= np.exp(sharp * (tone(take, rhythm, [1.0]) - 1.0))
         voice *= swell(take, length, length * 0.3, length * 0.2)
-        place(track, take.spread(0.6, 1.0) * voice, take.samples(instant))
+        place_at(track, take.spread(0.6, 1.0) * voice, take.samples(instant))
     return track
 
 
@@ -166,7 +166,7 @@ def bird(take: Take) -> Samples:
         length = take.uniform(0.4, 0.9) / pace
         note = tone(take, centre * path(take, length, shape), [1.0, take.uniform(0.0, 0.2)])
         note *= swell(take, length, length * 0.3, length * 0.4)
-        place(track, take.spread(0.4, 1.0) * note, take.samples(instant))
+        place_at(track, take.spread(0.4, 1.0) * note, take.samples(instant))
     return track
 
 
@@ -181,7 +181,7 @@ def cricket(take: Take) -> Samples:
     spacing = take.spread(1.2, 4.0)
     share = take.uniform(0.3, 0.7)
     for instant in beats(take, spacing, 0.08, take.uniform(0.0, 0.4)):
-        place(gate, swell(take, share / spacing, 0.02, 0.02), take.samples(instant))
+        place_at(gate, swell(take, share / spacing, 0.02, 0.02), take.samples(instant))
     return voice * gate
 
 
@@ -191,12 +191,12 @@ def glass(take: Take) -> Samples:
     onset = take.uniform(0.0, 0.5) * take.seconds
     burst = noise(take, 800.0, 8000.0, size=take.samples(0.12))
     burst *= decay(take, 0.12, 0.001, take.spread(0.01, 0.04))
-    place(track, take.spread(0.4, 1.5) * burst, take.samples(onset))
+    place_at(track, take.spread(0.4, 1.5) * burst, take.samples(onset))
     fall = take.spread(0.1, 0.5)
     for _ in range(take.count(6, 26)):
         later = onset + float(take.rng.exponential(fall))
         pitch = take.spread(1800.0, 7000.0)
         modes = [(pitch * k, take.spread(0.01, 0.1), 1.0) for k in (1.0, take.uniform(1.2, 1.9))]
         shard = struck(take, modes, 0.2) * np.exp(-(later - onset) / fall)
-        place(track, take.spread(0.15, 0.8) * shard, take.samples(later))
+        place_at(track, take.spread(0.15, 0.8) * shard, take.samples(later))
     return track

@@ -11,7 +11,7 @@ from aatjax.data.synthetic.primitives import (
     drift,
     formants,
     noise,
-    place,
+    place_at,
     rolloff,
     showers,
     struck,
@@ -20,7 +20,7 @@ from aatjax.data.synthetic.primitives import (
 )
 
 
-def clock(take: Take) -> Samples:
+def clock_ticks(take: Take) -> Samples:
     """Even ticks, as a rule in pairs of two sounds."""
     sounds = []
     for _ in range(2):
@@ -38,7 +38,7 @@ def clock(take: Take) -> Samples:
     track = np.zeros(take.size)
     pace = take.spread(1.8, 6.0)
     for number, instant in enumerate(beats(take, pace, 0.008, take.uniform(0.0, 1.0 / pace))):
-        place(track, take.spread(0.85, 1.0) * sounds[number % 2], take.samples(instant))
+        place_at(track, take.spread(0.85, 1.0) * sounds[number % 2], take.samples(instant))
     return track
 
 
@@ -54,7 +54,7 @@ def knock(take: Take) -> Samples:
         hit = struck(take, modes, 0.2)
         thud = noise(take, 80.0, dull, size=hit.size, slope=-2.0)
         hit += take.uniform(0.3, 0.9) * thud * decay(take, 0.2, 0.001, 0.006)
-        place(track, take.spread(0.5, 1.0) * hit, take.samples(instant))
+        place_at(track, take.spread(0.5, 1.0) * hit, take.samples(instant))
     return track
 
 
@@ -69,8 +69,8 @@ def steps(take: Take) -> Samples:
         heel += 0.3 * noise(take, 100.0, 2500.0, size=heel.size) * decay(take, 0.2, 0.001, 0.006)
         scuff = noise(take, 400.0, bright, size=take.samples(0.16))
         scuff *= decay(take, 0.16, take.spread(0.005, 0.03), take.spread(0.015, 0.05))
-        place(track, take.spread(0.6, 1.0) * heel, take.samples(instant))
-        place(track, grit * take.spread(0.3, 0.6) * scuff, take.samples(instant + late))
+        place_at(track, take.spread(0.6, 1.0) * heel, take.samples(instant))
+        place_at(track, grit * take.spread(0.3, 0.6) * scuff, take.samples(instant + late))
     return track
 
 
@@ -85,8 +85,8 @@ def typing(take: Take) -> Samples:
         press = noise(take, centre * 0.5, centre * 2.5, size=take.samples(0.03))
         press *= decay(take, 0.03, 0.0005, take.spread(0.002, 0.006))
         height = take.spread(0.4, 1.0)
-        place(track, height * press, take.samples(instant))
-        place(track, soft * height * press, take.samples(instant + take.uniform(0.04, 0.1)))
+        place_at(track, height * press, take.samples(instant))
+        place_at(track, soft * height * press, take.samples(instant + take.uniform(0.04, 0.1)))
     return track
 
 

@@ -218,7 +218,7 @@ def path(take: Take, seconds: float, points: list[float]) -> Samples:
     return np.interp(np.linspace(0.0, 1.0, size), np.linspace(0.0, 1.0, len(points)), points)
 
 
-def place(track: Samples, grain: Float[np.ndarray, " grain"], start: int) -> None:
+def place_at(track: Samples, grain: Float[np.ndarray, " grain"], start: int) -> None:
     """Add a grain to a track, in place, from a sample on; what hangs over an end is cut."""
     first, stop = max(start, 0), min(start + grain.size, track.size)
     if first < stop:

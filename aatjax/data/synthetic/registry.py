@@ -12,7 +12,7 @@ MAKERS: dict[str, Callable[[Take], Samples]] = {
     "waves": nature.waves,
     "thunder": nature.thunder,
     "fire": nature.fire,
-    "clock": objects.clock,
+    "clock": objects.clock_ticks,
     "bell": tonal.bell,
     "siren": tonal.siren,
     "alarm": tonal.alarm,

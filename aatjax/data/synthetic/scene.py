@@ -11,7 +11,7 @@ from aatjax.data.synthetic.primitives import (
     drift,
     fast_length,
     noise,
-    place,
+    place_at,
     rolloff,
     struck,
     swell,
@@ -95,7 +95,7 @@ def microphone(take: Take, sound: Samples) -> Samples:
     return np.fft.irfft(np.fft.rfft(sound, length) * shape, length)[: sound.size]
 
 
-def record(take: Take, sound: Samples) -> Samples:
+def record_scene(take: Take, sound: Samples) -> Samples:
     """A recording of a clean sound, between -1 and 1, shape (s,).
 
     The sound is put into a room, joined now and then by stray events, laid on background noise
@@ -108,7 +108,7 @@ def record(take: Take, sound: Samples) -> Samples:
     if take.chance(0.25):
         for _ in range(take.count(1, 2)):
             start = take.count(-take.size // 10, take.size - 1)
-            place(scene, stray(take) * (peak * take.spread(0.15, 0.9)), start)
+            place_at(scene, stray(take) * (peak * take.spread(0.15, 0.9)), start)
     share = take.uniform(0.0, 1.0) ** 0.6
     ratio = LOUDEST_BED + (QUIETEST_BED - LOUDEST_BED) * share
     scene = microphone(take, scene + background(take) * 10.0 ** (-ratio / 20.0))

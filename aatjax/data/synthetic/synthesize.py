@@ -13,7 +13,7 @@ from jaxtyping import Int16
 
 from aatjax.data.synthetic.primitives import Take
 from aatjax.data.synthetic.registry import MAKERS
-from aatjax.data.synthetic.scene import record
+from aatjax.data.synthetic.scene import record_scene
 from aatjax.errors import UsageError
 
 SOUNDS: tuple[str, ...] = tuple(MAKERS)
@@ -63,5 +63,5 @@ def synthesize(
         raise UsageError(f"seconds: {seconds} is no length of a clip; use a number above 0")
     stream = np.random.SeedSequence([SOUNDS.index(sound), int(seed)])
     take = Take(np.random.Generator(np.random.PCG64(stream)), rate, size)
-    clip = record(take, MAKERS[sound](take))
+    clip = record_scene(take, MAKERS[sound](take))
     return np.clip(np.rint(clip * 32767.0), -32768, 32767).astype(np.int16)

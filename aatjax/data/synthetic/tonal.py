@@ -10,7 +10,7 @@ from aatjax.data.synthetic.primitives import (
     decay,
     noise,
     path,
-    place,
+    place_at,
     rolloff,
     struck,
     swell,
@@ -31,7 +31,7 @@ def bell(take: Take) -> Samples:
     impulses = np.zeros(take.size)
     start = take.uniform(0.0, 0.45) * take.seconds
     for instant in beats(take, take.spread(0.7, 3.5), 0.08, start)[: take.count(1, 4)]:
-        place(impulses, np.array([take.spread(0.5, 1.0)]), take.samples(instant))
+        place_at(impulses, np.array([take.spread(0.5, 1.0)]), take.samples(instant))
     return convolve(impulses, strike)
 
 
@@ -89,7 +89,7 @@ def phone(take: Take) -> Samples:
     gate = np.zeros(take.size)
     length, pause = take.spread(0.25, 1.2), take.spread(0.15, 1.0)
     for instant in beats(take, 1.0 / (length + pause), 0.02, take.uniform(-0.3, 0.5)):
-        place(gate, swell(take, length, 0.01, 0.03), round(instant * take.rate))
+        place_at(gate, swell(take, length, 0.01, 0.03), round(instant * take.rate))
     return sound * gate
 
 
@@ -102,7 +102,7 @@ def horn(take: Take) -> Samples:
     start = take.uniform(0.0, 0.4) * take.seconds
     for instant in beats(take, take.spread(0.8, 3.0), 0.2, start)[: take.count(1, 3)]:
         length = take.spread(0.15, 1.0)
-        place(gate, swell(take, length, 0.02, 0.04), take.samples(instant))
+        place_at(gate, swell(take, length, 0.02, 0.04), take.samples(instant))
     return sound * np.minimum(gate, 1.0)
 
 
@@ -124,7 +124,7 @@ def whistle(take: Take) -> Samples:
             note = tone(take, glide * (1.0 + 0.015 * vibrato), [1.0, take.uniform(0.0, 0.15)])
         note = note + breath * noise(take, pitch * 0.7, pitch * 2.0, size=note.size)
         note *= swell(take, length, 0.04, 0.06)
-        place(track, take.spread(0.6, 1.0) * note, take.samples(instant))
+        place_at(track, take.spread(0.6, 1.0) * note, take.samples(instant))
     return track
 
 
@@ -151,7 +151,7 @@ def pluck(take: Take) -> Samples:
             (pitch * k, fall / k**0.7, abs(float(np.sin(np.pi * spot * k))) / k)
             for k in range(1, count)
         ]
-        place(track, struck(take, modes, min(1.2, 3.0 * fall), 0.002), take.samples(start))
+        place_at(track, struck(take, modes, min(1.2, 3.0 * fall), 0.002), take.samples(start))
     return track
 
 
@@ -168,7 +168,7 @@ def organ(take: Take) -> Samples:
         chord = chord * (1.0 + 0.25 * tone(take, take.spread(4.0, 7.5), [1.0]))
     start = take.uniform(0.0, 0.3) * take.seconds
     gate = np.zeros(take.size)
-    place(gate, swell(take, take.seconds, 0.06, 0.1), round(start * take.rate))
+    place_at(gate, swell(take, take.seconds, 0.06, 0.1), round(start * take.rate))
     return chord * gate
 
 
@@ -182,7 +182,7 @@ def flute(take: Take) -> Samples:
         wave = tone(take, 5.5, [1.0], size=size)
         note = tone(take, pitch * (1.0 + shake * wave), voice) * (1.0 + 10.0 * shake * wave)
         note += breath * noise(take, pitch * 0.8, pitch * 6.0, size=size)
-        place(track, note * swell(take, length, 0.05, 0.06), take.samples(start))
+        place_at(track, note * swell(take, length, 0.05, 0.06), take.samples(start))
     return track
 
 
@@ -197,5 +197,5 @@ def brass(take: Take) -> Samples:
         soft, sharp = (unit(tone(take, scoop, voice)) for voice in (dull, bright))
         late = swell(take, length, rise * 2.0, rise * 2.0)
         note = (1.0 - 0.6 * late) * soft + late * sharp
-        place(track, note * swell(take, length, rise, 0.06), take.samples(start))
+        place_at(track, note * swell(take, length, rise, 0.06), take.samples(start))
     return track
