@@ -1,10 +1,18 @@
-"""Errors that a user can cause or meet, each with its exit code on the command line."""
+"""Errors that a user can cause or meet, each with its exit code; checks of dataclass fields."""
 
+import dataclasses
+import functools
+import math
+import numbers
 import os
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """Text for one line of a message: control characters and broken encoding are escaped."""
+    """Return text for one line of a message: control characters, broken encoding escaped."""
     decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
@@ -50,3 +58,98 @@ class WriteError(AatjaxError, OSError):
     """Something could not be written."""
 
     exit_code = 74
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Allowed values of a number, as part of an annotation: `Annotated[int, Range(1)]`.
+
+    Attributes:
+        low: least value.
+        high: greatest value.
+        above: lower bound that is excluded.
+        below: upper bound that is excluded.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = [f"at least {self.low}", f"above {self.above}"]
+        bounds += [f"at most {self.high}", f"below {self.below}"]
+        return " and ".join(bound for bound in bounds if not bound.endswith("None"))
+
+
+def check_fields(config: Any, prefix: str | None = None) -> None:
+    """Check the fields of a dataclass against their annotations; for its `__post_init__`.
+
+        @dataclasses.dataclass(frozen=True)
+        class Mixup:
+            prob: Annotated[float, Range(0, 1)] = 0.5
+            alpha: Annotated[float, Range(above=0)] = 10.0
+            every: Annotated[int, Range(1)] | None = None
+            domain: Literal["wave", "features"] = "wave"
+
+            def __post_init__(self) -> None:
+                check_fields(self)
+
+    A field with a `Range` must hold a finite number inside it (whole where the annotation says
+    int); of a tuple, every item. A field of `Literal` strings must hold one of them. None passes
+    where the annotation has it. Fields with neither are not checked.
+
+    Args:
+        config: an instance of a dataclass.
+        prefix: text before the name of the field in a message; the class name by default.
+
+    Raises:
+        UsageError: a field does not fit: `Mixup every=0 must be a whole number, at least 1`.
+    """
+    prefix = f"{type(config).__name__} " if prefix is None else prefix
+    for name, parts in _field_parts(type(config)).items():
+        value = getattr(config, name)
+        choices = [part for part in parts if isinstance(part, str)]
+        ranges = [part for part in parts if isinstance(part, Range)]
+        if (value is None and type(None) in parts) or (isinstance(value, str) and value in choices):
+            continue
+        if ranges:
+            whole = int in parts and float not in parts
+            items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+            for item in items:
+                if not _is_number(item, whole) or item not in ranges[0]:
+                    kind = "a whole number" if whole else "a number"
+                    raise UsageError(f"{prefix}{name}={value!r} must be {kind}, {ranges[0]}")
+        elif choices and not {str, int} & set(parts):
+            raise UsageError(f"{prefix}{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    kind = numbers.Integral if whole else numbers.Real
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@functools.cache
+def _field_parts(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What the annotation of each field consists of: types, `Range`s, strings of `Literal`s."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: tuple(_split(hints[field.name])) for field in dataclasses.fields(cls)}
+
+
+def _split(hint: Any) -> Iterator[Any]:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        yield from typing.get_args(hint)
+    elif origin in (Annotated, typing.Union, types.UnionType, tuple):
+        for part in typing.get_args(hint):
+            yield from _split(part)
+    else:
+        yield hint
