@@ -16,7 +16,7 @@ from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.errors import AatjaxError, UsageError
 from aatjax.models.config import Pool, Positions
-from aatjax.petl import Method, find, method_named
+from aatjax.petl import Method, find_method, make_method
 from aatjax.train.distributed import differing
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
@@ -181,7 +181,7 @@ class Config:
             if not isinstance(fields.get(name, {}), dict):
                 raise UsageError(f"config.{name}={fields[name]!r} is not an object with fields")
         method = {key: value for key, value in fields["petl"].items() if key != "name"}
-        _check("petl", method, find(str(fields["petl"].get("name"))))
+        _check("petl", method, find_method(str(fields["petl"].get("name"))))
         values["petl"] = Method.from_json(fields["petl"])
         for name, cls in parts.items():
             if name in fields:
@@ -192,7 +192,7 @@ class Config:
 
     def with_method(self, name: str) -> "Config":
         """The same experiment with a row of the papers' tables, another method, or a+b."""
-        return dataclasses.replace(self, petl=method_named(name))
+        return dataclasses.replace(self, petl=make_method(name))
 
     def with_protocol(self, name: str) -> "Config":
         """The same experiment divided, and its weights chosen, as a protocol of its benchmark says.

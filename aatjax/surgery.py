@@ -31,13 +31,13 @@ class Recorded(nnx.Variable):
     """An array that a forward pass leaves behind, to be looked at."""
 
 
-def penalty(model: nnx.Module) -> jax.Array | float:
+def sum_penalties(model: nnx.Module) -> jax.Array | float:
     """The sum of all penalties that the last forward pass left in the model; 0 without any."""
     return sum((value.sum() for value in arrays(model, Penalty).values()), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class SplitModel:
     """A model taken apart: what gradients see, what the forward pass updates, and the rest."""
 
     graphdef: Any
@@ -46,12 +46,12 @@ class Parts:
     frozen: Any
 
 
-def split(model: nnx.Module) -> Parts:
+def split(model: nnx.Module) -> SplitModel:
     """Splits a model into its trainable parameters, its statistics, and its frozen parameters."""
-    return Parts(*nnx.split(model, Trainable, nnx.BatchStat, ...))
+    return SplitModel(*nnx.split(model, Trainable, nnx.BatchStat, ...))
 
 
-def merge(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
+def join(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
     """The model again, with fresh variables, so that it may be called inside a gradient."""
     return nnx.merge(graphdef, trainable, stats, frozen, copy=True)
 
@@ -59,7 +59,7 @@ def merge(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
 def clone(model: nnx.Module) -> Any:
     """A second model with its own structure; the (immutable) arrays are shared."""
     parts = split(model)
-    return merge(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
+    return join(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
 
 
 def _children(module: nnx.Module) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aatjax.audio.augment import Augment, add_noise, mixup, roll_time, spec_mask
+from aatjax.audio.augment import Augment, add_noise, mask_spectrogram, mixup, roll_time
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 
@@ -102,8 +102,11 @@ def runs(row: np.ndarray) -> int:
 
 def test_spec_mask_is_one_band_and_one_span_in_each_clip() -> None:
     x = jnp.ones((256, 40, 32))
-    masked = np.asarray(spec_mask(jax.random.key(0), x, freq=8, time=10, fill=-3.0)) != 1
-    assert set(np.unique(spec_mask(jax.random.key(0), x, freq=8, time=10, fill=-3.0))) == {-3, 1}
+    masked = np.asarray(mask_spectrogram(jax.random.key(0), x, freq=8, time=10, fill=-3.0)) != 1
+    assert set(np.unique(mask_spectrogram(jax.random.key(0), x, freq=8, time=10, fill=-3.0))) == {
+        -3,
+        1,
+    }
     time, freq = masked.all(axis=2), masked.all(axis=1)
     np.testing.assert_array_equal(masked, time[:, :, None] | freq[:, None, :])
     for axis, size in ((time, 10), (freq, 8)):
@@ -120,8 +123,8 @@ def test_spec_mask_is_one_band_and_one_span_in_each_clip() -> None:
 def test_spec_mask_off_and_larger_than_the_axis() -> None:
     x = jnp.ones((16, 20, 12))
     key = jax.random.key(1)
-    np.testing.assert_array_equal(spec_mask(key, x, freq=0, time=0), x)
-    masked = np.asarray(spec_mask(key, x, freq=0, time=500)) == 0
+    np.testing.assert_array_equal(mask_spectrogram(key, x, freq=0, time=0), x)
+    masked = np.asarray(mask_spectrogram(key, x, freq=0, time=500)) == 0
     assert not masked.all(axis=1).any()
     assert 0 < masked.all(axis=2).sum(axis=1).max() < 20
 

@@ -13,7 +13,7 @@ from jaxtyping import Int16
 
 from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.waveform import BadAudio
+from aatjax.audio.waveform import AudioError
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.inference.classifier import Cut
@@ -161,9 +161,9 @@ def test_a_file_is_its_waveform_whatever_its_form(classifier: Classifier, tmp_pa
 
 def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no sound")
-    with pytest.raises(BadAudio, match=r"bad\.wav"):
+    with pytest.raises(AudioError, match=r"bad\.wav"):
         classifier.predict(tmp_path / "bad.wav")
-    with pytest.raises(BadAudio, match=r"gone\.wav"):
+    with pytest.raises(AudioError, match=r"gone\.wav"):
         classifier.predict(tmp_path / "gone.wav")
     with pytest.raises(DataError, match="no samples"):
         classifier.predict_waveform(np.zeros(0, np.int16))

@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aatjax.audio.decode import BadAudio, as_waveform, decode, list_audio
+from aatjax.audio.decode import AudioError, as_waveform, decode, list_audio
 from aatjax.audio.fbank import FRAME, log_mel_reference, mel_bank
 from aatjax.audio.streams import _Spliced
 from aatjax.errors import DataError, UsageError
@@ -46,8 +46,8 @@ def peak_bin(waveform: np.ndarray) -> int:
     return int(log_mel_reference(waveform / 32768.0).mean(axis=0).argmax())
 
 
-def refusal(source: str | Path | bytes, **options: object) -> BadAudio:
-    with pytest.raises(BadAudio) as caught:
+def refusal(source: str | Path | bytes, **options: object) -> AudioError:
+    with pytest.raises(AudioError) as caught:
         decode(source, **options)  # type: ignore[arg-type]
     error = caught.value
     assert "\n" not in str(error)
@@ -206,7 +206,7 @@ def test_b12_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     assert [file.name for file in files] == [name]
     assert not skipped
     Path(name).write_bytes(data[:30])
-    with pytest.raises(BadAudio) as caught:
+    with pytest.raises(AudioError) as caught:
         decode(name)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
@@ -527,7 +527,7 @@ def test_damaged_headers_end_in_a_clip_or_a_refusal(kind: str, data: st.DataObje
         whole[data.draw(st.integers(0, 99))] = data.draw(st.integers(0, 255))
     try:
         clip = decode(bytes(whole), max_seconds=1.0, truncated="keep")
-    except BadAudio as error:
+    except AudioError as error:
         assert "\n" not in str(error)
     else:
         assert FRAME <= clip.waveform.size <= RATE
@@ -579,11 +579,11 @@ def test_b7_orientation_by_shape() -> None:
 
 def test_b5_arrays_not_finite_or_empty() -> None:
     for value in (np.nan, np.inf):
-        with pytest.raises(BadAudio) as caught:
+        with pytest.raises(AudioError) as caught:
             as_waveform(np.array([0.0] * 500 + [value]), RATE)
         assert caught.value.reason == "non-finite"
     for shape in ((0,), (0, 2), (2, 0)):
-        with pytest.raises(BadAudio) as caught:
+        with pytest.raises(AudioError) as caught:
             as_waveform(np.zeros(shape, np.float32), RATE)
         assert caught.value.reason == "empty"
 

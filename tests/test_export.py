@@ -58,7 +58,7 @@ def shrunk(name: str) -> petl.Method:
         return method.replace(**{key: v for key, v in small.items() if key in names})
 
     if "+" in name:
-        return petl.find("combined")(tuple(one(TABLE[part]) for part in name.split("+")))
+        return petl.find_method("combined")(tuple(one(TABLE[part]) for part in name.split("+")))
     return one(TABLE[name])
 
 

@@ -12,11 +12,11 @@ from aatjax.audio.fbank import (
     FRAME,
     HOP,
     LOG_FLOOR,
+    count_frames,
+    count_samples,
     log_mel,
     log_mel_reference,
     mel_bank,
-    num_frames,
-    num_samples,
 )
 from aatjax.errors import UsageError
 
@@ -102,20 +102,22 @@ def test_filter_three_is_always_at_the_floor() -> None:
 
 def test_frame_counts() -> None:
     lengths = [0, 399, 400, 559, 560, 16000, 64000, 80000, 160000, 480000]
-    assert [num_frames(n) for n in lengths] == [0, 0, 1, 1, 2, 98, 398, 498, 998, 2998]
-    assert num_samples(1) == FRAME
+    assert [count_frames(n) for n in lengths] == [0, 0, 1, 1, 2, 98, 398, 498, 998, 2998]
+    assert count_samples(1) == FRAME
     for frames in (1, 2, 98, 1024):
-        assert num_frames(num_samples(frames)) == frames
-        assert num_frames(num_samples(frames) - 1) == frames - 1
+        assert count_frames(count_samples(frames)) == frames
+        assert count_frames(count_samples(frames) - 1) == frames - 1
     with pytest.raises(UsageError, match="at least 1 frame"):
-        num_samples(0)
+        count_samples(0)
 
 
 @pytest.mark.parametrize("name", signals())
 def test_equals_hugging_face(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     x = signals()[name]
-    extractor = transformers.ASTFeatureExtractor(do_normalize=False, max_length=num_frames(x.size))
+    extractor = transformers.ASTFeatureExtractor(
+        do_normalize=False, max_length=count_frames(x.size)
+    )
     theirs = extractor(x, sampling_rate=16000, return_tensors="np")["input_values"][0]
     np.testing.assert_allclose(log_mel_reference(x), theirs, atol=2e-6)
     assert_close(np.asarray(log_mel(jnp.asarray(x))), theirs)
@@ -149,7 +151,7 @@ def test_the_slope_is_that_of_single_precision_and_a_tpu_can_run_it() -> None:
 def test_twin_equals_reference(samples: int, scale: float, offset: float, seed: int) -> None:
     x = pcm(offset + np.random.default_rng(seed).normal(0, scale, samples))
     truth = log_mel_reference(x)
-    assert truth.shape == (num_frames(samples), 128)
+    assert truth.shape == (count_frames(samples), 128)
     assert_close(np.asarray(log_mel(jnp.asarray(x))), truth)
 
 

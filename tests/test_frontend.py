@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aatjax.audio.fbank import LOG_FLOOR, num_frames, num_samples
-from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
+from aatjax.audio.fbank import LOG_FLOOR, count_frames, count_samples
+from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.errors import DataError, UsageError
 
 SHORT = FrontEnd(frames=20)
@@ -53,11 +53,11 @@ def test_fit_gives_a_fixed_length_and_one_valid_frame(samples: int, data: st.Dat
     start = data.draw(st.integers(0, samples - 1))
     clip = noise(samples) | np.int16(1)  # no sample is zero
     fitted, valid = SHORT.fit(clip, start=start)
-    assert fitted.shape == (SHORT.samples,) == (num_samples(20),)
+    assert fitted.shape == (SHORT.samples,) == (count_samples(20),)
     assert fitted.dtype == np.int16
     kept = min(samples - start, SHORT.samples)
     assert valid == max(400, kept)
-    assert num_frames(valid) >= 1
+    assert count_frames(valid) >= 1
     np.testing.assert_array_equal(fitted[:kept], clip[start : start + kept])
     assert not fitted[kept:].any()
 
@@ -129,15 +129,15 @@ def test_statistics_average_over_batches() -> None:
         (np.stack([a for a, _ in part]), np.array([n for _, n in part]))
         for part in (fitted[:2], fitted[2:])
     ]
-    mean, std = statistics(SHORT, batches)
+    mean, std = compute_statistics(SHORT, batches)
     x = [np.asarray(SHORT.features(jnp.asarray(a), jnp.asarray(n)), np.float64) for a, n in batches]
     assert mean == pytest.approx((x[0].mean() + x[1].mean()) / 2)
     assert std == pytest.approx((x[0].std(ddof=1) + x[1].std(ddof=1)) / 2)
     # Batches count alike however many clips they hold, as in the published statistics.
     assert abs(mean - np.concatenate(x).mean()) > 1e-3
-    assert (mean, std) == statistics(SHORT.with_statistics(1.0, 2.0), batches)
+    assert (mean, std) == compute_statistics(SHORT.with_statistics(1.0, 2.0), batches)
     with pytest.raises(DataError, match="no batch"):
-        statistics(SHORT, [])
+        compute_statistics(SHORT, [])
 
 
 def test_json_round_trip_and_hash() -> None:

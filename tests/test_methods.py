@@ -296,7 +296,7 @@ def test_fifty_steps_move_all_that_is_trained_and_nothing_else(name, tmp_path):
             state, parts.frozen, batch(FRONTEND, 3, step % 3), jax.random.key(0)
         )
         assert np.isfinite(float(sums["loss"]))
-    after = surgery.merge(parts.graphdef, state.trainable, state.stats, parts.frozen)
+    after = surgery.join(parts.graphdef, state.trainable, state.stats, parts.frozen)
     for kind, moves in ((Trainable, True), (nnx.BatchStat, True)):
         old, new = surgery.arrays(adapted, kind), surgery.arrays(after, kind)
         assert all(bool((old[p] != new[p]).any()) is moves for p in old), [
@@ -329,9 +329,9 @@ def test_the_training_step_adds_the_balance_loss_to_the_gradient(tmp_path):
 
     @jax.grad
     def slope(trainable: Any) -> Any:
-        whole = surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)
+        whole = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
         whole(x)
-        return surgery.penalty(whole)
+        return surgery.sum_penalties(whole)
 
     expected = slope(parts.trainable)
     difference = jax.tree.map(lambda a, b: a - b, moved[2.0], moved[0.0])
@@ -431,7 +431,7 @@ def test_figures_of_an_even_and_of_a_collapsed_mixture():
     adapted = aatjax.adapt(model(), method)
     flat = {p: v * 0 for p, v in surgery.arrays(adapted).items() if p.endswith("phi")}
     surgery.assign(adapted, flat, what="the test")
-    even = petl.diagnose(adapted, clip())
+    even = petl.diagnose_routing(adapted, clip())
     for name in ("combine_entropy", "dispatch_entropy", "balance", "slot_similarity"):
         assert even[name] == pytest.approx(1, abs=1e-5), name
     assert even["least_used"] == pytest.approx(1) == pytest.approx(even["most_used"])
@@ -439,7 +439,7 @@ def test_figures_of_an_even_and_of_a_collapsed_mixture():
     router = aatjax.adapt(model(), petl.DenseMoA(num_experts=4, reduction=4.0))
     bias = {p: np.array([30.0, 0, 0, 0]) for p in surgery.arrays(router) if "b_router" in p}
     surgery.assign(router, bias, what="the test")
-    collapsed = petl.diagnose(router, clip())
+    collapsed = petl.diagnose_routing(router, clip())
     assert collapsed["balance"] < 1e-3 and collapsed["least_used"] < 1e-6
     assert collapsed["most_used"] == pytest.approx(4) and collapsed["combine_entropy"] < 1e-3
     assert "slot_similarity" not in collapsed

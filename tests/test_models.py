@@ -218,7 +218,7 @@ def loss_of(model: AST):
     weights = jnp.asarray(np.random.default_rng(4).normal(size=(2, 5)), jnp.float32)
 
     def loss(trainable):
-        again = surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)
+        again = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
         logits = again(clip())
         return (logits * weights).sum(), logits
 

@@ -175,7 +175,7 @@ def decayed(model: AST, optim: Optim) -> dict[str, bool]:
     tx = make_optimizer(optim, steps_per_epoch=1, epochs=10)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
     parts = surgery.split(model)
-    moved = surgery.merge(parts.graphdef, updates, parts.stats, parts.frozen)
+    moved = surgery.join(parts.graphdef, updates, parts.stats, parts.frozen)
     arrays = surgery.arrays(moved, surgery.Trainable)
     return {path: bool((np.asarray(value) != 0).all()) for path, value in arrays.items()}
 

@@ -74,7 +74,7 @@ def test_a_class_nobody_asked_about_is_never_trained(mixup: float) -> None:
     """The head's row of class d must stay as it was; all others must move."""
     config = ASTConfig.size("tiny", frames=48, num_classes=4)
     backbone = AST(config, rngs=nnx.Rngs(0))
-    model = petl.adapt(backbone, petl.find("linear")())
+    model = petl.adapt(backbone, petl.find_method("linear")())
     source = tones([(0, 1, 2)] * 8, [(0,), (1,), (2,), ()] * 2)
     frontend = FrontEnd(frames=48)
     before = {path: np.asarray(v) for path, v in surgery.arrays(model).items()}

@@ -20,7 +20,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.base import Method, Parallel
 from aatjax.petl.bottleneck import Bottleneck
-from aatjax.petl.moa import Shape
+from aatjax.petl.moa import MixtureShape
 from aatjax.petl.soft_moa import SoftMixture
 from aatjax.surgery import Trainable
 
@@ -267,11 +267,11 @@ def test_a_gradient_reaches_every_trained_leaf(name, published):
     @jax.jit
     @jax.grad
     def slope(trainable):
-        again = surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)
-        return (again(clip()) * weights).sum() + surgery.penalty(again)
+        again = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+        return (again(clip()) * weights).sum() + surgery.sum_penalties(again)
 
     slopes = surgery.arrays(
-        surgery.merge(parts.graphdef, slope(parts.trainable), parts.stats, parts.frozen), Trainable
+        surgery.join(parts.graphdef, slope(parts.trainable), parts.stats, parts.frozen), Trainable
     )
     assert set(slopes) == trained(adapted)
     for path, value in slopes.items():
@@ -335,7 +335,7 @@ def test_the_seed_decides_the_new_weights(name):
 
 def test_an_unknown_method_is_suggested():
     with pytest.raises(UsageError, match="unknown method 'soft_mao', did you mean 'soft_moa'"):
-        petl.find("soft_mao")
+        petl.find_method("soft_mao")
     with pytest.raises(UsageError, match=r"unknown method 'zzz' \(there are aat, "):
         Method.from_json({"name": "zzz"})
     with pytest.raises(AttributeError, match="no method 'SoftMao'; there are AAT, "):
@@ -497,7 +497,7 @@ def test_a_method_defined_elsewhere_needs_no_other_edit():
                 )
 
     try:
-        assert petl.find("steering_of_a_test") is Steering
+        assert petl.find_method("steering_of_a_test") is Steering
         assert petl.Steering is Steering
         method = Steering(("mlp", "attn"))
         read = Method.from_json(json.loads(json.dumps(method.to_json())))
@@ -518,7 +518,7 @@ def test_a_refined_method_without_a_name_does_not_take_its_parents_place():
     class Refined(petl.SoftMoA):
         pass
 
-    assert petl.find("soft_moa") is petl.SoftMoA
+    assert petl.find_method("soft_moa") is petl.SoftMoA
     assert Refined is not petl.SoftMoA
 
 
@@ -591,11 +591,11 @@ def test_gradients_are_the_slopes_of_the_equations(name, published):
     @jax.jit
     @jax.grad
     def slope(trainable):
-        again = surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)
-        return (again(x) * weights).sum() + surgery.penalty(again)
+        again = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+        return (again(x) * weights).sum() + surgery.sum_penalties(again)
 
     found = surgery.arrays(
-        surgery.merge(parts.graphdef, slope(parts.trainable), parts.stats, parts.frozen), Trainable
+        surgery.join(parts.graphdef, slope(parts.trainable), parts.stats, parts.frozen), Trainable
     )
 
     def value(path: str, step: np.ndarray) -> float:
@@ -660,8 +660,8 @@ def numpy_bottleneck(v: dict[str, np.ndarray]) -> np.ndarray:
     return gelu(v["x"] @ v["w_down"] + v["b_down"]) @ v["w_up"] + v["b_up"]
 
 
-def mixture_shape(dim: int, experts: int, width: int) -> Shape:
-    return Shape(
+def mixture_shape(dim: int, experts: int, width: int) -> MixtureShape:
+    return MixtureShape(
         dim, experts, width, "bottleneck", 8, jnp.dtype("float32"), "identity", as_published=False
     )
 
@@ -687,11 +687,11 @@ def test_gradients_are_those_of_finite_differences(module, oracle):
 
     def scalar(trainable, x):
         return (
-            surgery.merge(parts.graphdef, trainable, parts.stats, parts.frozen)(x) * weights
+            surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)(x) * weights
         ).sum()
 
     slopes, of_x = jax.grad(scalar, argnums=(0, 1))(parts.trainable, jnp.asarray(x))
-    found = surgery.arrays(surgery.merge(parts.graphdef, slopes, parts.stats, parts.frozen))
+    found = surgery.arrays(surgery.join(parts.graphdef, slopes, parts.stats, parts.frozen))
     found["x"] = of_x
     values = {"x": x, **{p: np.asarray(v) for p, v in surgery.arrays(built).items()}}
     expected = finite_differences(lambda v: (oracle(v) * weights).sum(), values)

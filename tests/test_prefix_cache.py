@@ -18,7 +18,7 @@ from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.petl.base import first_trained
+from aatjax.petl.base import find_first_trained
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import Prefix
@@ -27,7 +27,7 @@ CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), d
 MADE = keep_in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
 TRAIN, TEST = MADE.split(0.4)
 METHODS = {
-    "linear": petl.find("linear")(),
+    "linear": petl.find_method("linear")(),
     "adapter": petl.Adapter(reduction=24, last_blocks=1),
     "conformer": petl.Adapter(block="conformer", reduction=24, last_blocks=2),
     "soft_moa": petl.SoftMoA(num_experts=2, reduction=24, last_blocks=1),
@@ -80,7 +80,7 @@ def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyP
 
 def test_where_training_begins() -> None:
     def start(method) -> int | None:
-        return first_trained(petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method))
+        return find_first_trained(petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method))
 
     assert [start(METHODS[n]) for n in METHODS] == [3, 2, 1, 2, 2, 1, 2]
     assert start(petl.LoRA()) == 0
@@ -123,7 +123,7 @@ def test_before_and_after_are_the_whole_model() -> None:
     valid = jnp.array([48, 20])
     whole = model(x, valid)
     for start in range(4):
-        parts = model.after(model.before(x, valid, start), valid, start)
+        parts = model.run_from(model.run_until(x, valid, start), valid, start)
         np.testing.assert_allclose(parts, whole, rtol=1e-6, atol=1e-6)
 
 

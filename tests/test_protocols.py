@@ -101,7 +101,7 @@ def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> 
 
 def test_choosing_on_the_test_clips_is_refused() -> None:
     backbone = AST(ASTConfig.size("tiny", frames=48, num_classes=2), rngs=nnx.Rngs(0))
-    model = petl.adapt(backbone, petl.find("linear")())
+    model = petl.adapt(backbone, petl.find_method("linear")())
     made = Synthetic(TARGET_SOUNDS[:2], 4, seconds=0.4)
     train, test = made.split(0.5)
     best = Training(epochs=1, batch_size=4, select="best", threads=0)

@@ -49,7 +49,7 @@ def tones(count: int = 10) -> Source:
 def batch_of(source: Source) -> tuple[jnp.ndarray, jnp.ndarray]:
     fitted = [FRONTEND.fit(source.waveform(i)) for i in range(len(source))]
     length = jnp.asarray([n for _, n in fitted])
-    return FRONTEND(jnp.asarray(np.stack([a for a, _ in fitted])), length), FRONTEND.sounding(
+    return FRONTEND(jnp.asarray(np.stack([a for a, _ in fitted])), length), FRONTEND.count_frames(
         length
     )
 
@@ -149,7 +149,7 @@ def test_the_atlas_is_the_mean_of_the_weights(method: petl.Method, masked: bool)
             assert total == pytest.approx(tokens, rel=1e-4), "dispatch sums to one over the tokens"
             by_class = tokens * sent[classes == 0].mean(axis=0)[2:]
             np.testing.assert_allclose(expert.read_by_class[0].ravel(), by_class, rtol=1e-4)
-    figures = petl.diagnose(model, x, valid)
+    figures = petl.diagnose_routing(model, x, valid)
     assert np.mean([s.balance for s in drawn.sites]) == pytest.approx(figures["balance"], abs=1e-5)
     if not masked:
         entropy = np.mean([s.combine_entropy for s in drawn.sites])

@@ -231,7 +231,7 @@ def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 39, 128))
 
     def logits(frozen: Any) -> jax.Array:
-        return surgery.merge(parts.graphdef, parts.trainable, parts.stats, frozen)(x)
+        return surgery.join(parts.graphdef, parts.trainable, parts.stats, frozen)(x)
 
     np.testing.assert_array_equal(logits(jax.tree.map(jnp.asarray, held)), logits(parts.frozen))
 

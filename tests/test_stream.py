@@ -23,7 +23,7 @@ from aatjax import surgery
 from aatjax.audio import streams
 from aatjax.audio.decode import decode, decode_blocks
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.waveform import BadAudio
+from aatjax.audio.waveform import AudioError
 from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.errors import UsageError
@@ -126,9 +126,9 @@ def test_blocks_of_bad_files(tmp_path: Path) -> None:
     nan = np.full(20000, np.nan)
     soundfile.write(tmp_path / "nan.wav", nan, RATE, subtype="FLOAT")
     for name in (*bad, "none.wav", "nan.wav", "gone.wav"):
-        with pytest.raises(BadAudio, match=name) as streamed:
+        with pytest.raises(AudioError, match=name) as streamed:
             list(decode_blocks(tmp_path / name))
-        with pytest.raises(BadAudio) as whole:
+        with pytest.raises(AudioError) as whole:
             decode(tmp_path / name)
         assert (str(streamed.value), streamed.value.reason) == (
             str(whole.value),
@@ -141,7 +141,7 @@ def test_what_is_left_of_a_cut_file_comes_before_the_error(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-100000])
     left = decode(path, truncated="keep")
     blocks = []
-    with pytest.raises(BadAudio, match=r"a\.wav: truncated 110000/160000 frames$") as caught:
+    with pytest.raises(AudioError, match=r"a\.wav: truncated 110000/160000 frames$") as caught:
         blocks.extend(iter_into(decode_blocks(path), blocks))
     assert caught.value.reason == "truncated"
     np.testing.assert_array_equal(np.concatenate(blocks), left.waveform)
@@ -242,7 +242,7 @@ def test_bad_files_between_good_ones(classifier: Classifier, tmp_path: Path) -> 
     ]
     np.testing.assert_allclose(files[1][0], files[4][0], atol=1e-6)
     found = list(segments(classifier, [tmp_path / "bad.wav", good, short]))
-    assert isinstance(found[0], BadAudio)
+    assert isinstance(found[0], AudioError)
     assert isinstance(found[1], Track) and found[1].cut is None and found[1].seconds == 2.5
     assert isinstance(found[2], Track) and found[2].cut and "truncated 50000/160000" in found[2].cut
     assert found[2].segments[-1].end == 3.125
@@ -275,7 +275,7 @@ def test_vectors_are_the_models_tokens(pool: Any, mask: bool, tmp_path: Path) ->
     for vector, (start, end) in zip(found, spans, strict=True):
         audio, length = FRONTEND.fit(wave[start:end])
         features = FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length]))
-        seen = model.embed.mask(FRONTEND.sounding(jnp.asarray([length]))) if mask else None
+        seen = model.embed.mask(FRONTEND.count_frames(jnp.asarray([length]))) if mask else None
         tokens = np.asarray(model.tokens(features, seen))[0, TINY.num_prefix :]
         if seen is not None:
             tokens = tokens[np.asarray(seen)[0, TINY.num_prefix :]]

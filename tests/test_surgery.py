@@ -244,7 +244,7 @@ def test_split_makes_three_groups_that_share_nothing_and_miss_nothing():
 def test_merge_gives_the_model_again_and_leaves_the_states_alone():
     model, x = adapted(), clip()
     parts = surgery.split(model)
-    again = surgery.merge(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
+    again = surgery.join(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
     np.testing.assert_array_equal(again(x), adapted()(x))
     assert again.blocks[0].mlp.gain.calls[...].item() == 1
     assert model.blocks[0].mlp.gain.calls[...].item() == 0
@@ -258,7 +258,7 @@ def test_a_gradient_sees_the_trainable_leaves_and_statistics_come_back():
     @jax.jit
     def slope(trainable, stats, frozen):
         def loss(trainable, stats):
-            again = surgery.merge(parts.graphdef, trainable, stats, frozen)
+            again = surgery.join(parts.graphdef, trainable, stats, frozen)
             return again(x).sum(), surgery.split(again).stats
 
         return jax.grad(loss, has_aux=True)(trainable, stats)

@@ -846,7 +846,7 @@ def test_figures_of_mixtures_are_in_the_history(tmp_path: Path, scan: bool) -> N
         assert row["mixture/least_used"] <= 1.0001 <= 1.0002 + row["mixture/most_used"]
     clips = [run.frontend.fit(Tones().read(Clip(str(i), (i % 3,), None))) for i in range(8)]
     audio, length = (jnp.asarray(np.stack(part)) for part in zip(*clips, strict=True))
-    last = petl.diagnose(run.model, run.frontend(audio, length))
+    last = petl.diagnose_routing(run.model, run.frontend(audio, length))
     for name in names:
         assert last[name] == pytest.approx(run.history[-1][f"mixture/{name}"], rel=1e-4)
     assert not any(k.startswith("mixture/") for k in train(adapted(petl.AAT())).history[0])

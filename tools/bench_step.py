@@ -39,7 +39,7 @@ def in_jax(x: np.ndarray, dtype: Any, method: petl.Method | None) -> Callable[[]
     @jax.jit
     def step(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> Any:
         def loss(trainable: Any) -> jax.Array:
-            model = surgery.merge(parts.graphdef, trainable, stats, frozen)
+            model = surgery.join(parts.graphdef, trainable, stats, frozen)
             return (model(x) ** 2).mean()
 
         return jax.value_and_grad(loss)(trainable)

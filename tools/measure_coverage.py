@@ -44,7 +44,7 @@ def main() -> None:
     for valid, test in permutations(folds, 2):
         rest = [i for i, c in enumerate(source.clips) if str(c.fold) not in (valid, test)]
         model = petl.adapt(
-            load("embedded", num_classes=len(source.classes)), petl.method_named(options.method)
+            load("embedded", num_classes=len(source.classes)), petl.make_method(options.method)
         )
         run = fit(
             model, source.subset(rest), training=Training(epochs=options.epochs), lr=3e-3, show=None

@@ -94,7 +94,7 @@ def method_cost(config: ASTConfig, name: str, method: Method) -> MethodCost:
     given = (parts.trainable, parts.stats, parts.frozen, x)
 
     def forward(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> jax.Array:
-        return surgery.merge(parts.graphdef, trainable, stats, frozen)(x)
+        return surgery.join(parts.graphdef, trainable, stats, frozen)(x)
 
     def loss(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> jax.Array:
         logits = forward(trainable, stats, frozen, x)
@@ -186,7 +186,7 @@ def xla_flops(config: ASTConfig, method: Method) -> float:
     parts = surgery.split(model)
 
     def forward(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> jax.Array:
-        return surgery.merge(parts.graphdef, trainable, stats, frozen)(x)
+        return surgery.join(parts.graphdef, trainable, stats, frozen)(x)
 
     x = jnp.asarray(np.zeros((1, config.frames, config.mels), np.float32))
     lowered = jax.jit(forward).lower(parts.trainable, parts.stats, parts.frozen, x)

@@ -71,7 +71,7 @@ def _flops(model: AST) -> int:
     shape = (1, model.config.frames, model.config.mels)
 
     def forward(trainable: object, stats: object, frozen: object, x: jax.Array) -> jax.Array:
-        return surgery.merge(parts.graphdef, trainable, stats, frozen)(x)
+        return surgery.join(parts.graphdef, trainable, stats, frozen)(x)
 
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return flops.count(forward, parts.trainable, parts.stats, parts.frozen, x)

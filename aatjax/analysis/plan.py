@@ -316,7 +316,7 @@ def _over(message: str) -> int | None:
 
 def _step(
     config: Config, shape: ASTConfig, mesh: Any, batch_size: int
-) -> tuple[Any, tuple[Any, ...], surgery.Parts]:
+) -> tuple[Any, tuple[Any, ...], surgery.SplitModel]:
     """The train step, and its arguments as shapes with shardings."""
     model: AST = nnx.eval_shape(lambda: adapt(AST(shape, rngs=nnx.Rngs(0)), config.petl))
     parts = surgery.split(model)

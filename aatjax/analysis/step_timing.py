@@ -17,7 +17,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, Method, adapt
-from aatjax.petl.moa import Shape
+from aatjax.petl.moa import MixtureShape
 from aatjax.petl.sites import make_block
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
@@ -101,14 +101,14 @@ class LoopedMoA(DenseMoA):
     tell how much of a measured difference is the loop and how much the method.
     """
 
-    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         return _Looped(shape, rngs)
 
 
 class _Looped(nnx.Module):
     """sum_i gates_i A_i(x), a program of its own for every expert."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
         made = [
             make_block(
                 "bottleneck",

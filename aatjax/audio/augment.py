@@ -78,10 +78,10 @@ class Augment:
             )
         x = frontend.features(audio, length)
         if not self.spec_after_norm:
-            x = spec_mask(mask_key, x, freq=self.freq_mask, time=self.time_mask)
+            x = mask_spectrogram(mask_key, x, freq=self.freq_mask, time=self.time_mask)
         x = frontend.normalise(x)
         if self.spec_after_norm:
-            x = spec_mask(mask_key, x, freq=self.freq_mask, time=self.time_mask)
+            x = mask_spectrogram(mask_key, x, freq=self.freq_mask, time=self.time_mask)
         if self.noise:
             x = add_noise(noise_key, x)
         if self.roll:
@@ -146,7 +146,7 @@ def _centre(wave: Float[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array
     return jnp.where(valid, wave - mean, 0.0)
 
 
-def spec_mask(
+def mask_spectrogram(
     key: PRNGKey, x: Float[Array, "b t f"], *, freq: int, time: int, fill: float = 0.0
 ) -> Float[Array, "b t f"]:
     """SpecAugment: one frequency and one time mask in each clip (Park et al. 2019).

@@ -38,7 +38,7 @@ class Container:
     splice: tuple[bytes, int] | None = None
 
 
-def inspect(file: BufferedIOBase, size: int) -> Container:
+def inspect_container(file: BufferedIOBase, size: int) -> Container:
     """Reads the structure of an open sound file of `size` bytes and rewinds it."""
     file.seek(0)
     head = file.read(16)

@@ -21,14 +21,14 @@ import numpy as np
 import soxr
 from jaxtyping import Float32, Int16
 
-from aatjax.audio.containers import Container, inspect
+from aatjax.audio.containers import Container, inspect_container
 from aatjax.audio.fbank import FRAME
 from aatjax.audio.listing import list_audio
-from aatjax.audio.streams import Broken, Stream, open_stream
+from aatjax.audio.streams import DecoderError, Stream, open_stream
 from aatjax.audio.waveform import (
     HIGHEST_RATE,
     LOWEST_RATE,
-    BadAudio,
+    AudioError,
     Channels,
     as_waveform,
     check_channels,
@@ -39,7 +39,7 @@ from aatjax.audio.waveform import (
 )
 from aatjax.errors import UsageError, printable
 
-__all__ = ["BadAudio", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
+__all__ = ["AudioError", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
 
 _MP3_SLACK = 2 * 1152
 """Sample frames an MP3 decoder may drop at the ends of a whole file."""
@@ -97,7 +97,7 @@ def decode(
         The waveform and what is known of its source.
 
     Raises:
-        BadAudio: the clip cannot be used; `reason` says why, the message names the path.
+        AudioError: the clip cannot be used; `reason` says why, the message names the path.
         UsageError: a wrong argument, or a channel that the file does not have.
     """
     check_rate(rate)
@@ -118,11 +118,11 @@ def decode(
     cut = "" if read.stopped else _missing(container, stream, read)
     if cut:
         if truncated == "skip":
-            raise BadAudio("truncated", f"{name}: {cut}; pass truncated='keep' to use the rest")
+            raise AudioError("truncated", f"{name}: {cut}; pass truncated='keep' to use the rest")
         notes.append(cut)
     waveform = waveform[:limit]
     if waveform.size < min_samples and not (waveform.size == 0 and min_samples == 1):
-        raise BadAudio(
+        raise AudioError(
             "too short", f"{name}: {waveform.size} samples, but at least {min_samples} are wanted"
         )
     if waveform.size < FRAME:
@@ -150,7 +150,7 @@ def decode_blocks(
         of 400 samples where it is shorter. No block is empty.
 
     Raises:
-        BadAudio: the clip cannot be used, or not to its end. A clip that is cut off (reason
+        AudioError: the clip cannot be used, or not to its end. A clip that is cut off (reason
             'truncated') raises after its last sample was given.
         UsageError: a wrong argument, or a channel that the file does not have.
     """
@@ -171,7 +171,7 @@ def decode_blocks(
     if not begun:
         yield pad_to_frame(short)
     if cut := _missing(container, stream, read):
-        raise BadAudio("truncated", f"{name}: {cut}")
+        raise AudioError("truncated", f"{name}: {cut}")
 
 
 @contextlib.contextmanager
@@ -181,16 +181,16 @@ def _stream(
     """What a file says about itself, and its decoder, which is closed in the end."""
     with _open(source, name) as (file, size):
         if size == 0:
-            raise BadAudio("undecodable", f"{name}: has 0 bytes")
-        container = inspect(file, size)
+            raise AudioError("undecodable", f"{name}: has 0 bytes")
+        container = inspect_container(file, size)
         try:
             stream = open_stream(file, container, source)
-        except Broken as error:
+        except DecoderError as error:
             reason = "truncated" if container.share < 1.0 else "undecodable"
-            raise BadAudio(reason, f"{name}: cannot be decoded as sound: {error}") from error
+            raise AudioError(reason, f"{name}: cannot be decoded as sound: {error}") from error
         try:
             if not LOWEST_RATE <= stream.rate <= HIGHEST_RATE:
-                raise BadAudio("undecodable", f"{name}: claims a rate of {stream.rate} Hz")
+                raise AudioError("undecodable", f"{name}: claims a rate of {stream.rate} Hz")
             yield container, stream
         finally:
             stream.close()
@@ -204,7 +204,7 @@ class _Reader:
     ) -> None:
         self.frames = 0
         self.stopped = False
-        self.broken: Broken | None = None
+        self.broken: DecoderError | None = None
         self._full = self._over = 0
         self._stream, self._rate = stream, rate
         self._channels: Channels = channels
@@ -220,7 +220,7 @@ class _Reader:
         while True:
             try:
                 block = next(blocks, None)
-            except Broken as error:
+            except DecoderError as error:
                 self.broken, block = error, None
             if block is not None:
                 self._check(block, self._name)
@@ -241,17 +241,17 @@ class _Reader:
         return self._over > 0 or self._full >= max(1.0, _CLIPPED_SHARE * samples)
 
     def refuse_nothing(self) -> None:
-        """Raises BadAudio where not one sample was read."""
+        """Raises AudioError where not one sample was read."""
         if self.frames == 0:
             if self.broken:
                 text = f"{self._name}: cannot be decoded as sound: {self.broken}"
-                raise BadAudio("undecodable", text)
-            raise BadAudio("empty", f"{self._name}: has no samples")
+                raise AudioError("undecodable", text)
+            raise AudioError("empty", f"{self._name}: has no samples")
 
     def _check(self, block: Float32[np.ndarray, "n k"], name: str) -> None:
         if not np.isfinite(block).all():
             row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]) + self.frames
-            raise BadAudio(
+            raise AudioError(
                 "non-finite", f"{name}: sample {row} is NaN or infinite; repair the file"
             )
         size = np.abs(block)
@@ -302,11 +302,11 @@ def _access(name: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise BadAudio("permission denied", f"{name}: permission denied") from error
+        raise AudioError("permission denied", f"{name}: permission denied") from error
     except (OSError, ValueError) as error:
         loop = isinstance(error, OSError) and error.errno == errno.ELOOP
         text = "a loop of symbolic links" if loop else getattr(error, "strerror", None) or error
-        raise BadAudio("not a regular file", f"{name}: {text}") from error
+        raise AudioError("not a regular file", f"{name}: {text}") from error
 
 
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -315,4 +315,4 @@ _BINARY = getattr(os, "O_BINARY", 0)
 def _check_regular(mode: int, name: str) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-        raise BadAudio("not a regular file", f"{name}: is {kind}, not a regular file")
+        raise AudioError("not a regular file", f"{name}: is {kind}, not a regular file")

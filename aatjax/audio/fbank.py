@@ -34,12 +34,12 @@ LOG_FLOOR = float(np.log(ENERGY_FLOOR))
 """Smallest log-mel value, -15.942385: what digital silence gives."""
 
 
-def num_frames(samples: int) -> int:
+def count_frames(samples: int) -> int:
     """Whole frames in `samples` samples; 0 below one frame of 400 samples."""
     return 0 if samples < FRAME else 1 + (samples - FRAME) // HOP
 
 
-def num_samples(frames: int) -> int:
+def count_samples(frames: int) -> int:
     """Samples that give exactly `frames` frames (at least 1) and no sample more."""
     if frames < 1:
         raise UsageError(f"frames is {frames}, but a spectrogram has at least 1 frame")
@@ -181,7 +181,7 @@ def _frames(waveform: Float[Array, "*b s"]) -> Float[Array, "*b t 400"]:
 
 
 def _count(samples: int) -> int:
-    count = num_frames(samples)
+    count = count_frames(samples)
     if count == 0:
         raise UsageError(
             f"{samples} samples are less than one frame: pad the clip to at least {FRAME} samples"

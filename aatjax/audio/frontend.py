@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int16, Integer
 
-from aatjax.audio.fbank import FRAME, HOP, LOG_FLOOR, log_mel, mel_bank, num_samples
+from aatjax.audio.fbank import FRAME, HOP, LOG_FLOOR, count_samples, log_mel, mel_bank
 from aatjax.audio.waveform import Channels, check_channels
 from aatjax.errors import DataError, UsageError
 
@@ -85,7 +85,7 @@ class FrontEnd:
     @property
     def samples(self) -> int:
         """Samples of a fitted clip: exactly `frames` frames and no sample more."""
-        return num_samples(self.frames)
+        return count_samples(self.frames)
 
     def fit(
         self, waveform: Int16[np.ndarray, " n"], *, start: int = 0
@@ -157,7 +157,7 @@ class FrontEnd:
         ends = FRAME + HOP * jnp.arange(self.frames)
         return ends[None, :] <= jnp.maximum(length, FRAME)[:, None]
 
-    def sounding(self, length: Integer[Array, " b"]) -> Integer[Array, " b"]:
+    def count_frames(self, length: Integer[Array, " b"]) -> Integer[Array, " b"]:
         """How many frames lie wholly inside `length` samples."""
         return self.valid_frames(length).sum(axis=-1)
 
@@ -195,7 +195,7 @@ class FrontEnd:
         return cls(**values)
 
 
-def statistics(
+def compute_statistics(
     frontend: FrontEnd,
     batches: Iterable[tuple[Int16[np.ndarray, "_ s"], Integer[np.ndarray, " _"]]],
 ) -> tuple[float, float]:

@@ -36,7 +36,9 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
         home = os.path.realpath(root, strict=True)
         os.scandir(home).close()
     except (OSError, ValueError) as error:
-        raise DataError(f"{printable(root)}: not a folder that can be read ({_why(error)})") from error
+        raise DataError(
+            f"{printable(root)}: not a folder that can be read ({_why(error)})"
+        ) from error
     files: list[Path] = []
     skipped: list[tuple[str, str]] = []
     folders = [root]

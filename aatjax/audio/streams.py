@@ -16,7 +16,7 @@ from aatjax.audio.containers import Container
 _BLOCK_SAMPLES = 1 << 17
 
 
-class Broken(Exception):
+class DecoderError(Exception):
     """The decoder gave up; what came before is good."""
 
 
@@ -35,7 +35,7 @@ class Stream(Protocol):
     frames: int | None
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
-        """Yields (frames, channels) in [-1, 1]; raises `Broken` after the last good block."""
+        """Yields (frames, channels) in [-1, 1]; raises `DecoderError` after the last good block."""
         ...
 
     def close(self) -> None: ...
@@ -47,14 +47,14 @@ def open_stream(
     """Opens a decoder by content.
 
     Raises:
-        Broken: no decoder knows the content.
+        DecoderError: no decoder knows the content.
     """
     try:
         return _Sndfile(_Spliced(file, *(container.splice or (b"", 0))))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         file.seek(0)
         if not _needs_ffmpeg(file.read(16), container):
-            raise Broken(_plain(error)) from error
+            raise DecoderError(_plain(error)) from error
     return _ffmpeg(source)
 
 
@@ -81,7 +81,7 @@ class _Sndfile:
                 good = int(bad.argmax()) if bad.any() else size
                 if good:
                     yield block[:good]
-                raise Broken(_plain(error)) from error
+                raise DecoderError(_plain(error)) from error
             if got:
                 yield block[:got]
             if got < size:
@@ -140,17 +140,21 @@ def _needs_ffmpeg(head: bytes, container: Container) -> bool:
 
 def _ffmpeg(source: str | os.PathLike[str] | bytes) -> Stream:
     if isinstance(source, bytes):
-        raise Broken("this format needs ffmpeg, which reads files only: save the bytes to one")
+        raise DecoderError(
+            "this format needs ffmpeg, which reads files only: save the bytes to one"
+        )
     try:
         from audioread import ffdec
     except ImportError as error:
-        raise Broken("this format needs audioread and ffmpeg: install both") from error
+        raise DecoderError("this format needs audioread and ffmpeg: install both") from error
     if not ffdec.available():
-        raise Broken("this format needs ffmpeg: install it, or convert the file to FLAC or WAV")
+        raise DecoderError(
+            "this format needs ffmpeg: install it, or convert the file to FLAC or WAV"
+        )
     try:
         return _Ffmpeg(ffdec.FFmpegAudioFile(os.path.abspath(source)))
     except (ffdec.FFmpegError, OSError, ValueError) as error:
-        raise Broken(f"ffmpeg: {_plain(error)}") from error
+        raise DecoderError(f"ffmpeg: {_plain(error)}") from error
 
 
 class _Ffmpeg:
@@ -178,7 +182,7 @@ class _Ffmpeg:
                 pcm = np.frombuffer(data[:whole], "<i2").reshape(-1, self.channels)
                 yield pcm.astype(np.float32) / 32768.0
         except (DecodeError, OSError) as error:
-            raise Broken(f"ffmpeg: {_plain(error)}") from error
+            raise DecoderError(f"ffmpeg: {_plain(error)}") from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ Channels = str | int
 """'mean' of all channels, 'left' (the first), or the index of one channel."""
 
 
-class BadAudio(DataError):
+class AudioError(DataError):
     """One clip that cannot be used; the rest of the data set can.
 
     Attributes:
@@ -97,7 +97,7 @@ def as_waveform(
 
     Raises:
         UsageError: rate, channels, data type or shape that cannot be meant.
-        BadAudio: no samples ('empty') or NaN/Inf ('non-finite').
+        AudioError: no samples ('empty') or NaN/Inf ('non-finite').
         DataError: floats beyond 4, which are integers that somebody forgot to scale.
     """
     check_rate(rate_in, "rate_in")
@@ -105,7 +105,7 @@ def as_waveform(
     check_channels(channels)
     samples = _by_channel(np.asarray(array))
     if samples.size == 0:
-        raise BadAudio("empty", "the waveform has no samples")
+        raise AudioError("empty", "the waveform has no samples")
     if samples.dtype == np.int16 and samples.shape[1] == 1 and rate_in == rate:
         return pad_to_frame(samples[:, 0].copy())
     mono = mix_down(_scaled(samples), channels)
@@ -144,7 +144,9 @@ def _scaled(samples: np.ndarray) -> Float32[np.ndarray, "n k"]:
             "floats in [-1, 1]"
         )
     if not np.isfinite(samples).all():
-        raise BadAudio("non-finite", "the waveform has NaN or infinite samples; repair the source")
+        raise AudioError(
+            "non-finite", "the waveform has NaN or infinite samples; repair the source"
+        )
     peak = float(np.abs(samples).max())
     if peak > _LOUDEST:
         raise DataError(

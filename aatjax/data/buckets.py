@@ -64,7 +64,7 @@ def sort_into_buckets(
         stride: frames from a patch to the next.
     """
     samples = [min(len(source.waveform(i)), frontend.samples) for i in range(len(source))]
-    sounding = np.asarray(frontend.sounding(jnp.array(samples, jnp.int32)))
+    sounding = np.asarray(frontend.count_frames(jnp.array(samples, jnp.int32)))
     last = stride * ((np.maximum(sounding, 1) - 1) // stride)  # where the last patch in it begins
     places = np.searchsorted(lengths, np.minimum(last + patch, lengths[-1]))
     return tuple(

@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from jaxtyping import Int16
 
-from aatjax.audio.decode import BadAudio, decode
+from aatjax.audio.decode import AudioError, decode
 from aatjax.audio.waveform import Channels
 from aatjax.data.quarantine import write_quarantine
 from aatjax.data.source import Clip, Progress, Reader, Source
@@ -80,7 +80,7 @@ def decode_all(
     cache = Cache(Path(cache_dir).expanduser().absolute(), channels, truncated)
     cache.prepare()
     entries: dict[str, CacheEntry] = {}
-    failed: dict[str, BadAudio] = {}
+    failed: dict[str, AudioError] = {}
     pool = ThreadPoolExecutor(workers, "decode")
     try:
         running: dict[Future[CacheEntry], Clip] = {
@@ -90,7 +90,7 @@ def decode_all(
             clip = running.pop(future)
             try:
                 entries[clip.id] = future.result()
-            except BadAudio as error:
+            except AudioError as error:
                 failed[clip.id] = error
             if progress is not None:
                 progress("decode", done, len(files))
@@ -181,7 +181,7 @@ class Cache:
         """The entry of a file, made now unless a whole one is there.
 
         Raises:
-            BadAudio: the file cannot be decoded.
+            AudioError: the file cannot be decoded.
             DataError: reading it failed in an unforeseen way; the message names it.
             WriteError: the entry cannot be written.
         """
@@ -203,11 +203,13 @@ class Cache:
         options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
         try:
             if not os.path.isfile(path):
-                raise BadAudio("not a regular file", f"{printable(path)}: is not a regular file")
+                raise AudioError("not a regular file", f"{printable(path)}: is not a regular file")
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BadAudio("unreadable", f"{printable(path)}: {error.strerror or error}") from error
+            raise AudioError(
+                "unreadable", f"{printable(path)}: {error.strerror or error}"
+            ) from error
         return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
 
 

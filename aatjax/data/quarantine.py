@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aatjax.audio.decode import BadAudio
+from aatjax.audio.decode import AudioError
 from aatjax.data.source import Clip
 from aatjax.errors import WriteError
 from aatjax.io.atomic import unwritable, write_whole
 
 
-def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, BadAudio]]) -> None:
+def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, AudioError]]) -> None:
     """Replace what a quarantine file says about these clips; nothing is made of no failures.
 
     Raises:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from aatjax.audio.containers import inspect
-from aatjax.audio.decode import BadAudio, decode
-from aatjax.audio.fbank import FRAME, HOP, num_frames
-from aatjax.audio.streams import Broken, open_stream
+from aatjax.audio.containers import inspect_container
+from aatjax.audio.decode import AudioError, decode
+from aatjax.audio.fbank import FRAME, HOP, count_frames
+from aatjax.audio.streams import DecoderError, open_stream
 from aatjax.audio.waveform import mix_down
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Finding, Item, Measures
@@ -86,7 +86,7 @@ def measure(
     except MemoryError:
         raise
     except Exception as error:  # one file must not end the visit
-        reason = error.reason if isinstance(error, BadAudio) else "undecodable"
+        reason = error.reason if isinstance(error, AudioError) else "undecodable"
         kind = reason if reason in ("truncated", "non-finite") else "undecodable"
         text = str(error) if isinstance(error, AatjaxError) else repr(error)
         text = text.removeprefix(f"{printable(clip.path or clip.id)}: ").partition("; pass ")[0]
@@ -98,7 +98,7 @@ def measure(
             short = int(note.split()[2])
     size = samples.size if short is None else short
     scaled = samples.astype(np.float32) / 32768
-    there = max(1, num_frames(samples.size))
+    there = max(1, count_frames(samples.size))
     mean = float(np.mean(scaled, dtype=np.float64))
     level = _decibels(float(np.mean(np.square(scaled, dtype=np.float64))))
     flat = bool(samples.min() == samples.max())
@@ -132,11 +132,11 @@ def listen(path: str) -> Heard:
     """Listens to the first minute of a file at its own rate, before it is mixed and resampled.
 
     Raises:
-        Broken: no decoder knows it.
+        DecoderError: no decoder knows it.
         OSError: it cannot be opened.
     """
     with open(path, "rb") as file:
-        container = inspect(file, os.fstat(file.fileno()).st_size)
+        container = inspect_container(file, os.fstat(file.fileno()).st_size)
         stream = open_stream(file, container, path)
         try:
             total = full = 0.0
@@ -147,7 +147,7 @@ def listen(path: str) -> Heard:
             while frames < LISTEN * stream.rate:
                 try:
                     block = next(blocks, None)
-                except Broken:  # what came before it was good
+                except DecoderError:  # what came before it was good
                     break
                 if block is None or not len(block):
                     break

@@ -53,7 +53,7 @@ class Ear:
         def embed(state: nnx.State, audio: jax.Array, length: jax.Array) -> jax.Array:
             whole = nnx.merge(graph, state, copy=True)
             tokens = whole.tokens(self.frontend(audio, length))
-            mask = whole.embed.mask(self.frontend.sounding(length))
+            mask = whole.embed.mask(self.frontend.count_frames(length))
             first = whole.config.num_prefix
             patches = tokens[:, first:].mean(axis=1, where=mask[:, first:, None])
             return jnp.concatenate([tokens[:, :first].mean(axis=1), patches], axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aatjax.audio.fbank import num_frames
+from aatjax.audio.fbank import count_frames
 from aatjax.data.duplicates import Duplicate, find_duplicates
 from aatjax.data.manifest import Manifest
 from aatjax.data.source import Clip, Source
@@ -101,7 +101,7 @@ def _lengths(measures: Sequence[Measures], frames: int) -> dict[str, list[Item]]
         return {}
     cases: dict[str, list[Item]] = {}
     padding = float(np.mean([m.padding for m in heard if m.padding is not None]))
-    lengths = [max(1, num_frames(round(16000 * (m.seconds or 0.0)))) for m in heard]
+    lengths = [max(1, count_frames(round(16000 * (m.seconds or 0.0)))) for m in heard]
     if padding > PADDING:
         enough = int(np.percentile(lengths, 95))
         text = f"{100 * padding:.0f} % of {frames} frames; 95 % of the clips fit into {enough}"

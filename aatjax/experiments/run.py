@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax
 
-from aatjax.audio.frontend import PRESETS, FrontEnd, statistics
+from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
 from aatjax.convert.load import front_end_of, load, reset
 from aatjax.data.pipeline import make_eval_batches
@@ -69,7 +69,7 @@ def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
         (b["audio"][b["weight"] > 0], b["length"][b["weight"] > 0])
         for b in make_eval_batches(train, frontend, batch_size=64)
     )
-    return frontend.with_statistics(*statistics(frontend, batches))
+    return frontend.with_statistics(*compute_statistics(frontend, batches))
 
 
 def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:

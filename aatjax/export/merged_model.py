@@ -48,7 +48,7 @@ class Clips:
         length = np.array([size for _, size in fitted], np.int32)
         with jax.default_matmul_precision("highest"):
             features = np.asarray(_features(frontend, audio, length))
-        valid = np.asarray(frontend.sounding(jax.numpy.asarray(length)), np.int32)
+        valid = np.asarray(frontend.count_frames(jax.numpy.asarray(length)), np.int32)
         return cls(tuple(names), audio, length, features, valid)
 
     @property
@@ -145,7 +145,7 @@ def logits_of(model: AST, clips: Clips) -> Float[np.ndarray, "n c"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef: Any, state: Any, x: Array, valid: Array) -> Array:
-    return surgery.merge(graphdef, *state)(x, valid)
+    return surgery.join(graphdef, *state)(x, valid)
 
 
 @functools.partial(jax.jit, static_argnums=0)

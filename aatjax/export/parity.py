@@ -40,7 +40,7 @@ def sounds_of(files: Sequence[str | os.PathLike[str]]) -> Sounds:
     """Sound files by their names.
 
     Raises:
-        BadAudio: a file cannot be decoded.
+        AudioError: a file cannot be decoded.
     """
     from aatjax.audio.decode import decode
 

@@ -70,7 +70,7 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
         return jax.vmap(lambda x, valid: one(weights, x[None], valid[None])[0])(x, valid)
 
     def from_waveform(weights: Any, waveform: Any, length: Any) -> Any:
-        return from_log_mel(weights, frontend(waveform, length), frontend.sounding(length))
+        return from_log_mel(weights, frontend(waveform, length), frontend.count_frames(length))
 
     (batch,) = export.symbolic_shape("batch")
     programs = {

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int16
 from aatjax import surgery
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.waveform import BadAudio
+from aatjax.audio.waveform import AudioError
 from aatjax.convert.load import front_end_of, load
 from aatjax.errors import DataError, UsageError
 from aatjax.inference.calibration import Calibration, decide, read_calibration, select_names
-from aatjax.models.ast import AST, mean_tokens
+from aatjax.models.ast import AST, average_tokens
 from aatjax.train.adapter_file import load_adapter, read_info
 
 RATE = 16000
@@ -157,14 +157,14 @@ class Classifier:
             state: Any, audio: jax.Array, length: jax.Array, vectors: bool
         ) -> tuple[jax.Array, ...]:
             whole = nnx.merge(parts.graphdef, state, copy=True)
-            features, valid = self.frontend(audio, length), self.frontend.sounding(length)
+            features, valid = self.frontend(audio, length), self.frontend.count_frames(length)
             more: tuple[jax.Array, ...] = ()
             if vectors:
                 mask = whole.embed.mask(valid) if config.mask_padding else None
                 tokens = whole.tokens(features, mask)
                 logits = whole.head(whole.pool(tokens, mask))
                 patches = config.num_tokens - config.num_prefix  # behind any prompts
-                more = (mean_tokens(tokens, mask, tokens.shape[1] - patches),)
+                more = (average_tokens(tokens, mask, tokens.shape[1] - patches),)
             else:
                 logits = whole(features, valid)
             link = jax.nn.sigmoid if multi_label else jax.nn.softmax
@@ -298,13 +298,13 @@ class Classifier:
         """Prediction for a sound file.
 
         Raises:
-            BadAudio: the file cannot be decoded; the message names it and the reason.
+            AudioError: the file cannot be decoded; the message names it and the reason.
         """
         try:
             windows = self._windows(decode_blocks(path, channels=self.frontend.channels), hop)
-        except BadAudio as error:
+        except AudioError as error:
             if error.reason == "truncated" and error.__cause__ is None:  # there is a rest
-                raise BadAudio(error.reason, f"{error}; {KEEP}") from error
+                raise AudioError(error.reason, f"{error}; {KEEP}") from error
             raise
         return self.summary(os.fspath(path), *windows)
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from aatjax.audio.decode import decode_blocks
-from aatjax.audio.waveform import BadAudio
+from aatjax.audio.waveform import AudioError
 from aatjax.errors import UsageError, WriteError
 from aatjax.inference.classifier import BATCH, RATE, Classifier, Cut, cut, step_of
 from aatjax.inference.segmentation import Rules, Segmenter, Track
@@ -61,7 +61,7 @@ class Ended:
 
     file: int
     samples: int
-    error: BadAudio | None = None
+    error: AudioError | None = None
 
 
 def hear(
@@ -100,7 +100,7 @@ def segments(
     *,
     hop: float | None = None,
     batch: int = BATCH,
-) -> Iterator[Track | BadAudio]:
+) -> Iterator[Track | AudioError]:
     """What is heard when, a `Track` for each file in order, or why it cannot be read.
 
     Args:
@@ -144,7 +144,7 @@ class Joined:
         )
         self._segmenter = self._make()
 
-    def take(self, event: Heard | Ended) -> Track | BadAudio | None:
+    def take(self, event: Heard | Ended) -> Track | AudioError | None:
         """A track, or the reason for none, at the end of a file; None before it."""
         if isinstance(event, Heard):
             self._segmenter.push(event.probabilities, event.plain)
@@ -169,7 +169,7 @@ def _hear(
     flight: tuple[list[tuple[int, Cut] | Ended], tuple[jax.Array, ...]] = ([], ())
     windows = 0
     for number, path in enumerate(files):
-        said: list[BadAudio] = []
+        said: list[AudioError] = []
         samples = 0
         blocks = _until_cut(decode_blocks(path, channels=channels), said)
         for window in cut(blocks, classifier.frontend, step):
@@ -186,12 +186,12 @@ def _hear(
 
 
 def _until_cut(
-    blocks: Iterator[Int16[np.ndarray, " n"]], said: list[BadAudio]
+    blocks: Iterator[Int16[np.ndarray, " n"]], said: list[AudioError]
 ) -> Iterator[Int16[np.ndarray, " n"]]:
     """Blocks up to an error, which is noted."""
     try:
         yield from blocks
-    except BadAudio as error:
+    except AudioError as error:
         said.append(error)
 
 

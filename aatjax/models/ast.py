@@ -19,7 +19,7 @@ from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
-from aatjax.models.scan import masked, run_blocks
+from aatjax.models.scan import call_masked, run_blocks
 
 WEIGHT = truncated_normal(0.02)
 HEAD_WEIGHT = truncated_normal(0.01)
@@ -166,8 +166,8 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        x = x + masked(self.attn, self.ln1(x).astype(x.dtype), mask)
-        return x + masked(self.mlp, self.ln2(x).astype(x.dtype), mask)
+        x = x + call_masked(self.attn, self.ln1(x).astype(x.dtype), mask)
+        return x + call_masked(self.mlp, self.ln2(x).astype(x.dtype), mask)
 
 
 class Pool(nnx.Module):
@@ -185,12 +185,12 @@ class Pool(nnx.Module):
             case "cls":
                 return tokens[:, 0]
             case "mean_patches":
-                return mean_tokens(tokens, mask, self.prefix)
+                return average_tokens(tokens, mask, self.prefix)
             case _:
-                return mean_tokens(tokens, mask)
+                return average_tokens(tokens, mask)
 
 
-def mean_tokens(
+def average_tokens(
     tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None, start: int = 0
 ) -> Float[Array, "b d"]:
     """Mean of the tokens from `start` on, those outside the mask left out."""
@@ -265,13 +265,13 @@ class AST(nnx.Module):
             )
         return self.norm(self._run(self._embedded(x), mask, 0, config.depth))
 
-    def before(
+    def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, start: int
     ) -> Float[Array, "b n d"]:
         """The tokens that enter block `start`, in the compute type; see `after`."""
         return self._run(self._embedded(x), self._mask(valid), 0, start)
 
-    def after(
+    def run_from(
         self, tokens: Float[Array, "b n d"], valid: Integer[Array, " b"] | None, start: int
     ) -> Float[Array, "b c"]:
         """Logits from the tokens that enter block `start`: `after(before(x))` is `__call__(x)`."""

@@ -13,7 +13,7 @@ from aatjax import ops
 from aatjax.errors import UsageError
 
 
-def masked(module: Any, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None) -> Any:
+def call_masked(module: Any, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None) -> Any:
     """Calls a module on tokens; without a mask as `module(x)`, so that it need not know masks."""
     return module(x) if mask is None else module(x, mask)
 
@@ -47,14 +47,14 @@ def run_blocks(
     x = ops.over_batch_only(x)
     if not scan and not remat:
         for block in blocks:
-            x = ops.over_batch_only(masked(block, x, mask))
+            x = ops.over_batch_only(call_masked(block, x, mask))
         return x
 
     parts = [nnx.split(block, nnx.Param, ...) for block in blocks]
 
     def body(x: Array, states: tuple[Any, Any], graphdef: Any) -> tuple[Array, Any]:
         block = nnx.merge(graphdef, *states, copy=True)
-        y = ops.over_batch_only(masked(block, x, mask))
+        y = ops.over_batch_only(call_masked(block, x, mask))
         return y, nnx.split(block, nnx.Param, ...)[2]
 
     if remat:

@@ -9,7 +9,7 @@ from aatjax import surgery
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """Parameters of one module: path, trained, frozen."""
 
     path: str
@@ -29,7 +29,7 @@ class Summary:
 
     trainable: int
     frozen: int
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
 
     @property
     def total(self) -> int:
@@ -63,7 +63,7 @@ def summary(model: nnx.Module) -> Summary:
         size = math.prod(variable.shape)
         total[column] += size
         counts.setdefault(_module_of(path), [0, 0])[column] += size
-    rows = tuple(Row(path, *pair) for path, pair in counts.items())
+    rows = tuple(SummaryRow(path, *pair) for path, pair in counts.items())
     return Summary(total[0], total[1], rows)
 
 

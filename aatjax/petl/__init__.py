@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 from typing import Any
 
-from aatjax.petl.base import METHODS, Method, adapt, find
+from aatjax.petl.base import METHODS, Method, adapt, find_method
 from aatjax.petl.merge import merge
-from aatjax.petl.presets import TABLE, method_named
-from aatjax.petl.routing_weights import Routing, diagnose, routing
+from aatjax.petl.presets import TABLE, make_method
+from aatjax.petl.routing_weights import Routing, diagnose_routing, routing
 
 __all__ = [
     "METHODS",
@@ -15,10 +15,10 @@ __all__ = [
     "Routing",
     "TABLE",
     "adapt",
-    "diagnose",
-    "find",
+    "diagnose_routing",
+    "find_method",
     "merge",
-    "method_named",
+    "make_method",
     "routing",
 ]
 

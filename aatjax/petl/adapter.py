@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import masked
+from aatjax.models.scan import call_masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
 from aatjax.petl.bottleneck import Init
 from aatjax.petl.sites import Expert, Location, block_paths, bottleneck_width, make_block, sites
@@ -25,7 +25,7 @@ class Before(Wrapper):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        return masked(self.base, x + self.adapted(x, mask), mask)
+        return call_masked(self.base, x + self.adapted(x, mask), mask)
 
 
 class BeforeAlone(Wrapper):
@@ -35,7 +35,7 @@ class BeforeAlone(Wrapper):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         a = self.adapted(x, mask)
-        return masked(self.base, a, mask) + a
+        return call_masked(self.base, a, mask) + a
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import masked
+from aatjax.models.scan import call_masked
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, sounding frames) -> numbers by name."""
@@ -64,7 +64,7 @@ class Method:
         Raises:
             UsageError: unknown method or field.
         """
-        cls = find(str(fields.get("name")))
+        cls = find_method(str(fields.get("name")))
         values = {key: cls.read(value) for key, value in fields.items() if key != "name"}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -84,7 +84,7 @@ class Method:
         return dataclasses.replace(self, **changes)
 
 
-def find(name: str) -> type[Method]:
+def find_method(name: str) -> type[Method]:
     """The method class of a name such as `soft_moa`.
 
     Raises:
@@ -119,11 +119,11 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
     if not adapted.config.head_norm and method.trains_last_norm:
         surgery.retag(adapted, "norm/*")
     adapted.method = method
-    adapted.first_trained = first_trained(adapted)
+    adapted.first_trained = find_first_trained(adapted)
     return adapted
 
 
-def first_trained(model: AST) -> int | None:
+def find_first_trained(model: AST) -> int | None:
     """The number of the first block that has a trained parameter, or the depth if none has one.
 
     None if something in front of the blocks is trained or was added.
@@ -165,7 +165,7 @@ class Wrapper(nnx.Module):
     ) -> Float[Array, "b n d"]:
         """The adapter's output."""
         with jax.named_scope("adapter"):
-            return masked(getattr(self, self.name), x, mask)
+            return call_masked(getattr(self, self.name), x, mask)
 
 
 class Parallel(Wrapper):
@@ -174,7 +174,7 @@ class Parallel(Wrapper):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        return masked(self.base, x, mask) + self.adapted(x, mask)
+        return call_masked(self.base, x, mask) + self.adapted(x, mask)
 
 
 class After(Wrapper):
@@ -183,5 +183,5 @@ class After(Wrapper):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        z: jax.Array = masked(self.base, x, mask)
+        z: jax.Array = call_masked(self.base, x, mask)
         return z + self.adapted(z, mask)

@@ -10,11 +10,11 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
-from aatjax.petl.moa import Experts, Mixture, Shape, record
+from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
 from aatjax.surgery import Penalty, Trainable
 
 
-class DenseMixture(Experts):
+class DenseMixture(ExpertBank):
     """sum_i g_i A_i(z), g = softmax(W z + b) over the experts: `[b, n, d] -> [b, n, d]`.
 
     With `top` the gates of all but the `top` largest experts of a token are zero and the others
@@ -29,7 +29,7 @@ class DenseMixture(Experts):
     """
 
     def __init__(
-        self, shape: Shape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
+        self, shape: MixtureShape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
     ):
         self.top, self.balance, self.watched = top, balance, False
         self.w_router = Trainable(normal(0.02)(rngs.params(), (shape.dim, shape.experts)))
@@ -59,7 +59,7 @@ class DenseMixture(Experts):
             gates = gates / gates.sum(axis=-1, keepdims=True)
         if mask is not None:
             gates = jnp.where(mask[..., None], gates, 0.0)
-        record(self, combine=gates)
+        record_routing(self, combine=gates)
         return self.weighted(x, gates, mask).astype(x.dtype)
 
 
@@ -77,7 +77,7 @@ class DenseMoA(Mixture):
 
     name: ClassVar[str] = "dense_moa"
 
-    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         """The dense mixture of one site."""
         return DenseMixture(shape, rngs=rngs)
 
@@ -108,6 +108,6 @@ class TopKMoA(Mixture):
         if self.as_published:
             raise UsageError("TopKMoA as_published=True: no published code routes so")
 
-    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         """The routed mixture of one site."""
         return DenseMixture(shape, top=self.top, balance=self.balance, rngs=rngs)

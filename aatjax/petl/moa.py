@@ -13,16 +13,16 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import masked
+from aatjax.models.scan import call_masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
 from aatjax.petl.bottleneck import Init, up_init
-from aatjax.petl.routing_weights import monitor
+from aatjax.petl.routing_weights import make_monitor
 from aatjax.petl.sites import Expert, Location, block_paths, bottleneck_width, make_block, sites
 from aatjax.surgery import Recorded, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class MixtureShape:
     """What a mixture at one site is made of."""
 
     dim: int
@@ -35,14 +35,14 @@ class Shape:
     as_published: bool
 
 
-class Experts(nnx.Module):
+class ExpertBank(nnx.Module):
     """N adapter blocks of one kind and size.
 
     Bottlenecks are stacked, `w_down` [e, d, r], `b_down` [e, r], `w_up` [e, r, d] and `b_up`
     [e, d], so that they run as one product; other blocks stand side by side in `blocks`.
     """
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
         self.dtype = shape.dtype
         self.stacked = shape.expert == "bottleneck"
         size, dim, width = shape.experts, shape.dim, shape.width
@@ -81,7 +81,7 @@ class Experts(nnx.Module):
         nothing of size [b, n, e, d] is made.
         """
         if not self.stacked:
-            outputs = jnp.stack([masked(block, x, mask) for block in self.blocks], axis=-1)
+            outputs = jnp.stack([call_masked(block, x, mask) for block in self.blocks], axis=-1)
             return jnp.einsum("bnde,bne->bnd", outputs, gates.astype(self.dtype))
         dtype = self.dtype
         size, dim, width = self.w_down.shape
@@ -114,9 +114,9 @@ class TwiceBlock(nnx.Module):
         base: Any = self.base
         u = base.ln1(x).astype(x.dtype)
         with jax.named_scope("adapter"):
-            mixed = masked(getattr(self, self.name), u, mask)
-        h = x + masked(base.attn, u, mask) + mixed
-        return h + masked(base.mlp, base.ln2(h).astype(h.dtype), mask) + mixed
+            mixed = call_masked(getattr(self, self.name), u, mask)
+        h = x + call_masked(base.attn, u, mask) + mixed
+        return h + call_masked(base.mlp, base.ln2(h).astype(h.dtype), mask) + mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Mixture(Method):
         if self.kernel < 1:
             raise UsageError(f"{name} kernel={self.kernel} must be at least 1")
 
-    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         """The module at one site, `[b, n, d] -> [b, n, d]`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement mixture")
 
@@ -178,7 +178,7 @@ class Mixture(Method):
         """Wraps `blocks/*/attn` and/or `blocks/*/mlp`, or as published `blocks/*`."""
         config = model.config
         expert: Expert = self.expert  # pyright: ignore[reportAssignmentType]
-        shape = Shape(
+        shape = MixtureShape(
             config.dim,
             self.num_experts,
             bottleneck_width(config.dim, self.reduction),
@@ -209,10 +209,10 @@ class Mixture(Method):
             zero_positions(model)
 
     def monitor(self, model: AST) -> Monitor | None:
-        """Entropy, use and likeness of the experts: `petl.diagnostics.figures`."""
-        return monitor(model)
+        """Entropy, use and likeness of the experts: `petl.routing_weights.summarize_routing`."""
+        return make_monitor(model)
 
-    def width_of_budget(self, shape: Shape, count: int) -> int:
+    def width_of_budget(self, shape: MixtureShape, count: int) -> int:
         """The bottleneck width r whose `count` mixtures come nearest to the budget.
 
         Raises:
@@ -238,7 +238,7 @@ class Mixture(Method):
         return min(near, key=lambda width: abs(size(width) - (self.budget or 0)))
 
 
-def record(module: nnx.Module, **arrays: Array | None) -> None:
+def record_routing(module: nnx.Module, **arrays: Array | None) -> None:
     """Leaves arrays behind in a mixture whose `watched` is set."""
     if getattr(module, "watched", False):
         for name, value in arrays.items():

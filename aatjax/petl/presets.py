@@ -49,14 +49,14 @@ TABLE: dict[str, Method] = {
 }
 
 
-def method_named(name: str) -> Method:
+def make_method(name: str) -> Method:
     """The method of a row (`conformer_houlsby`), a method at its defaults (`aat`), or `a+b`.
 
     Raises:
         UsageError: no such name; the message suggests the nearest.
     """
     if "+" in name:
-        return Combined(tuple(method_named(part) for part in name.split("+")))
+        return Combined(tuple(make_method(part) for part in name.split("+")))
     if name in TABLE:
         return TABLE[name]
     if name in METHODS:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST, Pool, mean_tokens
+from aatjax.models.ast import AST, Pool, average_tokens
 from aatjax.models.config import ASTConfig
-from aatjax.models.scan import masked
+from aatjax.models.scan import call_masked
 from aatjax.petl.base import Method, zero_positions
 from aatjax.surgery import Trainable
 
@@ -82,7 +82,7 @@ class PromptBlock(nnx.Module):
         rows = jnp.broadcast_to(self.prompts[...], (x.shape[0], *self.prompts.shape[1:]))
         end = self.prefix + rows.shape[1]
         x = jnp.concatenate([x[:, : self.prefix], rows.astype(x.dtype), x[:, end:]], axis=1)
-        return masked(self.base, x, mask)
+        return call_masked(self.base, x, mask)
 
 
 class PromptPool(nnx.Module):
@@ -102,11 +102,11 @@ class PromptPool(nnx.Module):
             case "prompts":
                 return tokens[:, self.prefix : end].mean(axis=1)
             case "patches":
-                return mean_tokens(tokens, mask, end)
+                return average_tokens(tokens, mask, end)
             case "prompts_patches":
-                return mean_tokens(tokens, mask, 1)
+                return average_tokens(tokens, mask, 1)
             case _:
-                return mean_tokens(tokens, mask)
+                return average_tokens(tokens, mask)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,12 +40,12 @@ class Routing:
         return total / total.sum()
 
 
-def watched(model: AST) -> bool:
+def has_mixtures(model: AST) -> bool:
     """Whether the model has mixtures that `routing` can look into."""
     return any(hasattr(module, "watched") for module in surgery.modules(model).values())
 
 
-def _prepared(model: AST) -> AST:
+def make_probe(model: AST) -> AST:
     """A copy whose mixtures record, its blocks run one after the other."""
     probe = surgery.clone(model)
     probe.config = dataclasses.replace(model.config, scan=False, remat=False)
@@ -55,7 +55,7 @@ def _prepared(model: AST) -> AST:
     return probe
 
 
-def _recorded(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, dict[str, Any]]:
+def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, dict[str, Any]]:
     probe(x, valid)
     found: dict[str, dict[str, Any]] = {}
     for path, array in surgery.arrays(probe, Recorded).items():
@@ -75,15 +75,15 @@ def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str
     Raises:
         UsageError: the model has no mixture.
     """
-    if not watched(model):
+    if not has_mixtures(model):
         name = getattr(model.method, "name", "a model without a method")
         raise UsageError(f"{name} has no mixture of adapters to look into")
-    probe = _prepared(model)
+    probe = make_probe(model)
     graphdef, state = nnx.split(probe)
 
     @jax.jit
     def run(state: Any, x: jax.Array, valid: Any) -> dict[str, dict[str, Any]]:
-        return _recorded(nnx.merge(graphdef, state, copy=True), x, valid)
+        return run_probe(nnx.merge(graphdef, state, copy=True), x, valid)
 
     found = jax.device_get(run(state, x, valid))
     return {
@@ -92,14 +92,14 @@ def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str
     }
 
 
-def entropy(weights: Float[Array, "*_"], axes: tuple[int, ...]) -> Float[Array, "*_"]:
+def measure_entropy(weights: Float[Array, "*_"], axes: tuple[int, ...]) -> Float[Array, "*_"]:
     """Entropy over some axes, over the largest that it can be: 1 is uniform, 0 is one choice."""
     size = int(np.prod([weights.shape[axis] for axis in axes]))
     bits = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=axes)
     return bits / np.log(size) if size > 1 else jnp.ones_like(bits)
 
 
-def figures(sites: dict[str, dict[str, Any]]) -> dict[str, jax.Array]:
+def summarize_routing(sites: dict[str, dict[str, Any]]) -> dict[str, jax.Array]:
     """Numbers over all mixtures of a model, from what they recorded; each a mean over the sites.
 
     combine_entropy: of what a token reads, over experts and slots, 0 (one) to 1 (all alike).
@@ -115,19 +115,19 @@ def figures(sites: dict[str, dict[str, Any]]) -> dict[str, jax.Array]:
         gates = combine.sum(axis=3) if combine.ndim == 4 else combine
         use = gates.sum(axis=(0, 1)) / gates.sum()
         row = {
-            "combine_entropy": entropy(combine, axes).mean(),
+            "combine_entropy": measure_entropy(combine, axes).mean(),
             "least_used": use.min() * use.size,
             "most_used": use.max() * use.size,
-            "balance": entropy(use, (0,)),
+            "balance": measure_entropy(use, (0,)),
         }
         if arrays.get("dispatch") is not None:
-            row["dispatch_entropy"] = entropy(jnp.asarray(arrays["dispatch"]), (1,)).mean()
-            row["slot_similarity"] = _similarity(jnp.asarray(arrays["slots"]))
+            row["dispatch_entropy"] = measure_entropy(jnp.asarray(arrays["dispatch"]), (1,)).mean()
+            row["slot_similarity"] = measure_similarity(jnp.asarray(arrays["slots"]))
         rows.append(row)
     return {name: jnp.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
 
-def _similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:
+def measure_similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:
     flat = slots.reshape(slots.shape[0], -1, slots.shape[-1])
     unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=-1, keepdims=True), 1e-12)
     count = flat.shape[1]
@@ -137,24 +137,26 @@ def _similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:
     return (total / (count * (count - 1))).mean()
 
 
-def monitor(model: AST) -> Monitor:
-    """`figures` as a compiled function of the model's parts and a batch."""
-    graphdef = surgery.split(_prepared(model)).graphdef
+def make_monitor(model: AST) -> Monitor:
+    """`summarize_routing` as a compiled function of the model's parts and a batch."""
+    graphdef = surgery.split(make_probe(model)).graphdef
 
     @jax.jit
     def run(
         trainable: Any, stats: Any, frozen: Any, x: jax.Array, valid: jax.Array
     ) -> dict[str, jax.Array]:
-        return figures(_recorded(surgery.merge(graphdef, trainable, stats, frozen), x, valid))
+        return summarize_routing(
+            run_probe(surgery.join(graphdef, trainable, stats, frozen), x, valid)
+        )
 
     return run
 
 
-def diagnose(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, float]:
-    """`figures` of a model on a batch of clips.
+def diagnose_routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, float]:
+    """`summarize_routing` of a model on a batch of clips.
 
     Raises:
         UsageError: the model has no mixture.
     """
     sites = {site: dataclasses.asdict(one) for site, one in routing(model, x, valid).items()}
-    return {name: float(value) for name, value in figures(sites).items()}
+    return {name: float(value) for name, value in summarize_routing(sites).items()}

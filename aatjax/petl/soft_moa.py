@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax import ops
 from aatjax.errors import UsageError
-from aatjax.petl.moa import Experts, Mixture, Shape, record
+from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
 from aatjax.surgery import Trainable
 
 
-class SoftMixture(Experts):
+class SoftMixture(ExpertBank):
     """N experts behind p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
 
     `phi` [d, e, p] starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a
@@ -28,7 +28,7 @@ class SoftMixture(Experts):
         rngs: source of the initial weights.
     """
 
-    def __init__(self, shape: Shape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
+    def __init__(self, shape: MixtureShape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
         size, dim = shape.experts, shape.dim
         spread = math.sqrt(2 / ((size + dim) * slots))
         self.normalize, self.watched = normalize, False
@@ -46,7 +46,7 @@ class SoftMixture(Experts):
         if self.watched or not self.stacked:
             sent, read = ops.soft_routing(x, phi, mask=mask, normalize=normalize)
             slots = ops.soft_dispatch(x, sent)
-            record(self, dispatch=sent, combine=read, slots=slots)
+            record_routing(self, dispatch=sent, combine=read, slots=slots)
             if not self.stacked:
                 return ops.soft_combine(self.on_slots(slots), read, x.dtype)
         weights = (self.w_down[...], self.b_down[...], self.w_up[...], self.b_up[...])
@@ -90,6 +90,6 @@ class SoftMoA(Mixture):
                 "leave one of them"
             )
 
-    def mixture(self, shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
+    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         """The soft mixture of one site."""
         return SoftMixture(shape, self.slots, normalize=self.normalize, rngs=rngs)

@@ -178,7 +178,7 @@ def atlas(
     Raises:
         UsageError: the model has no mixture, or the classes do not fit.
     """
-    if not routing_weights.watched(model):
+    if not routing_weights.has_mixtures(model):
         name = getattr(model.method, "name", "a model without a method")
         raise UsageError(f"{name} has no mixture of adapters to draw an atlas of")
     if len(source.classes) != model.config.num_classes:
@@ -193,7 +193,7 @@ def atlas(
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
         found = jax.device_get(
-            run(x, frontend.sounding(length), batch["weight"], np.nan_to_num(batch["target"]))
+            run(x, frontend.count_frames(length), batch["weight"], np.nan_to_num(batch["target"]))
         )
         for site, arrays in found.items():
             into = sums.setdefault(site, {})
@@ -256,7 +256,7 @@ def _block(path: str) -> int:
 
 def _sums(model: AST) -> Any:
     """A compiled function of a batch: sums over its clips, of every mixture."""
-    probe = routing_weights._prepared(model)
+    probe = routing_weights.make_probe(model)
     graphdef, state = nnx.split(probe)
     keep = model.config.num_classes <= MOST_CLASSES
 
@@ -264,7 +264,7 @@ def _sums(model: AST) -> Any:
     def run(
         state: Any, x: jax.Array, valid: jax.Array, weight: jax.Array, target: jax.Array
     ) -> dict[str, dict[str, jax.Array]]:
-        found = routing_weights._recorded(nnx.merge(graphdef, state, copy=True), x, valid)
+        found = routing_weights.run_probe(nnx.merge(graphdef, state, copy=True), x, valid)
         label = target * weight[:, None]
         return {site: _reduced(arrays, weight, label, keep) for site, arrays in found.items()}
 
@@ -295,10 +295,10 @@ def _reduced(
         sums["read"] = jnp.einsum("b,bne->en", weight, sent)
         if keep:
             sums["class_read"] = jnp.einsum("bc,bne->cen", label, sent)
-        spread = routing_weights.entropy(dispatch, (1,)).mean(axis=2)
+        spread = routing_weights.measure_entropy(dispatch, (1,)).mean(axis=2)
         sums["read_entropy"] = jnp.einsum("b,be->e", weight, spread)
         if dispatch.shape[2] * dispatch.shape[3] > 1:
-            alike = jax.vmap(lambda slots: routing_weights._similarity(slots[None]))(
+            alike = jax.vmap(lambda slots: routing_weights.measure_similarity(slots[None]))(
                 arrays["slots"]
             )
             sums["similarity"] = _weighted(alike, weight)
@@ -311,7 +311,7 @@ def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _token_entropy(combine: jax.Array, seen: jax.Array) -> jax.Array:
     """Mean over the tokens that are seen of the entropy of what they read, `[b]`."""
-    each = routing_weights.entropy(combine, tuple(range(2, combine.ndim)))
+    each = routing_weights.measure_entropy(combine, tuple(range(2, combine.ndim)))
     return (each * seen).sum(axis=1) / seen.sum(axis=1)
 
 
@@ -346,7 +346,7 @@ def _site(path: str, sums: dict[str, np.ndarray], config: ASTConfig) -> Site:
         )
         for e in range(size)
     )
-    balance = float(routing_weights.entropy(jnp.asarray(share), (0,)))
+    balance = float(routing_weights.measure_entropy(jnp.asarray(share), (0,)))
     similarity = float(sums["similarity"] / clips) if "similarity" in sums else None
     return Site(
         path=path,

@@ -131,8 +131,8 @@ def golden_logits(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _logits(graphdef: Any, frontend: FrontEnd, state: Any, audio: Any, length: Any) -> jax.Array:
-    model = surgery.merge(graphdef, *state)
-    return model(frontend(audio, length), frontend.sounding(length))
+    model = surgery.join(graphdef, *state)
+    return model(frontend(audio, length), frontend.count_frames(length))
 
 
 def _golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:

@@ -254,7 +254,7 @@ def fit(
     if training.average is not None:
         kept["average"] = (state.average, state.stats)
     models: dict[Select, AST] = {
-        name: surgery.merge(
+        name: surgery.join(
             parts.graphdef,
             jax.tree.map(jnp.asarray, fetch(weights[0])),
             jax.tree.map(jnp.asarray, fetch(weights[1])),

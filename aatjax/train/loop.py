@@ -384,7 +384,7 @@ class Loop:
             host = next(iter(batches))
             batch = put_batch({n: host[n] for n in ("audio", "length")}, self.mesh, size)
             x = self.frontend(batch["audio"], batch["length"])
-            length = self.frontend.sounding(batch["length"])
+            length = self.frontend.count_frames(batch["length"])
             figures = jax.device_get(self.monitor(*weights, self.frozen, x, length))
             row |= {f"mixture/{name}": float(value) for name, value in figures.items()}
         if self.valid is not None:

@@ -32,7 +32,7 @@ from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, WriteError
 from aatjax.models.ast import AST
-from aatjax.petl.base import first_trained
+from aatjax.petl.base import find_first_trained
 from aatjax.train.distributed import several
 from aatjax.train.sharding import fetch, put_batch
 
@@ -50,7 +50,7 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
     Raises:
         UsageError: with the reason and what to change.
     """
-    start = first_trained(model)
+    start = find_first_trained(model)
     if start is None:
         raise UsageError(
             "cache_prefix: the method trains something in front of the blocks, so nothing can be "
@@ -173,10 +173,10 @@ class Prefix:
 
     def _program(self) -> Callable[[Any], jax.Array]:
         def before(trainable: Any, stats: Any, frozen: Any, batch: Any) -> jax.Array:
-            model: AST = surgery.merge(self.graphdef, trainable, stats, frozen)
+            model: AST = surgery.join(self.graphdef, trainable, stats, frozen)
             model.eval()
             x = self.frontend(batch["audio"], batch["length"])
-            return model.before(x, self.frontend.sounding(batch["length"]), self.start)
+            return model.run_until(x, self.frontend.count_frames(batch["length"]), self.start)
 
         jitted = jax.jit(before)
         return lambda batch: jitted(self.trainable, self.stats, self.frozen, batch)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from aatjax import ops, surgery
 from aatjax.audio.augment import Augment
-from aatjax.audio.fbank import num_frames
+from aatjax.audio.fbank import count_frames
 from aatjax.audio.frontend import FrontEnd
 from aatjax.train.state import TrainState
 
@@ -112,18 +112,18 @@ def make_steps(
         """The front end of a batch: batches of short clips may be shorter (`data.buckets`)."""
         if prefix is not None:
             return whole_length
-        return dataclasses.replace(whole_length, frames=num_frames(audio.shape[1]))
+        return dataclasses.replace(whole_length, frames=count_frames(audio.shape[1]))
 
     def forward(
         trainable: Any, stats: Any, frozen: Any, x: jax.Array, sounding: jax.Array, *, train: bool
     ) -> tuple[jax.Array, Any, Any]:
-        model = surgery.merge(graphdef, trainable, stats, frozen)
+        model = surgery.join(graphdef, trainable, stats, frozen)
         if train:
             model.train()
         else:
             model.eval()
-        logits = model(x, sounding) if prefix is None else model.after(x, sounding, prefix)
-        return logits, nnx.state(model, nnx.BatchStat), surgery.penalty(model)
+        logits = model(x, sounding) if prefix is None else model.run_from(x, sounding, prefix)
+        return logits, nnx.state(model, nnx.BatchStat), surgery.sum_penalties(model)
 
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
@@ -136,7 +136,7 @@ def make_steps(
             target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
         x = batch["audio"]
         frontend = at_length_of(x)
-        sounding = frontend.sounding(batch["length"])
+        sounding = frontend.count_frames(batch["length"])
         if prefix is None:
             x, target = augment(key, frontend, x, batch["length"], target, weight)
         if loss == "bce":
@@ -174,7 +174,7 @@ def make_steps(
         x, length = batch["audio"], batch["length"]
         frontend = at_length_of(x)
         x = x if prefix is not None else frontend(x, length)
-        return forward(trainable, stats, frozen, x, frontend.sounding(length), train=False)[0]
+        return forward(trainable, stats, frozen, x, frontend.count_frames(length), train=False)[0]
 
     if layout is None:
         return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))

@@ -64,7 +64,7 @@ def _methods(names: list[str], config: Any) -> dict[str, Any]:
     """Rows of the papers' tables, `looped_moa`, and `bottleneck_budget` (of Soft-MoA's size)."""
     from aatjax.analysis.step_timing import LoopedMoA
     from aatjax.petl import Adapter
-    from aatjax.petl.presets import method_named
+    from aatjax.petl.presets import make_method
 
     def method(name: str) -> Any:
         if name == "looped_moa":
@@ -72,7 +72,7 @@ def _methods(names: list[str], config: Any) -> dict[str, Any]:
         if name == "bottleneck_budget":
             width = BUDGET * (config.dim / 768) // (config.depth * 2 * config.dim)
             return Adapter(reduction=config.dim / max(1, width))
-        return method_named(name)
+        return make_method(name)
 
     return {name: method(name) for name in names}
 

@@ -12,7 +12,7 @@ from aatjax.cli.arguments import parser_of
 from aatjax.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from aatjax.audio.waveform import BadAudio
+    from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier, Prediction
     from aatjax.inference.segmentation import Format, Rules, Track
     from aatjax.inference.stream import NpzVectors, ParquetVectors, Whole
@@ -117,15 +117,15 @@ def _check(options: argparse.Namespace) -> None:
 
 def _plainly(options: argparse.Namespace) -> None:
     """File by file, each whole or not at all."""
-    from aatjax.audio.waveform import BadAudio
+    from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier
 
     classifier = Classifier.load(options.adapter, base=options.base)
-    failed: list[BadAudio] = []
+    failed: list[AudioError] = []
     for path in options.files:
         try:
             prediction = classifier.predict(path, hop=options.hop)
-        except BadAudio as error:
+        except AudioError as error:
             failed.append(error)
             print(f"aatjax: {error}", file=sys.stderr)
             continue
@@ -179,7 +179,7 @@ def _streamed(options: argparse.Namespace) -> None:
 
 def _segments(options: argparse.Namespace) -> None:
     """What is heard when."""
-    from aatjax.audio.waveform import BadAudio
+    from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier
     from aatjax.inference.stream import Heard, Joined
 
@@ -194,7 +194,7 @@ def _segments(options: argparse.Namespace) -> None:
             if vectors is not None and isinstance(event, Heard):
                 vectors.add(options.files[event.file], event)
             track = joined.take(event)
-            if isinstance(track, BadAudio):
+            if isinstance(track, AudioError):
                 told.add(track)
             elif track is not None:
                 if not isinstance(event, Heard) and event.error is not None:
@@ -275,7 +275,7 @@ class _Told:
     def __init__(self, files: list[str]) -> None:
         self._all, self._unread, self._cut = len(files), 0, 0
 
-    def add(self, error: BadAudio, *, cut: bool = False) -> None:
+    def add(self, error: AudioError, *, cut: bool = False) -> None:
         self._cut += cut
         self._unread += not cut
         rest = "; what comes before is given" if cut else ""

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aatjax.audio.decode import decode
-from aatjax.audio.waveform import BadAudio
+from aatjax.audio.waveform import AudioError
 from aatjax.errors import AatjaxError
 from aatjax.inference.classifier import RATE, Cut, cut, step_of
 from aatjax.inference.server.adapters import Bank, Held
@@ -222,7 +222,7 @@ def _windows(body: bytes, held: Held, hop: float | None, limits: Limits) -> list
     try:
         step = step_of(frontend, hop)
         sound = decode(body, channels=frontend.channels, max_seconds=limits.max_seconds + 1)
-    except BadAudio as error:
+    except AudioError as error:
         reason = str(error).replace("<bytes>: ", "").replace("pass truncated='keep'", "")
         raise Refused(422, f"not a sound that can be used: {reason}") from error
     except AatjaxError as error:

@@ -84,7 +84,7 @@ class Group:
                 whole.eval()
                 return whole(x[None], valid[None])[0]
 
-            return jax.vmap(one)(states, x, frontend.sounding(length))
+            return jax.vmap(one)(states, x, frontend.count_frames(length))
 
         # Apart, so that the large program does not depend on how many adapters there are.
         self._take = jax.jit(lambda stack, row: jax.tree.map(lambda values: values[row], stack))

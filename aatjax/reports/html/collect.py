@@ -179,7 +179,7 @@ def gather(path: Path, data: Data | None = None, *, base: str | None = None) -> 
             raise
         raise DataError(f"{error}; name the labelled sounds with --clips") from error
     drawn: Atlas | str = "the method has no mixture of adapters"
-    if routing_weights.watched(adapter.model):
+    if routing_weights.has_mixtures(adapter.model):
         drawn = "there are no clips to draw it on"
         if source is not None:
             drawn = atlas(adapter.model, source, adapter.frontend)
@@ -276,7 +276,7 @@ def _heard(source: Source, frontend: FrontEnd, row: int) -> tuple[np.ndarray, np
     """The beginning of what the model heard of a clip: samples, log-mel, whether there was more."""
     audio, length = frontend.fit(source.waveform(row))
     most = round(LONGEST * frontend.rate)
-    frames = int(frontend.sounding(jnp.asarray([length]))[0])
+    frames = int(frontend.count_frames(jnp.asarray([length]))[0])
     shown = max(1, min(frames, 1 + max(0, most - 400) // 160))
     features = frontend.features(jnp.asarray(audio[None]), jnp.asarray([length]))[0]
     return audio[: min(length, most)], np.asarray(features)[:shown], length > most
