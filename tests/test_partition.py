@@ -17,7 +17,7 @@ from aatjax.experiments import partition
 from aatjax.experiments import run as experiment
 from aatjax.experiments.cross_validation import cross_validate
 from aatjax.inference.classifier import Classifier
-from aatjax.reports.html.collect import gather
+from aatjax.reports.html.collect import collect_report
 from aatjax.train.adapter_file import load_adapter
 from aatjax.train.loop import Training
 
@@ -119,7 +119,7 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(tmp_path: Path) -> Non
             (tmp_path / "more" / name / f"{i}.wav").rename(tmp_path / "s" / name / f"{i}.wav")
     with pytest.raises(UsageError, match="not those that the adapter was trained on: files were"):
         experiment.evaluate_adapter(adapter)
-    told = gather(tmp_path / "run").evaluated
+    told = collect_report(tmp_path / "run").evaluation
     assert isinstance(told, str) and "name the sounds to evaluate on" in told
     assert (
         experiment.evaluate_adapter(

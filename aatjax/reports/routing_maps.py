@@ -1,16 +1,17 @@
-"""Where on time and frequency the experts of a mixture read and write, and whom they serve."""
+"""Maps of the routing weights of a mixture over time, frequency and classes."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from aatjax.audio.fbank import HOP, LOW_HZ, hertz_to_mel
 from aatjax.audio.frontend import FrontEnd
@@ -21,21 +22,23 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import routing_weights
 
-COLLAPSED = 0.5  # entropy of the use of the experts, over its largest: below is a collapse
-STARVED = 0.1  # use of an expert over its fair share: below, it does next to nothing
-ALIKE = 0.99  # mean cosine between the slots of a clip: above, all experts work on one vector
-FLAT = 0.99  # entropy of the dispatch, over its largest: above, slots are means over all tokens
-EVEN = 1.25  # a profile whose peak is below so many times its mean has no band
+COLLAPSED = 0.5  # normalised entropy of the use of the experts below which they have collapsed
+STARVED = 0.1  # use below which an expert has next to no effect; 1 is a fair share
+ALIKE = 0.99  # mean cosine between the slots of a clip above which all experts get one vector
+FLAT = 0.99  # normalised dispatch entropy above which slots are plain means over the tokens
+PEAK = 1.25  # peak over mean below which a profile has no band
+PREFERRED = 1.1  # use in a class over use in all clips from which an expert prefers the class
+MOST_CLASSES = 100  # with maps by class
 BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Alarm:
-    """Something about a mixture that a person should know.
+class RoutingIssue:
+    """Something odd about a mixture.
 
     Attributes:
         kind: `collapsed`, `starved`, `alike` or `flat`.
-        severity: `alarm`, or `note` where it is odd but harms nothing by itself.
+        severity: `warning`, or `note` where it does no harm by itself.
         text: one sentence.
     """
 
@@ -45,22 +48,22 @@ class Alarm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Expert:
-    """One expert of one mixture, over the clips of an atlas.
+class ExpertMap:
+    """Routing weights of one expert of one mixture, averaged over clips.
 
-    Weights are given over what they would be if all were alike: 1 is neither more nor less than
-    any other token (reading) or expert (writing). Grids are `[rows, columns]`, lowest frequency
-    and earliest time first; of an expert's slots they are the mean.
+    Weights are relative to uniform routing: 1 is the mean over tokens (reading) or experts
+    (writing). Grids are `[rows, columns]`, lowest frequency and earliest time first, averaged over
+    the expert's slots.
 
     Attributes:
-        use: what all tokens read from it.
+        use: its share of what all tokens take, times the number of experts.
         by_class: the same in the clips of each class, `[c]`; NaN for a class without clips.
         read: dispatch weights over the patches; None for mixtures without slots.
         write: combine weights, or gates, over the patches.
         read_special, write_special: the same of the CLS and DIST tokens.
         read_by_class, write_by_class: the grids for the clips of each class, `[c, rows, columns]`;
-            None for more classes than `MOST_CLASSES`.
-        entropy: of its dispatch over the tokens, 0 (one token) to 1 (all alike); None without.
+            None for more than `MOST_CLASSES` classes.
+        entropy: of its dispatch over the tokens, 0 (one token) to 1 (uniform); None without.
     """
 
     use: float
@@ -75,36 +78,36 @@ class Expert:
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-    """One mixture.
+class MixtureMap:
+    """Routing weights of one mixture.
 
     Attributes:
-        path: where in the model it is.
+        path: its path in the model.
         block: number of its block, from 0.
         experts: its experts.
-        balance: entropy of the use of the experts, 0 (one does all) to 1.
-        combine_entropy: of what a token reads, over experts and slots, 0 to 1.
+        balance: normalised entropy of the use of the experts, 0 (collapsed on one) to 1.
+        combine_entropy: of what a token takes, over experts and slots, 0 to 1.
         similarity: mean cosine between the slots of a clip; None without slots or with one.
-        alarms: what a person should know.
+        issues: what is odd.
     """
 
     path: str
     block: int
-    experts: tuple[Expert, ...]
+    experts: tuple[ExpertMap, ...]
     balance: float
     combine_entropy: float
     similarity: float | None
-    alarms: tuple[Alarm, ...]
+    issues: tuple[RoutingIssue, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Atlas:
-    """What the mixtures of a model do with some clips.
+class RoutingMap:
+    """Routing weights of all mixtures of a model over some clips.
 
     Attributes:
         classes: class names.
         clips: number of clips.
-        sites: the mixtures, in the model's order.
+        mixtures: in the model's order.
         special: names of the tokens before the patches.
         low, high: frequencies in Hz that each row of patches spans, `[rows]`.
         start, end: seconds that each column spans, `[columns]`.
@@ -112,7 +115,7 @@ class Atlas:
 
     classes: tuple[str, ...]
     clips: int
-    sites: tuple[Site, ...]
+    mixtures: tuple[MixtureMap, ...]
     special: tuple[str, ...]
     low: Float[np.ndarray, " r"]
     high: Float[np.ndarray, " r"]
@@ -120,39 +123,33 @@ class Atlas:
     end: Float[np.ndarray, " k"]
 
     @property
-    def alarms(self) -> list[Alarm]:
-        """Those of all sites."""
-        return [alarm for site in self.sites for alarm in site.alarms]
+    def issues(self) -> list[RoutingIssue]:
+        """Those of all mixtures."""
+        return [issue for mixture in self.mixtures for issue in mixture.issues]
 
-    def band(self, grid: Float[np.ndarray, "r k"]) -> tuple[float, float] | None:
-        """Hz from where to where a grid is high: rows around its peak of half the peak or more.
+    def find_band(self, grid: Float[np.ndarray, "r k"]) -> tuple[float, float] | None:
+        """Lowest and highest Hz of the rows around the peak of at least half its height.
 
-        None where none stands out: the peak is less than 1.25 times the mean, or all are high.
+        None where no row stands out: the peak is below 1.25 times the mean, or all rows are high.
         """
-        rows = _run(grid.mean(axis=1))
+        rows = _find_peak(grid.mean(axis=1))
         return None if rows is None else (float(self.low[rows[0]]), float(self.high[rows[1]]))
 
-    def span(self, grid: Float[np.ndarray, "r k"]) -> tuple[float, float] | None:
-        """Seconds from when to when a grid is high; None where no column stands out."""
-        columns = _run(grid.mean(axis=0))
+    def find_span(self, grid: Float[np.ndarray, "r k"]) -> tuple[float, float] | None:
+        """First and last second of the columns around the peak; None where none stands out."""
+        columns = _find_peak(grid.mean(axis=0))
         if columns is None:
             return None
         return float(self.start[columns[0]]), float(self.end[columns[1]])
 
-    def serves(self, expert: Expert, most: int = 3) -> list[tuple[str, float]]:
-        """The classes that use an expert most, with use there over its use in all clips.
-
-        Only those in which it is used at least a tenth more.
-        """
+    def rank_classes(self, expert: ExpertMap, most: int = 3) -> list[tuple[str, float]]:
+        """Classes in which an expert is used at least a tenth more, with use over its mean use."""
         lift = np.nan_to_num(expert.by_class / max(expert.use, 1e-12))
-        order = [i for i in np.argsort(-lift, kind="stable")[:most] if lift[i] >= 1.1]
-        return [(self.classes[i], float(lift[i])) for i in order]
+        order = np.argsort(-lift, kind="stable")[:most]
+        return [(self.classes[i], float(lift[i])) for i in order if lift[i] >= PREFERRED]
 
 
-MOST_CLASSES = 100
-
-
-def atlas(
+def map_routing(
     model: AST,
     source: Source,
     frontend: FrontEnd,
@@ -160,79 +157,80 @@ def atlas(
     per_class: int = 8,
     most: int = 200,
     batch_size: int = BATCH,
-) -> Atlas:
-    """Averages the routing weights of every mixture over labelled clips, and per class.
+) -> RoutingMap:
+    """Average the routing weights of every mixture over labelled clips, and by class.
 
     Of Soft-MoA (arXiv 2402.00828, sec. 3.2) the dispatch weights, a softmax over the tokens for
-    each slot, tell where an expert reads; the combine weights, a softmax over all slots for each
+    each slot, are what an expert reads; the combine weights, a softmax over all slots for each
     token, where it writes. Dense and top-k mixtures have gates only, which count as writing.
 
     Args:
-        model: a model adapted with SoftMoA, DenseMoA or TopKMoA.
+        model: a model adapted with SoftMoA, DenseMoA or TopKMoA; not changed.
         source: clips with the classes of the model's head.
         frontend: the front end that the model was trained with.
         per_class: clips taken of each class, the first ones.
         most: clips taken in all.
-        batch_size: clips a step.
+        batch_size: clips per step.
 
     Raises:
-        UsageError: the model has no mixture, or the classes do not fit.
+        UsageError: the model has no mixture, or the classes differ.
     """
     if not routing_weights.has_mixtures(model):
         name = getattr(model.method, "name", "a model without a method")
-        raise UsageError(f"{name} has no mixture of adapters to draw an atlas of")
+        raise UsageError(f"{name} has no mixture of adapters, so there is no routing to map")
     if len(source.classes) != model.config.num_classes:
         raise UsageError(
             f"{source.name} has {len(source.classes)} classes, the model's head "
             f"{model.config.num_classes}: give clips of the model's classes"
         )
-    clips = choose(source, per_class, most)
+    clips = take_per_class(source, per_class, most)
     sums: dict[str, dict[str, np.ndarray]] = {}
-    run = _sums(model)
-    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
+    run = _compile_sums(model)
+    for batch in eval_batches(clips, frontend, batch_size=batch_size, threads=0):
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
-        found = jax.device_get(
-            run(x, frontend.count_frames(length), batch["weight"], np.nan_to_num(batch["target"]))
-        )
-        for site, arrays in found.items():
-            into = sums.setdefault(site, {})
+        target = np.nan_to_num(batch["target"])
+        found = jax.device_get(run(x, frontend.sounding(length), batch["weight"], target))
+        for path, arrays in found.items():
+            total = sums.setdefault(path, {})
             for name, array in arrays.items():
-                into[name] = into.get(name, 0.0) + np.asarray(array, np.float64)
+                total[name] = total.get(name, 0.0) + np.asarray(array, np.float64)
     config = model.config
     frame = HOP / frontend.rate
-    first = np.arange(config.grid[1]) * config.stride[1] * frame
-    low, high = row_hertz(config, frontend.rate)
-    order = sorted(sums, key=_position)
-    return Atlas(
+    start = np.arange(config.grid[1]) * config.stride[1] * frame
+    low, high = find_row_frequencies(config, frontend.rate)
+    return RoutingMap(
         classes=source.classes,
         clips=len(clips),
-        sites=tuple(_site(path, sums[path], config) for path in order),
+        mixtures=tuple(
+            _map_mixture(path, sums[path], config) for path in sorted(sums, key=_sort_key)
+        ),
         special=("CLS", "DIST")[: config.num_prefix],
         low=low,
         high=high,
-        start=first,
-        end=first + config.patch[1] * frame,
+        start=start,
+        end=start + config.patch[1] * frame,
     )
 
 
-def choose(source: Source, per_class: int, most: int) -> Source:
-    """The first `per_class` clips of each class, taken in turn over the classes up to `most`."""
-    turns: dict[int, list[int]] = {}
+def take_per_class(source: Source, per_class: int, most: int) -> Source:
+    """The first `per_class` clips of each class, at most `most`, taken from the classes in turn."""
+    members: dict[int, list[int]] = {}
     for index, clip in enumerate(source.clips):
-        key = clip.label[0] if clip.label else -1
-        turns.setdefault(key, []).append(index)
-    taken = [
+        members.setdefault(clip.label[0] if clip.label else -1, []).append(index)
+    turns = [
         indices[turn]
         for turn in range(per_class)
-        for indices in turns.values()
+        for indices in members.values()
         if turn < len(indices)
     ]
-    return source.subset(sorted(taken[:most]))
+    return source.subset(sorted(turns[:most]))
 
 
-def row_hertz(config: ASTConfig, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest frequency in Hz of each row of patches: outer edges of its mel filters."""
+def find_row_frequencies(
+    config: ASTConfig, rate: int
+) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]:
+    """Lowest and highest Hz of each row of patches: the outer edges of its mel filters."""
     low, high = hertz_to_mel(np.array([LOW_HZ, rate / 2]))
     step = (high - low) / (config.mels + 1)
     first = np.arange(config.grid[0]) * config.stride[0]
@@ -245,19 +243,18 @@ def mel_to_hertz(mel: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
     return 700.0 * np.expm1(mel / 1127.0)
 
 
-def _position(path: str) -> tuple[int, str]:
-    return _block(path), path
+def _sort_key(path: str) -> tuple[int, str]:
+    return _parse_block(path), path
 
 
-def _block(path: str) -> int:
+def _parse_block(path: str) -> int:
     found = re.match(r"blocks/(\d+)(/|$)", path)
     return int(found.group(1)) if found else -1
 
 
-def _sums(model: AST) -> Any:
-    """A compiled function of a batch: sums over its clips, of every mixture."""
-    probe = routing_weights.make_probe(model)
-    graphdef, state = nnx.split(probe)
+def _compile_sums(model: AST) -> Callable[..., dict[str, dict[str, jax.Array]]]:
+    """A compiled function of (log-mel, frames, weight, target): sums over the clips of a batch."""
+    graphdef, state = nnx.split(routing_weights._prepared(model))
     keep = model.config.num_classes <= MOST_CLASSES
 
     @jax.jit
@@ -266,66 +263,54 @@ def _sums(model: AST) -> Any:
     ) -> dict[str, dict[str, jax.Array]]:
         found = routing_weights.run_probe(nnx.merge(graphdef, state, copy=True), x, valid)
         label = target * weight[:, None]
-        return {site: _reduced(arrays, weight, label, keep) for site, arrays in found.items()}
+        return {path: _sum_weights(arrays, weight, label, keep) for path, arrays in found.items()}
 
     return lambda *batch: run(state, *map(jnp.asarray, batch))
 
 
-def _reduced(
+def _sum_weights(
     arrays: dict[str, jax.Array], weight: jax.Array, label: jax.Array, keep: bool
 ) -> dict[str, jax.Array]:
-    """Sums over a batch `b` of one mixture's weights, in all (`a`) and by class (`c`)."""
+    """Sums over a batch `b` of one mixture's weights, in all and by class (`c`)."""
     combine = arrays["combine"]
     gates = combine if combine.ndim == 3 else combine.sum(axis=3)
-    seen = gates.sum(axis=2)  # 0 where a token is masked, else 1
+    present = gates.sum(axis=2)  # 0 where a token is masked, else 1
+    taken = routing_weights.entropy(combine, tuple(range(2, combine.ndim)))
     sums = {
         "clips": weight.sum(),
         "class_clips": label.sum(axis=0),
         "write": jnp.einsum("b,bne->en", weight, gates),
-        "seen": jnp.einsum("b,bn->n", weight, seen),
+        "present": weight @ present,
         "class_use": jnp.einsum("bc,bne->ce", label, gates),
-        "combine_entropy": _weighted(_token_entropy(combine, seen), weight),
+        "combine_entropy": weight @ ((taken * present).sum(axis=1) / present.sum(axis=1)),
     }
     if keep:
         sums["class_write"] = jnp.einsum("bc,bne->cen", label, gates)
-        sums["class_seen"] = jnp.einsum("bc,bn->cn", label, seen)
+        sums["class_present"] = label.T @ present
     if "dispatch" in arrays:
         dispatch = arrays["dispatch"]
         sent = dispatch.mean(axis=3)
         sums["read"] = jnp.einsum("b,bne->en", weight, sent)
         if keep:
             sums["class_read"] = jnp.einsum("bc,bne->cen", label, sent)
-        spread = routing_weights.measure_entropy(dispatch, (1,)).mean(axis=2)
-        sums["read_entropy"] = jnp.einsum("b,be->e", weight, spread)
+        sums["read_entropy"] = weight @ routing_weights.entropy(dispatch, (1,)).mean(axis=2)
         if dispatch.shape[2] * dispatch.shape[3] > 1:
-            alike = jax.vmap(lambda slots: routing_weights.measure_similarity(slots[None]))(
-                arrays["slots"]
-            )
-            sums["similarity"] = _weighted(alike, weight)
+            each = jax.vmap(lambda slots: routing_weights._similarity(slots[None]))
+            sums["similarity"] = weight @ each(arrays["slots"])
     return sums
 
 
-def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    return (values * weight).sum()
-
-
-def _token_entropy(combine: jax.Array, seen: jax.Array) -> jax.Array:
-    """Mean over the tokens that are seen of the entropy of what they read, `[b]`."""
-    each = routing_weights.measure_entropy(combine, tuple(range(2, combine.ndim)))
-    return (each * seen).sum(axis=1) / seen.sum(axis=1)
-
-
-def _site(path: str, sums: dict[str, np.ndarray], config: ASTConfig) -> Site:
+def _map_mixture(path: str, sums: dict[str, np.ndarray], config: ASTConfig) -> MixtureMap:
     clips, prefix = float(sums["clips"]), config.num_prefix
     size, tokens = sums["write"].shape
     share = sums["write"].sum(axis=1) / sums["write"].sum()
-    write = size * sums["write"] / np.maximum(sums["seen"], 1e-12)[None]
+    write = size * sums["write"] / np.maximum(sums["present"], 1e-12)
     read = tokens * sums["read"] / clips if "read" in sums else None
+    class_write = class_read = None
     with np.errstate(invalid="ignore", divide="ignore"):
-        of_class = size * sums["class_use"] / sums["class_use"].sum(axis=1, keepdims=True)
-        class_write = class_read = None
+        by_class = size * sums["class_use"] / sums["class_use"].sum(axis=1, keepdims=True)
         if "class_write" in sums:
-            class_write = size * sums["class_write"] / sums["class_seen"][:, None]
+            class_write = size * sums["class_write"] / sums["class_present"][:, None]
         if "class_read" in sums:
             class_read = tokens * sums["class_read"] / sums["class_clips"][:, None, None]
 
@@ -333,69 +318,63 @@ def _site(path: str, sums: dict[str, np.ndarray], config: ASTConfig) -> Site:
         return weights[..., prefix:].reshape(*weights.shape[:-1], *config.grid)
 
     experts = tuple(
-        Expert(
+        ExpertMap(
             use=float(size * share[e]),
-            by_class=of_class[:, e],
+            by_class=by_class[:, e],
             read=None if read is None else grid(read[e]),
             write=grid(write[e]),
             read_special=() if read is None else tuple(map(float, read[e, :prefix])),
             write_special=tuple(map(float, write[e, :prefix])),
             read_by_class=None if class_read is None else grid(class_read[:, e]),
             write_by_class=None if class_write is None else grid(class_write[:, e]),
-            entropy=float(sums["read_entropy"][e] / clips) if read is not None else None,
+            entropy=None if read is None else float(sums["read_entropy"][e] / clips),
         )
         for e in range(size)
     )
     balance = float(routing_weights.measure_entropy(jnp.asarray(share), (0,)))
     similarity = float(sums["similarity"] / clips) if "similarity" in sums else None
-    return Site(
+    return MixtureMap(
         path=path,
-        block=_block(path),
+        block=_parse_block(path),
         experts=experts,
         balance=balance,
         combine_entropy=float(sums["combine_entropy"] / clips),
         similarity=similarity,
-        alarms=_alarms(path, experts, balance, similarity),
+        issues=_find_issues(path, experts, balance, similarity),
     )
 
 
-def _alarms(
-    path: str, experts: tuple[Expert, ...], balance: float, similarity: float | None
-) -> tuple[Alarm, ...]:
-    found: list[Alarm] = []
+def _find_issues(
+    path: str, experts: tuple[ExpertMap, ...], balance: float, similarity: float | None
+) -> tuple[RoutingIssue, ...]:
+    found: list[RoutingIssue] = []
     size = len(experts)
     use = [expert.use for expert in experts]
     if size > 1 and balance < COLLAPSED:
         best = int(np.argmax(use))
-        found.append(
-            Alarm(
-                "collapsed",
-                "alarm",
-                f"{path}: collapsed: expert {best} of {size} gives {use[best] / size:.0%} of all "
-                f"that is read (balance {balance:.2f})",
-            )
-        )
+        text = f"collapsed: {use[best] / size:.0%} of the output is from expert {best} of {size}"
+        found.append(RoutingIssue("collapsed", "warning", f"{text} (balance {balance:.2f})"))
     starved = [str(e) for e in range(size) if use[e] < STARVED]
     if starved:
-        named = f"expert{'s' if len(starved) > 1 else ''} {', '.join(starved)}"
-        text = f"{path}: {named} of {size}: used for less than a tenth of a fair share"
-        found.append(Alarm("starved", "alarm", text))
+        plural = "s" if len(starved) > 1 else ""
+        text = f"expert{plural} {', '.join(starved)} of {size}: use below a tenth of a fair share"
+        found.append(RoutingIssue("starved", "warning", text))
     if similarity is not None and similarity > ALIKE:
-        text = f"{path}: all slots hold nearly the same vector (mean cosine {similarity:.3f})"
-        found.append(Alarm("alike", "note", text))
-    spread = [expert.entropy for expert in experts if expert.entropy is not None]
-    if spread and min(spread) > FLAT:
-        text = f"{path}: every slot is nearly the plain mean of all tokens"
-        found.append(Alarm("flat", "note", text))
-    return tuple(found)
+        text = f"all slots hold nearly the same vector (mean cosine {similarity:.3f})"
+        found.append(RoutingIssue("alike", "note", text))
+    entropies = [expert.entropy for expert in experts if expert.entropy is not None]
+    if entropies and min(entropies) > FLAT:
+        text = "every slot is nearly the mean of all tokens"
+        found.append(RoutingIssue("flat", "note", text))
+    return tuple(dataclasses.replace(one, text=f"{path}: {one.text}") for one in found)
 
 
-def _run(profile: np.ndarray) -> tuple[int, int] | None:
-    """First and last of the places around the peak of half the peak or more; None where even."""
+def _find_peak(profile: Float[np.ndarray, " k"]) -> tuple[int, int] | None:
+    """First and last place around the peak of at least half its height; None where flat."""
     peak = int(profile.argmax())
-    if not profile[peak] > EVEN * profile.mean():
+    if not profile[peak] > PEAK * profile.mean():
         return None
-    high = profile >= profile[peak] / 2
+    high: Bool[np.ndarray, " k"] = profile >= profile[peak] / 2
     first, last = peak, peak
     while first > 0 and high[first - 1]:
         first -= 1

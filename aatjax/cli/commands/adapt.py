@@ -77,20 +77,13 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
     from aatjax.cli.commands.train import keep_compiled
     from aatjax.experiments import autoconfig, run
     from aatjax.experiments.run_dir import write_json
-    from aatjax.reports.html.collect import gather
-    from aatjax.reports.html.report import render
 
     keep_compiled()
     folder: Path = options.run or autoconfig.run_folder_of(source)
     show = None if options.quiet else sys.stderr
     result = run.train(config, run_dir=folder, show=show)
     write_json(folder / "diagnosis.json", json.loads(json.dumps(diagnosis.to_json())))
-    evidence = gather(folder)
-    report = folder / "report.html"
-    text = render(evidence, ["aatjax", "adapt", *arguments])
-    from aatjax.io.atomic import write_file
-
-    write_file(report, lambda path: _write(path, text))
+    report = _write_report(folder, ["aatjax", "adapt", *arguments])
     metric = result.headline[0] if result.headline else "test"
     row = [
         result.method,
@@ -104,9 +97,21 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
     if steps:
         print("\nnext:")
         print("\n".join(f"  {number}. {line}" for number, line in enumerate(steps, 1)))
-    print(f"\nadapter: {result.artefact}\nreport: {report}")
+    print(f"\nadapter: {result.artefact}\n{report}")
     print(f"aatjax predict {result.artefact} FILES...")
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_report(folder: Path, command: list[str]) -> str:
+    """Write the report, and return the line that names it, or says why there is none."""
+    from aatjax.errors import UnavailableError
+    from aatjax.io.atomic import write_file
+
+    try:
+        from aatjax.reports.html.collect import collect_report
+        from aatjax.reports.html.report import render_report
+    except UnavailableError as error:
+        return f"report not written: {error}; then run aatjax report {folder}"
+    path = folder / "report.html"
+    text = render_report(collect_report(folder), command)
+    write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return f"report: {path}"

@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> None:
     if options.method:
         raise UsageError("compare takes --methods, several of them, instead of --method")
     from aatjax.cli.commands.train import keep_compiled
-    from aatjax.experiments.compare.report import write_report
-    from aatjax.experiments.compare.runs import entries_of, run_grid
-    from aatjax.experiments.compare.tables import shown
+    from aatjax.experiments.compare.runs import make_entries, run_grid
+    from aatjax.experiments.compare.tables import format_table
+    from aatjax.reports.html.compare import write_comparison
 
-    entries = entries_of(configs, options.methods, options.budget)
+    entries = make_entries(configs, options.methods, options.budget)
     if len(entries) < 2:
         raise UsageError("a comparison needs two rows: give more configs, or --methods A B")
     keep_compiled()
@@ -59,11 +59,11 @@ def main(arguments: list[str]) -> None:
         seeds=options.seeds,
         folds=options.cross_validate,
         show=sys.stderr if options.verbose else None,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     command = shlex.join(["aatjax", "compare", *arguments])
-    files = write_report(found, options.out, command)
-    print(text_table(*shown(found)))
+    files = write_comparison(found, options.out, command)
+    print(text_table(*format_table(found)))
     for note in found.notes:
         print(f"- {note}")
     print(f"report: {files[-1]}")

@@ -18,13 +18,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from aatjax.config import Data
     from aatjax.io.atomic import write_file
-    from aatjax.reports.html.collect import gather
-    from aatjax.reports.html.report import render
+    from aatjax.reports.html.collect import collect_report
+    from aatjax.reports.html.report import render_report
 
     data = None if options.clips is None else Data(path=options.clips, format=options.format)
-    evidence = gather(options.run, data, base=options.base)
-    text = render(evidence, ["aatjax", "report", *arguments])
-    out: Path = options.out or evidence.path.parent / "report.html"
+    found = collect_report(options.run, data, base=options.base)
+    text = render_report(found, ["aatjax", "report", *arguments])
+    out: Path = options.out or found.path.parent / "report.html"
     whole = text.encode()
 
     def write(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Comparison of methods on one data set: the grid of runs, its statistics, tables and plots."""
+"""Comparison of methods on one data set: runs, statistics, tables."""

@@ -1,89 +1,64 @@
-"""The tables of a comparison: CSV, JSON, Markdown, LaTeX."""
+"""The table of a comparison as CSV, JSON, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+from statistics import median_high
 from typing import Any
 
 from aatjax.experiments.compare.runs import Comparison
 
-HEADS = (
-    "method",
-    "trainable",
-    "mean",
-    "low",
-    "high",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "p_holm",
-    "training_gflops",
-    "adapter_gflops",
-    "step_s",
-    "activation_mib",
-)
 LATEX = str.maketrans(
-    {
-        "_": r"\_",
-        "%": r"\%",
-        "&": r"\&",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-    }
+    {character: f"\\{character}" for character in "_%&#${}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 )
 
 
-def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row an entry, with the numbers of all tables."""
+def list_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per entry, with the numbers of all tables."""
     rows = []
     for name in comparison.entries:
-        summary, cost = comparison.summaries[name], comparison.costs[name]
-        seconds = sorted(c.step_s for c in comparison.cells if c.entry == name)
+        cost = comparison.costs[name]
         rows.append(
             {
                 "method": name,
                 "trainable": cost.trainable,
-                **dataclasses.asdict(summary),
+                **dataclasses.asdict(comparison.summaries[name]),
                 "training_gflops": cost.training.total / 1e9,
                 "adapter_gflops": cost.training.adapter / 1e9,
-                "step_s": seconds[len(seconds) // 2],
+                "step_s": median_high(c.step_s for c in comparison.cells if c.entry == name),
                 "activation_mib": cost.kept / 2**20,
             }
         )
     return rows
 
 
-def as_csv(comparison: Comparison) -> str:
-    """A row an entry, all digits."""
+def format_csv(comparison: Comparison) -> str:
+    """A row per entry, all digits."""
+    rows = list_records(comparison)
     text = io.StringIO()
-    out = csv.DictWriter(text, HEADS, lineterminator="\n")
+    out = csv.DictWriter(text, rows[0], lineterminator="\n")
     out.writeheader()
-    out.writerows({key: row[key] for key in HEADS} for row in records(comparison))
+    out.writerows(rows)
     return text.getvalue()
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything: rows, every cell with its curve, notes."""
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything: rows, every run with its curve, notes."""
     return {
         "title": comparison.title,
         "metric": comparison.metric,
         "notes": list(comparison.notes),
-        "rows": records(comparison),
+        "rows": list_records(comparison),
         "cells": [dataclasses.asdict(cell) for cell in comparison.cells],
         "costs": {name: cost.to_json() for name, cost in comparison.costs.items()},
     }
 
 
-def shown(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells as people read them: percent, with intervals."""
+def format_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells to be read: percent, with intervals."""
     heads = [
         "method",
         "trainable",
@@ -91,21 +66,18 @@ def shown(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "difference",
         "p (Holm)",
         "training GFLOPs",
-        "of them added",
+        "adapter GFLOPs",
         "step ms",
     ]
     rows = []
-    for row in records(comparison):
+    for row in list_records(comparison):
+        change = (row["difference"], row["difference_low"], row["difference_high"])
         rows.append(
             [
                 row["method"],
                 f"{row['trainable']:,}",
-                _interval(row["mean"], row["low"], row["high"]),
-                ""
-                if row["difference"] is None
-                else _interval(
-                    row["difference"], row["difference_low"], row["difference_high"], sign=True
-                ),
+                _format_percent(row["mean"], row["low"], row["high"], ".1f"),
+                _format_percent(*change, "+.1f"),
                 "" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
                 f"{row['training_gflops']:.2f}",
                 f"{row['adapter_gflops']:.3f}",
@@ -115,38 +87,30 @@ def shown(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """The table for a README, its notes below."""
-    heads, rows = shown(comparison)
+def format_markdown(comparison: Comparison) -> str:
+    """The table for a README, with its notes below."""
+    heads, rows = format_table(comparison)
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    table = "\n".join("| " + " | ".join(_escape(c) for c in line) + " |" for line in lines)
+    table = "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
+    )
     notes = "\n".join(f"- {note}" for note in comparison.notes)
     return f"# {comparison.title}\n\n{table}\n\n{notes}\n"
 
 
-def as_latex(comparison: Comparison) -> str:
+def format_latex(comparison: Comparison) -> str:
     """A booktabs table for a paper."""
-    heads, rows = shown(comparison)
-    body = [" & ".join(c.translate(LATEX) for c in line) + r" \\" for line in rows]
-    return "\n".join(
-        [
-            r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}",
-            r"\toprule",
-            " & ".join(c.translate(LATEX) for c in heads) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    heads, rows = format_table(comparison)
+    head, *body = [
+        " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *rows)
+    ]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
+    rules = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(rules)
 
 
-def _interval(mean: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
+def _format_percent(mean: float | None, low: float | None, high: float | None, form: str) -> str:
+    if mean is None:
+        return ""
     bounds = "" if low is None or high is None else f" [{100 * low:{form}}, {100 * high:{form}}]"
     return f"{100 * mean:{form}}{bounds}"
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", r"\|")

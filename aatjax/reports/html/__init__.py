@@ -1,1 +1,5 @@
-"""The HTML report of one trained adapter: `aatjax report`."""
+"""HTML reports: one file each, no network; needs `aatjax[report]` (jinja2, matplotlib)."""
+
+from aatjax.io.optional import need
+
+need("jinja2", "matplotlib", what="an HTML report")

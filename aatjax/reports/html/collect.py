@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a run, the adapter, and what it says of labelled clips."""
+"""The data of a report: files of a run, its adapter, and its predictions on labelled clips."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float, Int16
 
 from aatjax.analysis import flops
+from aatjax.audio.fbank import FRAME, HOP
 from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Data
 from aatjax.data.source import Source
@@ -26,89 +28,89 @@ from aatjax.inference.calibration import (
 from aatjax.models.ast import AST
 from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights
-from aatjax.reports.html.class_intervals import ClassIntervals, class_intervals
-from aatjax.reports.routing_maps import Atlas, atlas
+from aatjax.reports.html.class_intervals import ClassIntervals, estimate_class_intervals
+from aatjax.reports.routing_maps import RoutingMap, map_routing
 from aatjax.train.adapter_file import Adapter, load_adapter
 from aatjax.train.evaluation import clip_logits, measure
 from aatjax.train.logging import read_rows
 from aatjax.train.metrics.evaluate import Metrics
 
-ARTEFACT = "adapter.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
 MOST_MISTAKES = 8
 LONGEST = 4.0  # seconds of sound of a mistake
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """One clip that the adapter was most sure of and wrong about.
+    """One clip with a wrong and confident prediction.
 
     Attributes:
         clip: name of the clip, and `path` of its file where it has one.
-        said, truth: what the adapter says, and what the labels say.
-        probability: calibrated probability of what is said, or of what was missed.
+        predicted, truth: the prediction, and the labels.
+        probability: calibrated probability of the prediction.
         possible: the conformal set; None without decisions.
-        samples: the beginning of what the model heard.
+        samples: the beginning of the model's input.
         features: its log-mel, `[t, f]`.
-        cut: whether the model heard more than that.
+        cut: whether the input is longer than that.
     """
 
     clip: str
     path: str | None
-    said: str
+    predicted: str
     truth: str
     probability: float
     possible: tuple[str, ...] | None
-    samples: np.ndarray
-    features: np.ndarray
+    samples: Int16[np.ndarray, " s"]
+    features: Float[np.ndarray, "t f"]
     cut: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What the adapter says of labelled clips.
+class Evaluation:
+    """Predictions of the adapter on labelled clips.
 
     Attributes:
         source: the clips.
         own: whether they are the test part of the run itself.
         logits, targets: `[b, c]`.
-        metrics: what `aatjax eval` says.
-        intervals: of the figures of each class.
+        metrics: as of `aatjax eval`.
+        intervals: of the metrics of each class.
         mistakes: the most confident ones.
     """
 
     source: Source
     own: bool
-    logits: np.ndarray
-    targets: np.ndarray
+    logits: Float[np.ndarray, "b c"]
+    targets: Float[np.ndarray, "b c"]
     metrics: Metrics
     intervals: list[ClassIntervals]
     mistakes: list[Mistake]
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-    """Everything that a report tells.
+class ReportData:
+    """Everything that a report shows.
 
     Attributes:
         path: the adapter file, and `size` in bytes.
-        adapter: what is in it.
-        decisions: what its validation clips told, or None.
-        evaluated: what it says of labelled clips, or the reason why there are none.
-        atlas: of its mixtures, or the reason why there is none.
+        adapter: its content.
+        decisions: calibration fitted on its validation clips, or None.
+        evaluation: on labelled clips, or the reason why there is none.
+        routing: maps of its mixtures, or the reason why there is none; None without mixtures.
         result: result.json of the run, empty without.
         rows: metrics.jsonl of the run.
         findings: of diagnosis.json, or the reason why it could not be read.
         counts: trained and frozen parameters.
-        flops: of one clip forward, or None where they cannot be counted.
+        flops: of the forward pass of one clip, or None where they cannot be counted.
         run: the run folder, if there is one.
     """
 
     path: Path
     size: int
     adapter: Adapter
-    decisions: Calibration | None
-    evaluated: Evaluated | str
-    atlas: Atlas | str
+    decisions: Decisions | None
+    evaluation: Evaluation | str
+    routing: RoutingMap | str | None
     result: dict[str, Any]
     rows: list[dict[str, Any]]
     findings: list[dict[str, Any]] | str
@@ -118,31 +120,31 @@ class Evidence:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a report must tell of the data that it was trained on."""
+        """What must be reported of the training data."""
         about = self.result.get("data", self.adapter.info.get("about"))
         return about if isinstance(about, dict) else {}
 
 
 def find_adapter(path: Path) -> tuple[Path, Path | None]:
-    """The adapter file, and the run folder where it lies in one.
+    """Return the adapter file, and the run folder that it is in, if any.
 
     Raises:
         DataError: there is none.
     """
     if path.is_dir():
-        if (path / ARTEFACT).is_file():
-            return path / ARTEFACT, path
-        inside = sorted(one.parent.name for one in path.glob(f"*/{ARTEFACT}"))
-        hint = f"; there are {', '.join(inside[:6])} in it: name one" if inside else ""
-        raise DataError(f"{path}: has no {ARTEFACT}: the run has not finished{hint}")
+        if (path / ADAPTER_FILE).is_file():
+            return path / ADAPTER_FILE, path
+        inside = sorted(one.parent.name for one in path.glob(f"*/{ADAPTER_FILE}"))
+        hint = f"; name one of its runs: {', '.join(inside[:6])}" if inside else ""
+        raise DataError(f"{path}: has no {ADAPTER_FILE}: the run has not finished{hint}")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    here = path.name == ARTEFACT and (path.parent / "result.json").is_file()
-    return path, path.parent if here else None
+    in_run = path.name == ADAPTER_FILE and (path.parent / "result.json").is_file()
+    return path, path.parent if in_run else None
 
 
-def gather(path: Path, data: Data | None = None, *, base: str | None = None) -> Evidence:
-    """Reads a run folder or an adapter file, and evaluates it.
+def collect_report(path: Path, data: Data | None = None, *, base: str | None = None) -> ReportData:
+    """Read a run folder or an adapter file, and evaluate the adapter.
 
     Args:
         path: a run folder, or an adapter file.
@@ -151,7 +153,7 @@ def gather(path: Path, data: Data | None = None, *, base: str | None = None) -> 
 
     Raises:
         UsageError: the classes of the data are not the adapter's.
-        DataError: a file is missing or damaged; the sounds are not where they were.
+        DataError: a file is missing or damaged; the sounds have moved.
     """
     file, run = find_adapter(path)
     adapter = load_adapter(file, base=base)
@@ -166,123 +168,140 @@ def gather(path: Path, data: Data | None = None, *, base: str | None = None) -> 
         found = read_json(run / "result.json") if (run / "result.json").is_file() else {}
         result = found if isinstance(found, dict) else {}
         rows = [row for row in read_rows(run / "metrics.jsonl") if isinstance(row, dict)]
-        findings = _findings(run / "diagnosis.json")
-    try:
-        source: Source | None = experiment.labelled_clips(adapter, data)
-        reason = ""
-    except UsageError as error:
-        if data is not None:
-            raise
-        source, reason = None, str(error)
-    except DataError as error:
-        if data is not None:
-            raise
-        raise DataError(f"{error}; name the labelled sounds with --clips") from error
-    drawn: Atlas | str = "the method has no mixture of adapters"
-    if routing_weights.has_mixtures(adapter.model):
-        drawn = "there are no clips to draw it on"
+        findings = _read_findings(run / "diagnosis.json")
+    source, reason = _open_clips(adapter, data)
+    routing: RoutingMap | str | None = None
+    if routing_weights.watched(adapter.model):
+        routing = "not mapped: there are no labelled clips"
         if source is not None:
-            drawn = atlas(adapter.model, source, adapter.frontend)
-    return Evidence(
+            routing = map_routing(adapter.model, source, adapter.frontend)
+    return ReportData(
         path=file,
         size=file.stat().st_size,
         adapter=adapter,
         decisions=decisions,
-        evaluated=reason
-        if source is None
-        else _evaluated(adapter, source, decisions, data is None),
-        atlas=drawn,
+        evaluation=_evaluate(adapter, source, decisions, data is None)
+        if source is not None
+        else reason,
+        routing=routing,
         result=result,
         rows=rows,
         findings=findings,
         counts=summary(adapter.model),
-        flops=_flops(adapter.model),
+        flops=_count_flops(adapter.model),
         run=run,
     )
 
 
-def _findings(path: Path) -> list[dict[str, Any]] | str:
+def _open_clips(adapter: Adapter, data: Data | None) -> tuple[Source | None, str]:
+    """The labelled clips, or the reason why the adapter has none of its own."""
+    try:
+        return experiment.labelled_clips(adapter, data), ""
+    except UsageError as error:
+        if data is not None:
+            raise
+        return None, str(error)
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(f"{error}; name the labelled sounds with --clips") from error
+
+
+def _read_findings(path: Path) -> list[dict[str, Any]] | str:
     if not path.is_file():
         return []
     try:
-        told = read_json(path)
+        content = read_json(path)
     except DataError as error:
         return str(error)
-    found = told.get("findings") if isinstance(told, dict) else None
+    found = content.get("findings") if isinstance(content, dict) else None
     if not isinstance(found, list):
         return f"{path}: has no list of findings"
     return [one for one in found if isinstance(one, dict)]
 
 
-def _evaluated(
-    adapter: Adapter, source: Source, decisions: Calibration | None, own: bool
-) -> Evaluated:
+def _evaluate(
+    adapter: Adapter, source: Source, decisions: Decisions | None, own: bool
+) -> Evaluation:
     logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
     targets = np.asarray(source.targets(), np.float64)
-    return Evaluated(
+    return Evaluation(
         source=source,
         own=own,
         logits=logits,
         targets=targets,
         metrics=measure(logits, source, 1000),
-        intervals=class_intervals(logits, targets, multi_label=source.multi_label),
-        mistakes=_mistakes(source, adapter.frontend, logits, targets, decisions),
+        intervals=estimate_class_intervals(logits, targets, multi_label=source.multi_label),
+        mistakes=_find_mistakes(source, adapter.frontend, logits, targets, decisions),
     )
 
 
-def _mistakes(
+def _find_mistakes(
     source: Source,
     frontend: FrontEnd,
-    logits: np.ndarray,
-    targets: np.ndarray,
-    decisions: Calibration | None,
+    logits: Float[np.ndarray, "b c"],
+    targets: Float[np.ndarray, "b c"],
+    decisions: Decisions | None,
 ) -> list[Mistake]:
-    """The clips that the adapter is wrong about and surest of, each clip once."""
-    many = source.multi_label
+    """The most confident wrong predictions, one per clip."""
+    multi_label = source.multi_label
     temperature = 1.0 if decisions is None else decisions.temperature
-    probabilities = compute_probabilities(logits, temperature, many)
-    if many:
-        guess = logits > 0
-        wrong = (guess != (targets == 1)) & ~np.isnan(targets)
+    probabilities = calibrated(logits, temperature, multi_label)
+    if multi_label:
+        positive = logits > 0
+        wrong = (positive != (targets == 1)) & ~np.isnan(targets)
     else:
-        guess = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
-        wrong = guess & (targets != 1)
-    sure = np.where(wrong, np.where(guess, probabilities, 1 - probabilities), -1.0)
-    possible = None if decisions is None else apply_calibration(logits, decisions).possible
+        positive = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
+        wrong = positive & (targets != 1)
+    confidence = np.where(wrong, np.where(positive, probabilities, 1 - probabilities), -1.0)
+    possible = None if decisions is None else apply(logits, decisions).possible
     found: list[Mistake] = []
-    for row in np.argsort(-sure.max(axis=1), kind="stable")[:MOST_MISTAKES]:
-        c = int(sure[row].argmax())
-        if sure[row, c] < 0:
+    for row in map(int, np.argsort(-confidence.max(axis=1), kind="stable")[:MOST_MISTAKES]):
+        c = int(confidence[row].argmax())
+        if confidence[row, c] < 0:
             break
-        clip = source.clips[int(row)]
-        samples, features, cut = _heard(source, frontend, int(row))
-        named = source.classes[c]
-        said = named if not many else f"{named}: {'yes' if guess[row, c] else 'no'}"
-        truth = ", ".join(source.classes[label] for label in clip.label) or "none of the classes"
-        kept = None
-        if possible is not None:
-            kept = tuple(
-                source.classes[i] for i in np.argsort(-probabilities[row]) if possible[row, i]
-            )
+        clip = source.clips[row]
+        predicted = source.classes[c]
+        if multi_label:
+            predicted += ": yes" if positive[row, c] else ": no"
+        samples, features, cut = _read_input(source, frontend, row)
         found.append(
             Mistake(
-                clip.id, clip.path, said, truth, float(sure[row, c]), kept, samples, features, cut
+                clip=clip.id,
+                path=clip.path,
+                predicted=predicted,
+                truth=", ".join(source.classes[c] for c in clip.label) or "none of the classes",
+                probability=float(confidence[row, c]),
+                possible=None
+                if possible is None
+                else _name_classes(source, possible[row], probabilities[row]),
+                samples=samples,
+                features=features,
+                cut=cut,
             )
         )
     return found
 
 
-def _heard(source: Source, frontend: FrontEnd, row: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The beginning of what the model heard of a clip: samples, log-mel, whether there was more."""
+def _name_classes(
+    source: Source, mask: Bool[np.ndarray, " c"], probabilities: Float[np.ndarray, " c"]
+) -> tuple[str, ...]:
+    """The classes of a mask, the most probable first."""
+    return tuple(source.classes[c] for c in np.argsort(-probabilities) if mask[c])
+
+
+def _read_input(
+    source: Source, frontend: FrontEnd, row: int
+) -> tuple[Int16[np.ndarray, " s"], Float[np.ndarray, "t f"], bool]:
+    """The beginning of the model's input for a clip: samples, log-mel, whether there is more."""
     audio, length = frontend.fit(source.waveform(row))
     most = round(LONGEST * frontend.rate)
-    frames = int(frontend.count_frames(jnp.asarray([length]))[0])
-    shown = max(1, min(frames, 1 + max(0, most - 400) // 160))
+    frames = min(int(frontend.sounding(jnp.asarray([length]))[0]), 1 + (most - FRAME) // HOP)
     features = frontend.features(jnp.asarray(audio[None]), jnp.asarray([length]))[0]
-    return audio[: min(length, most)], np.asarray(features)[:shown], length > most
+    return audio[: min(length, most)], np.asarray(features)[: max(1, frames)], length > most
 
 
-def _flops(model: AST) -> int | None:
+def _count_flops(model: AST) -> int | None:
     config = model.config
     graphdef, state = nnx.split(model)
     x = jnp.zeros((1, config.frames, config.mels), jnp.float32)

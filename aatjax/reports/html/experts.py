@@ -1,136 +1,95 @@
-"""The expert atlas: where each expert of a mixture reads and writes, and whom it serves."""
+"""The section of a report on the routing of experts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from aatjax.reports.html import charts
-from aatjax.reports.html.markup import Markup, join, tag
-from aatjax.reports.routing_maps import Atlas, Expert, Site
+from aatjax.reports.routing_maps import ExpertMap, MixtureMap, RoutingMap
 
-MOST_MAPS = 240  # pictures of the atlas: beyond, evenly spaced mixtures are drawn
+MOST_MAPS = 240  # maps in a report: beyond, evenly spaced mixtures are shown
+MOST_ISSUES = 20
 
 
-def section(drawn: Atlas | str) -> Markup | None:
-    """The atlas, or why there is none."""
-    heading = tag("h2", "Atlas of the experts")
-    if isinstance(drawn, str):
-        return None if "no mixture" in drawn else join([heading, tag("p", f"{drawn}.")])
-    alarms = [
-        tag("p", alarm.text, class_="warn" if alarm.severity == "alarm" else "quiet")
-        for alarm in drawn.alarms[:20]
-    ]
-    if not any(alarm.severity == "alarm" for alarm in drawn.alarms):
-        alarms.insert(0, tag("p", "No mixture has collapsed: every expert is used."))
-    chosen = _chosen(drawn.sites)
-    lead = (
-        f"Mean routing weights over {drawn.clips} clips. Above, what an expert's slots are made of "
-        "(dispatch); below, which tokens take its output (combine); up is higher frequency, right "
-        "is later; CLS and DIST are on the same scale. Use 1 is a fair share. "
-    )
-    if all(expert.read is None for site in drawn.sites for expert in site.experts):
-        lead = (
-            f"Mean gates over {drawn.clips} clips: which tokens take an expert's output; up is "
-            "higher frequency, right is later. Use 1 is a fair share. "
-        )
-    left_out = len(drawn.sites) - len(chosen)
-    if left_out:
-        lead += f"{left_out} of {len(drawn.sites)} mixtures are left out to bound the file. "
-    parts: list[object] = [heading, alarms, tag("p", lead, class_="quiet"), _overview(drawn)]
-    parts.append(tag("figure", charts.scale(), class_="legend"))
-    for number, site in enumerate(chosen):
-        parts.append(
-            tag(
-                "details",
-                tag("summary", tag("strong", site.path), f" - {_told(site)}"),
-                tag(
-                    "div",
-                    [_expert(drawn, site, i) for i in range(len(site.experts))],
-                    class_="experts",
+def describe_experts(routing: RoutingMap) -> dict[str, Any]:
+    """The values of experts.html."""
+    kept = _choose_mixtures(routing.mixtures)
+    return {
+        "clips": routing.clips,
+        "collapsed": any(issue.severity == "warning" for issue in routing.issues),
+        "issues": routing.issues[:MOST_ISSUES],
+        "slots": any(e.read is not None for mixture in routing.mixtures for e in mixture.experts),
+        "omitted": len(routing.mixtures) - len(kept),
+        "use": [
+            (
+                mixture.path,
+                charts.draw_use(
+                    [expert.use for expert in mixture.experts],
+                    f"use of the experts of {mixture.path}",
                 ),
-                open=number in (0, len(chosen) - 1),
             )
-        )
-    return join(parts)
+            for mixture in routing.mixtures
+        ],
+        "scale": charts.draw_map_scale(),
+        "mixtures": [
+            {
+                "path": mixture.path,
+                "text": _describe_mixture(mixture),
+                "experts": [_describe_expert(routing, expert) for expert in mixture.experts],
+            }
+            for mixture in kept
+        ],
+    }
 
 
-def _chosen(sites: Sequence[Site]) -> list[Site]:
-    maps = max(1, sum(2 if e.read is not None else 1 for e in sites[0].experts)) if sites else 1
+def _choose_mixtures(mixtures: Sequence[MixtureMap]) -> Sequence[MixtureMap]:
+    maps = sum(2 if expert.read is not None else 1 for expert in mixtures[0].experts)
     most = max(1, MOST_MAPS // maps)
-    if len(sites) <= most:
-        return list(sites)
-    return [sites[round(i)] for i in np.linspace(0, len(sites) - 1, most)]
+    if len(mixtures) <= most:
+        return mixtures
+    return [mixtures[round(i)] for i in np.linspace(0, len(mixtures) - 1, most)]
 
 
-def _told(site: Site) -> str:
-    text = f"balance {site.balance:.2f}, writing entropy {site.combine_entropy:.2f}"
-    spread = [expert.entropy for expert in site.experts if expert.entropy is not None]
-    if spread:
-        text += f", reading entropy {np.mean(spread):.2f}"
-    if site.similarity is not None:
-        text += f", likeness of slots {site.similarity:.2f}"
+def _describe_mixture(mixture: MixtureMap) -> str:
+    text = f"balance {mixture.balance:.2f}, combine entropy {mixture.combine_entropy:.2f}"
+    entropies = [expert.entropy for expert in mixture.experts if expert.entropy is not None]
+    if entropies:
+        text += f", dispatch entropy {np.mean(entropies):.2f}"
+    if mixture.similarity is not None:
+        text += f", slot similarity {mixture.similarity:.2f}"
     return text
 
 
-def _overview(drawn: Atlas) -> Markup:
-    """Use of the experts of every mixture."""
-    rows = []
-    for site in drawn.sites:
-        use = [expert.use for expert in site.experts]
-        names = [str(i) for i in range(len(use))]
-        rows.append(
-            tag(
-                "figure",
-                charts.bars(use, names, title=f"use of the experts of {site.path}"),
-                tag("figcaption", f"{site.path}: use of its experts"),
-            )
-        )
-    return tag("div", rows, class_="cards")
-
-
-def _expert(drawn: Atlas, site: Site, index: int) -> Markup:
-    expert = site.experts[index]
-    parts: list[object] = [tag("h3", f"Expert {index}")]
-    text = f"use {expert.use:.2f}"
-    if expert.entropy is not None:
-        text += f", reading entropy {expert.entropy:.2f}"
-    parts.append(tag("p", text, class_="quiet"))
-    where = f"{site.path}, expert {index}"
-    pairs = [
+def _describe_expert(routing: RoutingMap, expert: ExpertMap) -> dict[str, Any]:
+    entropy = "" if expert.entropy is None else f", dispatch entropy {expert.entropy:.2f}"
+    classes = ", ".join(f"{name} (x{lift:.2f})" for name, lift in routing.rank_classes(expert))
+    grids = [
         ("reads", expert.read, expert.read_special),
         ("writes", expert.write, expert.write_special),
     ]
-    maps = [
-        tag(
-            "figure",
-            charts.grid_map(grid, title=f"where {where} {verb}"),
-            tag("figcaption", f"{verb} {_place(drawn, grid)}{_special(drawn, special)}"),
-        )
-        for verb, grid, special in pairs
-        if grid is not None
-    ]
-    parts.append(tag("div", maps, class_="pair"))
-    parts.append(tag("p", _serves(drawn, expert), class_="quiet"))
-    return tag("div", parts, class_="card")
+    return {
+        "text": f"use {expert.use:.2f}{entropy}",
+        "maps": [
+            (verb, charts.encode_map(grid), _describe_grid(routing, grid, special))
+            for verb, grid, special in grids
+            if grid is not None
+        ],
+        "classes": f"used most for {classes}" if classes else "used equally for all classes",
+    }
 
 
-def _place(drawn: Atlas, grid: np.ndarray) -> str:
-    band, span = drawn.band(grid), drawn.span(grid)
-    text = "all frequencies alike" if band is None else f"{band[0]:.0f} to {band[1]:.0f} Hz"
-    return text if span is None else f"{text}, {span[0]:.2f} to {span[1]:.2f} s"
-
-
-def _special(drawn: Atlas, weights: tuple[float, ...]) -> str:
-    if not weights:
-        return ""
-    pairs = zip(drawn.special, weights, strict=True)
-    return "; " + ", ".join(f"{name} {value:.2f}" for name, value in pairs)
-
-
-def _serves(drawn: Atlas, expert: Expert) -> str:
-    found = drawn.serves(expert)
-    if not found:
-        return "serves all classes alike"
-    return "serves " + ", ".join(f"{name} (x{lift:.2f})" for name, lift in found)
+def _describe_grid(
+    routing: RoutingMap, grid: Float[np.ndarray, "r k"], special: tuple[float, ...]
+) -> str:
+    band, span = routing.find_band(grid), routing.find_span(grid)
+    text = "all frequencies equally" if band is None else f"{band[0]:.0f} to {band[1]:.0f} Hz"
+    if span is not None:
+        text += f", {span[0]:.2f} to {span[1]:.2f} s"
+    if special:
+        pairs = zip(routing.special, special, strict=True)
+        text += "; " + ", ".join(f"{name} {value:.2f}" for name, value in pairs)
+    return text
