@@ -14,11 +14,15 @@ from aatjax.cli.main import run
 from aatjax.config import load_config
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.compare import runs
-from aatjax.experiments.compare.plots import front
-from aatjax.experiments.compare.report import write_report
-from aatjax.experiments.compare.runs import entries_of
-from aatjax.experiments.compare.statistics import paired_p, summarise
-from aatjax.experiments.compare.tables import as_csv, as_latex, as_markdown, records
+from aatjax.experiments.compare.runs import make_entries
+from aatjax.experiments.compare.statistics import compute_paired_p, summarise_methods
+from aatjax.experiments.compare.tables import (
+    format_csv,
+    format_latex,
+    format_markdown,
+    list_records,
+)
+from aatjax.reports.html.compare import find_pareto_front, write_comparison
 
 FLAGS = [
     "--training.epochs",
@@ -43,7 +47,7 @@ def values(rng, mean, seeds=2, folds="1234"):
 def test_means_intervals_and_paired_tests_are_scipys() -> None:
     rng = np.random.default_rng(0)
     given = {"a": values(rng, 0.6), "b": values(rng, 0.7), "c": values(rng, 0.61)}
-    found = summarise(["a", "b", "c"], given)
+    found = summarise_methods(["a", "b", "c"], given)
     by_fold = {n: [np.mean([v[0, f], v[1, f]]) for f in "1234"] for n, v in given.items()}
     p = {}
     for name in "bc":
@@ -61,43 +65,43 @@ def test_means_intervals_and_paired_tests_are_scipys() -> None:
 
 def test_one_division_counts_seeds_and_one_run_has_no_interval() -> None:
     given = {"a": {(0, None): 0.5, (1, None): 0.7}, "b": {(0, None): 0.6, (1, None): 0.8}}
-    found = summarise(["a", "b"], given)
+    found = summarise_methods(["a", "b"], given)
     assert found["b"].difference == pytest.approx(0.1) and found["b"].p == pytest.approx(
         0, abs=1e-6
     )
-    one = summarise(["a", "b"], {"a": {(0, None): 0.5}, "b": {(0, None): 0.6}})
+    one = summarise_methods(["a", "b"], {"a": {(0, None): 0.5}, "b": {(0, None): 0.6}})
     assert one["b"].p is None and one["b"].low is None
-    assert paired_p(np.array([0.0, 0.0])) == 1.0
+    assert compute_paired_p(np.array([0.0, 0.0])) == 1.0
     with pytest.raises(DataError, match="not defined"):
-        summarise(["a"], {"a": {(0, "2"): None}})
+        summarise_methods(["a"], {"a": {(0, "2"): None}})
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    assert front([1, 2, 3, 4], [50, 60, 55, 70]) == [0, 1, 3]
-    assert front([2, 2, 1], [50, 60, 60]) == [2]
+    assert find_pareto_front([1, 2, 3, 4], [50, 60, 55, 70]) == [0, 1, 3]
+    assert find_pareto_front([2, 2, 1], [50, 60, 60]) == [2]
 
 
 def test_rows_are_of_the_same_clips_and_have_names() -> None:
     config = load_config("default")
-    rows = entries_of([config], ["soft_moa", "linear@0.01"], None)
+    rows = make_entries([config], ["soft_moa", "linear@0.01"], None)
     assert [(r.name, r.config.optim.lr) for r in rows] == [("soft_moa", 5e-3), ("linear", 0.01)]
-    sized = entries_of([config], ["soft_moa", "lora"], 50_000)
+    sized = make_entries([config], ["soft_moa", "lora"], 50_000)
     assert sized[0].config.petl.budget == 50_000  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match="no learning rate"):
-        entries_of([config], ["linear@fast"], None)
+    with pytest.raises(UsageError, match="not a learning rate"):
+        make_entries([config], ["linear@fast"], None)
     with pytest.raises(UsageError, match="same name"):
-        entries_of([config, config], [], None)
+        make_entries([config, config], [], None)
     with pytest.raises(UsageError, match="same clips"):
-        entries_of([load_config("esc50_lora"), load_config("gtzan_lora")], [], None)
+        make_entries([load_config("esc50_lora"), load_config("gtzan_lora")], [], None)
     for change in ({"seed": 1}, {"test_fraction": 0.3}, {"channels": "left"}, {"draw": 2}):
         data = dataclasses.replace(config.data, **change)
         other = dataclasses.replace(config, name="other", data=data)
         with pytest.raises(UsageError, match=f"differ in data.{next(iter(change))} "):
-            entries_of([config, other], [], None)
+            make_entries([config, other], [], None)
     elsewhere = dataclasses.replace(config.data, statistics="esc50", cache="there")
-    entries_of([config, dataclasses.replace(config, name="other", data=elsewhere)], [], None)
+    make_entries([config, dataclasses.replace(config, name="other", data=elsewhere)], [], None)
     with pytest.raises(UsageError, match="goes with one config"):
-        entries_of([config, config], ["linear"], None)
+        make_entries([config, config], ["linear"], None)
 
 
 class Balanced(HTMLParser):
@@ -175,20 +179,21 @@ def test_a_comparison_is_resumed_and_reported(tmp_path, capsys, monkeypatch) -> 
 
 def test_names_are_escaped_everywhere(tmp_path) -> None:
     config = load_config("default")
-    entries = entries_of([config], ["linear", "bitfit"], None)
+    entries = make_entries([config], ["linear", "bitfit"], None)
     evil = "a<b>&_%|"
     entries = [dataclasses.replace(entries[0], name=evil), entries[1]]
     cells = [
-        runs.Cell(e.name, 0, None, "accuracy", 0.5, 0.1, ((1, 2.0, None),), {}) for e in entries
+        runs.CompareCell(e.name, 0, None, "accuracy", 0.5, 0.1, ((1, 2.0, None),), {})
+        for e in entries
     ]
-    costs = {e.name: runs._cost(e) for e in entries}
-    found = runs._put_together(entries, cells, costs)
+    costs = runs.estimate_costs(entries)
+    found = runs.assemble_comparison(entries, cells, costs)
     assert "a<b>" not in "".join(
-        p.read_text() for p in write_report(found, tmp_path, "x <y>") if p.suffix == ".html"
+        p.read_text() for p in write_comparison(found, tmp_path, "x <y>") if p.suffix == ".html"
     )
-    assert r"\_\%" in as_latex(found) and r"\|" in as_markdown(found)
-    assert evil in as_csv(found)
-    assert records(found)[0]["trainable"] > 0
+    assert r"\_\%" in format_latex(found) and r"\|" in format_markdown(found)
+    assert evil in format_csv(found)
+    assert list_records(found)[0]["trainable"] > 0
 
 
 def test_what_cannot_be_compared_is_refused(capsys) -> None:

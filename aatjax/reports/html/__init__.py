@@ -2,4 +2,4 @@
 
 from aatjax.io.optional import need
 
-need("jinja2", "matplotlib", what="an HTML report")
+need("jinja2", "matplotlib", extra="report")
