@@ -10,7 +10,7 @@ import soundfile
 from aatjax.cli.main import run
 from aatjax.data.source import Clip, Source
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
-from aatjax.doctor.findings import Diagnosis, Finding, Item, Measures
+from aatjax.doctor.findings import ClipMeasurements, Diagnosis, Finding, Item
 from aatjax.experiments.autoconfig import choose, next_steps
 
 
@@ -24,8 +24,8 @@ def sounds(folder: Path, clips: int, kinds: int = 3) -> Path:
 
 
 def diagnosis(seconds: list[float], *findings: Finding) -> Diagnosis:
-    measures = tuple(Measures(str(i), None, seconds=s) for i, s in enumerate(seconds))
-    return Diagnosis("made", 198, {}, {}, measures, findings)
+    measurements = tuple(ClipMeasurements(str(i), None, seconds=s) for i, s in enumerate(seconds))
+    return Diagnosis("made", 198, {}, {}, measurements, findings)
 
 
 def chosen(source: Source, seconds: list[float], shape=(198, 128)):

@@ -1,4 +1,4 @@
-"""What is planted in a set is found, nothing else is, and the report says so everywhere."""
+"""Data checks: planted faults are found and nothing else; text, JSON and exit codes agree."""
 
 import importlib.util
 import io
@@ -20,7 +20,7 @@ from aatjax.data.source import Clip, Reader, Source
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
 from aatjax.doctor import KINDS, Diagnosis, Finding, Item, diagnose
-from aatjax.doctor.label_checks import _folds, confident, cross_validate
+from aatjax.doctor.label_checks import find_suspects, predict_held_out
 from aatjax.errors import DataError, UsageError
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "doctor_scores.py"
@@ -30,13 +30,13 @@ planting = importlib.util.module_from_spec(spec)
 sys.modules["doctor_scores"] = planting
 spec.loader.exec_module(planting)
 
-# Wrong labels are guessed; the floors lie below what was measured, see the README.
+# Wrong labels are predicted; the bounds are below the measured recall and precision.
 RECALL, PRECISION = 0.4, 0.25
 
 
 @pytest.fixture
 def clean(tmp_path):
-    """Class folders of 2 x 6 made sounds."""
+    """Class folders of 2 x 6 synthetic sounds."""
     root = tmp_path / "clean"
     for label in TARGET_SOUNDS[:2]:
         (root / label).mkdir(parents=True)
@@ -50,15 +50,15 @@ def kinds(diagnosis, severity=None):
 
 
 def subjects(diagnosis, kind):
-    return {item.subject for item in diagnosis.of(kind)}
+    return {item.subject for item in diagnosis.cases(kind)}
 
 
 def quick(source, **options):
     return diagnose(source, labels=False, frames=198, **options)
 
 
-class Held(Reader):
-    """Samples by clip id; a clip without any cannot be read."""
+class ArrayReader(Reader):
+    """Samples by clip id; a clip with None cannot be decoded."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -69,8 +69,8 @@ class Held(Reader):
         return self.samples[clip.id]
 
 
-def held(clips, samples, classes=("a", "b"), **options):
-    return Source(clips, classes, name="held", reader=Held(samples), **options)
+def make_source(clips, samples, classes=("a", "b"), **options):
+    return Source(clips, classes, name="made", reader=ArrayReader(samples), **options)
 
 
 def noise(seed, size=16000):
@@ -81,7 +81,7 @@ def noise(seed, size=16000):
 def test_what_is_planted_is_found(tmp_path):
     planted = planting.plant(tmp_path, planting.made_rows(tmp_path))
     stages: list[tuple[str, int, int]] = []
-    found = diagnose(planted.manifest, progress=lambda *told: stages.append(told))
+    found = diagnose(planted.manifest, progress=lambda *stage: stages.append(stage))
 
     sure = {k: s for k, s in planting.scores(planted, found).items() if k != "wrong-label"}
     missing = {k: planted.truth[k] - planting.keys_of(found, k) for k in sure}
@@ -91,9 +91,9 @@ def test_what_is_planted_is_found(tmp_path):
     assert {s.precision for s in sure.values()} == {s.recall for s in sure.values()} == {1.0}
     assert sure["duplicate-across"].planted == sure["near-duplicate-across"].planted == 10
 
-    guessed = planting.scores(planted, found)["wrong-label"]
-    assert guessed.planted == 10
-    assert guessed.recall >= RECALL and guessed.precision >= PRECISION, guessed
+    predicted = planting.scores(planted, found)["wrong-label"]
+    assert predicted.planted == 10
+    assert predicted.recall >= RECALL and predicted.precision >= PRECISION, predicted
     assert found.labels.done and (found.labels.agreement or 0) > 0.4
 
     assert kinds(found) - planted.truth.keys() <= {"rates"}
@@ -102,12 +102,12 @@ def test_what_is_planted_is_found(tmp_path):
             hit = {clip for item in finding.items for clip in item.clips}
             assert not hit & planted.harmless, finding.kind
     assert found.exit_code() == 1
-    assert [s for s in stages if s[0] == "listen"][-1][1:] == (len(found.measures),) * 2
+    assert [s for s in stages if s[0] == "measure"][-1][1:] == (len(found.measurements),) * 2
 
     text = found.text(width=100, most=100)
     assert r"odd\nand empty.wav: has 0 bytes" in text
     assert all(line.isprintable() for line in text.splitlines())
-    rows = {item.subject: item.detail for item in found.of("row")}
+    rows = {item.subject: item.detail for item in found.cases("row")}
     assert [
         w
         for w in ("no such file", "listed before", "empty label", "no fold")
@@ -119,17 +119,17 @@ def test_what_is_planted_is_found(tmp_path):
     }
 
 
-def test_a_clean_folder_is_called_clean(clean, capsys):
+def test_a_clean_folder_has_no_findings(clean, capsys):
     assert run(["doctor", str(clean), "--no-labels", "--quiet"]) == 0
-    said = capsys.readouterr()
-    assert "0 errors, 0 warnings, 0 notes" in said.out and not said.err
+    captured = capsys.readouterr()
+    assert "0 errors, 0 warnings, 0 notes" in captured.out and not captured.err
     assert run(["doctor", str(clean), "--no-labels", "--strict", "--json"]) == 0
-    said = capsys.readouterr()
-    told = json.loads(said.out)
-    assert told["findings"] == [] and told["counts"] == {"error": 0, "warning": 0, "note": 0}
-    assert told["labels"]["why"] == "not asked for"
-    assert told["frames"] == 198  # of the weights in the package
-    assert said.err.splitlines() == ["listen (12)", "compare"]
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["findings"] == [] and found["counts"] == {"error": 0, "warning": 0, "note": 0}
+    assert found["labels"]["why"] == "not requested"
+    assert found["frames"] == 198  # of the weights in the package
+    assert captured.err.splitlines() == ["measure (12)", "compare"]
 
 
 def test_json_and_text_have_the_same_numbers(clean, capsys):
@@ -139,11 +139,11 @@ def test_json_and_text_have_the_same_numbers(clean, capsys):
     soundfile.write(clean / "alarm" / "hush too.wav", np.zeros(8000), 8000)
     arguments = ["doctor", str(clean), "--no-labels", "--frames", "1024"]
     assert run([*arguments, "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
     assert run(arguments) == 1
     text = capsys.readouterr().out
     table = dict(re.findall(r"^(?:error|warning|note) +([\w-]+) +(\d+)$", text, re.M))
-    assert table == {f["kind"]: str(f["count"]) for f in told["findings"]}
+    assert table == {f["kind"]: str(f["count"]) for f in found["findings"]}
     assert table == {
         "undecodable": "1",
         "silent": "2",
@@ -153,12 +153,12 @@ def test_json_and_text_have_the_same_numbers(clean, capsys):
         "low-rate": "1",
     }
     totals = re.search(r"(\d+) errors?, (\d+) warnings?, (\d+) notes?$", text.strip())
-    assert totals and [int(n) for n in totals.groups()] == list(told["counts"].values())
-    figures = told["summary"]
+    assert totals and [int(n) for n in totals.groups()] == list(found["counts"].values())
+    figures = found["summary"]
     assert f"{figures['clips']} clips" in text and f"median {figures['median']:.2f} s" in text
     assert f"{100 * figures['padding']:.1f} % of an input of 1024 frames" in text
-    assert figures["clips"] == len(told["clips"]) == 15 and figures["readable"] == 14
-    assert told["classes"] == {"alarm": 8, "siren": 7}
+    assert figures["clips"] == len(found["clips"]) == 15 and figures["readable"] == 14
+    assert found["classes"] == {"alarm": 8, "siren": 7}
 
 
 def test_padding_silence_and_the_high_band_are_measured(tmp_path):
@@ -170,9 +170,9 @@ def test_padding_silence_and_the_high_band_are_measured(tmp_path):
     t = np.arange(48000) / 48000
     tones = 0.3 * np.sin(2 * np.pi * 1000 * t) + 0.15 * np.sin(2 * np.pi * 12000 * t)
     soundfile.write(tmp_path / "b" / "tones.wav", tones, 48000, subtype="FLOAT")
-    first, second = quick(tmp_path, workers=1).measures
+    first, second = quick(tmp_path, workers=1).measurements
     assert first.silence == pytest.approx(0.5) and first.padding == 0 and first.high == 0
-    assert first.unheard == pytest.approx(0.0) and first.seconds == 2.0
+    assert first.beyond == pytest.approx(0.0) and first.seconds == 2.0
     assert second.high == pytest.approx(0.2, abs=0.005)  # a quarter of the power
     assert second.padding == pytest.approx(1 - 98 / 198) and second.rate == 48000
     assert second.peak == pytest.approx(np.abs(tones).max(), rel=1e-4)
@@ -221,7 +221,7 @@ def test_exit_codes(clean, capsys):
     assert "exit code: 0" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_lies_beside_the_sounds_never_stops_it(clean):
+def test_other_files_never_stop_it(clean):
     (clean / "siren" / "notes.txt").write_text("x")
     os.mkfifo(clean / "siren" / "pipe.wav")
     os.symlink(clean / "siren" / "loop.wav", clean / "siren" / "loop.wav")
@@ -237,11 +237,11 @@ def test_what_lies_beside_the_sounds_never_stops_it(clean):
         "empty class",
     }
     assert subjects(diagnosis, "other-files") == {"siren/notes.txt"}
-    assert kinds(diagnosis) == {"skipped", "other-files"} and len(diagnosis.measures) == 14
-    assert {m.id: m.format for m in diagnosis.measures}["siren/bare"] == "flac"
+    assert kinds(diagnosis) == {"skipped", "other-files"} and len(diagnosis.measurements) == 14
+    assert {m.id: m.format for m in diagnosis.measurements}["siren/bare"] == "flac"
 
 
-def test_rows_of_a_manifest_are_findings_and_not_the_end(clean, tmp_path):
+def test_wrong_rows_of_a_manifest_are_findings(clean, tmp_path):
     lines = [f"siren/{k}.wav;siren" for k in range(6)] + [f"alarm/{k}.wav;alarm" for k in range(6)]
     lines[3] = "siren/99.wav;siren"
     lines[8] = "alarm/2.wav;Alarm"
@@ -252,10 +252,10 @@ def test_rows_of_a_manifest_are_findings_and_not_the_end(clean, tmp_path):
 
         open_source(table)
     diagnosis = quick(table)
-    rows = {item.subject: item.detail for item in diagnosis.of("row")}
+    rows = {item.subject: item.detail for item in diagnosis.cases("row")}
     assert rows.keys() == {"row 5", "row 10"}
     assert "no such file" in rows["row 5"] and "in case" in rows["row 10"]
-    assert len(diagnosis.measures) == 10 and diagnosis.exit_code() == 1
+    assert len(diagnosis.measurements) == 10 and diagnosis.exit_code() == 1
     table.write_text("path,label\nnone.wav,a\n")
     with pytest.raises(DataError, match="row 2: no such file"):
         quick(table)
@@ -282,56 +282,56 @@ def test_balance():
             split = "test" if k == 4 and name != "few" else "train"
             clips.append(Clip(f"{name}{k}", (c,), None, split=split))
             samples[clips[-1].id] = noise(len(clips), 8000)
-    diagnosis = quick(held(clips, samples, tuple(counts)))
-    assert {i.subject: i.detail for i in diagnosis.of("few-clips")} == {
+    diagnosis = quick(make_source(clips, samples, tuple(counts)))
+    assert {i.subject: i.detail for i in diagnosis.cases("few-clips")} == {
         "rare": "4 clips",
         "none": "0 clips",
     }
     assert subjects(diagnosis, "imbalance") == {"few"}
-    absent = {(i.subject, i.detail) for i in diagnosis.of("absent-class")}
+    absent = {(i.subject, i.detail) for i in diagnosis.cases("absent-class")}
     assert absent == {(name, "no clip in split test") for name in ("few", "rare")}
     assert diagnosis.classes == counts
-    one = quick(held(clips[:60], samples, tuple(counts)))
+    one = quick(make_source(clips[:60], samples, tuple(counts)))
     assert subjects(one, "one-class") == {"many"} and one.exit_code() == 1
 
 
 def test_many_copies_and_a_leak_among_them():
     clips = [Clip(f"x{k:02d}", (k % 2,), None, split="train") for k in range(50)]
     clips.append(Clip("leak", (0,), None, split="test"))
-    diagnosis = quick(held(clips, {clip.id: noise(0) for clip in clips}))
-    across = diagnosis.of("duplicate-across")
+    diagnosis = quick(make_source(clips, {clip.id: noise(0) for clip in clips}))
+    across = diagnosis.cases("duplicate-across")
     assert across and all("leak" in item.clips for item in across)
     assert len({c for item in across for c in item.clips}) == 51
-    assert 49 <= len(diagnosis.of("duplicate")) < 200
-    assert all("a" in i.detail and "b" in i.detail for i in diagnosis.of("label-conflict"))
+    assert 49 <= len(diagnosis.cases("duplicate")) < 200
+    assert all("a" in i.detail and "b" in i.detail for i in diagnosis.cases("label-conflict"))
 
 
-def test_a_clip_that_cannot_be_read_is_one_finding(tmp_path):
+def test_a_clip_that_cannot_be_decoded_is_one_finding(tmp_path):
     clips = [Clip(f"{k}", (k % 2,), None) for k in range(12)]
     samples: dict[str, np.ndarray | None] = {clip.id: noise(int(clip.id)) for clip in clips}
     samples["7"] = None
-    diagnosis = quick(held(clips, samples, notes=[("3", "truncated 5/10 frames")]))
-    assert {i.subject: i.detail for i in diagnosis.of("undecodable")} == {
+    diagnosis = quick(make_source(clips, samples, notes=[("3", "truncated 5/10 frames")]))
+    assert {i.subject: i.detail for i in diagnosis.cases("undecodable")} == {
         "7": "could not be read: no such luck"
     }
     assert subjects(diagnosis, "truncated") == {"3"} and diagnosis.summary()["readable"] == 11
 
 
-def test_sets_whose_labels_are_not_judged():
+def test_labels_of_unsuitable_sets_are_not_checked():
     few = diagnose(Synthetic(TARGET_SOUNDS[:2], clips=3, seconds=0.5), frames=198)
     assert few.labels.why == "6 clips are too few, 20 are needed" and not few.labels.done
     clips = [Clip(str(k), (k % 2,), None) for k in range(24)]
     samples = {clip.id: noise(int(clip.id), 4000) for clip in clips}
-    several = diagnose(held(clips, samples, multi_label=True), frames=198)
-    assert "several labels" in several.labels.why and not several.of("wrong-label")
+    several = diagnose(make_source(clips, samples, multi_label=True), frames=198)
+    assert "several labels" in several.labels.why and not several.cases("wrong-label")
     lonely = [Clip(str(k), (k,), None) for k in range(24)]
-    each = diagnose(held(lonely, samples, tuple(map(str, range(24)))), frames=198)
+    each = diagnose(make_source(lonely, samples, tuple(map(str, range(24)))), frames=198)
     assert each.labels.why == "fewer than two classes have 3 clips"
-    assert "not looked at: fewer than two" in each.text()
+    assert "not checked: fewer than two" in each.text()
 
 
 @pytest.mark.slow
-def test_small_classes_and_single_recordings_are_left_out():
+def test_small_classes_and_single_recordings_are_omitted():
     def clip(c, k, group):
         return Clip(f"{TARGET_SOUNDS[c]}/{k}", (c,), None, group=group)
 
@@ -353,21 +353,12 @@ def test_confident_learning_on_known_confidence():
     confidence[5] = 0.05, 0.9, 0.05  # labelled 0
     confidence[25] = 0.45, 0.1, 0.45  # reaches no threshold
     confidence[45] = 0.8, 0.1, 0.75  # its label is as good
-    suspect, other = confident(confidence, label)
+    suspect, other = find_suspects(confidence, label)
     assert np.flatnonzero(suspect).tolist() == [5] and other[5] == 1
 
 
-def test_folds_keep_groups_whole_and_classes_spread():
-    label = np.repeat(np.arange(4), 25)
-    group = np.arange(100) // 3
-    fold = _folds(label, group, np.random.default_rng(0))
-    assert all(len(set(fold[group == g])) == 1 for g in set(group))
-    counts = np.array([[np.sum((fold == k) & (label == c)) for k in range(5)] for c in range(4)])
-    assert counts.min() >= 2 and counts.max() <= 9
-
-
-def test_no_clip_is_judged_by_its_own_recording():
-    """Twins with one wrong label each would confirm each other, were they in two folds."""
+def test_no_clip_is_predicted_from_its_own_recording():
+    """Twins with the same wrong label would confirm each other in two folds."""
     rng = np.random.default_rng(0)
     label = np.tile([0, 1], 40)
     vectors = 0.3 * rng.standard_normal((80, 40)) + label[:, None] * 0.3
@@ -375,9 +366,9 @@ def test_no_clip_is_judged_by_its_own_recording():
     vectors[:16] = np.repeat(unique, 2, axis=0)
     label[:16] = np.repeat(np.arange(8) % 2, 2)
     group = np.arange(80)
-    alone = cross_validate(vectors, label, group)[np.arange(16), label[:16]].mean()
+    alone = predict_held_out(vectors, label, group)[np.arange(16), label[:16]].mean()
     group[:16] = np.repeat(np.arange(8), 2)
-    together = cross_validate(vectors, label, group)[np.arange(16), label[:16]].mean()
+    together = predict_held_out(vectors, label, group)[np.arange(16), label[:16]].mean()
     assert alone > together + 0.1
 
 
@@ -406,4 +397,4 @@ def test_three_thousand_tiny_files(tmp_path):
     began = time.perf_counter()
     diagnosis = quick(tmp_path)
     assert time.perf_counter() - began < 120
-    assert len(diagnosis.measures) == 3000 and not kinds(diagnosis, "error")
+    assert len(diagnosis.measurements) == 3000 and not kinds(diagnosis, "error")

@@ -434,7 +434,7 @@ def test_charts_keep_any_name_as_text() -> None:
     words = "".join(page.text)
     assert all(charts.shorten(clean(name), 15) in words for name in names)
     assert {name for name, _ in page.elements} <= {
-        *("svg", "g", "defs", "clippath", "path", "use", "text", "image")
+        *("svg", "g", "defs", "clippath", "path", "rect", "use", "text", "image")
     }
     assert page.named("svg")[0]["aria-label"] == "confusion matrix"
     assert "predicted class" in words and "share of the true class" in words
@@ -519,7 +519,7 @@ def test_confusion_matrices_of_any_size(size: int) -> None:
 def test_run_folders_are_found(tmp_path: Path) -> None:
     (tmp_path / "fold-1").mkdir()
     (tmp_path / "fold-1" / "adapter.safetensors").write_text("x")
-    with pytest.raises(DataError, match="there are fold-1 in it"):
+    with pytest.raises(DataError, match="name one of its runs: fold-1"):
         find_adapter(tmp_path)
     assert find_adapter(tmp_path / "fold-1")[1] == tmp_path / "fold-1"
     assert find_adapter(tmp_path / "fold-1" / "adapter.safetensors")[1] is None

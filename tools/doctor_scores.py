@@ -295,7 +295,7 @@ class Score:
 
 def keys_of(diagnosis: Diagnosis, kind: str) -> set[Key]:
     """What was found of a kind, as in `Planted.truth`."""
-    return {frozenset(i.clips) if i.clips else i.subject for i in diagnosis.of(kind)}
+    return {frozenset(i.clips) if i.clips else i.subject for i in diagnosis.cases(kind)}
 
 
 def scores(planted: Planted, diagnosis: Diagnosis) -> dict[str, Score]:
@@ -332,11 +332,11 @@ def main() -> None:
     for kind, score in scores(planted, found).items():
         print(
             f"| `{kind}` | {KINDS[kind][0]} | {score.planted} | {score.found} "
-            f"| {score.precision:.2f} | {score.recall:.2f} | {len(clean.of(kind))} |"
+            f"| {score.precision:.2f} | {score.recall:.2f} | {len(clean.cases(kind))} |"
         )
     others = {f.kind: len(f.items) for f in found.findings if f.kind not in planted.truth}
     print(
-        f"\n{len(found.measures)} clips in {spent:.1f} s on {os.cpu_count()} cores; "
+        f"\n{len(found.measurements)} clips in {spent:.1f} s on {os.cpu_count()} cores; "
         f"agreement {found.labels.agreement}; not planted: {others}"
     )
 

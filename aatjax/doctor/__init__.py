@@ -1,15 +1,16 @@
-"""The doctor: looks at a set of labelled sounds before anybody trains on it.
+"""Checks of a data set before training: files, labels, leaks, copies.
 
-Every file is read once as training reads it, and once more, up to a minute, at its own rate. What
-is found has a severity. `error`: training stops, leaves the clip out, or a figure measured on the
-set is too high (leaks). `warning`: it is trained on as it is, probably to no good. `note`: good to
-know. `KINDS` lists them all.
+Every file is decoded once as in training, and once more, up to a minute, at its own rate. Each
+finding has a severity. `error`: training stops, omits the clip, or a metric measured on the set is
+too high (leaks). `warning`: training uses it unchanged, and the model is probably worse for it.
+`note`: for information. `KINDS` lists them all.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,31 +20,33 @@ from aatjax.data.formats import SourceFormat, open_source
 from aatjax.data.manifest import Manifest
 from aatjax.data.source import Progress, Source
 from aatjax.data.splits import order_names
-from aatjax.doctor.clip_checks import file_findings, measure, sounds_itself
+from aatjax.doctor.clip_checks import find_clip_problems, is_usable, measure_clip
 from aatjax.doctor.findings import (
     KINDS,
-    SEVERITIES,
+    ClipMeasurements,
     Diagnosis,
     Finding,
     Item,
     LabelCheck,
-    Measures,
     Severity,
 )
-from aatjax.doctor.label_checks import Ear, find_wrong_labels, unfit
-from aatjax.doctor.set_checks import copy_findings, part_of, set_findings
+from aatjax.doctor.label_checks import ClipEmbedder, explain_skip, find_wrong_labels
+from aatjax.doctor.set_checks import describe_part, find_copies, find_set_problems
 from aatjax.errors import DataError, UsageError
 
 __all__ = [
     "KINDS",
+    "ClipMeasurements",
     "Diagnosis",
     "Finding",
     "Item",
     "LabelCheck",
-    "Measures",
     "Severity",
     "diagnose",
 ]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, the number of clips done, and their total (0 where not known)."""
 
 
 def diagnose(
@@ -55,93 +58,95 @@ def diagnose(
     labels: bool = True,
     base: str = "embedded",
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Diagnosis:
-    """Looks at every clip of a set and at the set as a whole.
+    """Check every clip of a set and the set as a whole.
 
-    Wrong rows of a manifest become findings. Memory does not grow with the number of clips, but
-    for their measures and embeddings.
+    Wrong rows of a manifest become findings. Samples are not kept: memory grows with the number of
+    clips only by their measurements and embeddings.
 
     Args:
-        source: the clips, or what `aatjax.data.formats.open_source` opens.
+        source: the clips, or anything `aatjax.data.formats.open_source` opens.
         format: as in `open_source`.
         pattern: as in `open_source`.
         frames: input length of the model in 10 ms frames; None takes that of `base`.
-        labels: whether to look for labels that look wrong.
-        base: weights for the embeddings, anything `aatjax.load` takes.
-        workers: decoding threads; by default one a core.
-        progress: called with the stage, what is done and what there is.
+        labels: whether to search for wrong labels.
+        base: weights of the embeddings for that, anything `aatjax.load` takes.
+        workers: decoding threads; by default one per core.
+        progress: called with the stage, and the number of clips done and in total.
 
     Raises:
-        DataError: nothing usable lies there, or `base` cannot be read.
-        UsageError: an argument that cannot be.
+        DataError: no usable data found, or `base` cannot be read.
+        UsageError: an argument is out of range.
     """
-    if frames is not None and frames < 1:
-        raise UsageError(f"frames is {frames}; give 1 or more")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
-    tell = progress or (lambda stage, done, total: None)
+    for name, value in (("frames", frames), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; give 1 or more")
     whole = source if isinstance(source, Source) else _open(source, format, pattern)
-    why = unfit(whole) if labels else "not asked for"
-    ear = None if why else Ear(base, frames)
-    size = ear.frontend.frames if ear else frames or _frames_of(base)
-
-    def visit(i: int) -> tuple[Measures, bytes | None, str, Any]:
-        measures, samples = measure(whole, i, size)
-        if samples is None:
-            return measures, None, "", None
-        windows = ear.cut(samples) if ear and sounds_itself(measures) else None
-        return measures, hash_audio(samples), hash_samples(samples), windows
-
-    count = len(whole)
-    threads = workers or os.cpu_count() or 2
-    seen: list[Measures] = []
-    hashes: list[bytes | None] = []
-    exact: list[str] = []
-    pool = ThreadPoolExecutor(threads, "doctor")
-    try:
-        waiting: deque[Future[tuple[Measures, bytes | None, str, Any]]] = deque()
-        for i in range(count + 4 * threads):  # few are on their way at a time
-            if i < count:
-                waiting.append(pool.submit(visit, i))
-            if i < 4 * threads or not waiting:
-                continue
-            measures, sound, digest, windows = waiting.popleft().result()
-            if ear and windows is not None:
-                ear.hear(len(seen), windows)
-            seen.append(measures)
-            hashes.append(sound)
-            exact.append(digest)
-            tell("listen", len(seen), count)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-    tell("compare", 0, 0)
-    copies, same = copy_findings(whole, hashes, exact)
+    why = explain_skip(whole) if labels else "not requested"
+    embedder = None if why else ClipEmbedder(base, frames)
+    size = embedder.frontend.frames if embedder else frames or _read_frames(base)
+    measurements, hashes, digests = [], [], []
+    for i, clip in enumerate(_visit_clips(whole, size, embedder, workers or os.cpu_count() or 2)):
+        measured, sound, digest, windows = clip
+        measurements.append(measured)
+        hashes.append(sound)
+        digests.append(digest)
+        if embedder and windows is not None:
+            embedder.add(i, windows)
+        progress("measure", i + 1, len(whole))
+    progress("compare", 0, 0)
+    copies, same = find_copies(whole, hashes, digests)
     check, wrong = LabelCheck(why=why), list[Finding]()
-    if ear:
-        check, wrong = find_wrong_labels(whole, ear.vectors(), same, base)
-    every = [*file_findings(tuple(seen)), *set_findings(whole, seen, size), *copies, *wrong]
+    if embedder:
+        check, wrong = find_wrong_labels(whole, embedder.finish(), same, base)
+    problems = find_clip_problems(measurements) + find_set_problems(whole, measurements, size)
     order = list(KINDS)
-    sizes = Counter(c for clip in whole.clips for c in clip.label)
-    parts = Counter(part for clip in whole.clips if (part := part_of(clip)) is not None)
+    counts = Counter(c for clip in whole.clips for c in clip.label)
+    parts = Counter(part for clip in whole.clips if (part := describe_part(clip)) is not None)
     return Diagnosis(
         name=whole.name,
         frames=size,
-        classes={name: sizes[c] for c, name in enumerate(whole.classes)},
+        classes={name: counts[c] for c, name in enumerate(whole.classes)},
         parts={part: parts[part] for part in order_names(set(parts))},
-        measures=tuple(seen),
-        findings=tuple(
-            sorted(every, key=lambda f: (SEVERITIES.index(f.severity), order.index(f.kind)))
-        ),
+        measurements=tuple(measurements),
+        findings=tuple(sorted([*problems, *copies, *wrong], key=lambda f: order.index(f.kind))),
         labels=check,
     )
 
 
+_Visited = tuple[ClipMeasurements, bytes | None, str, Any]
+
+
+def _visit_clips(
+    source: Source, frames: int, embedder: ClipEmbedder | None, threads: int
+) -> Iterator[_Visited]:
+    """Measurements, hashes and windows of each clip, a few clips ahead in a pool of threads."""
+
+    def visit(i: int) -> _Visited:
+        measured, samples = measure_clip(source, i, frames)
+        if samples is None:
+            return measured, None, "", None
+        windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else None
+        return measured, audio_hash(samples), exact_hash(samples), windows
+
+    pool = ThreadPoolExecutor(threads, "doctor")
+    waiting: deque[Future[_Visited]] = deque()
+    try:
+        for i in range(len(source)):
+            waiting.append(pool.submit(visit, i))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _open(path: str | Path, format: str, pattern: str | None) -> Source:
-    """Opens a set; of a manifest with wrong rows, those that are right."""
-    if format not in get_args(SourceFormat):
-        known = ", ".join(get_args(SourceFormat))
+    """Open a set; of a manifest with wrong rows, the others."""
+    if format not in get_args(Format):
+        known = ", ".join(get_args(Format))
         raise UsageError(f"unknown data format {format!r}: one of {known}")
     try:
         return open_source(path, cast(SourceFormat, format), pattern=pattern)
@@ -154,8 +159,8 @@ def _open(path: str | Path, format: str, pattern: str | None) -> Source:
             raise error from None
 
 
-def _frames_of(base: str) -> int:
-    """Input length of weights, read without making a model of them."""
+def _read_frames(base: str) -> int:
+    """Input length of weights, without building the model."""
     from aatjax.convert import read_checkpoint
     from aatjax.convert.load import find
     from aatjax.models.config import ASTConfig

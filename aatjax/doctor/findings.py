@@ -1,9 +1,10 @@
-"""What the doctor says: findings with their severity, as a table and as JSON."""
+"""Findings of the data checks with their severity, as text and as JSON."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,42 +17,42 @@ MOST_SHOWN = 5
 NARROWEST = 20
 
 KINDS: dict[str, tuple[Severity, str]] = {
-    # error: training stops, leaves the clip out, or a figure measured on the set is too high
+    # error: training stops, omits the clip, or a metric measured on the set is too high
     "row": ("error", "wrong rows of the manifest; training refuses the file"),
-    "undecodable": ("error", "files that cannot be read as sound; training leaves them out"),
-    "non-finite": ("error", "files with NaN or infinite samples; training leaves them out"),
-    "truncated": ("error", "files cut short; training leaves them out unless told to keep them"),
-    "unscaled": ("error", "files beyond 4 times full scale, as integers saved as floats are"),
-    "one-class": ("error", "a set of one class; there is nothing to tell apart"),
-    "no-fold": ("error", "clips without a fold where others have one; folds cannot be used"),
-    "source-in-parts": ("error", "recordings or speakers that lie in more than one part"),
+    "undecodable": ("error", "files that cannot be decoded; training omits them"),
+    "non-finite": ("error", "files with NaN or infinite samples; training omits them"),
+    "truncated": ("error", "files cut short; training omits them without --data.truncated keep"),
+    "unscaled": ("error", "files beyond 4 times full scale, such as integers saved as floats"),
+    "one-class": ("error", "a set of one class: there is nothing to classify"),
+    "no-fold": ("error", "clips without a fold in a set with folds; the folds cannot be used"),
+    "source-in-parts": ("error", "recordings or speakers in more than one part"),
     "duplicate-across": ("error", "pairs of identical clips in different parts"),
-    "near-duplicate-across": ("error", "pairs of nearly the same sound in different parts"),
-    # warning: it is trained on as it is, probably to no good
-    "skipped": ("warning", "entries left out when the set was opened"),
+    "near-duplicate-across": ("error", "pairs of nearly identical clips in different parts"),
+    # warning: training uses it unchanged, and the model is probably worse for it
+    "skipped": ("warning", "entries omitted when the set was opened"),
     "too-short": ("warning", "clips shorter than one frame of 25 ms, padded to it"),
-    "silent": ("warning", "clips that hold no sound at all"),
+    "silent": ("warning", "clips without any sound"),
     "clipped": ("warning", "clips with 0.1 % or more of the samples at or beyond full scale"),
-    "cancels": ("warning", "clips whose channels cancel when they are mixed"),
-    "high-band": ("warning", "clips with most of the energy above 8 kHz, which no model hears"),
+    "cancels": ("warning", "clips whose channels cancel when mixed"),
+    "high-band": ("warning", "clips with most of the energy above 8 kHz, beyond the mel bands"),
     "padding": ("warning", "more than half of the model's input is padding"),
     "duplicate": ("warning", "pairs of identical clips in the same part"),
     "label-conflict": ("warning", "pairs of the same sound with different labels"),
-    "wrong-label": ("warning", "clips that sound more like another class; listen to them"),
-    "few-clips": ("warning", "classes of fewer than 5 clips"),
-    "imbalance": ("warning", "classes of less than a tenth of the largest"),
+    "wrong-label": ("warning", "clips that resemble another class more; listen to them"),
+    "few-clips": ("warning", "classes with fewer than 5 clips"),
+    "imbalance": ("warning", "classes with less than a tenth of the clips of the largest"),
     "absent-class": ("warning", "classes absent from a part of the set"),
-    # note: good to know
-    "other-files": ("note", "other entries of the folder, which are not sound that is looked for"),
-    "extension": ("note", "files of another format than their name says; read all the same"),
-    "near-duplicate": ("note", "pairs of nearly the same sound in the same part"),
-    "offset": ("note", "clips with a constant part above 5 % of full scale; features remove it"),
+    # note: for information
+    "other-files": ("note", "entries of the folder that are not audio files"),
+    "extension": ("note", "files of another format than their extension; decoded by content"),
+    "near-duplicate": ("note", "pairs of nearly identical clips in the same part"),
+    "offset": ("note", "clips with a DC offset above 5 % of full scale; the features remove it"),
     "quiet": ("note", "clips that never exceed -50 dB of full scale"),
-    "rates": ("note", "sampling rates differ; make sure that no class is known by its rate"),
-    "low-rate": ("note", "clips with a rate below 16 kHz: the upper mel bands are empty"),
-    "cut": ("note", "more than a tenth of the sound lies beyond the model's input"),
+    "rates": ("note", "different sampling rates; check that no class is recognisable by its rate"),
+    "low-rate": ("note", "clips sampled below 16 kHz: the upper mel bands are empty"),
+    "cut": ("note", "more than a tenth of the sound is beyond the model's input"),
 }
-"""Every kind of finding: its severity, and what it means."""
+"""Every kind of finding: its severity, and its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Item:
 
     Attributes:
         subject: a clip id, row, class, recording, or two clip ids joined by ' = '.
-        detail: what was seen.
+        detail: the evidence.
         clips: ids of the clips concerned.
     """
 
@@ -75,7 +76,7 @@ class Finding:
 
     Attributes:
         kind: one of `KINDS`.
-        items: the cases, the surest first where they can be ordered.
+        items: the cases, the most certain first where they can be ordered.
     """
 
     kind: str
@@ -104,13 +105,13 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
-    """What was measured of one clip; None where it could not be.
+class ClipMeasurements:
+    """Measurements of one clip; None where it could not be decoded.
 
     Attributes:
         id: the clip.
         path: its file.
-        problem: why it cannot be used, or what is missing of it; the kind of a finding, or ''.
+        problem: why it cannot be used, or what is missing of it: a kind of finding, or ''.
         detail: the problem in words.
         format: of the file by its content, such as 'wav'.
         seconds: length at 16 kHz.
@@ -120,11 +121,11 @@ class Measures:
         level: root mean square in dB of full scale; -inf is given as -200.
         full_scale: share of the samples at or beyond full scale.
         offset: mean sample, as a share of full scale.
-        silence: share of 25 ms stretches below -60 dB of full scale.
+        silence: share of 25 ms frames below -60 dB of full scale.
         high: share of the energy above 8 kHz.
         kept: energy of the mix relative to that of the channels; near 0 where they cancel.
         padding: share of the model's input that is padding.
-        unheard: seconds beyond the model's input.
+        beyond: seconds beyond the model's input.
         constant: whether all samples are equal.
         short: samples at 16 kHz of a clip shorter than one frame, else None.
     """
@@ -145,21 +146,21 @@ class Measures:
     high: float | None = None
     kept: float | None = None
     padding: float | None = None
-    unheard: float | None = None
+    beyond: float | None = None
     constant: bool = False
     short: int | None = None
 
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """How the labels were looked at.
+    """Outcome of the search for wrong labels.
 
     Attributes:
-        done: whether they were.
-        why: why not, or what is left out.
-        base: the weights that the embeddings are from.
-        judged: clips that were judged.
-        agreement: share of them whose most probable class, out of fold, is their label.
+        done: whether the labels were checked.
+        why: why not, or which clips were omitted.
+        base: the weights of the embeddings.
+        judged: number of clips checked.
+        agreement: share of them whose most probable class, held out, is their label.
     """
 
     done: bool = False
@@ -171,23 +172,23 @@ class LabelCheck:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything the doctor found.
+    """Everything found in a data set.
 
     Attributes:
         name: of the set.
         frames: input length of the model in 10 ms frames.
-        classes: clips of each class.
-        parts: clips of each fold or split; empty where the set is not divided.
-        measures: of each clip.
+        classes: clips per class.
+        parts: clips per fold or split; empty where the set is not divided.
+        measurements: of each clip.
         findings: errors first.
-        labels: how the labels were looked at.
+        labels: outcome of the search for wrong labels.
     """
 
     name: str
     frames: int
     classes: dict[str, int]
     parts: dict[str, int]
-    measures: tuple[Measures, ...]
+    measurements: tuple[ClipMeasurements, ...]
     findings: tuple[Finding, ...]
     labels: LabelCheck = field(default_factory=LabelCheck)
 
@@ -198,37 +199,37 @@ class Diagnosis:
             for severity in SEVERITIES
         }
 
-    def of(self, kind: str) -> tuple[Item, ...]:
+    def cases(self, kind: str) -> tuple[Item, ...]:
         """The cases of one kind; empty where there are none."""
         return next((f.items for f in self.findings if f.kind == kind), ())
 
     def exit_code(self, *, strict: bool = False, ignore: Collection[str] = ()) -> int:
-        """1 if there is an error, or with `strict` a warning, of a kind not ignored; else 0."""
+        """1 where there is an error, or with `strict` a warning, of a kind not ignored; else 0."""
         bad = ("error", "warning") if strict else ("error",)
         return int(any(f.severity in bad and f.kind not in ignore for f in self.findings))
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the whole set: lengths in seconds, shares from 0 to 1."""
-        heard = [m for m in self.measures if m.seconds is not None]
-        lengths = sorted(m.seconds for m in heard if m.seconds is not None)
+        """Statistics of the whole set: lengths in seconds, shares from 0 to 1."""
+        readable = [m for m in self.measurements if m.seconds is not None]
+        lengths = sorted(m.seconds for m in readable if m.seconds is not None)
         return {
-            "clips": len(self.measures),
-            "readable": len(heard),
+            "clips": len(self.measurements),
+            "readable": len(readable),
             "seconds": _round(sum(lengths)),
             "shortest": _round(lengths[0]) if lengths else None,
             "median": _round(lengths[len(lengths) // 2]) if lengths else None,
             "longest": _round(lengths[-1]) if lengths else None,
-            "rates": _tally(m.rate for m in heard),
-            "channels": _tally(m.channels for m in heard),
-            "formats": _tally(m.format for m in heard),
-            "silence": _mean(m.silence for m in heard),
-            "above_8_khz": _mean(m.high for m in heard),
-            "padding": _mean(m.padding for m in heard),
-            "unheard_seconds": _round(sum(m.unheard or 0.0 for m in heard)),
+            "rates": _count(m.rate for m in readable),
+            "channels": _count(m.channels for m in readable),
+            "formats": _count(m.format for m in readable),
+            "silence": _mean(m.silence for m in readable),
+            "above_8_khz": _mean(m.high for m in readable),
+            "padding": _mean(m.padding for m in readable),
+            "beyond_input_seconds": _round(sum(m.beyond or 0.0 for m in readable)),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary with every finding, every case and the measures of every clip."""
+        """A plain dictionary with every finding, every case and the measurements of every clip."""
         return {
             "name": self.name,
             "frames": self.frames,
@@ -240,19 +241,19 @@ class Diagnosis:
             "findings": [finding.to_json() for finding in self.findings],
             "clips": [
                 {k: _round(v) if isinstance(v, float) else v for k, v in asdict(m).items()}
-                for m in self.measures
+                for m in self.measurements
             ],
         }
 
     def text(self, *, width: int | None = None, most: int = MOST_SHOWN) -> str:
-        """The same to be read, in lines of at most `width` columns.
+        """The findings as text, in lines of at most `width` columns.
 
         Args:
-            width: columns; by default those of the terminal, 80 where there is none.
-            most: cases shown of each finding.
+            width: columns; by default those of the terminal, or 80.
+            most: cases shown per finding.
         """
         width = max(NARROWEST, width or shutil.get_terminal_size().columns)
-        lines = _table([], self._figures(), width)
+        lines = _table([], self._list_statistics(), width)
         if self.findings:
             rows = [[f.severity, f.kind, str(len(f.items))] for f in self.findings]
             lines += ["", *_table(["severity", "finding", "cases"], rows, width), ""]
@@ -269,22 +270,28 @@ class Diagnosis:
         total = ", ".join(f"{n} {s}{'s' * (n != 1)}" for s, n in counts.items())
         return "\n".join([*lines, "", *_wrap(total, width, "")])
 
-    def _figures(self) -> list[list[str]]:
-        figures = self.summary()
-        rows = [["set", f"{printable(self.name)}: {figures['clips']} clips"]]
-        if figures["readable"]:
+    def _list_statistics(self) -> list[list[str]]:
+        statistics = self.summary()
+        rows = [["set", f"{printable(self.name)}: {statistics['clips']} clips"]]
+        if statistics["readable"]:
             rows += [
                 [
                     "length",
-                    f"{figures['shortest']:.2f} to {figures['longest']:.2f} s, median "
-                    f"{figures['median']:.2f} s, {figures['seconds'] / 60:.1f} min in all",
+                    f"{statistics['shortest']:.2f} to {statistics['longest']:.2f} s, median "
+                    f"{statistics['median']:.2f} s, {statistics['seconds'] / 60:.1f} min in total",
                 ],
-                ["rates", _listed(figures["rates"], " Hz")],
-                ["channels", _listed(figures["channels"])],
-                ["formats", _listed(figures["formats"])],
-                ["silence", f"{_percent(figures['silence'])} of the sound is below -60 dB"],
-                ["high band", f"{_percent(figures['above_8_khz'])} of the energy is above 8 kHz"],
-                ["padding", f"{_percent(figures['padding'])} of an input of {self.frames} frames"],
+                ["rates", _list_counts(statistics["rates"], " Hz")],
+                ["channels", _list_counts(statistics["channels"])],
+                ["formats", _list_counts(statistics["formats"])],
+                ["silence", f"{_percent(statistics['silence'])} of the sound is below -60 dB"],
+                [
+                    "high band",
+                    f"{_percent(statistics['above_8_khz'])} of the energy is above 8 kHz",
+                ],
+                [
+                    "padding",
+                    f"{_percent(statistics['padding'])} of an input of {self.frames} frames",
+                ],
             ]
         sizes = sorted(self.classes.items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{printable(name)} {count}" for name, count in sizes[:20])
@@ -294,12 +301,12 @@ class Diagnosis:
             parts = ", ".join(f"{printable(part)} {count}" for part, count in self.parts.items())
             rows.append(["parts", parts])
         if self.labels.done:
-            judged = f"{self.labels.judged} clips judged by {self.labels.base}"
+            judged = f"{self.labels.judged} clips checked with {self.labels.base} embeddings"
             if self.labels.agreement is not None:
-                judged += f", which tells {_percent(self.labels.agreement)} of them as labelled"
+                judged += f", {_percent(self.labels.agreement)} of them predicted as labelled"
             rows.append(["labels", judged + (f"; {self.labels.why}" if self.labels.why else "")])
         else:
-            rows.append(["labels", f"not looked at: {self.labels.why}"])
+            rows.append(["labels", f"not checked: {self.labels.why}"])
         return rows
 
 
@@ -312,15 +319,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return _round(sum(known) / len(known)) if known else None
 
 
-def _tally(values: Iterable[object]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        if value is not None:
-            counts[str(value)] = counts.get(str(value), 0) + 1
+def _count(values: Iterable[object]) -> dict[str, int]:
+    counts = Counter(str(value) for value in values if value is not None)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _listed(counts: dict[str, int], unit: str = "") -> str:
+def _list_counts(counts: dict[str, int], unit: str = "") -> str:
     return ", ".join(f"{name}{unit} ({count})" for name, count in counts.items()) or "unknown"
 
 

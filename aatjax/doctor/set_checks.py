@@ -1,4 +1,4 @@
-"""What the clips of a set tell together: rows, classes, parts, leaks and copies."""
+"""Findings of a whole set: rows, classes, parts, leaks and copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aatjax.data.duplicates import Duplicate, find_duplicates
 from aatjax.data.manifest import Manifest
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import order_names
-from aatjax.doctor.findings import Finding, Item, Measures
+from aatjax.doctor.findings import ClipMeasurements, Finding, Item
 
 EXPECTED = {
     "hidden",
@@ -21,31 +21,33 @@ EXPECTED = {
     "background noise",
     "link to a folder",
 }
-"""Reasons for leaving out what nobody meant as a clip."""
+"""Reasons for skipping an entry that is not meant to be a clip."""
 FEW = 5
 IMBALANCE = 10
 PADDING = 0.5
 CUT = 0.1
 
 
-def part_of(clip: Clip) -> str | None:
-    """The part a clip lies in: its split, its fold, both, or None."""
+def describe_part(clip: Clip) -> str | None:
+    """The part of a clip: its split, its fold, both, or None."""
     fold = None if clip.fold is None else f"fold {clip.fold}"
     return ", ".join(part for part in (clip.split, fold) if part) or None
 
 
-def set_findings(source: Source, measures: Sequence[Measures], frames: int) -> list[Finding]:
-    """What is odd about the set, copies apart."""
+def find_set_problems(
+    source: Source, measurements: Sequence[ClipMeasurements], frames: int
+) -> list[Finding]:
+    """Find what is wrong with the set, except copies."""
     cases = {
-        **_left_out(source),
-        **_balance(source),
-        **_division(source),
-        **_lengths(measures, frames),
+        **_check_skipped(source),
+        **_check_balance(source),
+        **_check_division(source),
+        **_check_lengths(measurements, frames),
     }
     return [Finding(kind, tuple(items)) for kind, items in cases.items() if items]
 
 
-def _left_out(source: Source) -> dict[str, list[Item]]:
+def _check_skipped(source: Source) -> dict[str, list[Item]]:
     rows = isinstance(source, Manifest)
     cases: dict[str, list[Item]] = {"row": [], "skipped": [], "other-files": []}
     for what, why in source.skipped:
@@ -54,12 +56,12 @@ def _left_out(source: Source) -> dict[str, list[Item]]:
     return cases
 
 
-def _balance(source: Source) -> dict[str, list[Item]]:
+def _check_balance(source: Source) -> dict[str, list[Item]]:
     counts = Counter(c for clip in source.clips for c in clip.label)
     most = max(counts.values(), default=0)
     few, rare, absent = [], [], []
     for c, name in enumerate(source.classes):
-        text = f"{counts[c]} clip{'s' * (counts[c] != 1)}"
+        text = _count_clips(counts[c])
         if counts[c] < FEW:
             few.append(Item(name, text))
         elif counts[c] * IMBALANCE < most:
@@ -76,11 +78,11 @@ def _balance(source: Source) -> dict[str, list[Item]]:
                 for c in sorted(counts.keys() - held[part])
             ]
     one = len(counts) == 1 and not source.multi_label
-    single = [Item(source.classes[c], f"{n} clips") for c, n in counts.items() if one]
+    single = [Item(source.classes[c], _count_clips(n)) for c, n in counts.items() if one]
     return {"few-clips": few, "imbalance": rare, "absent-class": absent, "one-class": single}
 
 
-def _division(source: Source) -> dict[str, list[Item]]:
+def _check_division(source: Source) -> dict[str, list[Item]]:
     without = [clip.id for clip in source.clips if clip.fold is None]
     partial = len(without) < len(source)
     leaks = []
@@ -95,37 +97,37 @@ def _division(source: Source) -> dict[str, list[Item]]:
     }
 
 
-def _lengths(measures: Sequence[Measures], frames: int) -> dict[str, list[Item]]:
-    heard = [m for m in measures if m.seconds is not None]
-    if not heard:
+def _check_lengths(measurements: Sequence[ClipMeasurements], frames: int) -> dict[str, list[Item]]:
+    readable = [m for m in measurements if m.seconds is not None]
+    if not readable:
         return {}
     cases: dict[str, list[Item]] = {}
-    padding = float(np.mean([m.padding for m in heard if m.padding is not None]))
-    lengths = [max(1, count_frames(round(16000 * (m.seconds or 0.0)))) for m in heard]
+    padding = float(np.mean([m.padding for m in readable if m.padding is not None]))
+    lengths = [max(1, num_frames(round(16000 * (m.seconds or 0.0)))) for m in readable]
     if padding > PADDING:
         enough = int(np.percentile(lengths, 95))
         text = f"{100 * padding:.0f} % of {frames} frames; 95 % of the clips fit into {enough}"
         cases["padding"] = [Item("", text)]
-    beyond = sum(m.unheard or 0.0 for m in heard)
-    total = sum(m.seconds or 0.0 for m in heard)
+    beyond = sum(m.beyond or 0.0 for m in readable)
+    total = sum(m.seconds or 0.0 for m in readable)
     if beyond > CUT * total:
         text = f"{beyond:.0f} of {total:.0f} s; the input has {frames} frames of 10 ms"
         cases["cut"] = [Item("", text)]
-    rates = Counter(m.rate for m in heard if m.rate is not None)
+    rates = Counter(m.rate for m in readable if m.rate is not None)
     if len(rates) > 1:
-        cases["rates"] = [Item(f"{rate} Hz", f"{n} clips") for rate, n in rates.most_common()]
+        cases["rates"] = [Item(f"{rate} Hz", _count_clips(n)) for rate, n in rates.most_common()]
     return cases
 
 
-def copy_findings(
+def find_copies(
     source: Source, hashes: Sequence[bytes | None], exact: Sequence[str]
 ) -> tuple[list[Finding], list[tuple[int, int]]]:
-    """Pairs of the same and of nearly the same sound, and all of them as pairs of indices."""
+    """Find pairs of identical and nearly identical clips; also return them as pairs of indices."""
     ids = [clip.id for clip in source.clips]
-    parts = [part_of(clip) for clip in source.clips]
+    parts = [describe_part(clip) for clip in source.clips]
     at = {id: i for i, id in enumerate(ids)}
-    # Each clip as its own part gives the pairs within parts; those across are searched by
-    # themselves, since of many equal clips only some pairs are listed.
+    # Each clip as its own part gives the pairs within parts; those across parts are searched
+    # separately, since of many equal clips only some pairs are listed.
     found: dict[tuple[int, int], Duplicate] = {}
     across = find_duplicates(ids, parts, hashes, exact) if len(set(parts)) > 1 else []
     for pair in [*across, *find_duplicates(ids, ids, hashes, exact)]:
@@ -148,3 +150,7 @@ def copy_findings(
                 Item(subject, f"{named[0]} and {named[1]}", both)
             )
     return [Finding(kind, tuple(items)) for kind, items in cases.items()], list(found)
+
+
+def _count_clips(count: int) -> str:
+    return f"{count} clip{'s' * (count != 1)}"

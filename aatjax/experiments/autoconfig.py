@@ -68,7 +68,7 @@ def choose(
         return value
 
     data, rarest = _divided(source, chosen)
-    seconds = [m.seconds for m in diagnosis.measures if m.seconds is not None]
+    seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
     frames = _length(seconds, longest, chosen)
     cut = float(np.mean([s * 100 > frames for s in seconds])) if seconds else 0.0
     method = _method(rarest, width, chosen)

@@ -69,8 +69,8 @@ def compute_paired_p(change: Float[np.ndarray, " k"]) -> float | None:
     """Two-sided p of paired differences with mean zero (Student t); None for one pair."""
     if len(change) < 2:
         return None
-    if np.ptp(change) == 0:
-        return 1.0 if change[0] == 0 else 0.0
+    if np.allclose(change, change[0]):
+        return 1.0 if np.isclose(change[0], 0) else 0.0
     return float(stats.ttest_1samp(change, 0.0).pvalue)
 
 
