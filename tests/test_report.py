@@ -241,7 +241,7 @@ def test_decisions_were_fitted_on_the_validation_clips(data: ReportData, place: 
     run_dir = data.run
     assert run_dir is not None and data.decisions is not None
     info = read_info(run_dir / "adapter.safetensors")
-    assert info is not None and Decisions.from_json(info["decisions"], 3) == data.decisions
+    assert info is not None and Calibration.from_json(info["decisions"], 3) == data.decisions
     assert json.loads((run_dir / "result.json").read_text())["decisions"] == info["decisions"]
     other = read_info(run_dir / "average.safetensors")
     assert other is not None and "decisions" not in other, "they are of the selected weights"
@@ -251,7 +251,7 @@ def test_decisions_were_fitted_on_the_validation_clips(data: ReportData, place: 
     assert valid is not None and data.decisions.clips == len(valid) == 9
     adapter = data.adapter
     logits = clip_logits(adapter.model, valid, adapter.frontend)
-    fitted = fit_decisions(logits, valid.targets(), False)
+    fitted = fit_calibration(logits, valid.targets(), False)
     assert fitted.quantile == pytest.approx(data.decisions.quantile, abs=1e-6)
     assert fitted.temperature == pytest.approx(data.decisions.temperature, rel=1e-4)
 
@@ -259,8 +259,8 @@ def test_decisions_were_fitted_on_the_validation_clips(data: ReportData, place: 
 def test_calibration_and_coverage_are_reported(page: Page, data: ReportData) -> None:
     evaluation, decisions = data.evaluation, data.decisions
     assert isinstance(evaluation, Evaluation) and decisions is not None
-    applied = apply(evaluation.logits, decisions)
-    error = reliability(applied.probabilities, evaluation.targets, False).error
+    applied = apply_calibration(evaluation.logits, decisions)
+    error = compute_reliability(applied.probabilities, evaluation.targets, False).error
     assert page.row(f"T = {decisions.temperature:.2f}")[1] == f"{error:.4f}"
     covered = (applied.possible & (evaluation.targets == 1)).any(axis=1).mean()
     assert page.row("clips with the class in the set")[1].startswith(f"{covered:.3f} [")
@@ -272,7 +272,7 @@ def test_the_mistakes_are_the_most_confident_and_can_be_played(
 ) -> None:
     evaluation, decisions = data.evaluation, data.decisions
     assert isinstance(evaluation, Evaluation) and decisions is not None
-    p = apply(evaluation.logits, decisions).probabilities
+    p = apply_calibration(evaluation.logits, decisions).probabilities
     wrong = p.argmax(axis=1) != evaluation.targets.argmax(axis=1)
     most_confident = np.sort(p.max(axis=1)[wrong])[::-1][:8]
     np.testing.assert_allclose([one.probability for one in evaluation.mistakes], most_confident)
@@ -335,7 +335,7 @@ def test_warnings_about_the_data_are_reported(data: ReportData) -> None:
 
 
 def test_few_validation_clips_are_reported(data: ReportData) -> None:
-    few = dataclasses.replace(data, decisions=Decisions(1.0, None, 1.0, 0.9, 5))
+    few = dataclasses.replace(data, decisions=Calibration(1.0, None, 1.0, 0.9, 5))
     words = "".join(check(render_report(few, ["aatjax"])).text)
     assert "5 validation clips are too few for a coverage of 90%" in words
     none = "".join(check(render_report(dataclasses.replace(data, decisions=None), ["a"])).text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -44,9 +44,6 @@ __all__ = [
     "Severity",
     "diagnose",
 ]
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the number of clips done, and their total (0 where not known)."""
 
 
 def diagnose(
@@ -128,7 +125,7 @@ def _visit_clips(
         if samples is None:
             return measured, None, "", None
         windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else None
-        return measured, audio_hash(samples), exact_hash(samples), windows
+        return measured, hash_audio(samples), hash_samples(samples), windows
 
     pool = ThreadPoolExecutor(threads, "doctor")
     waiting: deque[Future[_Visited]] = deque()
@@ -145,8 +142,8 @@ def _visit_clips(
 
 def _open(path: str | Path, format: str, pattern: str | None) -> Source:
     """Open a set; of a manifest with wrong rows, the others."""
-    if format not in get_args(Format):
-        known = ", ".join(get_args(Format))
+    if format not in get_args(SourceFormat):
+        known = ", ".join(get_args(SourceFormat))
         raise UsageError(f"unknown data format {format!r}: one of {known}")
     try:
         return open_source(path, cast(SourceFormat, format), pattern=pattern)

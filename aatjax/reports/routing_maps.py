@@ -186,7 +186,7 @@ def map_routing(
     clips = take_per_class(source, per_class, most)
     sums: dict[str, dict[str, np.ndarray]] = {}
     run = _compile_sums(model)
-    for batch in eval_batches(clips, frontend, batch_size=batch_size, threads=0):
+    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
         target = np.nan_to_num(batch["target"])

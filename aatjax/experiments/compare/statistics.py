@@ -71,7 +71,8 @@ def compute_paired_p(change: Float[np.ndarray, " k"]) -> float | None:
         return None
     if np.allclose(change, change[0]):
         return 1.0 if np.isclose(change[0], 0) else 0.0
-    return float(stats.ttest_1samp(change, 0.0).pvalue)
+    _, p = stats.ttest_1samp(change, 0.0)
+    return float(p)
 
 
 def _average_seeds(name: str, values: Values) -> Float[np.ndarray, " k"]:

@@ -43,7 +43,7 @@ VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate(SERIES, 1)},
 }
 """The page's CSS variable for each colour of the charts."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "text.color": INK,
     "text.parse_math": False,  # class names are text

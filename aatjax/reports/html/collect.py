@@ -108,7 +108,7 @@ class ReportData:
     path: Path
     size: int
     adapter: Adapter
-    decisions: Decisions | None
+    decisions: Calibration | None
     evaluation: Evaluation | str
     routing: RoutingMap | str | None
     result: dict[str, Any]
@@ -221,7 +221,7 @@ def _read_findings(path: Path) -> list[dict[str, Any]] | str:
 
 
 def _evaluate(
-    adapter: Adapter, source: Source, decisions: Decisions | None, own: bool
+    adapter: Adapter, source: Source, decisions: Calibration | None, own: bool
 ) -> Evaluation:
     logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
     targets = np.asarray(source.targets(), np.float64)
@@ -241,12 +241,12 @@ def _find_mistakes(
     frontend: FrontEnd,
     logits: Float[np.ndarray, "b c"],
     targets: Float[np.ndarray, "b c"],
-    decisions: Decisions | None,
+    decisions: Calibration | None,
 ) -> list[Mistake]:
     """The most confident wrong predictions, one per clip."""
     multi_label = source.multi_label
     temperature = 1.0 if decisions is None else decisions.temperature
-    probabilities = calibrated(logits, temperature, multi_label)
+    probabilities = compute_probabilities(logits, temperature, multi_label)
     if multi_label:
         positive = logits > 0
         wrong = (positive != (targets == 1)) & ~np.isnan(targets)
@@ -254,7 +254,7 @@ def _find_mistakes(
         positive = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
         wrong = positive & (targets != 1)
     confidence = np.where(wrong, np.where(positive, probabilities, 1 - probabilities), -1.0)
-    possible = None if decisions is None else apply(logits, decisions).possible
+    possible = None if decisions is None else apply_calibration(logits, decisions).possible
     found: list[Mistake] = []
     for row in map(int, np.argsort(-confidence.max(axis=1), kind="stable")[:MOST_MISTAKES]):
         c = int(confidence[row].argmax())

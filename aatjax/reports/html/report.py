@@ -14,7 +14,12 @@ from jaxtyping import Bool
 from markupsafe import Markup
 
 from aatjax.experiments.partition import Parts, describe
-from aatjax.inference.calibration import Reliability, apply, calibrated, reliability
+from aatjax.inference.calibration import (
+    Reliability,
+    apply_calibration,
+    compute_probabilities,
+    compute_reliability,
+)
 from aatjax.reports.html import charts
 from aatjax.reports.html.class_intervals import estimate_proportion_interval, rank_confusions
 from aatjax.reports.html.collect import Evaluation, ReportData
@@ -148,10 +153,10 @@ def _describe_calibration(data: ReportData, evaluation: Evaluation) -> dict[str,
     if data.decisions is not None:
         temperature = data.decisions.temperature
         temperatures[f"T = {temperature:.2f}"] = temperature
-    curves = [
-        (name, reliability(calibrated(evaluation.logits, t, multi_label), targets, multi_label))
-        for name, t in temperatures.items()
-    ]
+    curves = []
+    for name, temperature in temperatures.items():
+        probabilities = compute_probabilities(evaluation.logits, temperature, multi_label)
+        curves.append((name, compute_reliability(probabilities, targets, multi_label)))
     return {
         "chart": charts.draw_reliability(curves),
         "rows": [
@@ -180,7 +185,7 @@ def _list_coverage(data: ReportData, evaluation: Evaluation) -> list[tuple[str, 
     """How often the conformal prediction sets of these clips hold their classes."""
     if data.decisions is None:
         return []
-    applied = apply(evaluation.logits, data.decisions)
+    applied = apply_calibration(evaluation.logits, data.decisions)
     truth = evaluation.targets == 1
     covered = (applied.possible | ~truth).all(axis=1)
     right = ((applied.given == truth) | np.isnan(evaluation.targets)).all(axis=1)
