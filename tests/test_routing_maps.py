@@ -72,7 +72,7 @@ def set_to(model: AST, name: str, value: np.ndarray) -> None:
 
 
 def adapt_to_tones(strength: float = 3.0) -> AST:
-    """A model whose expert 0 reads loud tokens of the low tone's row, expert 1 those of the high."""
+    """A model: expert 0 reads loud tokens of the low tone's row, expert 1 those of the high."""
     model = adapted(petl.SoftMoA(num_experts=2, reduction=8))
     source = tones(12)
     x, _ = batch_of(source)
@@ -155,7 +155,7 @@ def test_the_maps_are_the_mean_of_the_weights(method: petl.Method, masked: bool)
             assert total == pytest.approx(tokens, rel=1e-4), "dispatch sums to one over the tokens"
             by_class = tokens * sent[classes == 0].mean(axis=0)[2:]
             np.testing.assert_allclose(expert.read_by_class[0].ravel(), by_class, rtol=1e-4)
-    figures = petl.diagnose(model, x, valid)
+    figures = petl.diagnose_routing(model, x, valid)
     assert np.mean([s.balance for s in routing.mixtures]) == pytest.approx(
         figures["balance"], abs=1e-5
     )

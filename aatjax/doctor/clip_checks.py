@@ -92,7 +92,7 @@ def measure_clip(
     samples, original = decoded.samples, decoded.original
     size = samples.size if short is None else short
     scaled = samples.astype(np.float32) / 32768
-    present = max(1, num_frames(samples.size))
+    present = max(1, count_frames(samples.size))
     power = float(np.mean(np.square(scaled, dtype=np.float64)))
     constant = bool(samples.min() == samples.max())
     if original is None:
@@ -136,7 +136,7 @@ def _decode_clip(source: Source, index: int) -> _Decoded:
 
 
 def _describe_failure(clip: Clip, error: Exception) -> ClipMeasurements:
-    reason = error.reason if isinstance(error, BadAudio) else "undecodable"
+    reason = error.reason if isinstance(error, AudioError) else "undecodable"
     problem = reason if reason in ("truncated", "non-finite") else "undecodable"
     text = str(error) if isinstance(error, AatjaxError) else repr(error)
     text = text.removeprefix(f"{printable(clip.path or clip.id)}: ").partition("; pass ")[0]
@@ -159,7 +159,7 @@ def measure_original(path: str) -> OriginalMeasurements:
     """Measure the first minute of a file at its own rate, before mixing and resampling.
 
     Raises:
-        Broken: no decoder reads it.
+        DecoderError: no decoder reads it.
         OSError: it cannot be opened.
     """
     with open(path, "rb") as file:
@@ -198,11 +198,11 @@ def measure_original(path: str) -> OriginalMeasurements:
 def _read_blocks(
     blocks: Iterator[Float32[np.ndarray, "n c"]], frames: int
 ) -> Iterator[Float32[np.ndarray, "n c"]]:
-    """Blocks until at least so many frames, the end, or the first that cannot be decoded."""
+    """Blocks up to a number of frames, the end, or the first that cannot be decoded."""
     while frames > 0:
         try:
             block = next(blocks, None)
-        except Broken:
+        except DecoderError:
             return
         if block is None or not len(block):
             return

@@ -103,7 +103,7 @@ def _check_lengths(measurements: Sequence[ClipMeasurements], frames: int) -> dic
         return {}
     cases: dict[str, list[Item]] = {}
     padding = float(np.mean([m.padding for m in readable if m.padding is not None]))
-    lengths = [max(1, num_frames(round(16000 * (m.seconds or 0.0)))) for m in readable]
+    lengths = [max(1, count_frames(round(16000 * (m.seconds or 0.0)))) for m in readable]
     if padding > PADDING:
         enough = int(np.percentile(lengths, 95))
         text = f"{100 * padding:.0f} % of {frames} frames; 95 % of the clips fit into {enough}"

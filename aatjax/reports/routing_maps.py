@@ -190,7 +190,7 @@ def map_routing(
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
         target = np.nan_to_num(batch["target"])
-        found = jax.device_get(run(x, frontend.sounding(length), batch["weight"], target))
+        found = jax.device_get(run(x, frontend.count_frames(length), batch["weight"], target))
         for path, arrays in found.items():
             total = sums.setdefault(path, {})
             for name, array in arrays.items():
@@ -254,7 +254,7 @@ def _parse_block(path: str) -> int:
 
 def _compile_sums(model: AST) -> Callable[..., dict[str, dict[str, jax.Array]]]:
     """A compiled function of (log-mel, frames, weight, target): sums over the clips of a batch."""
-    graphdef, state = nnx.split(routing_weights._prepared(model))
+    graphdef, state = nnx.split(routing_weights.make_probe(model))
     keep = model.config.num_classes <= MOST_CLASSES
 
     @jax.jit
@@ -275,7 +275,7 @@ def _sum_weights(
     combine = arrays["combine"]
     gates = combine if combine.ndim == 3 else combine.sum(axis=3)
     present = gates.sum(axis=2)  # 0 where a token is masked, else 1
-    taken = routing_weights.entropy(combine, tuple(range(2, combine.ndim)))
+    taken = routing_weights.measure_entropy(combine, tuple(range(2, combine.ndim)))
     sums = {
         "clips": weight.sum(),
         "class_clips": label.sum(axis=0),
@@ -293,9 +293,9 @@ def _sum_weights(
         sums["read"] = jnp.einsum("b,bne->en", weight, sent)
         if keep:
             sums["class_read"] = jnp.einsum("bc,bne->cen", label, sent)
-        sums["read_entropy"] = weight @ routing_weights.entropy(dispatch, (1,)).mean(axis=2)
+        sums["read_entropy"] = weight @ routing_weights.measure_entropy(dispatch, (1,)).mean(axis=2)
         if dispatch.shape[2] * dispatch.shape[3] > 1:
-            each = jax.vmap(lambda slots: routing_weights._similarity(slots[None]))
+            each = jax.vmap(lambda slots: routing_weights.measure_similarity(slots[None]))
             sums["similarity"] = weight @ each(arrays["slots"])
     return sums
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -71,8 +72,8 @@ def compute_paired_p(change: Float[np.ndarray, " k"]) -> float | None:
         return None
     if np.allclose(change, change[0]):
         return 1.0 if np.isclose(change[0], 0) else 0.0
-    _, p = stats.ttest_1samp(change, 0.0)
-    return float(p)
+    found: Any = stats.ttest_1samp(change, 0.0)
+    return float(found.pvalue)
 
 
 def _average_seeds(name: str, values: Values) -> Float[np.ndarray, " k"]:

@@ -204,7 +204,7 @@ def draw_confusion(matrix: Int[np.ndarray, "c c"], names: Sequence[str]) -> Mark
 def draw_spectrogram(
     features: Float[np.ndarray, "t f"], seconds: float, rate: int, title: str
 ) -> Markup:
-    """A log-mel spectrogram `features` of so many seconds, with marks in Hz on its mel axis."""
+    """A log-mel spectrogram over its length in seconds, with marks in Hz on the mel axis."""
     low, high = np.quantile(features, (0.02, 0.995))
     edges = hertz_to_mel(np.array([LOW_HZ, rate / 2]))
     marks = [hertz for hertz in HERTZ if hertz < rate / 2.2]

@@ -171,7 +171,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
         findings = _read_findings(run / "diagnosis.json")
     source, reason = _open_clips(adapter, data)
     routing: RoutingMap | str | None = None
-    if routing_weights.watched(adapter.model):
+    if routing_weights.has_mixtures(adapter.model):
         routing = "not mapped: there are no labelled clips"
         if source is not None:
             routing = map_routing(adapter.model, source, adapter.frontend)
@@ -296,7 +296,7 @@ def _read_input(
     """The beginning of the model's input for a clip: samples, log-mel, whether there is more."""
     audio, length = frontend.fit(source.waveform(row))
     most = round(LONGEST * frontend.rate)
-    frames = min(int(frontend.sounding(jnp.asarray([length]))[0]), 1 + (most - FRAME) // HOP)
+    frames = min(int(frontend.count_frames(jnp.asarray([length]))[0]), 1 + (most - FRAME) // HOP)
     features = frontend.features(jnp.asarray(audio[None]), jnp.asarray([length]))[0]
     return audio[: min(length, most)], np.asarray(features)[: max(1, frames)], length > most
 
