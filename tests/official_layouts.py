@@ -123,7 +123,9 @@ def gtzan_(root: Path) -> Path:
     for g, genre in enumerate(gtzan.CLASSES):
         (top / "genres_original" / genre).mkdir(parents=True)
         for s, part in enumerate(("train", "valid", "test")):
-            for number in gtzan.numbers(gtzan.LISTS[part][genre])[: 2 if part == "train" else 1]:
+            for number in gtzan.parse_ranges(gtzan.LISTS[part][genre])[
+                : 2 if part == "train" else 1
+            ]:
                 name = f"{genre}/{genre}.{number:05d}.wav"
                 sound(top / "genres_original" / name, 100 * g + 10 * s + number, rate=22050)
     (top / "genres_original/jazz/jazz.00054.wav").write_bytes(b"\0" * 4096)
@@ -142,7 +144,9 @@ def fluent_(root: Path) -> Path:
                 path = f"wavs/speakers/{speaker}/{number:08x}.wav"
                 sound(top / path, number)
                 said = "Turn on, please, the lights" if c == 11 else "Bring it"
-                lines.append(f"{number},{path},{speaker},{said},{','.join(fluent.INTENTS[c])}")
+                lines.append(
+                    f"{number},{path},{speaker},{said},{fluent.INTENTS[c].replace('|', ',')}"
+                )
                 number += 1
         (top / "data").mkdir(exist_ok=True)
         (top / f"data/{split}_data.csv").write_text("\n".join(lines) + "\n")

@@ -67,7 +67,7 @@ def test_the_official_counts_are_the_published_ones() -> None:
 
 def test_gtzans_lists_are_disjoint_and_of_the_published_sizes() -> None:
     sizes = {
-        part: [len(gtzan.numbers(ranges)) for ranges in genres.values()]
+        part: [len(gtzan.parse_ranges(ranges)) for ranges in genres.values()]
         for part, genres in gtzan.LISTS.items()
     }
     assert sizes == {
@@ -76,9 +76,9 @@ def test_gtzans_lists_are_disjoint_and_of_the_published_sizes() -> None:
         "test": [31, 31, 30, 29, 27, 27, 27, 30, 26, 32],
     }
     for genre in gtzan.CLASSES:
-        every = [n for part in gtzan.LISTS.values() for n in gtzan.numbers(part[genre])]
+        every = [n for part in gtzan.LISTS.values() for n in gtzan.parse_ranges(part[genre])]
         assert len(every) == len(set(every)) and min(every) >= 0 and max(every) < 100
-    assert 54 in gtzan.numbers(gtzan.LISTS["train"]["jazz"])
+    assert 54 in gtzan.parse_ranges(gtzan.LISTS["train"]["jazz"])
 
 
 def test_gtzan_is_read_as_first_published_too(tmp_path: Path) -> None:

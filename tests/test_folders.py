@@ -201,7 +201,7 @@ class TestESC:
         with pytest.raises(DataError, match="category and target do not agree"):
             ESC(tmp_path)
         self.write(tmp_path, [rows[0], "b.wav,1,,cat,True,8,A"])
-        with pytest.raises(DataError, match="row 3 has an empty cell"):
+        with pytest.raises(DataError, match="row 3: empty cell in column 'target'"):
             ESC(tmp_path)
         self.write(tmp_path, ["a.wav,1,0"], head="filename,fold,target\n")
         with pytest.raises(DataError, match="lacks the columns category, esc10, src_file"):

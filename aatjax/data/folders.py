@@ -1,8 +1,7 @@
-"""Sets of labelled clips in common layouts: class folders, named files, ESC-50, made sounds."""
+"""Labelled clips in common layouts: class folders, files named by a pattern, ESC-50."""
 
 from __future__ import annotations
 
-import csv
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,19 +10,21 @@ from pathlib import Path
 from aatjax.audio.decode import list_audio
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
+from aatjax.data.tables import read_table
 from aatjax.errors import DataError, UsageError
 
 NOISE_FOLDER = "_background_noise_"
 SPLIT_LISTS = {"testing_list.txt": "test", "validation_list.txt": "valid"}
+ESC_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 
 
 class AudioFolder(Source):
     """Class folders: `root/<class>/.../<file>`; classes sorted by name.
 
-    Hidden folders and `_background_noise_` are left out. With `testing_list.txt` or
+    Hidden folders and `_background_noise_` are omitted. With `testing_list.txt` or
     `validation_list.txt` at the root, as in Speech Commands (Warden, arXiv 1804.03209), the listed
-    clips have split 'test' and 'valid' and all others 'train'; a name with '_nohash_' has the
-    speaker before it as its group.
+    clips have split 'test' and 'valid' and all others 'train'; in a name with '_nohash_' the
+    speaker before it is the group.
 
     Args:
         root: the folder that holds the class folders.
@@ -33,21 +34,20 @@ class AudioFolder(Source):
     """
 
     def __init__(self, root: str | Path) -> None:
-        root = _folder(root, "root/<class>/<file>")
+        root = _check_folder(root, "root/<class>/<file>")
         files, skipped = _scan(root)
-        clips: list[tuple[str, str]] = []
+        labels: dict[str, str] = {}
         for id in files:
             name, inside, _ = id.partition("/")
             if inside and name != NOISE_FOLDER:
-                clips.append((id, unicodedata.normalize("NFC", name)))
+                labels[id] = unicodedata.normalize("NFC", name)
             else:
-                why = "not in a class folder" if not inside else "background noise"
-                skipped.append((id, why))
-        classes = tuple(sorted({name for _, name in clips}))
+                skipped.append((id, "background noise" if inside else "not in a class folder"))
+        classes = tuple(sorted(set(labels.values())))
         if not classes:
             raise DataError(
-                f"{root}: {_describe(files, skipped)}; one folder for each class is expected, "
-                "with its audio files inside: root/<class>/<file>"
+                f"{root}: {_describe(files, skipped)}; one folder per class is expected, with its "
+                "audio files inside: root/<class>/<file>"
             )
         if {name.lower() for name in classes} <= set(SPLITS):
             raise DataError(
@@ -62,7 +62,7 @@ class AudioFolder(Source):
             and entry.is_dir()
             and unicodedata.normalize("NFC", entry.name) not in full
         ]
-        splits = _read_lists(root)
+        splits = read_split_lists(root)
         super().__init__(
             (
                 Clip(
@@ -70,9 +70,9 @@ class AudioFolder(Source):
                     (classes.index(name),),
                     str(root / id),
                     split=splits.get(id, "train") if splits is not None else None,
-                    group=_speaker(id),
+                    group=_parse_speaker(id),
                 )
-                for id, name in clips
+                for id, name in labels.items()
             ),
             classes,
             name=root.name,
@@ -81,7 +81,7 @@ class AudioFolder(Source):
 
 
 class NamePattern(Source):
-    r"""Files whose names, or paths below the root, say what they are.
+    r"""Files whose names, or paths below the root, hold their labels.
 
     `NamePattern("recordings", r"(?P<label>\d)_(?P<group>\w+)_\d+\.wav")` reads the Free Spoken
     Digit Dataset, and `NamePattern("audio", r"fold(?P<fold>\d+)/(?P<group>\d+)-(?P<label>\d)-.*")`
@@ -112,7 +112,7 @@ class NamePattern(Source):
                 f"pattern {pattern!r} has the groups {sorted(regex.groupindex)}; it needs "
                 "(?P<label>...) and may have group, fold and split"
             )
-        root = _folder(root, "files named by the pattern")
+        root = _check_folder(root, "files named by the pattern")
         files, skipped = _scan(root)
         found: list[tuple[str, dict[str, str | None]]] = []
         for id in files:
@@ -120,43 +120,39 @@ class NamePattern(Source):
             if match is None or not match["label"]:
                 skipped.append((id, "name does not match the pattern"))
             else:
-                found.append((id, {key: match.groupdict().get(key) or None for key in known}))
+                found.append((id, {key: text or None for key, text in match.groupdict().items()}))
         if not found:
             sample = f", such as {files[0]!r}" if files else ""
             raise DataError(
                 f"{root}: {_describe(files, skipped)}{sample}; no name matches {pattern!r}"
             )
-        labels = {str(parts["label"]) for _, parts in found}
-        order = tuple(classes) if classes is not None else order_names(labels)
-        unknown = labels.difference(order)
+        labels = [str(parts["label"]) for _, parts in found]
+        order = tuple(classes) if classes is not None else order_names(set(labels))
+        unknown = set(labels).difference(order)
         if unknown:
             raise DataError(
                 f"{root}: label {min(unknown)!r} is not one of the classes {', '.join(order)}"
             )
-        super().__init__(
-            (
-                Clip(
-                    id,
-                    (order.index(str(parts["label"])),),
-                    str(root / id),
-                    fold=parts["fold"],
-                    split=parts["split"],
-                    group=parts["group"],
-                )
-                for id, parts in found
-            ),
-            order,
-            name=root.name,
-            skipped=skipped,
+        clips = (
+            Clip(
+                id,
+                (order.index(label),),
+                str(root / id),
+                fold=parts.get("fold"),
+                split=parts.get("split"),
+                group=parts.get("group"),
+            )
+            for label, (id, parts) in zip(labels, found, strict=True)
         )
+        super().__init__(clips, order, name=root.name, skipped=skipped)
 
 
 class ESC(Source):
     """ESC-50 and ESC-10 (Piczak, ACM MM 2015): `audio/` and `meta/esc50.csv`.
 
     Classes are the categories present, in the order of their target number; the group of a clip is
-    the recording it was cut from (`src_file`). File names, with whatever extension, are those in
-    the table.
+    the recording it was cut from (`src_file`). File names, with any extension, are those in the
+    table.
 
     Args:
         root: the folder that holds `audio` and `meta`, or the one above it.
@@ -167,30 +163,20 @@ class ESC(Source):
     """
 
     def __init__(self, root: str | Path, *, esc10: bool | None = None) -> None:
-        layout = "audio/ and meta/esc50.csv"
-        root = _folder(root, layout)
+        root = _check_folder(root, "audio/ and meta/esc50.csv")
         if not (root / "meta/esc50.csv").is_file() and (root / "ESC-50-master").is_dir():
             root = root / "ESC-50-master"
-        table = root / "meta/esc50.csv"
-        try:
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{table}: cannot be read: {error}; expected {layout}") from error
-        columns = ("filename", "fold", "target", "category", "esc10", "src_file")
-        lacking = [name for name in columns if not rows or rows[0].get(name) is None]
-        if lacking:
-            raise DataError(f"{table}: lacks the columns {', '.join(lacking)}; expected {layout}")
-        broken = [i for i, row in enumerate(rows, 2) if not _complete(row, columns)]
-        if broken:
-            raise DataError(f"{table}: {_rows(broken)} an empty cell or a target that is no number")
+        table, audio = root / "meta/esc50.csv", root / "audio"
+        rows = list(read_table(table, ESC_COLUMNS))
+        for row in rows:
+            if not row["target"].isdigit():
+                raise row.error(f"non-numeric target {row['target']!r}")
         if esc10 is not None:
-            rows = [row for row in rows if (row["esc10"].strip().lower() == "true") is esc10]
+            rows = [row for row in rows if (row["esc10"].lower() == "true") is esc10]
         names = {int(row["target"]): row["category"] for row in rows}
         pairs = {(row["target"], row["category"]) for row in rows}
         if len(pairs) > len(names) or len(set(names.values())) < len(names):
             raise DataError(f"{table}: category and target do not agree; each needs one partner")
-        audio = root / "audio"
         absent = [row["filename"] for row in rows if not (audio / row["filename"]).is_file()]
         if absent:
             raise DataError(
@@ -214,7 +200,25 @@ class ESC(Source):
         )
 
 
-def _folder(root: str | Path, layout: str) -> Path:
+def read_split_lists(root: Path) -> dict[str, str] | None:
+    """Return the split of each clip named in the official list files; None without such files.
+
+    Raises:
+        DataError: a clip is in both lists.
+    """
+    splits: dict[str, str] = {}
+    lists = {name: split for name, split in SPLIT_LISTS.items() if (root / name).is_file()}
+    for name, split in lists.items():
+        for line in (root / name).read_text(encoding="utf-8-sig").splitlines():
+            id = line.strip().replace("\\", "/").removeprefix("./")
+            if id and splits.setdefault(id, split) != split:
+                raise DataError(
+                    f"{root}: {id!r} is in both {' and '.join(SPLIT_LISTS)}; remove it from one"
+                )
+    return splits if lists else None
+
+
+def _check_folder(root: str | Path, layout: str) -> Path:
     root = Path(root).expanduser()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
@@ -223,14 +227,15 @@ def _folder(root: str | Path, layout: str) -> Path:
 
 
 def _scan(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths of the audio files below the root, hidden ones left out, and what was skipped."""
+    """Paths of the audio files below the root, hidden ones omitted, and (path, why) of others."""
     files, skipped = list_audio(root)
     names = sorted(Path(file).relative_to(root).as_posix() for file in files)
-    left = [(_below(root, path), reason) for path, reason in skipped]
-    return [n for n in names if not any(part.startswith(".") for part in n.split("/"))], left
+    visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    return visible, [(make_relative(root, path), reason) for path, reason in skipped]
 
 
-def _below(root: Path, path: str | Path) -> str:
+def make_relative(root: Path, path: str | Path) -> str:
+    """Return a path relative to a folder, or unchanged where it lies elsewhere."""
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
@@ -241,35 +246,6 @@ def _describe(files: Sequence[str], skipped: Sequence[tuple[str, str]]) -> str:
     return f"found {len(files)} audio files and {len(skipped)} other entries"
 
 
-def _read_lists(root: Path) -> dict[str, str] | None:
-    """Split of each clip named in the official list files; None without such files."""
-    splits: dict[str, str] = {}
-    found = False
-    for name, split in SPLIT_LISTS.items():
-        if not (root / name).is_file():
-            continue
-        found = True
-        for line in (root / name).read_text(encoding="utf-8-sig").splitlines():
-            id = line.strip().replace("\\", "/").removeprefix("./")
-            if splits.get(id, split) != split:
-                raise DataError(
-                    f"{root}: {id!r} is in both {' and '.join(SPLIT_LISTS)}; remove it from one"
-                )
-            if id:
-                splits[id] = split
-    return splits if found else None
-
-
-def _speaker(id: str) -> str | None:
+def _parse_speaker(id: str) -> str | None:
     speaker, found, _ = id.rpartition("/")[2].partition("_nohash_")
     return speaker if found and speaker else None
-
-
-def _complete(row: dict[str, str], columns: Sequence[str]) -> bool:
-    return all((row[name] or "").strip() for name in columns) and row["target"].strip().isdigit()
-
-
-def _rows(numbers: Sequence[int], most: int = 5) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"row{'s' * (len(numbers) > 1)} {shown}{more} {'have' if len(numbers) > 1 else 'has'}"

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.folders import ESC, AudioFolder, NamePattern
-from aatjax.data.huggingface import dataset
+from aatjax.data.huggingface.dataset import HuggingFace, is_hub_dataset
 from aatjax.data.manifest import Manifest
 from aatjax.data.source import Source
 from aatjax.data.tfds import Prepared, is_prepared, read_facts
@@ -30,35 +30,35 @@ SourceFormat = Literal[
     "fluent_speech_commands",
     "iemocap",
 ]
+"""Layouts, then the names of the benchmarks."""
 FSDD = r"(?P<label>\d)_(?P<group>[^_]+)_\d+\.wav"
 
 
 def open_source(
     path: str | Path, format: SourceFormat = "auto", *, pattern: str | None = None
 ) -> Source:
-    """Opens labelled sounds.
+    """Open labelled sounds.
 
     Args:
         path: a folder, or a CSV or JSON-lines file.
         format: the layout, or the name of a benchmark, as its owner distributes it or prepared;
-            `auto` goes by what lies there: a prepared set, one that Hugging Face `datasets` wrote,
-            a manifest where it is a file, ESC's layout where there is `meta/esc50.csv`, `names`
-            where file names are as in the Free Spoken Digit Dataset, else a folder of class
-            folders.
+            `auto` detects a prepared set, a data set of Hugging Face's `datasets`, a manifest (any
+            other file), ESC's layout (`meta/esc50.csv`), `names` (files named as in the Free Spoken
+            Digit Dataset), and takes all else as a folder of class folders.
         pattern: regular expression for `names`.
 
     Raises:
-        UsageError: a format or pattern that cannot be.
-        DataError: nothing usable lies there.
+        UsageError: an unknown format, or a pattern that is none.
+        DataError: no usable data found.
     """
     path = Path(path).expanduser()
     if not path.exists():
         hint = f"; aatjax prepare {format} --from ARCHIVE makes it" if format in BENCHMARKS else ""
         raise DataError(f"{path}: no such file or folder{hint}")
     if format in BENCHMARKS:
-        return _benchmark(path, format)
+        return _open_benchmark(path, format)
     if format == "auto":
-        format = "names" if pattern else _guess(path)
+        format = "names" if pattern else _detect(path)
     match format:
         case "folder":
             return AudioFolder(path)
@@ -67,18 +67,18 @@ def open_source(
         case "esc":
             return ESC(path)
         case "names":
-            return NamePattern(_recordings(path), pattern or FSDD)
+            return NamePattern(_find_recordings(path), pattern or FSDD)
         case "prepared":
             return Prepared(path)
         case "huggingface":
-            return dataset.HuggingFace(path)
+            return HuggingFace(path)
         case "synthetic":
-            raise UsageError("synthetic sounds have no path: leave data.path out")
+            raise UsageError("synthetic sounds have no path: omit data.path")
     raise UsageError(f"unknown data format {format!r}: one of {', '.join(get_args(SourceFormat))}")
 
 
 def detect_benchmark(path: str | Path | None, format: str) -> str | None:
-    """The benchmark that a format names, or that a prepared folder tells it holds."""
+    """Return the benchmark that a format names or that a prepared folder holds, if any."""
     if format in BENCHMARKS:
         return format
     if path is None or format not in ("auto", "prepared"):
@@ -87,8 +87,7 @@ def detect_benchmark(path: str | Path | None, format: str) -> str | None:
     return read_facts(folder).get("benchmark") if is_prepared(folder) else None
 
 
-def _benchmark(path: Path, name: str) -> Source:
-    """A benchmark as its owner distributes it, unpacked, or prepared."""
+def _open_benchmark(path: Path, name: str) -> Source:
     if not is_prepared(path):
         if path.is_file():
             raise DataError(
@@ -101,19 +100,17 @@ def _benchmark(path: Path, name: str) -> Source:
     return Prepared(path)
 
 
-def _guess(path: Path) -> SourceFormat:
+def _detect(path: Path) -> SourceFormat:
     if is_prepared(path):
         return "prepared"
-    if dataset.is_hub_dataset(path):
+    if is_hub_dataset(path):
         return "huggingface"
     if path.is_file():
         return "manifest"
     if (path / "meta" / "esc50.csv").exists():
         return "esc"
-    if next(_recordings(path).glob("[0-9]_*_[0-9]*.wav"), None) is not None:
-        return "names"
-    return "folder"
+    return "names" if any(_find_recordings(path).glob("[0-9]_*_[0-9]*.wav")) else "folder"
 
 
-def _recordings(path: Path) -> Path:
+def _find_recordings(path: Path) -> Path:
     return path / "recordings" if (path / "recordings").is_dir() else path

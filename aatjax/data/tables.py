@@ -1,4 +1,4 @@
-"""Rows of CSV and JSON-lines files, with the row numbers a person sees."""
+"""Rows of CSV and JSON-lines files, numbered as in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +112,64 @@ def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked:
         f"{path}: no column {' or '.join(dict.fromkeys(wanted))}; the columns are "
         f"{', '.join(columns)}" + (f"; did you mean {near[0]!r}?" if near else "")
     )
+
+
+class TableRow(dict[str, str]):
+    """Stripped cells of one row of an official table, by column."""
+
+    def __init__(self, cells: Mapping[str, str], where: str) -> None:
+        super().__init__(cells)
+        self.where = where
+
+    def error(self, problem: str) -> DataError:
+        """Return an error that names the file and the row."""
+        return DataError(f"{self.where}: {problem}")
+
+    def read_class(self, number: str, name: str, classes: Sequence[str], title: str) -> int:
+        """Return the class index in column `number`, checked against the name in column `name`.
+
+        Raises:
+            DataError: no class of this number, or one of another name.
+        """
+        cell = self[number]
+        if not cell.isdigit() or int(cell) >= len(classes):
+            raise self.error(f"{number} {cell!r} is not 0 to {len(classes) - 1}")
+        if classes[int(cell)] != self[name]:
+            wrong = f"{name} {self[name]!r} of {number} {cell}"
+            raise self.error(f"{wrong} is {classes[int(cell)]!r} in {title}")
+        return int(cell)
+
+
+def read_table(path: Path, columns: Sequence[str], *, loose: str = "") -> Iterator[TableRow]:
+    """Yield the rows of an official CSV file; rows count from 2.
+
+    Args:
+        path: the file, UTF-8, with a header.
+        columns: columns that every row needs.
+        loose: column whose cells may hold commas that no quotes guard.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or a row lacks a cell.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}; unpack the archive again") from error
+    head = rows[0] if rows else []
+    lacking = [name for name in columns if name not in head]
+    if lacking:
+        raise DataError(
+            f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; it has "
+            f"{', '.join(head) or 'no rows'}: it is not the official file"
+        )
+    for number, cells in enumerate((row for row in rows[1:] if row), 2):
+        if loose and len(cells) > len(head):
+            at, extra = head.index(loose), len(cells) - len(head)
+            cells = [*cells[:at], ",".join(cells[at : at + extra + 1]), *cells[at + extra + 1 :]]
+        found = dict(zip(head, cells, strict=False))
+        row = TableRow({c: found.get(c, "").strip() for c in columns}, f"{path}: row {number}")
+        for name in columns:
+            if not row[name]:
+                raise row.error(f"empty cell in column {name!r}")
+        yield row

@@ -1,15 +1,10 @@
 """The papers' benchmarks by name, read from the archives as their owners distribute them."""
 
 import difflib
+import importlib
+import pkgutil
 
 from aatjax.data.benchmarks.base import Benchmark, Census, Division, Protocol, find_part
-from aatjax.data.benchmarks.esc50 import ESC_10, ESC_50
-from aatjax.data.benchmarks.fluent import FLUENT
-from aatjax.data.benchmarks.gtzan import GTZAN
-from aatjax.data.benchmarks.iemocap import IEMOCAP
-from aatjax.data.benchmarks.openmic import OPENMIC
-from aatjax.data.benchmarks.speech_commands import V1, V2
-from aatjax.data.benchmarks.urbansound8k import URBANSOUND8K
 from aatjax.errors import UsageError
 
 __all__ = [
@@ -23,13 +18,16 @@ __all__ = [
 ]
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (ESC_50, ESC_10, URBANSOUND8K, V1, V2, OPENMIC, GTZAN, FLUENT, IEMOCAP)
+    value.name: value
+    for module in pkgutil.iter_modules(__path__, f"{__name__}.")
+    for value in vars(importlib.import_module(module.name)).values()
+    if isinstance(value, Benchmark)
 }
+"""Every `Benchmark` of the modules beside this one."""
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """Return the benchmark of a name.
 
     Raises:
         UsageError: there is none; the message suggests the nearest.

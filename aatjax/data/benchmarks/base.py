@@ -1,17 +1,26 @@
-"""What a benchmark is: where its files lie, its counts, and the protocols of the papers."""
+"""What a benchmark is: its files, counts and protocols, and the reader that all of them share.
+
+A new benchmark is one new module in this package and its name in
+`aatjax.data.formats.SourceFormat`. The module holds
+
+1. `list_clips(root)`: every clip that the official tables name, with id, class, fold or split,
+   group and path, whether the file is there or not. `aatjax.data.tables.read_table` reads CSV
+   files; the error of a `TableRow` names file and row.
+2. a `Benchmark` at module level: marks, classes, official counts, protocols (`make_fold_protocols`
+   and `make_list_protocols` hold the usual ones) and publication. The package finds it by itself.
+
+The tests take a small copy of the official layout from a function in `tests/official_layouts.py`.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from aatjax.data.source import Clip, Source
-from aatjax.data.splits import order_names
 from aatjax.errors import DataError, UsageError
 
 Selection = Literal["last", "best", "mean_curve"]
@@ -21,7 +30,7 @@ LOCATE_DEPTH = 3  # folders that an archive may put around a benchmark
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """Which folds or splits train, choose and report in one run of a protocol.
+    """Folds or splits that train, choose and report in one run of a protocol.
 
     Attributes:
         name: the run, such as the fold that it reports on.
@@ -35,21 +44,21 @@ class Division:
 
     @property
     def chooses_on_test(self) -> bool:
-        """Whether a clip that reports could also choose."""
+        """Whether validation and test share clips."""
         return bool(set(self.valid) & set(self.test))
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a paper divides a benchmark and chooses the weights that it reports.
+    """How a paper divides a benchmark and selects the weights that it reports.
 
     Attributes:
         name: `honest`, or the paper's short name.
-        paper: whose protocol it is.
+        paper: source of the protocol.
         divisions: the runs; their figures are averaged.
         selection: weights that are reported: of the `last` epoch, of the `best` on the validation
             part, or of the one epoch at which the mean over all runs is best (`mean_curve`).
-        few_shot: which clips a few-shot run takes: `random` draws, or the `first` in file order.
+        few_shot: clips of a few-shot run: `random` draws, or the `first` in file order.
         labels: `observed`, or `as_published`, where the paper's code labelled otherwise.
     """
 
@@ -71,21 +80,21 @@ class Benchmark:
     """A public data set as its owner distributes it.
 
     Attributes:
-        name: its name on the command line.
-        title: its name in papers.
-        paper: where it was introduced.
-        licence: of the audio.
-        marks: files or folders, relative to its root, by which the root is known.
-        reader: from the root to a source; clips whose file is missing are in `skipped`.
+        name: name on the command line.
+        title: name in papers.
+        paper: publication that introduced it.
+        licence: licence of the audio.
+        marks: files or folders, relative to the root, that identify the root.
+        list_clips: from the root to all clips of the official tables.
         classes: the official class names in order.
         clips: official number of clips.
-        parts: official number of clips of each fold or split; empty where none is official.
-        metric: `accuracy` or `mean_ap`, the figure that papers give.
-        statistics: name of the normalisation preset made from it, or None.
+        parts: official number of clips per fold or split; empty where none is official.
         protocols: by name; `honest` first.
+        home: where a person gets it.
+        metric: `accuracy`, or `mean_ap` for a multi-label set.
+        statistics: name of the normalisation preset made from it, or None.
         url: where it may be downloaded, or None where its licence asks for more than a click.
         checksum: `md5:...` or `sha256:...` of that archive, where it is known.
-        home: where a person gets it.
     """
 
     name: str
@@ -93,77 +102,96 @@ class Benchmark:
     paper: str
     licence: str
     marks: tuple[str, ...]
-    reader: Callable[[Path], Source]
+    list_clips: Callable[[Path], Iterable[Clip] | Source]
     classes: tuple[str, ...]
     clips: int
     parts: Mapping[str, int]
-    metric: Literal["accuracy", "mean_ap"]
-    statistics: str | None
     protocols: tuple[Protocol, ...]
     home: str
+    metric: Literal["accuracy", "mean_ap"] = "accuracy"
+    statistics: str | None = None
     url: str | None = None
     checksum: str | None = None
 
     def locate(self, folder: Path) -> Path:
-        """The root of the benchmark in a folder, up to a few levels down.
+        """Return the root of the benchmark in a folder, up to a few levels down.
 
         Raises:
-            DataError: it is not there; the message says what was looked for.
+            DataError: not found; the message names the marks.
         """
         level = [folder]
         for _ in range(LOCATE_DEPTH + 1):
             for candidate in level:
                 if all((candidate / mark).exists() for mark in self.marks):
                     return candidate
-            level = [
-                child
-                for candidate in level
-                for child in _entries(candidate)
-                if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
-            ][:1000]
+            level = [child for candidate in level for child in _list_folders(candidate)][:1000]
         raise DataError(
             f"{folder}: {self.title} is not there: no folder in it holds "
-            f"{' and '.join(self.marks)}; give the folder or archive as it is downloaded from "
-            f"{self.home}"
+            f"{' and '.join(self.marks)}; give the folder or archive as downloaded from {self.home}"
         )
 
     def read(self, folder: Path) -> Source:
-        """The clips that lie in a folder, with the official classes.
+        """Return the clips whose files are in a folder, with the official classes.
+
+        Clips whose file is missing are in `skipped`.
 
         Raises:
-            DataError: it is not this benchmark, or its tables cannot be used.
+            DataError: not this benchmark, no file is there, or its tables cannot be used.
         """
-        return self.reader(self.locate(folder))
+        root = self.locate(folder)
+        listed = self.list_clips(root)
+        skipped: tuple[tuple[str, str], ...] = ()
+        if isinstance(listed, Source):
+            clips, skipped = listed.clips, listed.skipped
+        else:
+            clips = tuple(listed)
+        present = {clip.id for clip in clips if clip.path and Path(clip.path).is_file()}
+        if not present:
+            example = f", such as {clips[0].path}" if clips else ""
+            raise DataError(
+                f"{root}: none of the {len(clips)} clips in the tables is there{example}; unpack "
+                "the whole archive"
+            )
+        missing = [(clip.id, "file is missing") for clip in clips if clip.id not in present]
+        return Source(
+            (clip for clip in clips if clip.id in present),
+            self.classes,
+            name=self.title,
+            multi_label=self.metric == "mean_ap",
+            skipped=[*skipped, *missing],
+        )
 
     def protocol(self, name: str) -> Protocol:
-        """The protocol of a name.
+        """Return the protocol of a name.
 
         Raises:
             UsageError: there is none.
         """
-        for protocol in self.protocols:
-            if protocol.name == name:
-                return protocol
-        raise UsageError(
-            f"{self.title} has no protocol {name!r}: there are "
-            f"{', '.join(p.name for p in self.protocols)}"
-        )
+        known = {protocol.name: protocol for protocol in self.protocols}
+        if name not in known:
+            raise UsageError(f"{self.title} has no protocol {name!r}: there are {', '.join(known)}")
+        return known[name]
 
     def census(self, source: Source) -> Census:
-        """Counts of what is there against the official ones."""
+        """Count the clips of a source against the official numbers."""
         found = Counter(find_part(clip) for clip in source.clips)
-        parts = {name: (found.get(name, 0), self.parts[name]) for name in self.parts}
-        return Census(len(source), self.clips, parts, _absent_classes(source))
+        used = {c for clip in source.clips for c in clip.label}
+        return Census(
+            len(source),
+            self.clips,
+            {name: (found.get(name, 0), self.parts[name]) for name in self.parts},
+            tuple(name for c, name in enumerate(source.classes) if c not in used),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Census:
-    """How much of a benchmark is there.
+    """Clips present of a benchmark, against the official numbers.
 
     Attributes:
-        clips: clips that are there.
-        official: clips that there should be.
-        parts: of each official part, the clips that are there and that there should be.
+        clips: clips present.
+        official: official number of clips.
+        parts: of each official part, the clips present and the official number.
         absent: classes without a clip.
     """
 
@@ -178,7 +206,7 @@ class Census:
         return self.clips == self.official and all(a == b for a, b in self.parts.values())
 
     def text(self) -> str:
-        """`320 of 2,000 clips (fold 1: 80 of 400, ...)`."""
+        """Return `320 of 2,000 clips (fold 1: 80 of 400, ...)`."""
         odd = [f"{n}: {a:,} of {b:,}" for n, (a, b) in self.parts.items() if a != b]
         rest = f" ({', '.join(odd)})" if odd else ""
         lacking = f"; no clip of {', '.join(self.absent[:5])}" if self.absent else ""
@@ -187,77 +215,52 @@ class Census:
 
 
 def find_part(clip: Clip) -> str | None:
-    """The fold or split of a clip, whichever the set has."""
+    """Return the fold or split of a clip, whichever the set has."""
     return clip.fold if clip.fold is not None else clip.split
 
 
-def held_out(folds: Sequence[str], *, on_test: bool = False) -> tuple[Division, ...]:
-    """One run a fold: it is tested on, all others train; `on_test` makes it choose as well."""
+def split_names(text: str) -> tuple[str, ...]:
+    """Return class names that are separated by spaces."""
+    return tuple(text.split())
+
+
+def hold_out_folds(folds: Sequence[str], *, on_test: bool = False) -> tuple[Division, ...]:
+    """Return one run per fold: it tests, all others train; `on_test` makes it choose as well."""
     return tuple(
         Division(fold, tuple(f for f in folds if f != fold), (fold,) if on_test else (), (fold,))
         for fold in folds
     )
 
 
-def official_lists(*, valid: str | None = "valid") -> tuple[Division, ...]:
-    """The official lists: `train` trains, `valid` chooses, `test` reports."""
-    return (Division("official", ("train",), () if valid is None else (valid,), ("test",)),)
+def use_lists(valid: str | None = "valid") -> tuple[Division, ...]:
+    """Return the one run of official lists: `train` trains, `valid` chooses, `test` reports."""
+    return (Division("official", ("train",), (valid,) if valid else (), ("test",)),)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of an official CSV file; cells are stripped.
+def make_fold_protocols(folds: Sequence[str], petl: tuple[Division, ...]) -> tuple[Protocol, ...]:
+    """Return the protocols of a benchmark with folds; `petl` are the runs of that paper."""
+    honest = f"{len(folds)} folds, each held out once; weights of the last epoch"
+    return (
+        Protocol("honest", honest, hold_out_folds(folds)),
+        Protocol("aat", AAT, hold_out_folds(folds, on_test=True), selection="mean_curve"),
+        Protocol("petl", PETL, petl, few_shot="first"),
+    )
 
-    Raises:
-        DataError: it cannot be read, lacks a column, or a row lacks a cell.
-    """
+
+def make_list_protocols(*papers: str) -> tuple[Protocol, ...]:
+    """Return the protocols of a benchmark with three official lists: honest, and of the papers."""
+    honest = "the official lists; the best epoch on the validation list"
+    every = (
+        Protocol("honest", honest, use_lists(), selection="best"),
+        Protocol("aat", AAT, use_lists(), selection="best"),
+        Protocol("petl", PETL, use_lists(), few_shot="first"),
+    )
+    return tuple(protocol for protocol in every if protocol.name in ("honest", *papers))
+
+
+def _list_folders(folder: Path) -> list[Path]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; unpack the archive anew") from error
-    head = list(rows[0]) if rows else []
-    lacking = [name for name in columns if name not in head]
-    if lacking:
-        raise DataError(
-            f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; it has "
-            f"{', '.join(map(str, head)) or 'no rows'}: it is not the official file"
-        )
-    for number, row in enumerate(rows, 2):
-        for name in columns:
-            if not (row[name] or "").strip():
-                raise DataError(f"{path}: row {number}: empty cell in column {name!r}")
-    return [{name: row[name].strip() for name in columns} for row in rows]
-
-
-def present(root: Path, clips: Sequence[Clip]) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """The clips whose file is there, and (id, reason) of the others.
-
-    Raises:
-        DataError: not one is there.
-    """
-    here = [clip for clip in clips if clip.path is not None and Path(clip.path).is_file()]
-    if not here:
-        first = clips[0].path if clips else root
-        raise DataError(
-            f"{root}: none of the {len(clips)} clips that the tables name is there, such as "
-            f"{first}; unpack the whole archive"
-        )
-    ids = {clip.id for clip in here}
-    return here, [(clip.id, "file is missing") for clip in clips if clip.id not in ids]
-
-
-def _absent_classes(source: Source) -> tuple[str, ...]:
-    used = {c for clip in source.clips for c in clip.label}
-    return tuple(name for c, name in enumerate(source.classes) if c not in used)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError:
         return []
-
-
-def fold_names(count: int) -> tuple[str, ...]:
-    """The folds '1' to 'count'."""
-    return order_names({str(k) for k in range(1, count + 1)})
+    return [e for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX"))]

@@ -1,28 +1,16 @@
 """GTZAN: ten music genres, divided by the fault-filtered lists (Sturm, arXiv 1306.1461)."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from pathlib import Path
 
-from aatjax.data.benchmarks.base import AAT, Benchmark, Protocol, official_lists, present
-from aatjax.data.source import Clip, Source
+from aatjax.data.benchmarks.base import Benchmark, make_list_protocols, split_names
+from aatjax.data.source import Clip
 
-CLASSES = (
-    "blues",
-    "classical",
-    "country",
-    "disco",
-    "hiphop",
-    "jazz",
-    "metal",
-    "pop",
-    "reggae",
-    "rock",
-)
+CLASSES = split_names("blues classical country disco hiphop jazz metal pop reggae rock")
 
 # Numbers of the excerpts in each part, as published with Kereliuk, Sturm and Larsen (IEEE
 # Transactions on Multimedia, 2015): repetitions, mislabelled and distorted excerpts are left out,
-# and no artist known by then is in two parts.
+# and no artist known then is in two parts.
 LISTS = {
     "train": {
         "blues": "29-49 73-97",
@@ -63,29 +51,21 @@ LISTS = {
 }
 
 
-def numbers(ranges: str) -> list[int]:
-    """`"5 15-17"` as [5, 15, 16, 17]."""
-    found: list[int] = []
-    for part in ranges.split():
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
+def parse_ranges(ranges: str) -> list[int]:
+    """Return `"5 15-17"` as [5, 15, 16, 17]."""
+    bounds = [part.partition("-") for part in ranges.split()]
+    return [n for first, _, last in bounds for n in range(int(first), int(last or first) + 1)]
 
 
-def read(root: Path) -> Source:
-    """Excerpts of the three lists: `.wav` as in the copy on Kaggle, or `.au` as first published."""
+def _list_clips(root: Path) -> Iterator[Clip]:
+    """Yield the excerpts of the lists: `.wav` as on Kaggle, or `.au` as first published."""
     folder = next((root / n for n in ("genres_original", "genres") if (root / n).is_dir()), root)
-    suffix = ".wav"
-    if next(folder.glob("blues/blues.*.wav"), None) is None:
-        suffix = ".au"
-    clips = []
+    suffix = ".wav" if any(folder.glob("blues/blues.*.wav")) else ".au"
     for split, genres in LISTS.items():
         for label, genre in enumerate(CLASSES):
-            for number in numbers(genres[genre]):
+            for number in parse_ranges(genres[genre]):
                 id = f"{genre}/{genre}.{number:05d}{suffix}"
-                clips.append(Clip(id, (label,), str(folder / id), split=split))
-    here, skipped = present(folder, clips)
-    return Source(here, CLASSES, name="GTZAN", skipped=skipped)
+                yield Clip(id, (label,), str(folder / id), split=split)
 
 
 GTZAN = Benchmark(
@@ -95,20 +75,11 @@ GTZAN = Benchmark(
     "Speech and Audio Processing 10(5), 2002; lists: Sturm, arXiv 1306.1461",
     licence="none known: the excerpts are from commercial records",
     marks=("blues", "rock"),
-    reader=read,
+    list_clips=_list_clips,
     classes=CLASSES,
     clips=930,
     parts={"train": 443, "valid": 197, "test": 290},
-    metric="accuracy",
     statistics="gtzan",
-    protocols=(
-        Protocol(
-            "honest",
-            "the fault-filtered lists; the best epoch on the validation list",
-            official_lists(),
-            selection="best",
-        ),
-        Protocol("aat", AAT, official_lists(), selection="best"),
-    ),
+    protocols=make_list_protocols("aat"),
     home="marsyas.info (genres.tar.gz), or its copy on Kaggle (genres_original)",
 )

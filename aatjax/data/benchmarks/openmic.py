@@ -1,107 +1,71 @@
 """OpenMIC-2018: which of 20 instruments play, annotated in part (Humphrey et al., ISMIR 2018)."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from aatjax.data.benchmarks.base import (
-    AAT,
-    Benchmark,
-    Division,
-    Protocol,
-    official_lists,
-    present,
-    read_table,
-)
-from aatjax.data.source import Clip, Source
+from aatjax.data.benchmarks.base import AAT, Benchmark, Protocol, split_names, use_lists
+from aatjax.data.source import Clip
+from aatjax.data.tables import read_table
 from aatjax.errors import DataError
 
-CLASSES = (
-    "accordion",
-    "banjo",
-    "bass",
-    "cello",
-    "clarinet",
-    "cymbals",
-    "drums",
-    "flute",
-    "guitar",
-    "mallet_percussion",
-    "mandolin",
-    "organ",
-    "piano",
-    "saxophone",
-    "synthesizer",
-    "trombone",
-    "trumpet",
-    "ukulele",
-    "violin",
-    "voice",
+CLASSES = split_names(
+    "accordion banjo bass cello clarinet cymbals drums flute guitar mallet_percussion mandolin "
+    "organ piano saxophone synthesizer trombone trumpet ukulele violin voice"
 )
 LABELS = "openmic-2018-aggregated-labels.csv"
 
 
-def read(root: Path) -> Source:
-    """Clips of the official split; groups are tracks.
+def _list_clips(root: Path) -> Iterator[Clip]:
+    """Yield the clips of the official split; groups are tracks.
 
     A class is observed where annotators were asked about it. A relevance of 0.5 or more is a
     positive, less a negative; all else is unknown.
 
     Raises:
-        DataError: an unknown instrument, or a relevance that is no share.
+        DataError: an unknown instrument, or a relevance outside 0 to 1.
     """
-    table = root / LABELS
-    order = _class_map(root / "class-map.json")
-    positive: dict[str, set[int]] = defaultdict(set)
-    observed: dict[str, set[int]] = defaultdict(set)
-    for number, row in enumerate(read_table(table, ("sample_key", "instrument", "relevance")), 2):
+    _check_class_map(root / "class-map.json")
+    relevance: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in read_table(root / LABELS, ("sample_key", "instrument", "relevance")):
         try:
-            relevance = float(row["relevance"])
+            share = float(row["relevance"])
         except ValueError:
-            relevance = -1.0
-        if row["instrument"] not in order or not 0 <= relevance <= 1:
-            raise DataError(
-                f"{table}: row {number}: instrument {row['instrument']!r} or relevance "
-                f"{row['relevance']!r} cannot be; they are OpenMIC's 20 names and 0 to 1"
+            share = -1.0
+        if row["instrument"] not in CLASSES or not 0 <= share <= 1:
+            raise row.error(
+                f"instrument {row['instrument']!r} or relevance {row['relevance']!r} is not one of "
+                "OpenMIC's 20 names or not 0 to 1"
             )
-        key, c = row["sample_key"], order[row["instrument"]]
-        observed[key].add(c)
-        if relevance >= 0.5:
-            positive[key].add(c)
-    clips = []
+        instrument = CLASSES.index(row["instrument"])
+        known = relevance[row["sample_key"]]
+        known[instrument] = max(share, known.get(instrument, 0.0))
     for split in ("train", "test"):
         file = root / "partitions" / f"split01_{split}.csv"
         for key in file.read_text(encoding="utf-8-sig").split():
             if key == "sample_key":
                 continue
-            if key not in observed:
+            if key not in relevance:
                 raise DataError(f"{file}: {key!r} has no row in {LABELS}")
-            path = root / "audio" / key[:3] / f"{key}.ogg"
-            clips.append(
-                Clip(
-                    f"{key[:3]}/{key}.ogg",
-                    tuple(sorted(positive[key])),
-                    str(path),
-                    split=split,
-                    group=key.partition("_")[0],
-                    observed=tuple(sorted(observed[key])),
-                )
+            known, id = relevance[key], f"{key[:3]}/{key}.ogg"
+            yield Clip(
+                id,
+                tuple(sorted(c for c, share in known.items() if share >= 0.5)),
+                str(root / "audio" / id),
+                split=split,
+                group=key.partition("_")[0],
+                observed=tuple(sorted(known)),
             )
-    here, skipped = present(root / "audio", clips)
-    return Source(here, CLASSES, name="OpenMIC-2018", multi_label=True, skipped=skipped)
 
 
-def _class_map(path: Path) -> dict[str, int]:
+def _check_class_map(path: Path) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; unpack the archive anew") from error
-    ours = {name: c for c, name in enumerate(CLASSES)}
-    if found != ours:
+        raise DataError(f"{path}: cannot be read: {error}; unpack the archive again") from error
+    if found != {name: c for c, name in enumerate(CLASSES)}:
         raise DataError(f"{path}: the classes are not OpenMIC's 20 in their order")
-    return ours
 
 
 OPENMIC = Benchmark(
@@ -117,7 +81,7 @@ OPENMIC = Benchmark(
         "partitions/split01_test.csv",
         "audio",
     ),
-    reader=read,
+    list_clips=_list_clips,
     classes=CLASSES,
     clips=20_000,
     parts={"train": 14_915, "test": 5_085},
@@ -127,13 +91,13 @@ OPENMIC = Benchmark(
         Protocol(
             "honest",
             "the official split; weights of the last epoch; unknown labels masked",
-            official_lists(valid=None),
+            use_lists(valid=None),
         ),
         Protocol(
             "aat",
-            f"{AAT}; every instrument that was asked about counts as present, every "
-            "other as absent",
-            (Division("official", ("train",), ("test",), ("test",)),),
+            f"{AAT}; every instrument that was asked about counts as present, every other as "
+            "absent",
+            use_lists(valid="test"),
             selection="best",
             labels="as_published",
         ),
