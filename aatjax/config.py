@@ -15,7 +15,7 @@ from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.errors import AatjaxError, UsageError
-from aatjax.models.config import Pool, Positions
+from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, find_method, make_method
 from aatjax.train.distributed import differing
 from aatjax.train.loop import Training
@@ -43,13 +43,13 @@ class Model:
 
     source: str = "embedded"
     frames: int | None = None
-    pool: Pool | None = None
+    pool: Pooling | None = None
     head_norm: bool | None = None
     reset: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
     remat: bool = False
-    positions: Positions = "learned"
+    positions: PositionInit = "learned"
     mask_padding: bool = False
     revision: str | None = None
 

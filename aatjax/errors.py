@@ -103,8 +103,8 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
             def __post_init__(self) -> None:
                 check_fields(self)
 
-    A field with a `Range` must hold a finite number inside it (whole where the annotation says
-    int); of a tuple, every item. A field of `Literal` strings must hold one of them. None passes
+    A field with a `Range` must hold a finite number inside it, whole where the annotation says
+    int; of a tuple, every item must. A field of `Literal` strings must hold one of them. None passes
     where the annotation has it. Fields with neither are not checked.
 
     Args:
@@ -112,7 +112,7 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
         prefix: text before the name of the field in a message; the class name by default.
 
     Raises:
-        UsageError: a field does not fit: `Mixup every=0 must be a whole number, at least 1`.
+        UsageError: a field does not fit: `Mixup every=0 must be at least 1`.
     """
     prefix = f"{type(config).__name__} " if prefix is None else prefix
     for name, parts in _field_parts(type(config)).items():
@@ -125,9 +125,12 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
             whole = int in parts and float not in parts
             items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
             for item in items:
-                if not _is_number(item, whole) or item not in ranges[0]:
-                    kind = "a whole number" if whole else "a number"
-                    raise UsageError(f"{prefix}{name}={value!r} must be {kind}, {ranges[0]}")
+                kind = "a whole number, " if whole else "a finite number, "
+                if (number := _is_number(item, whole)) and item in ranges[0]:
+                    continue
+                raise UsageError(
+                    f"{prefix}{name}={value!r} must be {'' if number else kind}{ranges[0]}"
+                )
         elif choices and not {str, int} & set(parts):
             raise UsageError(f"{prefix}{name}={value!r} is not one of {', '.join(choices)}")
 

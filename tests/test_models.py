@@ -124,12 +124,12 @@ def test_without_qkv_bias_only_the_three_projections_lose_it():
         (dict(depth=0), "depth=0 must be at least 1"),
         (dict(mlp_dim=0), "mlp_dim=0 must be at least 1"),
         (dict(num_classes=0), "num_classes=0 must be at least 1"),
-        (dict(patch=(0, 16)), "patch=\\(0, 16\\) and stride=.* must be at least 1"),
+        (dict(patch=(0, 16)), "patch=\\(0, 16\\) must be at least 1"),
         (dict(stride=(10, 0)), "stride=\\(10, 0\\) must be at least 1"),
         (dict(frames=15), "36 mel bins x 15 frames is smaller than one patch of 16 x 16"),
         (dict(mels=15), "15 mel bins x 56 frames is smaller than one patch"),
         (dict(pool="max"), "pool='max' is not one of cls_dist, mean_all, mean_patches, cls"),
-        (dict(dtype="float16"), "dtype='float16' is neither float32 nor bfloat16"),
+        (dict(dtype="float16"), "dtype='float16' is not one of float32, bfloat16"),
     ],
 )
 def test_an_impossible_config_is_refused_in_one_line(changes, message):

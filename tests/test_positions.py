@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aatjax.errors import DataError, UsageError
-from aatjax.models.positions import resize_positions, window
+from aatjax.models.positions import resize_positions
 
 
 def table(source, prefix=2, dim=3, seed=0):
@@ -56,7 +56,6 @@ def by_torch(pos, source, target, prefix):
     ],
 )
 def test_published_windows(source, target, start, stop):
-    assert window(source, target) == slice(start, stop)
     pos = np.arange(source, dtype=np.float32).reshape(1, source, 1)
     cut = resize_positions(pos, (1, source), (1, target), prefix=0, rule="audioset")
     np.testing.assert_array_equal(cut[0, :, 0], np.arange(start, stop))
@@ -134,5 +133,3 @@ def test_refusals():
         resize_positions(pos, (3, 4), (3, 3), prefix=2, rule="imagenet")
     with pytest.raises(UsageError, match="grids"):
         resize_positions(pos, (3, 4), (0, 3), prefix=2, rule="audioset")
-    with pytest.raises(UsageError, match="window"):
-        window(3, 4)

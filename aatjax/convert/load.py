@@ -15,7 +15,7 @@ from aatjax.convert import Checkpoint, read_checkpoint, resolve
 from aatjax.errors import DataError, UsageError
 from aatjax.io.hub import is_repository_id
 from aatjax.models.ast import AST, Head
-from aatjax.models.config import ASTConfig, Pool, Positions
+from aatjax.models.config import ASTConfig, Pooling, PositionInit
 from aatjax.models.positions import resize_positions
 from aatjax.models.provenance import Origin, fingerprint
 
@@ -28,12 +28,12 @@ def load(
     num_classes: int | None = None,
     frames: int | None = None,
     mels: int | None = None,
-    pool: Pool | None = None,
+    pool: Pooling | None = None,
     head_norm: bool | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     scan: bool = False,
     remat: bool = False,
-    positions: Positions = "learned",
+    positions: PositionInit = "learned",
     mask_padding: bool = False,
     rgb: Literal["sum", "mean"] = "sum",
     revision: str | None = None,

@@ -20,7 +20,8 @@ from aatjax.audio.waveform import AudioError
 from aatjax.convert.load import front_end_of, load
 from aatjax.errors import DataError, UsageError
 from aatjax.inference.calibration import Calibration, decide, read_calibration, select_names
-from aatjax.models.ast import AST, average_tokens
+from aatjax.models.ast import AST
+from aatjax.models.tokens import average_tokens
 from aatjax.train.adapter_file import load_adapter, read_info
 
 RATE = 16000

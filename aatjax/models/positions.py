@@ -1,4 +1,4 @@
-"""Learned positions for another input length: cut or interpolate the frequency-by-time grid."""
+"""Position embeddings for another input length: the frequency-by-time grid, cut or interpolated."""
 
 from typing import Literal
 
@@ -12,45 +12,31 @@ from aatjax.errors import DataError, UsageError
 Rule = Literal["audioset", "imagenet", "ssast"]
 RULES: tuple[Rule, ...] = ("audioset", "imagenet", "ssast")
 
-Positions = Float[Array, "1 n d"] | Float[np.ndarray, "1 n d"]
-Resized = Float[Array, "1 m d"] | Float[np.ndarray, "1 m d"]
-
-
-def window(source: int, target: int) -> slice:
-    """The central `target` of `source` places: `[source//2 - target//2, + target)`.
-
-    Raises:
-        UsageError: the window is longer than the source.
-    """
-    if not 0 < target <= source:
-        raise UsageError(f"no window of {target} places in {source}")
-    start = source // 2 - target // 2
-    return slice(start, start + target)
-
 
 def resize_positions(
-    pos: Positions,
+    pos: Float[Array, "1 n d"] | Float[np.ndarray, "1 n d"],
     source: tuple[int, int],
     target: tuple[int, int],
     *,
     prefix: int,
     rule: Rule,
-) -> Resized:
-    """Adapts position embeddings from one patch grid to another.
+) -> Float[Array, "1 m d"] | Float[np.ndarray, "1 m d"]:
+    """Adapt position embeddings to another patch grid.
 
-    Time first, then frequency: a shorter axis keeps its central window, a longer one is
-    interpolated bilinearly (half-pixel centres, no antialiasing) in float32. Rows of the prefix
-    tokens (CLS, DIST) are kept as they are. This is what AST (Gong et al. 2021, section 2.2) does
-    from ImageNet and from AudioSet weights, and SSAST (Gong et al. 2022) from its own; the three
-    rules are the same function once SSAST's row window ends after `target` rows, not columns.
+    Time first, then frequency: a shorter axis keeps its central window
+    `[source // 2 - target // 2, + target)`, a longer one is interpolated bilinearly (half-pixel
+    centres, no antialiasing) in float32. Positions of the prefix tokens (CLS, DIST) are kept. AST
+    does this from ImageNet and from AudioSet weights (Gong et al. 2021, section 2.2), SSAST from
+    its own (Gong et al. 2022); the three rules are one function once SSAST's window of rows ends
+    after `target` rows instead of columns.
 
     Args:
-        pos: `[1, prefix + rows * columns, d]`, NumPy or JAX; the patches frequency-major.
+        pos: `[1, prefix + rows * columns, d]`, NumPy or JAX; patches frequency-major.
         source: (rows, columns) = (frequency, time) patches of `pos`.
         target: (rows, columns) wanted.
         prefix: tokens before the patches.
-        rule: where the positions come from: "audioset" (AST checkpoints), "imagenet"
-            (DeiT/ViT: a square grid) or "ssast".
+        rule: origin of the positions: "audioset" (AST checkpoints), "imagenet" (DeiT, ViT: a
+            square grid) or "ssast".
 
     Returns:
         `[1, prefix + target rows * target columns, d]`, an array of the kind and type of `pos`.
@@ -75,19 +61,19 @@ def resize_positions(
         return pos
     grid = jnp.asarray(pos[0, prefix:], jnp.float32).reshape(*source, dim)
     for axis in (1, 0):
-        grid = _fit(grid, axis, target[axis])
+        grid = _resize_axis(grid, axis, target[axis])
     patches = grid.reshape(1, -1, dim)
     if isinstance(pos, np.ndarray):
         return np.concatenate([pos[:, :prefix], np.asarray(patches, pos.dtype)], axis=1)
     return jnp.concatenate([pos[:, :prefix], patches.astype(pos.dtype)], axis=1)
 
 
-def _fit(grid: Float[Array, "f t d"], axis: int, places: int) -> Float[Array, "f2 t2 d"]:
-    """Cuts or interpolates one axis of the grid to a number of places."""
-    have = grid.shape[axis]
-    if places <= have:
-        cut = window(have, places)
-        return grid[cut] if axis == 0 else grid[:, cut]
+def _resize_axis(grid: Float[Array, "f t d"], axis: int, size: int) -> Float[Array, "f2 t2 d"]:
+    old = grid.shape[axis]
+    if size <= old:
+        return jax.lax.slice_in_dim(
+            grid, old // 2 - size // 2, old // 2 - size // 2 + size, axis=axis
+        )
     shape = list(grid.shape)
-    shape[axis] = places
+    shape[axis] = size
     return jax.image.resize(grid, shape, "bilinear", antialias=False)

@@ -1,4 +1,4 @@
-"""What of a model is trained and what is frozen, module by module."""
+"""Parameter counts of a model by module: trained and frozen."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from aatjax import surgery
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:
-    """Parameters of one module: path, trained, frozen."""
+    """Parameters of the modules at one path."""
 
     path: str
     trainable: int
@@ -22,9 +22,9 @@ class Summary:
     """Parameter counts of a model; prints as a table.
 
     Attributes:
-        trainable: number of parameters that the optimiser updates.
-        frozen: number of all others (batch statistics not counted).
-        rows: the same by module; the blocks are folded into one line where they are equal.
+        trainable: parameters that the optimiser updates.
+        frozen: all other parameters (batch statistics are not counted).
+        rows: the same by module, with all blocks folded into one (`blocks/*/attn`).
     """
 
     trainable: int
@@ -39,35 +39,26 @@ class Summary:
     def __str__(self) -> str:
         width = max(len("module"), *(len(row.path) for row in self.rows))
         lines = [f"{'module':<{width}}  {'trainable':>12}  {'frozen':>12}"]
-        lines += [f"{r.path:<{width}}  {r.trainable:>12,}  {r.frozen:>12,}" for r in self.rows]
-        lines.append(f"{'total':<{width}}  {self.trainable:>12,}  {self.frozen:>12,}")
+        lines += [
+            f"{row.path:<{width}}  {row.trainable:>12,}  {row.frozen:>12,}"
+            for row in (*self.rows, SummaryRow("total", self.trainable, self.frozen))
+        ]
         lines.append(f"trainable share: {100 * self.trainable / max(1, self.total):.2f}%")
         return "\n".join(lines)
 
 
 def summary(model: nnx.Module) -> Summary:
-    """Counts the parameters of a model: which are trained, which are frozen.
-
-    Args:
-        model: an AST, adapted or not.
-
-    Returns:
-        A Summary with the integers `.trainable` and `.frozen`; `print` shows it by module.
-    """
+    """Count the parameters of a model, adapted or not; `print` shows them by module."""
     counts: dict[str, list[int]] = {}
-    total = [0, 0]
     for path, variable in surgery.variables(model).items():
-        if not isinstance(variable, nnx.Param):
-            continue
-        column = 0 if isinstance(variable, surgery.Trainable) else 1
-        size = math.prod(variable.shape)
-        total[column] += size
-        counts.setdefault(_module_of(path), [0, 0])[column] += size
+        if isinstance(variable, nnx.Param):
+            row = counts.setdefault(_fold(path), [0, 0])
+            row[not isinstance(variable, surgery.Trainable)] += math.prod(variable.shape)
     rows = tuple(SummaryRow(path, *pair) for path, pair in counts.items())
-    return Summary(total[0], total[1], rows)
+    return Summary(sum(row.trainable for row in rows), sum(row.frozen for row in rows), rows)
 
 
-def _module_of(path: str) -> str:
+def _fold(path: str) -> str:
     """`blocks/3/attn/q/kernel` -> `blocks/*/attn`; `blocks/3/attn/soft_moa/phi` keeps soft_moa."""
     parts = path.split("/")
     if parts[0] != "blocks":

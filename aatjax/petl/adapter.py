@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import call_masked
+from aatjax.models.tokens import call_masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
 from aatjax.petl.bottleneck import Init
 from aatjax.petl.sites import Expert, Location, block_paths, bottleneck_width, make_block, sites

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import call_masked
+from aatjax.models.tokens import call_masked
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, sounding frames) -> numbers by name."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.models.scan import call_masked
+from aatjax.models.tokens import call_masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
 from aatjax.petl.bottleneck import Init, up_init
 from aatjax.petl.routing_weights import make_monitor

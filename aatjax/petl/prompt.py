@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST, Pool, average_tokens
+from aatjax.models.ast import AST, Pool
 from aatjax.models.config import ASTConfig
-from aatjax.models.scan import call_masked
+from aatjax.models.tokens import average_tokens, call_masked
 from aatjax.petl.base import Method, zero_positions
 from aatjax.surgery import Trainable
 
