@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import pkgutil
 import traceback
 import typing
@@ -14,7 +13,8 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.formats import SourceFormat, detect_benchmark
-from aatjax.errors import AatjaxError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, find_method, make_method
 from aatjax.train.distributed import differing
@@ -242,12 +242,9 @@ def load_config(name: str) -> Config:
     path = Path(name)
     if path.suffix == ".json":
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: not a config in JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise UsageError(f"{path}: not a config: expected a JSON object")
-        return Config.from_json(fields)
+            return Config.from_json(read_json_object(path, advice="write it again"))
+        except DataError as error:
+            raise UsageError(f"not a config: {error}") from error
     if path.suffix == ".py":
         if not path.exists():
             raise UsageError(f"{path}: no such config file")

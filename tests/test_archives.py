@@ -423,7 +423,7 @@ def test_a_second_run_writes_only_what_is_missing(tmp_path, place, kind):
     gone, cut = place / "esc/audio/1 dog.wav", place / "esc/meta.csv"
     gone.unlink()
     cut.write_bytes(b"a")
-    planted = place / archives.TEMPORARY.format("0123")
+    planted = place / f".x.wav.{0:032x}.tmp"
     planted.write_bytes(b"half")
     calls = []
     unpack(archive, place, progress=lambda *call: calls.append(call))

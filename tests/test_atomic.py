@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 from aatjax.errors import WriteError
-from aatjax.experiments.run_dir import write_json
-from aatjax.inference.stream import Whole
-from aatjax.io.atomic import write_file, write_whole
+from aatjax.inference.stream import OutputFile
+from aatjax.io.atomic import write_bytes, write_file
+from aatjax.io.json_file import write_json
 
 
 def streamed(path: Path) -> None:
-    with Whole(path) as file:
+    with OutputFile(path) as file:
         file.write(b"new")
 
 
 WRITERS: dict[str, Any] = {
     "a whole file": lambda path: write_file(path, lambda place: place.write_bytes(b"new")),
     "json": lambda path: write_json(path, "new"),
-    "an open file": lambda path: write_whole(path, lambda file: file.write(b"new")),
+    "an open file": lambda path: write_bytes(path, b"new"),
     "a stream": streamed,
 }
 

@@ -229,8 +229,8 @@ def test_a_json_file(tmp_path: Path) -> None:
         ("a.py", "config = (\n", "SyntaxError at line 1"),
         ("a.py", "\nimport gone_from_here\n", "ModuleNotFoundError at line 2.*gone_from_here"),
         ("a.py", "from aatjax import Training\nTraining(epochs=0)", "epochs=0 must be at least 1"),
-        ("a.json", "{", "not a config in JSON"),
-        ("a.json", "[1]", "expected a JSON object"),
+        ("a.json", "{", "not a config: .*a.json: cannot be read: not JSON"),
+        ("a.json", "[1]", "not a JSON object"),
         ("a.json", '{"petl": {"name": "linear"}, "nam": "x"}', "did you mean 'name'"),
     ],
 )

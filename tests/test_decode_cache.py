@@ -151,7 +151,7 @@ def test_f3_a_killed_run_leaves_whole_entries_and_goes_on(sounds, tmp_path):
     assert 6 <= len(whole) < 20
     assert all(read_notes(entry) is not None for entry in whole)
 
-    old = folder / "00" / ".gone-1.tmp"
+    old = folder / "00" / f".gone.{1:032x}.tmp"
     old.parent.mkdir(exist_ok=True)
     old.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)

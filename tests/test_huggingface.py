@@ -319,8 +319,8 @@ class TestSavedToDisk:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{", "state.json: not JSON"),
-            ("[]", "state.json: not a JSON object"),
+            ("{", "state.json: cannot be read: not JSON"),
+            ("[]", "state.json: cannot be read: not a JSON object"),
             ("{}", "state.json lists no data files"),
             ('{"_data_files": [{"filename": "../x.arrow"}]}', "state.json lists no data files"),
             ('{"_data_files": [{"filename": "gone.arrow"}]}', "gone.arrow: cannot be read"),

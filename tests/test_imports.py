@@ -36,7 +36,7 @@ SHUT = {
     ("models", "surgery"): (),
     ("audio", "io"): (),
     ("audio", "kernels"): (),
-    ("models", "io"): (),
+    ("models", "io"): ("io.digest",),
     ("models", "audio"): (),
     ("models", "kernels"): (),
     ("petl", "kernels"): (),

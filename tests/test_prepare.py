@@ -104,11 +104,11 @@ def test_a_set_that_is_whole_is_said_to_be(esc10, tmp_path, monkeypatch, capsys)
     command = ["prepare", "esc10", "--from", str(esc10), "--to", str(tmp_path / "d"), "--quiet"]
     assert run(command) == 0
     assert "ESC-10 prepared: whole, 40 of 40 clips" in capsys.readouterr().out
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "d").rglob("*") if p.name != ".lock"}
+    files = [p for p in (tmp_path / "d").rglob("*") if p.is_file() and p.name != ".lock"]
+    before = {p: p.stat().st_mtime_ns for p in files}
     assert run(command) == 0
     assert "ESC-10 was there before: whole" in capsys.readouterr().out
-    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "d").rglob("*") if p.name != ".lock"}
-    assert before == after
+    assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
 def test_a_folder_is_as_good_as_an_archive(tmp_path) -> None:
@@ -254,9 +254,12 @@ def test_a_kill_at_any_moment_loses_nothing(esc10, tmp_path) -> None:
 
 
 def test_two_at_once_are_refused(esc10, tmp_path) -> None:
-    from aatjax.io.lock import locked
+    from aatjax.io.lock import lock_folder
 
-    with locked(tmp_path / "d/esc10"), pytest.raises(UsageError, match="another folder with --to"):
+    with (
+        lock_folder(tmp_path / "d/esc10"),
+        pytest.raises(UsageError, match="another folder with --to"),
+    ):
         prepare("esc10", esc10, to=tmp_path / "d", subset=True)
 
 

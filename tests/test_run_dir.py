@@ -13,8 +13,9 @@ from aatjax import petl
 from aatjax.config import Config, Data, load_config
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.experiments.run_dir import claim_clips, claim_config, write_json
-from aatjax.io.lock import locked
+from aatjax.experiments.run_dir import claim_clips, claim_config
+from aatjax.io.json_file import write_json
+from aatjax.io.lock import lock_folder
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
 
@@ -115,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "config.json", {})
     with (
         pytest.raises(WriteError, match="file/run: cannot be written"),
-        locked(tmp_path / "file" / "run"),
+        lock_folder(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -125,20 +126,20 @@ def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from aatjax.io.lock import locked
-with locked(Path({str(tmp_path)!r})):
+from aatjax.io.lock import lock_folder
+with lock_folder(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     refused = pytest.raises(UsageError, match=f"in use by process {holder.pid} on host")
-    with refused, locked(tmp_path):
+    with refused, lock_folder(tmp_path):
         pass
     holder.kill()
     holder.wait()
-    with locked(tmp_path):
-        told = json.loads((tmp_path / ".lock").read_text())
+    with lock_folder(tmp_path):
+        told = json.loads((tmp_path / ".lock.json").read_text())
         assert told["pid"] == os.getpid()
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import struct
-import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from aatjax.audio.decode import AudioError, decode
 from aatjax.audio.waveform import Channels
 from aatjax.data.quarantine import write_quarantine
 from aatjax.data.source import Clip, Progress, Reader, Source
-from aatjax.errors import AatjaxError, DataError, UsageError, WriteError, printable
-from aatjax.io.atomic import unwritable, write_whole
+from aatjax.errors import AatjaxError, DataError, UsageError, printable
+from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
+from aatjax.io.digest import hash_bytes, hash_file
 
 FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
 CHECKSUM = hashlib.sha256().digest_size
@@ -168,14 +168,9 @@ class Cache:
 
     def prepare(self) -> None:
         """Make the folder, and clear what killed runs left behind."""
-        try:
+        with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*/.*.tmp"):
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - left.stat().st_mtime > ABANDONED:
-                        left.unlink()
-        except OSError as error:
-            raise WriteError(unwritable(self.folder, error)) from error
+        remove_leftovers(self.folder, older_than=ABANDONED)
 
     def fetch(self, path: str) -> CacheEntry:
         """The entry of a file, made now unless a whole one is there.
@@ -204,13 +199,12 @@ class Cache:
         try:
             if not os.path.isfile(path):
                 raise AudioError("not a regular file", f"{printable(path)}: is not a regular file")
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = hash_file(Path(path))
         except OSError as error:
             raise AudioError(
                 "unreadable", f"{printable(path)}: {error.strerror or error}"
             ) from error
-        return hashlib.sha256(f"{content} {options}".encode()).hexdigest()
+        return hash_bytes(f"{content} {options}")
 
 
 def cache_path(folder: Path, key: str) -> Path:
@@ -224,19 +218,19 @@ def read_notes(entry: Path) -> tuple[str, ...] | None:
     An entry is a .npy file, followed by the notes as JSON, their length (4 bytes, little endian)
     and the SHA-256 of all before.
     """
-    try:
-        with entry.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= CHECKSUM + 4 or _digest(file, size - CHECKSUM) != file.read(CHECKSUM):
-                return None
-            file.seek(size - CHECKSUM - 4)
-            (length,) = struct.unpack("<I", file.read(4))
-            file.seek(size - CHECKSUM - 4 - length)
-            return tuple(json.loads(file.read(length)))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise WriteError(unwritable(entry, error)) from error
+    with (
+        report_write_errors(entry),
+        contextlib.suppress(FileNotFoundError),
+        entry.open("rb") as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        if size <= CHECKSUM + 4 or _digest(file, size - CHECKSUM) != file.read(CHECKSUM):
+            return None
+        file.seek(size - CHECKSUM - 4)
+        (length,) = struct.unpack("<I", file.read(4))
+        file.seek(size - CHECKSUM - 4 - length)
+        return tuple(json.loads(file.read(length)))
+    return None
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
@@ -248,7 +242,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...]) -> None:
-    def write(file: BinaryIO) -> None:
+    with report_write_errors(entry), open_output(entry, durable=False) as file:
         np.save(file, waveform, allow_pickle=False)
         text = json.dumps(notes).encode()
         file.write(text + struct.pack("<I", len(text)))
@@ -256,8 +250,6 @@ def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...
         file.seek(0)
         checksum = _digest(file, size)
         file.write(checksum)
-
-    write_whole(entry, write)
 
 
 def _allowed(max_bad: float | int, clips: int) -> int:

@@ -20,7 +20,6 @@ clip, or one moved by more than about a hundredth of its length, is often not fo
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from jaxtyping import Bool, Float64, Int, Int16, UInt8
 from aatjax.audio.fbank import hertz_to_mel
 from aatjax.data.source import Progress, Source
 from aatjax.errors import UsageError
+from aatjax.io.digest import hash_bytes
 
 THRESHOLD = 0.2
 """Share of differing bits up to which two clips are called the same."""
@@ -111,7 +111,7 @@ def hash_samples(samples: Int16[np.ndarray, " s"]) -> str:
     inner = _inner(samples)
     if inner.size < FRAME or np.all(inner == inner[0]):
         return ""
-    return hashlib.sha256(inner.astype("<i2").tobytes()).hexdigest()
+    return hash_bytes(inner.astype("<i2").tobytes())
 
 
 def fingerprint_clips(

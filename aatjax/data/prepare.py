@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import shutil
 from importlib.metadata import version
@@ -25,7 +24,8 @@ from aatjax.data.tfds import VERSION, read_facts, write_prepared
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io.archives import is_archive, unpack
 from aatjax.io.atomic import write_folder
-from aatjax.io.lock import locked
+from aatjax.io.digest import hash_bytes, hash_file
+from aatjax.io.lock import lock_folder
 
 MOST_SHOWN = 5
 
@@ -96,7 +96,7 @@ def prepare(
     if origin is not None and not Path(origin).expanduser().exists():
         raise DataError(f"{origin}: no such file or folder")
     final = home / VERSION
-    with locked(home, "--to"):
+    with lock_folder(home, "--to"):
         if final.exists():
             return _found(benchmark, final)
         work = home / ".work"
@@ -203,10 +203,9 @@ def _opened(
     checksum = None
     if benchmark.checksum is not None:
         kind, _, wanted = benchmark.checksum.partition(":")
-        with place.open("rb") as file:
-            checksum = hashlib.file_digest(file, kind).hexdigest() == wanted
+        checksum = hash_file(place, kind) == wanted
     about = place.stat()
-    key = hashlib.sha256(f"{place.name} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()
+    key = hash_bytes(f"{place.name} {about.st_size} {about.st_mtime_ns}")
     into = work / f"unpacked-{key[:12]}"  # never mixed with what another archive left
     unpacked = unpack(place, into, progress=functools.partial(tell, "unpack"))
     return benchmark.read(unpacked), checksum

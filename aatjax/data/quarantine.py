@@ -7,8 +7,7 @@ from pathlib import Path
 
 from aatjax.audio.decode import AudioError
 from aatjax.data.source import Clip
-from aatjax.errors import WriteError
-from aatjax.io.atomic import unwritable, write_whole
+from aatjax.io.atomic import report_write_errors, write_text
 
 
 def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, AudioError]]) -> None:
@@ -20,20 +19,16 @@ def write_quarantine(path: Path, clips: list[Clip], bad: list[tuple[Clip, AudioE
     tried = {clip.path for clip in clips}
     kept: list[str] = []
     if path.exists():
-        try:
-            for line in path.read_text("utf-8", errors="replace").split("\n"):
-                if line.strip() and _path_of(line) not in tried:
-                    kept.append(line)
-        except OSError as error:
-            raise WriteError(unwritable(path, error)) from error
+        with report_write_errors(path):
+            lines = path.read_text("utf-8", errors="replace").split("\n")
+        kept = [line for line in lines if line.strip() and _path_of(line) not in tried]
     elif not bad:
         return
     lines = [
         json.dumps({"path": c.path, "id": c.id, "reason": e.reason, "detail": str(e)})
         for c, e in bad
     ]
-    text = "".join(f"{line}\n" for line in kept + lines)
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(f"{line}\n" for line in kept + lines))
 
 
 def _path_of(line: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from jaxtyping import Float32, Int, Int16
 from aatjax.audio.decode import decode
 from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
 from aatjax.errors import AatjaxError, DataError, UsageError, printable
+from aatjax.io.digest import hash_bytes
 
 
 class Progress(Protocol):
@@ -297,15 +297,14 @@ class Source:
 
         It does not depend on where the files lie.
         """
-        digest = hashlib.sha256(json.dumps([self.classes, self.multi_label]).encode())
+        lines = [json.dumps([self.classes, self.multi_label])]
         for clip in self.clips:
             name = unicodedata.normalize("NFC", clip.id)
             record = [name, sorted(clip.label), self.reader.key(clip)]
             if clip.observed is not None:
                 record.append(sorted(clip.observed))
-            record = json.dumps(record)
-            digest.update(b"\n" + record.encode())
-        return digest.hexdigest()
+            lines.append(json.dumps(record))
+        return hash_bytes("\n".join(lines))
 
 
 def _first(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ from jaxtyping import Int16
 
 from aatjax.data.source import Clip, Progress, Reader, Source
 from aatjax.errors import DataError, UsageError
+from aatjax.io.digest import hash_bytes, hash_file
+from aatjax.io.json_file import read_json_object, write_json
 
 VERSION = "1.0.0"
 CLIPS, TOLD = "clips.jsonl", "prepared.json"
@@ -47,10 +48,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if place is None:
         raise DataError(f"{folder}: is not a prepared set: it has no {TOLD}")
     try:
-        found = json.loads((place / TOLD).read_text(encoding="utf-8"))
+        found = read_json_object(place / TOLD, advice="prepare the set again")
         form = found["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place / TOLD}: cannot be read: {error}; prepare the set anew") from error
+    except KeyError as error:
+        raise DataError(f"{place / TOLD}: names no format; prepare the set again") from error
     if form != FORMAT:
         raise DataError(
             f"{place}: was prepared in format {form}, this version reads {FORMAT}: prepare it anew"
@@ -137,22 +138,18 @@ def write_prepared(
     with (made / CLIPS).open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")
-    content = hashlib.sha256((made / CLIPS).read_bytes()).hexdigest()
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "name": source.name,
-            "classes": list(source.classes),
-            "multi_label": source.multi_label,
-            "clips": len(source),
-            "clips_sha256": content,
-            "skipped": [list(pair) for pair in source.skipped],
-            "notes": [list(pair) for pair in source.notes],
-            **facts,
-        },
-        indent=2,
-    )
-    (made / TOLD).write_text(text + "\n", encoding="utf-8")
+    about = {
+        "format": FORMAT,
+        "name": source.name,
+        "classes": list(source.classes),
+        "multi_label": source.multi_label,
+        "clips": len(source),
+        "clips_sha256": hash_file(made / CLIPS),
+        "skipped": [list(pair) for pair in source.skipped],
+        "notes": [list(pair) for pair in source.notes],
+        **facts,
+    }
+    write_json(made / TOLD, about)
     for file in sorted(made.iterdir()):
         file.rename(folder / file.name)
     made.rmdir()
@@ -181,7 +178,7 @@ class Prepared(Source):
             content = (place / CLIPS).read_bytes()
         except OSError as error:
             raise DataError(f"{place / CLIPS}: cannot be read: {error}; prepare anew") from error
-        if hashlib.sha256(content).hexdigest() != facts["clips_sha256"]:
+        if hash_bytes(content) != facts["clips_sha256"]:
             raise DataError(f"{place / CLIPS}: is damaged (its checksum is another): prepare anew")
         rows = [json.loads(line) for line in content.decode().splitlines()]
         super().__init__(
@@ -257,7 +254,7 @@ def _version_folder(folder: Path) -> Path | None:
 
 def samples_hash(waveform: Int16[np.ndarray, " s"]) -> str:
     """SHA-256 of the samples as little-endian int16."""
-    return hashlib.sha256(np.ascontiguousarray(waveform, "<i2").tobytes()).hexdigest()
+    return hash_bytes(np.ascontiguousarray(waveform, "<i2").tobytes())
 
 
 def _row(clip: Clip, part: str, at: int, waveform: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from aatjax.data.formats import detect_benchmark
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.partition import divide, runs_of
 from aatjax.experiments.run import Result, Show, run_folder, train
-from aatjax.experiments.run_dir import write_json
+from aatjax.io.json_file import write_json
 from aatjax.train.distributed import on_main
 from aatjax.train.logging import read_rows
 from aatjax.train.metrics.intervals import mean_interval

@@ -17,9 +17,10 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
 from aatjax.experiments.partition import cache_folder, divide, open_data
-from aatjax.experiments.run_dir import claim_clips, claim_config, read_json, write_json
+from aatjax.experiments.run_dir import claim_clips, claim_config
 from aatjax.inference.calibration import fit_calibration
-from aatjax.io.lock import locked
+from aatjax.io.json_file import read_json, write_json
+from aatjax.io.lock import lock_folder
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
@@ -139,7 +140,7 @@ def train(
                 {"config": config.to_json(), "aatjax": version("aatjax"), "jax": jax.__version__},
                 {},
             )
-            on_main(lambda: held.enter_context(locked(folder)))
+            on_main(lambda: held.enter_context(lock_folder(folder)))
             result = _train(config, folder, screen, allow_change, watchdog)
         except AatjaxError as error:
             watchdog.finish(str(error))

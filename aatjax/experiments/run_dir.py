@@ -7,8 +7,8 @@ from typing import Any
 
 from aatjax.config import Config, differences
 from aatjax.data.source import Source
-from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.train.logging import write_text
+from aatjax.errors import UsageError
+from aatjax.io.json_file import read_json, write_json
 
 FREE = (
     "mesh",
@@ -22,29 +22,8 @@ FREE = (
 """Fields that may change between the parts of a run: they do not change what is learnt."""
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file whole or not at all.
-
-    Raises:
-        WriteError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(values, indent=2))
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of the run folder.
-
-    Raises:
-        DataError: it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; choose another run folder") from error
+MOST_BYTES = 2**30
+"""Of a JSON file in a run folder; `clips.json` has an entry per clip."""
 
 
 def started(folder: Path) -> bool:
@@ -71,7 +50,10 @@ def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> Non
     path = folder / "config.json"
     fields = json.loads(json.dumps(config.to_json()))
     if path.exists() and started(folder):
-        found = differences(_completed(read_json(path)), fields)
+        found = differences(
+            _completed(read_json(path, limit=MOST_BYTES, advice="choose another run folder")),
+            fields,
+        )
         changed = [line for line in found if not covered(line.partition(":")[0], (*FREE, *allow))]
         if changed:
             first = changed[0].partition(":")[0]
@@ -113,7 +95,7 @@ def claim_clips(folder: Path, parts: dict[str, Source], allow: Sequence[str] = (
         },
     }
     if path.exists() and started(folder) and not covered("clips", allow):
-        before = read_json(path)
+        before = read_json(path, limit=MOST_BYTES, advice="choose another run folder")
         problems = []
         if before["classes"] != now["classes"]:
             problems.append(f"classes: {before['classes']} -> {now['classes']}")

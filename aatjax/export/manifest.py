@@ -1,11 +1,12 @@
 """An export's folder: what its `export.json` says, sealed with hashes that are checked again."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from aatjax.errors import DataError, printable
+from aatjax.io.digest import hash_file, hash_json
+from aatjax.io.json_file import write_json
 
 FORMAT = 1
 MANIFEST = "export.json"
@@ -19,14 +20,13 @@ def seal(folder: Path, entries: dict[str, Any]) -> None:
     files = {
         file.relative_to(folder).as_posix(): {
             "bytes": file.stat().st_size,
-            "sha256": _digest_of(file),
+            "sha256": hash_file(file),
         }
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST and file != folder / CARD
     }
     whole = {**entries, "format": FORMAT, "kind": "export", "files": files}
-    text = json.dumps({**whole, "sha256": _digest(whole)}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="ascii")
+    write_json(folder / MANIFEST, {**whole, "sha256": hash_json(whole)})
 
 
 def read_bundle(folder: str | Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
             f"aatjax reads ({FORMAT}): "
             f"{'install a newer aatjax' if newer else 'export the adapter again'}"
         )
-    if entries.pop("sha256", None) != _digest(entries):
+    if entries.pop("sha256", None) != hash_json(entries):
         raise DataError(f"{name}: {MANIFEST} was changed after the export: export anew")
     for file, told in entries["files"].items():
         _check(folder, file, told)
@@ -73,14 +73,5 @@ def _check(folder: Path, file: str, told: dict[str, Any]) -> None:
         raise DataError(f"{printable(folder)}: {MANIFEST} names a file outside: {printable(file)}")
     if not path.is_file():
         raise DataError(f"{printable(path)}: is missing from the export: copy or export it anew")
-    if path.stat().st_size != told["bytes"] or _digest_of(path) != told["sha256"]:
+    if path.stat().st_size != told["bytes"] or hash_file(path) != told["sha256"]:
         raise DataError(f"{printable(path)}: was changed after the export (hash): export anew")
-
-
-def _digest(entries: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from aatjax.export.merged_model import Clips, Subject
 from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
+from aatjax.io.atomic import write_bytes
 
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
@@ -135,10 +136,7 @@ def _package(given: str | None) -> bytes:
     if kept.is_file():
         return _checked(kept.read_bytes(), f"{printable(kept)} (delete it)")
     package = _checked(_fetched(), "what the registry sent")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(package)
-    os.replace(temporary, kept)
+    write_bytes(kept, package)
     return package
 
 

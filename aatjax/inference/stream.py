@@ -5,16 +5,15 @@ share batches of one size, so that one program is compiled and few rows are comp
 the device computes a batch the next one is read.
 """
 
-import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, BinaryIO, Self
 
 import jax
 import numpy as np
@@ -22,10 +21,10 @@ from jaxtyping import Float, Int16
 
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.waveform import AudioError
-from aatjax.errors import UsageError, WriteError
+from aatjax.errors import UsageError
 from aatjax.inference.classifier import BATCH, RATE, Classifier, Cut, cut, step_of
 from aatjax.inference.segmentation import Rules, Segmenter, Track
-from aatjax.io.atomic import into_place, refuse_special
+from aatjax.io.atomic import open_output, report_write_errors
 
 _ROWS = 1024  # of a row group in Parquet
 
@@ -223,7 +222,7 @@ def _told(
 # --- written down --------------------------------------------------------------------------------
 
 
-class Whole:
+class OutputFile:
     """A file that appears under its name when the block ends well, and not at all otherwise.
 
     Raises:
@@ -232,24 +231,20 @@ class Whole:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.part = path.with_name(f".{path.stem[:16]}-{uuid.uuid4().hex}.tmp")
-        self.file: IO[bytes]
+        self._output = open_output(path)
+        self.file: BinaryIO
 
-    def __enter__(self) -> "Whole":
-        with _told_if_unwritable(self.path):
-            if self.path.is_dir():
-                raise IsADirectoryError(0, "it is a folder")
-            refuse_special(self.path)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.part.open("x+b")
+    def __enter__(self) -> Self:
+        self.file = self._output.__enter__()
         return self
 
     def write(self, data: bytes) -> None:
-        with _told_if_unwritable(self.path):
+        """Append bytes."""
+        with report_write_errors(self.path):
             self.file.write(data)
 
     def finish(self) -> None:
-        """What is left to be written at the end."""
+        """Write what is left at the end."""
 
     def __exit__(
         self,
@@ -257,32 +252,17 @@ class Whole:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            with _told_if_unwritable(self.path):
-                if kind is None:
+        if kind is None:
+            try:
+                with report_write_errors(self.path):
                     self.finish()
-                    self.file.flush()
-                    os.fsync(self.file.fileno())
-                    self.file.close()
-                    into_place(self.part, self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                self.file.close()
-            with contextlib.suppress(OSError):
-                self.part.unlink()
+            except BaseException:
+                self._output.__exit__(*sys.exc_info())
+                raise
+        self._output.__exit__(kind, error, trace)
 
 
-@contextlib.contextmanager
-def _told_if_unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except WriteError:
-        raise
-    except OSError as error:
-        raise WriteError(f"{path}: not written ({error.strerror or error})") from error
-
-
-class ParquetVectors(Whole):
+class ParquetVectors(OutputFile):
     """Vectors as a Parquet table: `file`, `start`, `end` in seconds, `vector` of float32."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -299,10 +279,6 @@ class ParquetVectors(Whole):
         self._writer: Any = None
         self._rows: list[tuple[str, float, float, np.ndarray]] = []
 
-    def __enter__(self) -> "ParquetVectors":
-        super().__enter__()
-        return self
-
     def add(self, name: str, heard: Heard) -> None:
         """Takes the windows of a file."""
         self._rows += rows_of(name, heard)
@@ -317,7 +293,7 @@ class ParquetVectors(Whole):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with _told_if_unwritable(self.path):
+        with report_write_errors(self.path):
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self.file, self._schema)
             columns = list(zip(*self._rows, strict=True)) or [(), (), (), ()]
@@ -331,7 +307,7 @@ class ParquetVectors(Whole):
         self._rows = []
 
 
-class NpzVectors(Whole):
+class NpzVectors(OutputFile):
     """Vectors as `file`, `start`, `end` (seconds) and `vector` in an .npz that needs no pickle."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -340,9 +316,9 @@ class NpzVectors(Whole):
         self._names: list[str] = []
         self._times: list[tuple[float, float]] = []
 
-    def __enter__(self) -> "NpzVectors":
+    def __enter__(self) -> Self:
         super().__enter__()
-        with _told_if_unwritable(self.path):
+        with report_write_errors(self.path):
             # The head of an array tells its length, so the rows wait in a file of their own.
             self._waiting = tempfile.TemporaryFile(dir=self.path.parent)
         return self
@@ -352,7 +328,7 @@ class NpzVectors(Whole):
         for text, start, end, vector in rows_of(name, heard):
             self._names.append(text)
             self._times.append((start, end))
-            with _told_if_unwritable(self.path):
+            with report_write_errors(self.path):
                 self._waiting.write(vector.astype("<f4").tobytes())
 
     def finish(self) -> None:

@@ -12,7 +12,6 @@ import re
 import shutil
 import stat
 import tarfile
-import uuid
 import zipfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,10 +21,9 @@ from tarfile import HeaderError, ReadError
 from typing import IO, Literal, cast
 
 from aatjax.errors import AatjaxError, DataError, WriteError, printable
-from aatjax.io.atomic import unwritable
+from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
 
 MARKER = ".unpacked.json"
-TEMPORARY = ".unpack-{}.tmp"  # hidden, and so never the name of a file from an archive
 COMPRESSIBLE = 16 * 2**20  # up to here any ratio is believed: silence compresses well
 BLOCK = 2**20
 HEADERS = 2**16  # bytes of headers before one file of a tar
@@ -129,12 +127,9 @@ def unpack(
     files = plan.files()
     missing = _missing(into, files)
     _check_space(into, sum(missing.values()))
-    try:
+    with report_write_errors(into):
         into.mkdir(parents=True, exist_ok=True)
-        for left in into.glob(TEMPORARY.format("*")):
-            left.unlink()
-    except OSError as error:
-        raise WriteError(unwritable(into, error)) from error
+    remove_leftovers(into)
 
     with contextlib.closing(contents(archive)) as found_again:
         while missing:
@@ -540,7 +535,8 @@ def _lstat(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise WriteError(unwritable(Path(printable(path)), error)) from error
+        with report_write_errors(path):
+            raise error
 
 
 def _in_the_way(path: Path, found: os.stat_result) -> DataError:
@@ -566,17 +562,9 @@ def _check_space(into: Path, needed: int) -> None:
 
 def _store(into: Path, name: str, chunks: Iterable[bytes]) -> None:
     """Write a file whole or not at all; what an earlier run left behind is easily told."""
-    temporary = into / TEMPORARY.format(uuid.uuid4().hex)
-    try:
+    path = into / name
+    with report_write_errors(path):
         _check_folders(into, name.rpartition("/")[0], make=True)
-        with temporary.open("xb") as file:
+        with open_output(path, durable=name == MARKER) as file:
             for chunk in chunks:
                 file.write(chunk)
-        os.replace(temporary, into / name)
-    except WriteError:
-        raise
-    except OSError as error:
-        raise WriteError(unwritable(Path(printable(into / name)), error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -1,7 +1,7 @@
-"""One folder, one run: a lock that the operating system gives back when its holder ends."""
+"""A lock on a folder, which the operating system releases when its holder ends."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import socket
@@ -9,43 +9,52 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aatjax.errors import UsageError, WriteError
+from filelock import FileLock, Timeout
+
+from aatjax.errors import UsageError
+from aatjax.io.atomic import report_write_errors
+
+LOCK, HOLDER = ".lock", ".lock.json"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, flag: str = "--run") -> Iterator[None]:
-    """Holds the folder's lock, `.lock`; the file tells who has it, and stays when it is free.
+def lock_folder(folder: Path, flag: str = "--run") -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Args:
+        folder: the folder, created if needed.
+        flag: flag of the command line that chooses another folder, for the message.
 
     Raises:
-        UsageError: another run has it; the message names its process and host.
+        UsageError: another process holds it; the message names the process and its host.
         WriteError: the folder cannot be written.
     """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UsageError(
-                f"{folder} is in use by {_holder(file.read())}: wait for it or end it, or choose "
-                f"another folder with {flag}"
-            ) from error
-        except OSError:
-            pass  # a file system without locks: nothing to hold
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
-        file.flush()
+    holder = folder / HOLDER
+    with contextlib.ExitStack() as stack:
+        with report_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / LOCK, timeout=0))
+            except Timeout as error:
+                raise UsageError(
+                    f"{folder} is in use by {_name_holder(holder)}: wait for it or end it, or "
+                    f"choose another folder with {flag}"
+                ) from error
+            except NotImplementedError:
+                pass  # a file system without locks
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            stack.callback(holder.unlink, missing_ok=True)
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            holder.write_text(json.dumps(about), encoding="utf-8")
         yield
 
 
-def _holder(text: str) -> str:
+def _name_holder(path: Path) -> str:
     try:
-        told = json.loads(text)
-        return f"process {told['pid']} on host {told['host']}"
-    except (ValueError, KeyError, TypeError):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {about['pid']} on host {about['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
         return "another run"

@@ -1,11 +1,12 @@
 """Where a model's backbone came from, and the fingerprint that tells it from any other."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+
+from aatjax.io.digest import hash_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,5 @@ class Origin:
 
 def fingerprint(params: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over names, shapes and float32 values of all tensors outside the head."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        if name.startswith("head/"):
-            continue
-        value = np.ascontiguousarray(params[name], dtype=np.float32)
-        digest.update(f"{name}{value.shape}".encode())
-        digest.update(value.data)
-    return digest.hexdigest()
+    body = {name: value for name, value in params.items() if not name.startswith("head/")}
+    return hash_arrays(body, dtype=np.float32)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, reset
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.io.atomic import write_file
+from aatjax.io.atomic import write_bytes
+from aatjax.io.digest import hash_arrays
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
@@ -107,8 +106,8 @@ def save_adapter(
         **(extra or {}),
     }
     values = {name: np.asarray(value) for name, value in tensors.items()}
-    data = save(values, {KEY: json.dumps(info), "sha256": _checksum(values)})
-    write_file(path, lambda place: place.write_bytes(data))
+    data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
+    write_bytes(path, data)
     return path
 
 
@@ -141,15 +140,6 @@ def _golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
         return None
     logits = [float(f"{value:.7g}") for value in golden_logits(model, frontend, **GOLDEN)]
     return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
-
-
-def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name}{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -200,7 +190,7 @@ def load_adapter(
         raise DataError(f"{path}: {error}") from error
     except (SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    if checksum is not None and checksum != _checksum(tensors):
+    if checksum is not None and checksum != hash_arrays(tensors):
         raise DataError(f"{path}: damaged: the checksum of its tensors does not fit; copy it anew")
 
     whole = _adapted_shape(config, method)

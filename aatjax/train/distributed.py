@@ -1,7 +1,6 @@
 """Several processes, one run: starting together, agreeing, and noticing that a peer is gone."""
 
 import dataclasses
-import hashlib
 import ipaddress
 import json
 import os
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from aatjax.errors import AatjaxError, UnavailableError, UsageError
+from aatjax.io.digest import hash_json
 
 PREFLIGHT = 10.0  # seconds in which the coordinator must answer
 
@@ -217,10 +217,8 @@ def agree(said: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None:
     if not several():
         return
     whole = json.dumps(said, sort_keys=True, default=str)
-    digest = hashlib.sha256(whole.encode())
-    for name in sorted(lists):
-        digest.update("\n".join([name, *lists[name]]).encode())
-    if len(set(gather_bytes(digest.digest()))) == 1:
+    digest = hash_json([whole, {name: list(names) for name, names in lists.items()}])
+    if len(set(gather_bytes(digest.encode()))) == 1:
         return
     everyone = [
         json.loads(zlib.decompress(data))

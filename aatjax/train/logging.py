@@ -1,9 +1,7 @@
 """What a run writes down as it goes: metrics.jsonl, TensorBoard events, the progress shown."""
 
-import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from aatjax.errors import WriteError
-from aatjax.io.atomic import into_place
+from aatjax.io.atomic import report_write_errors, write_text
 
 
 @runtime_checkable
@@ -49,27 +46,23 @@ class Records:
         self._events: SummaryWriter | None = None
         if self._path is None or directory is None:
             return
-        try:
+        with report_write_errors(self._path):
             self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-        except OSError as error:
-            raise WriteError(f"{self._path}: cannot be written: {error}") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Writes one row, which must have `step`; None stands for what is not defined."""
         self.rows.append(dict(row))
         if self._path is None or self._events is None:
             return
-        try:
+        with report_write_errors(self._path):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             for name, value in row.items():
                 if isinstance(value, int | float) and math.isfinite(value) and name != "step":
                     self._events.add_scalar(name, value, row["step"])
             self._events.flush()
-        except OSError as error:
-            raise WriteError(f"{self._path}: cannot be written: {error}") from error
 
     def close(self) -> None:
         """Closes the event file."""
@@ -88,17 +81,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a temporary name in the same folder, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        into_place(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 class Display:

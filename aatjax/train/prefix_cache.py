@@ -7,15 +7,9 @@ weights below, the front end, the compute type and the sounds, and training begi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import hashlib
-import json
-import os
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +24,10 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
 from aatjax.data.source import Source
-from aatjax.errors import UsageError, WriteError
+from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.io.atomic import write_folder
+from aatjax.io.digest import hash_arrays, hash_bytes, hash_json
+from aatjax.io.json_file import read_json, write_json
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
 from aatjax.train.distributed import several
@@ -116,7 +113,7 @@ class Prefix:
         Raises:
             WriteError: they cannot be written.
         """
-        digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()[:32]
+        digest = hash_bytes(f"{self.key} {source.fingerprint()}")[:32]
         if digest not in self.known:
             place = None if self.folder is None else self.folder / digest
             found = None if place is None else _read(place)
@@ -126,49 +123,49 @@ class Prefix:
         return self.known[digest]
 
     def _computed(self, source: Source, place: Path | None) -> StoredTokens:
-        before = self._program()
-        batches = make_eval_batches(source, self.frontend, batch_size=self.batch)
-        tokens: np.ndarray | None = None
+        if place is None:
+            return self._compute(source, np.empty)
         dtype = jnp.dtype(self.dtype)
+
+        def fill(folder: Path) -> None:
+            stored = self._compute(
+                source,
+                lambda shape, dtype: np.lib.format.open_memmap(
+                    folder / "tokens.npy", "w+", _plain(dtype), shape
+                ),
+            )
+            np.save(folder / "length.npy", stored.length)
+            getattr(stored.tokens, "flush", lambda: None)()
+            digest = hash_arrays({"tokens": stored.tokens, "frames": stored.length})
+            write_json(folder / "about.json", {"dtype": dtype.name, "sha256": digest})
+
+        try:
+            write_folder(place, fill)
+        except WriteError as error:
+            if not place.is_dir():  # else another run was first: the same tokens
+                raise WriteError(
+                    f"{error} (--data.cache), or omit training.cache_prefix"
+                ) from error
+        found = _read(place)
+        assert found is not None
+        return found
+
+    def _compute(self, source: Source, make: Callable[[Any, Any], np.ndarray]) -> StoredTokens:
+        before = self._program()
+        dtype = jnp.dtype(self.dtype)
+        tokens: np.ndarray | None = None
         frames = np.zeros(len(source), np.int32)
         at = 0
-        temporary = None if place is None else place.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            if temporary is not None:
-                temporary.mkdir(parents=True, exist_ok=True)
-            for rows in batches:
-                kept = int((rows["weight"] > 0).sum())
-                given = {name: rows[name] for name in ("audio", "length")}
-                out = fetch(before(put_batch(given, self.mesh, self.batch)))[:kept]
-                if tokens is None:
-                    shape = (len(source), *out.shape[1:])
-                    tokens = (
-                        np.empty(shape, dtype)
-                        if temporary is None
-                        else np.lib.format.open_memmap(
-                            temporary / "tokens.npy", "w+", _plain(dtype), shape
-                        )
-                    )
-                tokens[at : at + kept] = out.astype(dtype).view(tokens.dtype)
-                frames[at : at + kept] = rows["length"][:kept]
-                at += kept
-            assert tokens is not None
-            if temporary is not None and place is not None:
-                np.save(temporary / "length.npy", frames)
-                getattr(tokens, "flush", lambda: None)()
-                about = {"dtype": dtype.name, "crc32": _checksum(tokens, frames)}
-                (temporary / "about.json").write_text(json.dumps(about))
-                with contextlib.suppress(FileExistsError):  # another run was first: the same tokens
-                    _into_place(temporary, place)
-                return _read(place) or StoredTokens(tokens, frames)
-        except OSError as error:
-            raise WriteError(
-                f"{place}: stored tokens cannot be written: {error.strerror or error}; free space "
-                "there (--data.cache), or leave training.cache_prefix"
-            ) from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+        for rows in make_eval_batches(source, self.frontend, batch_size=self.batch):
+            kept = int((rows["weight"] > 0).sum())
+            given = {name: rows[name] for name in ("audio", "length")}
+            out = fetch(before(put_batch(given, self.mesh, self.batch)))[:kept]
+            if tokens is None:
+                tokens = make((len(source), *out.shape[1:]), dtype)
+            tokens[at : at + kept] = out.astype(dtype).view(tokens.dtype)
+            frames[at : at + kept] = rows["length"][:kept]
+            at += kept
+        assert tokens is not None
         return StoredTokens(tokens, frames)
 
     def _program(self) -> Callable[[Any], jax.Array]:
@@ -184,15 +181,14 @@ class Prefix:
 
 def prefix_key(model: AST, frontend: FrontEnd, start: int) -> str:
     """Identifies what the stored tokens depend on beside the sounds."""
-    digest = hashlib.sha256()
-    for path, value in sorted(surgery.arrays(model).items()):
+    weights = {}
+    for path, value in surgery.arrays(model).items():
         room, _, rest = path.partition("/")
         if room == "embed" or (room == "blocks" and int(rest.partition("/")[0]) < start):
-            digest.update(path.encode())
-            digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
+            weights[path] = value
     about = {**dataclasses.asdict(frontend), "start": start, "config": repr(model.config)}
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    about = {name: str(value) for name, value in about.items()}
+    return hash_json({**about, "weights": hash_arrays(weights)})
 
 
 def _plain(dtype: Any) -> np.dtype:
@@ -200,34 +196,18 @@ def _plain(dtype: Any) -> np.dtype:
     return np.dtype(np.uint16) if jnp.dtype(dtype) == jnp.bfloat16 else np.dtype(dtype)
 
 
-def _checksum(tokens: np.ndarray, frames: np.ndarray) -> int:
-    found = zlib.crc32(frames.tobytes())
-    for row in tokens:
-        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
-    return found
-
-
 def _read(place: Path) -> StoredTokens | None:
-    """Stored tokens; None where there are none, or damaged ones, which are computed anew."""
+    """StoredTokens tokens; None where there are none, or damaged ones, which are computed anew."""
     if not place.is_dir():
         return None
     try:
-        about = json.loads((place / "about.json").read_text())
+        about = read_json(place / "about.json")
         tokens = np.load(place / "tokens.npy", mmap_mode="r")
         frames = np.load(place / "length.npy")
-        if about["crc32"] != _checksum(tokens, frames):
+        if about["sha256"] != hash_arrays({"tokens": tokens, "frames": frames}):
             raise ValueError("the checksum does not fit")
         return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), frames)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         warnings.warn(f"{place}: damaged ({error}); computed anew", stacklevel=2)
         shutil.rmtree(place, ignore_errors=True)
         return None
-
-
-def _into_place(folder: Path, place: Path) -> None:
-    try:
-        os.replace(folder, place)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise FileExistsError(error.errno, error.strerror, str(place)) from error
-        raise

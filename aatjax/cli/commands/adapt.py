@@ -71,18 +71,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: list[str]) -> None:
-    import json
 
     from aatjax.cli.arguments import with_interval
     from aatjax.cli.commands.train import keep_compiled
     from aatjax.experiments import autoconfig, run
-    from aatjax.experiments.run_dir import write_json
+    from aatjax.io.json_file import write_json
 
     keep_compiled()
     folder: Path = options.run or autoconfig.run_folder_of(source)
     show = None if options.quiet else sys.stderr
     result = run.train(config, run_dir=folder, show=show)
-    write_json(folder / "diagnosis.json", json.loads(json.dumps(diagnosis.to_json())))
+    write_json(folder / "diagnosis.json", diagnosis.to_json())
     report = _write_report(folder, ["aatjax", "adapt", *arguments])
     metric = result.headline[0] if result.headline else "test"
     row = [
@@ -104,7 +103,7 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
 def _write_report(folder: Path, command: list[str]) -> str:
     """Write the report, and return the line that names it, or says why there is none."""
     from aatjax.errors import UnavailableError
-    from aatjax.io.atomic import write_file
+    from aatjax.io.atomic import write_text
 
     try:
         from aatjax.reports.html.collect import collect_report
@@ -113,5 +112,5 @@ def _write_report(folder: Path, command: list[str]) -> str:
         return f"report not written: {error}; then run aatjax report {folder}"
     path = folder / "report.html"
     text = render_report(collect_report(folder), command)
-    write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return f"report: {path}"

@@ -17,6 +17,7 @@ def main(arguments: list[str]) -> None:
     options, fields = parser.parse_known_args(arguments)
     if options.interruptions < 1:
         raise UsageError(f"--interruptions {options.interruptions} must be at least 1")
+    from aatjax.io.atomic import write_text
     from aatjax.train.fault_injection import Trial
 
     trial = Trial(
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     )
     found = trial.run(options.interruptions)
     certificate = options.workdir / "certificate.txt"
-    certificate.write_text(found.text() + "\n", encoding="utf-8")
+    write_text(certificate, found.text() + "\n")
     print(found.text())
     if found.problems:
         raise SystemExit(1)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier, Prediction
     from aatjax.inference.segmentation import Format, Rules, Track
-    from aatjax.inference.stream import NpzVectors, ParquetVectors, Whole
+    from aatjax.inference.stream import NpzVectors, OutputFile, ParquetVectors
 
 FORMATS = ("table", "csv", "json", "audacity", "rttm")
 ONLY_WITH_SEGMENTS = ("format", "out", "smooth", "threshold", "min_duration", "gap")
@@ -205,7 +205,7 @@ def _segments(options: argparse.Namespace) -> None:
     told.finish()
 
 
-def _write(track: Track, form: Format, out: Whole | None, *, first: bool) -> None:
+def _write(track: Track, form: Format, out: OutputFile | None, *, first: bool) -> None:
     """One file's segments to a file, or to standard output; names keep their bytes."""
     from aatjax.inference.segmentation import written
 
@@ -263,10 +263,10 @@ def _vectors(
     return vectors_to(options.embeddings, classifier.model.config.dim)
 
 
-def _out(options: argparse.Namespace) -> contextlib.AbstractContextManager[Whole | None]:
-    from aatjax.inference.stream import Whole
+def _out(options: argparse.Namespace) -> contextlib.AbstractContextManager[OutputFile | None]:
+    from aatjax.inference.stream import OutputFile
 
-    return contextlib.nullcontext() if options.out is None else Whole(options.out)
+    return contextlib.nullcontext() if options.out is None else OutputFile(options.out)
 
 
 class _Told:

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--base", help="the backbone's weights, where they have moved")
     options = parser.parse_args(arguments)
     from aatjax.config import Data
-    from aatjax.io.atomic import write_file
+    from aatjax.io.atomic import write_text
     from aatjax.reports.html.collect import collect_report
     from aatjax.reports.html.report import render_report
 
@@ -25,10 +25,5 @@ def main(arguments: list[str]) -> None:
     found = collect_report(options.run, data, base=options.base)
     text = render_report(found, ["aatjax", "report", *arguments])
     out: Path = options.out or found.path.parent / "report.html"
-    whole = text.encode()
-
-    def write(path: Path) -> None:
-        path.write_bytes(whole)
-
-    write_file(out, write)
-    print(f"{out} ({len(whole) / 1e6:.2f} MB)")
+    write_text(out, text)
+    print(f"{out} ({len(text.encode()) / 1e6:.2f} MB)")

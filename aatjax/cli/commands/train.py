@@ -106,12 +106,12 @@ def _choice(paper: str | None) -> list[str]:
 
 def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, for this version and kind of machine."""
-    import hashlib
     import platform
 
     import jax
 
     from aatjax.data.decode_cache import find_user_cache
+    from aatjax.io.digest import hash_bytes
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
@@ -119,7 +119,7 @@ def keep_compiled() -> None:
         about = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
     except OSError:
         about = platform.processor()
-    machine = hashlib.sha256(f"{platform.machine()} {about}".encode()).hexdigest()[:12]
+    machine = hash_bytes(f"{platform.machine()} {about}")[:12]
     folder = find_user_cache() / "compiled" / f"{jax.__version__}-{machine}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

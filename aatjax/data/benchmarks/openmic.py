@@ -1,6 +1,5 @@
 """OpenMIC-2018: which of 20 instruments play, annotated in part (Humphrey et al., ISMIR 2018)."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from aatjax.data.benchmarks.base import AAT, Benchmark, Protocol, split_names, u
 from aatjax.data.source import Clip
 from aatjax.data.tables import read_table
 from aatjax.errors import DataError
+from aatjax.io.json_file import read_json
 
 CLASSES = split_names(
     "accordion banjo bass cello clarinet cymbals drums flute guitar mallet_percussion mandolin "
@@ -60,10 +60,7 @@ def _list_clips(root: Path) -> Iterator[Clip]:
 
 
 def _check_class_map(path: Path) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; unpack the archive again") from error
+    found = read_json(path, advice="unpack the archive again")
     if found != {name: c for c, name in enumerate(CLASSES)}:
         raise DataError(f"{path}: the classes are not OpenMIC's 20 in their order")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import re
@@ -37,8 +37,9 @@ from aatjax.data.huggingface.tables import (
 )
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
-from aatjax.errors import DataError, WriteError, printable
-from aatjax.io.atomic import unwritable, write_whole
+from aatjax.errors import DataError, printable
+from aatjax.io.atomic import report_write_errors, write_bytes
+from aatjax.io.digest import hash_bytes
 
 GROUP_COLUMNS = ("group", "speaker", "speaker_id", "source")
 EXPECTED = (
@@ -239,17 +240,14 @@ class _Opened:
     def _extract(self, part: str, index: int, given: str | None, content: bytes) -> Path:
         folder = part or "all"
         if part not in ("", *SPLITS.values()):  # a name from the data
-            folder = hashlib.sha256(part.encode()).hexdigest()[:8]
+            folder = hash_bytes(part)[:8]
         target = self.place / folder / f"{index:07d}{guess_suffix(given, content)}"
-        try:
+        same = False
+        with report_write_errors(target), contextlib.suppress(FileNotFoundError):
             with target.open("rb") as file:
                 same = os.fstat(file.fileno()).st_size == len(content) and file.read() == content
-        except FileNotFoundError:
-            same = False
-        except OSError as error:
-            raise WriteError(unwritable(target, error)) from error
         if not same:
-            write_whole(target, lambda file: file.write(content))
+            write_bytes(target, content, durable=False)  # compared with the table when read again
         return target
 
     def _find(self, table: HubTable, given: str, where: str) -> str:
@@ -287,7 +285,7 @@ def _place(
     files = [(below(root, table.file), os.stat(table.file)) for table in tables]
     about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     text = json.dumps([os.path.realpath(root), audio, about])
-    folder = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = hash_bytes(text)[:16]
     return Path(extract_to).expanduser().absolute() / folder
 
 

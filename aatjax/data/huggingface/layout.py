@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from aatjax.audio.listing import EXTENSIONS, list_audio
 from aatjax.data.huggingface.tables import (
@@ -21,11 +21,13 @@ from aatjax.data.huggingface.tables import (
 )
 from aatjax.data.splits import SPLITS
 from aatjax.errors import DataError, UsageError, printable
+from aatjax.io.json_file import read_json_object
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NOISE_FOLDER = "_background_noise_"
 SHARD = re.compile(r"([a-z]+)(?:[-_.]\d+)*(?:-of-\d+(?:-[0-9a-f]+)?)?", re.IGNORECASE)
 Layout = Literal["parquet", "disk", "dict", "metadata", "folders"]
+ADVICE = "copy the whole folder, or save the set again"
 
 
 def detect_layout(path: Path, audio: str = "audio") -> Layout | None:
@@ -54,7 +56,7 @@ def open_tables(path: Path, layout: Layout) -> list[HubTable]:
     if layout == "disk":
         return _saved(path, "", None)
     if layout == "dict":
-        said = _read_json(path / "dataset_dict.json").get("splits")
+        said = read_json_object(path / "dataset_dict.json", advice=ADVICE).get("splits")
         if not isinstance(said, list) or not all(isinstance(s, str) and _is_name(s) for s in said):
             raise DataError(
                 f"{printable(path)}: dataset_dict.json lists no splits; save the set anew"
@@ -87,7 +89,10 @@ def open_tables(path: Path, layout: Layout) -> list[HubTable]:
 
 def _saved(folder: Path, part: str, split: str | None) -> list[HubTable]:
     """The files of one data set written by save_to_disk."""
-    state, info = _read_json(folder / "state.json"), _read_json(folder / "dataset_info.json")
+    state, info = (
+        read_json_object(folder / "state.json", advice=ADVICE),
+        read_json_object(folder / "dataset_info.json", advice=ADVICE),
+    )
     listed = state.get("_data_files")
     said = [f.get("filename") if isinstance(f, dict) else None for f in listed or ()]
     files = [name for name in said if isinstance(name, str) and _is_name(name)]
@@ -263,18 +268,3 @@ def below(root: Path, path: str | Path) -> str:
 
 def _is_name(name: str) -> bool:
     return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        why = error.strerror or error
-        raise DataError(
-            f"{printable(file)}: cannot be read: {why}; copy the whole folder"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{printable(file)}: not JSON: {error}; save the set anew") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{printable(file)}: not a JSON object; save the set anew")
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from aatjax.errors import UsageError
 from aatjax.experiments.compare.statistics import MethodSummary, summarise_methods
 from aatjax.experiments.partition import open_data, runs_of
 from aatjax.experiments.run import Show, load_backbone, train
+from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
 from aatjax.train.logging import read_rows
@@ -188,7 +188,7 @@ def _run_cell(
         curve.append((int(row["epoch"]), float(row["train/loss"]), scores[0] if scores else None))
     steps = max(1, int(rows[-1]["step"])) if rows else 1
     metric, value, *_ = result.headline or ("metric", None)
-    about = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
+    about = read_json(folder / "result.json")["data"]
     seconds = result.seconds / steps
     return CompareCell(entry.name, seed, fold, metric, value, seconds, tuple(curve), about)
 

@@ -18,13 +18,13 @@ from aatjax.config import Data
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.experiments import run as experiment
-from aatjax.experiments.run_dir import read_json
 from aatjax.inference.calibration import (
     Calibration,
     apply_calibration,
     compute_probabilities,
     read_calibration,
 )
+from aatjax.io.json_file import read_json
 from aatjax.models.ast import AST
 from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aatjax.errors import WriteError
 from aatjax.experiments.compare import tables
 from aatjax.experiments.compare.runs import Comparison
+from aatjax.io.atomic import write_file, write_text
 from aatjax.reports.html.charts import QUIET, embed_figure, make_figure, save_figure, series_style
 from aatjax.reports.html.page import clean, render_page
 
@@ -44,14 +44,12 @@ def write_comparison(comparison: Comparison, folder: Path, command: str) -> list
     figures = draw_comparison(comparison)
     page = _render_page(comparison, figures, command)
     charts = [folder / f"{name}.{kind}" for name in figures for kind in ("svg", "png")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {**texts, "report.html": page}.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for path in charts:
-            save_figure(figures[path.stem], path, path.suffix[1:])
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    for name, text in {**texts, "report.html": page}.items():
+        write_text(folder / name, text)
+    for path in charts:
+        write_file(
+            path, lambda place, path=path: save_figure(figures[path.stem], place, path.suffix[1:])
+        )
     return [*(folder / name for name in texts), *charts, folder / "report.html"]
 
 
