@@ -17,7 +17,7 @@ from aatjax import load, load_adapter, petl, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import load as loading
 from aatjax.convert import write_native
-from aatjax.convert.load import reset
+from aatjax.convert.load import reset_weights
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import FORMAT, read_info, save_adapter
@@ -144,7 +144,7 @@ def test_a_loaded_base_that_is_used_otherwise_is_refused(
 
 def test_a_base_of_reset_weights_is_made_again(base: Path, tmp_path: Path) -> None:
     model = load(base, num_classes=3, seed=5)
-    reset(model, 5)
+    reset_weights(model, 5)
     adapted = petl.adapt(model, petl.LoRA())
     path = save(tmp_path / "a.safetensors", adapted)
     for given in (None, base):

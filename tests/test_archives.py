@@ -17,7 +17,7 @@ import pytest
 
 from aatjax.errors import DataError, WriteError
 from aatjax.io import archives
-from aatjax.io.archives import Limits, is_archive, unpack
+from aatjax.io.archives import ArchiveLimits, is_archive, unpack_archive
 
 MIB = 2**20
 FILES = {
@@ -93,7 +93,7 @@ def refuse(place):
     def refused(archive, *named, error: type[Exception] = DataError, **options):
         before = sorted(archive.parent.rglob("*"))
         with pytest.raises(error) as caught:
-            unpack(archive, place, **options)
+            unpack_archive(archive, place, **options)
         message = str(caught.value)
         assert "\n" not in message and len(message) < 700
         for word in named:
@@ -182,24 +182,38 @@ def test_names_that_collide_are_refused(tmp_path, refuse, make):
     folder = "a/" if make is make_zip else special("a", tarfile.DIRTYPE)
     refuse(make(path, [("a", b"1"), (folder, b"")]), "'a", "file and a folder")
     refuse(make(path, [(folder, b""), ("a", b"1")]), "'a'", "file and a folder")
-    unpack(make(path, [(folder, b""), ("a/x.wav", b"1")]), tmp_path / "fine")
+    unpack_archive(make(path, [(folder, b""), ("a/x.wav", b"1")]), tmp_path / "fine")
 
 
 def test_too_much_is_refused(tmp_path, refuse, place):
     members = [(f"{i}.wav", bytes(1000)) for i in range(5)]
     for archive in (make_zip(tmp_path / "z", members), make_tar(tmp_path / "t", members)):
-        refuse(archive, "'4.wav'", "4 members", "Limits.members", limits=Limits(members=4))
-        refuse(archive, "'4.wav'", "5000 bytes", "Limits.bytes", limits=Limits(bytes=4999))
-        unpack(archive, place / archive.name, limits=Limits(members=5, bytes=5000, ratio=1))
+        refuse(
+            archive,
+            "'4.wav'",
+            "4 members",
+            "ArchiveLimits.members",
+            limits=ArchiveLimits(members=4),
+        )
+        refuse(
+            archive,
+            "'4.wav'",
+            "5000 bytes",
+            "ArchiveLimits.bytes",
+            limits=ArchiveLimits(bytes=4999),
+        )
+        unpack_archive(
+            archive, place / archive.name, limits=ArchiveLimits(members=5, bytes=5000, ratio=1)
+        )
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_bombs_are_refused(tmp_path, refuse, place, make):
     archive = make(tmp_path / "a", [("good.wav", b"x"), ("bomb.wav", bytes(32 * MIB))])
-    refuse(archive, "'bomb.wav'", "100 times", "Limits.ratio")
-    unpack(archive, place / "trusted", limits=Limits(ratio=1e5))
+    refuse(archive, "'bomb.wav'", "100 times", "ArchiveLimits.ratio")
+    unpack_archive(archive, place / "trusted", limits=ArchiveLimits(ratio=1e5))
     silence = make(tmp_path / "b", [("silence.wav", bytes(16 * MIB))])
-    assert files(unpack(silence, place / "silence")) == {"silence.wav": bytes(16 * MIB)}
+    assert files(unpack_archive(silence, place / "silence")) == {"silence.wav": bytes(16 * MIB)}
 
 
 def test_a_tar_cannot_hide_a_bomb_in_its_headers_or_after_its_end(tmp_path, refuse, monkeypatch):
@@ -234,7 +248,7 @@ def test_a_zip_that_lies_about_a_size_is_refused(tmp_path, refuse, place, method
 def refuse_inside(place, archive, name):
     """Damage that only shows in the content: no file, no marker, no temporary file."""
     with pytest.raises(DataError, match=f"'{name}' is damaged.*download it again") as caught:
-        unpack(archive, place)
+        unpack_archive(archive, place)
     assert "\n" not in str(caught.value)
     assert [path for path in place.parent.rglob("*") if not path.is_dir()] == []
 
@@ -336,7 +350,7 @@ def test_links_inside_the_folder_are_not_followed(tmp_path, refuse, place, make)
     (place / "first.wav").rmdir()
     os.rename(place, tmp_path / "moved")
     place.symlink_to(tmp_path / "moved")  # the folder itself is the user's own choice
-    assert len(files(unpack(archive, place))) == 2
+    assert len(files(unpack_archive(archive, place))) == 2
 
 
 def test_a_link_made_meanwhile_is_not_followed(tmp_path, place):
@@ -344,7 +358,7 @@ def test_a_link_made_meanwhile_is_not_followed(tmp_path, place):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with pytest.raises(DataError, match="symbolic link"):
-        unpack(archive, place, progress=lambda *_: (place / "a").symlink_to(elsewhere))
+        unpack_archive(archive, place, progress=lambda *_: (place / "a").symlink_to(elsewhere))
     assert not list(elsewhere.iterdir()) and list(files(place)) == ["1.wav"]
 
 
@@ -373,7 +387,7 @@ def test_round_trip(tmp_path, place, kind):
     archive = pack(tmp_path / "named.badly", kind)
     assert is_archive(archive)
     calls = []
-    assert unpack(archive, place, progress=lambda *call: calls.append(call)) == place
+    assert unpack_archive(archive, place, progress=lambda *call: calls.append(call)) == place
     assert files(place) == FILES
     assert calls == [(i, 5) for i in range(1, 6)]
     plain = tmp_path / "plain"
@@ -394,7 +408,7 @@ def test_round_trip(tmp_path, place, kind):
 def test_older_tars(tmp_path, place, format):
     members = {"a" * 90 + "/" + "b" * 90 + ".wav": b"long", "ü é.wav": b"x"}
     archive = make_tar(tmp_path / "a.tar", members.items(), "w", format)
-    assert files(unpack(archive, place)) == members
+    assert files(unpack_archive(archive, place)) == members
 
 
 def test_names_in_utf8_that_do_not_say_so(tmp_path, place):
@@ -403,7 +417,7 @@ def test_names_in_utf8_that_do_not_say_so(tmp_path, place):
     for header, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         struct.pack_into("<H", content, content.index(header) + at, 0)
     archive.write_bytes(content)
-    assert files(unpack(archive, place)) == {"鳥 ü.wav": b"x"}
+    assert files(unpack_archive(archive, place)) == {"鳥 ü.wav": b"x"}
 
 
 def marks(folder):
@@ -417,7 +431,7 @@ def marks(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_run_writes_only_what_is_missing(tmp_path, place, kind):
     archive = pack(tmp_path / "a", kind)
-    unpack(archive, place)
+    unpack_archive(archive, place)
     (place / archives.MARKER).unlink()
     before = marks(place)
     gone, cut = place / "esc/audio/1 dog.wav", place / "esc/meta.csv"
@@ -426,7 +440,7 @@ def test_a_second_run_writes_only_what_is_missing(tmp_path, place, kind):
     planted = place / f".x.wav.{0:032x}.tmp"
     planted.write_bytes(b"half")
     calls = []
-    unpack(archive, place, progress=lambda *call: calls.append(call))
+    unpack_archive(archive, place, progress=lambda *call: calls.append(call))
     assert files(place) == FILES and calls == [(4, 5), (5, 5)]
     after = marks(place)
     for path in before.keys() - {gone, cut}:
@@ -436,23 +450,23 @@ def test_a_second_run_writes_only_what_is_missing(tmp_path, place, kind):
 
 def test_a_marker_says_that_all_is_done(tmp_path, place, monkeypatch):
     archive = pack(tmp_path / "a.zip", zipfile.ZIP_DEFLATED)
-    unpack(archive, place)
+    unpack_archive(archive, place)
     before = marks(place)
     with monkeypatch.context() as patch:
         patch.setattr(archives, "_kind", lambda path: pytest.fail("the archive was read"))
-        assert unpack(archive, place) == place
+        assert unpack_archive(archive, place) == place
     assert marks(place) == before
 
     other = pack(tmp_path / "b.zip", zipfile.ZIP_DEFLATED)
     with pytest.raises(DataError, match=r"holds the files of a\.zip and not of b\.zip"):
-        unpack(other, place)
+        unpack_archive(other, place)
     os.utime(archive, ns=(0, 0))
     with pytest.raises(DataError, match="choose another folder"):
-        unpack(archive, place)
+        unpack_archive(archive, place)
     for text in ("", "[]", "[" * 100_000, "{}"):
         (place / archives.MARKER).write_text(text)
         with pytest.raises(DataError, match="choose another folder"):
-            unpack(archive, place)
+            unpack_archive(archive, place)
     (place / archives.MARKER).unlink()
     assert before.keys() - marks(place).keys() == {place / archives.MARKER}
 
@@ -466,14 +480,14 @@ def test_an_interruption_leaves_whole_files(tmp_path, place, kind, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", stop)
-        unpack(archive, place)
+        unpack_archive(archive, place)
     assert files(place) == {}
     with pytest.raises(KeyboardInterrupt):
-        unpack(archive, place, progress=lambda done, total: stop() if done == 2 else None)
+        unpack_archive(archive, place, progress=lambda done, total: stop() if done == 2 else None)
     left = files(place)
     assert len(left) == 2 and left.items() <= FILES.items()
     assert not (place / archives.MARKER).exists()
-    assert files(unpack(archive, place)) == FILES
+    assert files(unpack_archive(archive, place)) == FILES
 
 
 def test_too_little_space_is_told_before(tmp_path, refuse, monkeypatch):
@@ -488,7 +502,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, place, monkeypatch):
     place.parent.mkdir()
     place.write_text("a file")
     with pytest.raises(WriteError, match="cannot be written"):
-        unpack(archive, place)
+        unpack_archive(archive, place)
     assert place.read_text() == "a file"
     place.unlink()
 
@@ -497,7 +511,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, place, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(WriteError) as caught:
-        unpack(archive, place)
+        unpack_archive(archive, place)
     assert str(caught.value) == (
         f"{place / 'x.wav'}: cannot be written: No space left on device; free space there or "
         "choose another folder"
@@ -515,7 +529,7 @@ def test_an_archive_that_changes_meanwhile_is_told(tmp_path, place, monkeypatch)
 
     monkeypatch.setattr(archives, "_check_space", swap)
     with pytest.raises(DataError, match="changed while it was unpacked"):
-        unpack(archive, place)
+        unpack_archive(archive, place)
     assert files(place) == {}
 
 
@@ -535,7 +549,7 @@ def test_random_damage_is_never_a_traceback_and_never_half_a_file(tmp_path, kind
         archive.write_bytes(content)
         into = tmp_path / "outside" / str(i)
         try:
-            unpack(archive, into)
+            unpack_archive(archive, into)
         except DataError as error:
             assert "\n" not in str(error)
         assert {path.name for path in tmp_path.iterdir()} <= {"a", "outside"}

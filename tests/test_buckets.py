@@ -18,7 +18,7 @@ from aatjax.data.buckets import sort_into_buckets
 from aatjax.data.pipeline import count_batches, make_train_batches
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
-from aatjax.io.signals import Interrupted
+from aatjax.io.signals import InterruptedRunError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.evaluation import evaluate
@@ -183,7 +183,7 @@ def test_stopped_and_resumed_is_a_straight_run(tmp_path: Path) -> None:
             if phase == "step" and step == at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedRunError):
             trained(petl.LoRA(), buckets=SHORT, folder=tmp_path / str(at), beat=stop)
         resumed = trained(petl.LoRA(), buckets=SHORT, folder=tmp_path / str(at))
         one, two = surgery.arrays(straight.model), surgery.arrays(resumed.model)

@@ -7,7 +7,7 @@ from ast_oracle import random_hf_ast, write_layout
 from huggingface_hub import constants
 
 from aatjax import load
-from aatjax.convert import read_checkpoint, resolve
+from aatjax.convert import fetch_weights, read_checkpoint
 from aatjax.errors import DataError, UnavailableError, UsageError
 from aatjax.io import hub
 
@@ -35,47 +35,47 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_f30_offline_from_the_cache(cache):
-    path = resolve(NAME, cache_dir=cache)
+    path = fetch_weights(NAME, cache_dir=cache)
     assert path.name == SECOND
     assert read_checkpoint(path).layout == "hf-ast"
-    assert resolve(NAME, revision=FIRST, cache_dir=cache).name == FIRST
+    assert fetch_weights(NAME, revision=FIRST, cache_dir=cache).name == FIRST
 
 
 def test_f30_offline_and_not_cached(cache):
     with pytest.raises(UnavailableError) as caught:
-        resolve(NAME, revision="3" * 40, cache_dir=cache)
+        fetch_weights(NAME, revision="3" * 40, cache_dir=cache)
     message = str(caught.value)
     assert "offline" in message and f"{FIRST}, {SECOND} (main)" in message
     assert "pass the path" in message and "\n" not in message and caught.value.exit_code == 69
     with pytest.raises(UnavailableError, match="none of it is cached"):
-        resolve("someone/other", cache_dir=cache)
+        fetch_weights("someone/other", cache_dir=cache)
 
 
 def test_f30_half_a_snapshot_is_not_in_the_cache(cache):
     (cache / "models--someone--small-ast/snapshots" / SECOND / "model.safetensors").unlink()
     with pytest.raises(UnavailableError, match=f"cached revisions: {FIRST}"):
-        resolve(NAME, cache_dir=cache)
+        fetch_weights(NAME, cache_dir=cache)
 
 
 def test_f31_sha256(cache):
-    path = resolve(NAME, cache_dir=cache)
+    path = fetch_weights(NAME, cache_dir=cache)
     sha = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-    assert resolve(NAME, cache_dir=cache, sha256=sha.upper()) == path
+    assert fetch_weights(NAME, cache_dir=cache, sha256=sha.upper()) == path
     with pytest.raises(DataError, match=f"sha256 is {sha}, expected {'0' * 64}.* revision="):
-        resolve(NAME, cache_dir=cache, sha256="0" * 64)
+        fetch_weights(NAME, cache_dir=cache, sha256="0" * 64)
     with pytest.raises(DataError, match="sha256"):
-        resolve(path / "model.safetensors", sha256="0" * 64)
+        fetch_weights(path / "model.safetensors", sha256="0" * 64)
 
 
 def test_paths_come_back(tmp_path):
-    assert resolve(tmp_path) == tmp_path
+    assert fetch_weights(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "a/b/c", "../up/x", "owner/", "a b/c", "x/..", ""])
 def test_what_is_neither_path_nor_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="not an owner/name"):
-        resolve(name)
+        fetch_weights(name)
 
 
 def test_unreachable_hub_falls_back_to_the_cache(cache, monkeypatch):
@@ -85,9 +85,9 @@ def test_unreachable_hub_falls_back_to_the_cache(cache, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(hub, "_listing", unreachable)
-    assert resolve(NAME, cache_dir=cache).name == SECOND
+    assert fetch_weights(NAME, cache_dir=cache).name == SECOND
     with pytest.raises(UnavailableError, match="cannot be reached"):
-        resolve("someone/other", cache_dir=cache)
+        fetch_weights("someone/other", cache_dir=cache)
 
 
 @pytest.mark.parametrize(

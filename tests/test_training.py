@@ -21,11 +21,11 @@ from jaxtyping import Int16
 from aatjax import evaluate, fit, petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import front_end_of
+from aatjax.convert.load import make_front_end
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.inference.classifier import Classifier
-from aatjax.io.signals import Interrupted
+from aatjax.io.signals import InterruptedRunError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train import fit as fit_module
 from aatjax.train import loop
@@ -253,7 +253,7 @@ def test_one_compilation_after_a_resume(
     steps_made: list[Steps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(monkeypatch, 4)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
     monkeypatch.undo()
     again: list[Steps] = []
@@ -520,7 +520,7 @@ def test_stop_and_resume_is_a_straight_run(
     }
     straight = train(adapted(), run_dir=tmp_path / "straight", **options)
     interrupt_at(monkeypatch, at)
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(InterruptedRunError) as caught:
         train(adapted(), run_dir=tmp_path / "broken", **options)
     assert caught.value.exit_code == 130
     assert f"stopped at step {at} of 9" in str(caught.value)
@@ -550,7 +550,7 @@ def test_resumed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for at in range(1, 12):
         with monkeypatch.context() as patch:
             interrupt_at(patch, at)
-            with pytest.raises(Interrupted, match=f"stopped at step {at} of 12"):
+            with pytest.raises(InterruptedRunError, match=f"stopped at step {at} of 12"):
                 train(adapted(), run_dir=tmp_path / str(at), **options)
         resumed = train(adapted(), run_dir=tmp_path / str(at), **options)
         assert_same(trained_arrays(resumed.model), trained_arrays(straight.model))
@@ -571,7 +571,7 @@ def test_a_checkpoint_is_never_written_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "predict_logits", stopped)
-        with pytest.raises(Interrupted, match="stopped at step 3 of 9"):
+        with pytest.raises(InterruptedRunError, match="stopped at step 3 of 9"):
             train(adapted(), run_dir=tmp_path, **options)
     assert Checkpoints(tmp_path / "checkpoints").latest == 3
     saved: list[int] = []
@@ -660,7 +660,7 @@ def test_rows_after_the_checkpoint_are_dropped(
     """F2: killed after a row was written and before its checkpoint was."""
     straight = train(adapted(), run_dir=tmp_path / "straight")
     interrupt_at(monkeypatch, 4)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         train(adapted(), run_dir=tmp_path / "killed")
     monkeypatch.undo()
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
@@ -678,7 +678,7 @@ def test_rows_without_any_checkpoint_are_dropped(tmp_path: Path) -> None:
 def test_ctrl_c_without_a_folder_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, 2)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"stopped at step 2 of 9$"):
+    with pytest.raises(InterruptedRunError, match=r"stopped at step 2 of 9$"):
         train(adapted())
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -859,7 +859,7 @@ def test_masked_padding_is_not_heard_in_evaluation_and_prediction(masked: bool) 
     grid = dict(patch=(16, 13), stride=(16, 13))
     config = dataclasses.replace(TINY, frames=79, mask_padding=masked, **grid)
     model = adapted(petl.SoftMoA(reduction=8.0), config)
-    front = front_end_of(model)
+    front = make_front_end(model)
     wave = Tones().read(Clip("1", (1,), None))
     heard = []
     for pad in ("log_mel_zero", "silence"):

@@ -19,7 +19,7 @@ from compare_methods import METHODS
 
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
-from aatjax.convert.load import front_end_of, load
+from aatjax.convert.load import load, make_front_end
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.state import init_state
 from aatjax.train.step import make_steps
@@ -31,7 +31,7 @@ WARM_UP = 3
 def stepper(source: str, frames: int, method: petl.Method, batch: int) -> Callable[[], None]:
     """A function that runs one training step of a method to its end."""
     model = petl.adapt(load(source, num_classes=CLASSES, frames=frames), method)
-    frontend = front_end_of(model)
+    frontend = make_front_end(model)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=10, epochs=10)
     steps = make_steps(parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce")

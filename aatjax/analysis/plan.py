@@ -26,7 +26,7 @@ from aatjax.analysis.hlo import Program
 from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Config, Model
 from aatjax.convert import read_checkpoint
-from aatjax.convert.load import find
+from aatjax.convert.load import locate_weights
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
@@ -158,7 +158,7 @@ def shape_of(model: Model, num_classes: int) -> tuple[ASTConfig, str | None]:
     if model.source.startswith("random:"):
         return ASTConfig.size(model.source.partition(":")[2], **changes), None
     try:
-        config = read_checkpoint(find(model.source, model.revision)).config
+        config = read_checkpoint(locate_weights(model.source, model.revision)).config
     except AatjaxError:
         remark = f"{model.source} is not here: taken for an AST-base, 1024 frames"
         return ASTConfig.size("base", **{"frames": 1024, **changes}), remark

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from aatjax.cli.commands import VERBS
 from aatjax.errors import AatjaxError, UsageError
-from aatjax.io.signals import terminable
+from aatjax.io.signals import catch_sigterm
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
             raise UsageError(f"unknown command {verb!r}{hint}")
         command: Callable[[list[str]], None] = import_module(f"aatjax.cli.commands.{verb}").main
         _quiet_libraries()
-        with terminable():
+        with catch_sigterm():
             command(rest)
         sys.stdout.flush()
         return 0

@@ -2,12 +2,12 @@
 
 from aatjax.convert.read import Checkpoint, read_checkpoint
 from aatjax.convert.write import write_hf, write_native, write_orbax
-from aatjax.io.hub import resolve
+from aatjax.io.hub import fetch_weights
 
 __all__ = [
     "Checkpoint",
     "read_checkpoint",
-    "resolve",
+    "fetch_weights",
     "write_hf",
     "write_native",
     "write_orbax",

@@ -36,7 +36,7 @@ EXPECTED = (
 )
 
 
-def looks_like(names: Iterable[str]) -> str | None:
+def guess_origin(names: Iterable[str]) -> str | None:
     """What tensors of these names probably belong to, or None."""
     listed = [name[:200] for name in names]
     for pattern, what in _SIGNS:

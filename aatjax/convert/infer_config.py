@@ -83,7 +83,7 @@ class Sizes:
         return shapes
 
 
-def measure(
+def infer_sizes(
     layout: Layout, shapes: Mapping[str, tuple[int, ...]], *, qkv_bias: bool = True
 ) -> Sizes:
     """Sizes that most tensors agree on; what no tensor tells is taken from the base model.

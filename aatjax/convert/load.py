@@ -11,13 +11,13 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
-from aatjax.convert import Checkpoint, read_checkpoint, resolve
+from aatjax.convert import Checkpoint, fetch_weights, read_checkpoint
 from aatjax.errors import DataError, UsageError
 from aatjax.io.hub import is_repository_id
 from aatjax.models.ast import AST, Head
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
 from aatjax.models.positions import resize_positions
-from aatjax.models.provenance import Origin, fingerprint
+from aatjax.models.provenance import Origin, fingerprint_backbone
 
 EMBEDDED = Path(__file__).parents[1] / "weights" / "ast_mini_synthetic.safetensors"
 
@@ -86,7 +86,7 @@ def load(
             changes["head_norm"] = head_norm
         return _random(name, changes, seed)
 
-    checkpoint = read_checkpoint(find(name, revision), rgb=rgb)
+    checkpoint = read_checkpoint(locate_weights(name, revision), rgb=rgb)
     new_head = num_classes is not None
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
@@ -97,11 +97,13 @@ def load(
             )
         changes["head_norm"] = head_norm
     config = dataclasses.replace(checkpoint.config, **changes)
-    origin = Origin(name, fingerprint(checkpoint.params), seed, revision, rgb)
-    return build(checkpoint, config, origin=origin, new_head=new_head)
+    origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
+    return build_model(checkpoint, config, origin=origin, new_head=new_head)
 
 
-def build(checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head: bool) -> AST:
+def build_model(
+    checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head: bool
+) -> AST:
     """An AST of `config` with the checkpoint's weights, positions fitted to the new grid."""
     fitted = fit_positions(dataclasses.replace(checkpoint, config=config))
     values: dict[str, Any] = {
@@ -122,16 +124,16 @@ def build(checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head
     return model
 
 
-def reset(model: AST, seed: int) -> None:
+def reset_weights(model: AST, seed: int) -> None:
     """Replaces every weight by a random one, in place: training from scratch in the same shape."""
     values = surgery.arrays(AST(model.config, rngs=nnx.Rngs(seed)))
     surgery.assign(model, values, what="random weights", complete=True)
     if model.origin is not None:
-        found = fingerprint({path: np.asarray(value) for path, value in values.items()})
+        found = fingerprint_backbone({path: np.asarray(value) for path, value in values.items()})
         model.origin = dataclasses.replace(model.origin, fingerprint=found, seed=seed, reset=True)
 
 
-def front_end_of(model: AST) -> FrontEnd:
+def make_front_end(model: AST) -> FrontEnd:
     """The front end that a model's weights were trained with: AudioSet's unless they tell."""
     mean, std = model.statistics or PRESETS["audioset"]
     return FrontEnd(frames=model.config.frames, mels=model.config.mels, mean=mean, std=std)
@@ -153,7 +155,7 @@ def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoi
     return dataclasses.replace(checkpoint, params=params, config=config, grid=config.grid)
 
 
-def find(name: str, revision: str | None = None) -> Path:
+def locate_weights(name: str, revision: str | None = None) -> Path:
     """The file or folder that a source names: a path, `embedded`, or a repository id.
 
     Raises:
@@ -166,7 +168,7 @@ def find(name: str, revision: str | None = None) -> Path:
     if path.exists():
         return path
     if is_repository_id(name) or revision is not None:
-        return resolve(name, revision=revision)
+        return fetch_weights(name, revision=revision)
     raise DataError(
         f"{name}: no such file or folder (a Hugging Face repository id has the form owner/name; "
         "'embedded' and 'random:base' need no file)"
@@ -182,5 +184,5 @@ def _random(name: str, changes: dict[str, Any], seed: int) -> AST:
     if config.positions == "zeros":
         surgery.assign(model, {"embed/pos": np.zeros(model.embed.pos.shape)}, what="zero positions")
     tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
-    model.origin = Origin(name, fingerprint(tensors), seed)
+    model.origin = Origin(name, fingerprint_backbone(tensors), seed)
     return model

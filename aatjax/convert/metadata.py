@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from aatjax.convert.detect import EXPECTED, looks_like
+from aatjax.convert.detect import EXPECTED, guess_origin
 from aatjax.convert.infer_config import Sizes
 from aatjax.convert.rules import Layout, Positions
 from aatjax.errors import DataError, UsageError
@@ -158,7 +158,7 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
     except (ValueError, RecursionError, AttributeError):
         raise DataError(f"{path}: its aatjax entry is not readable as JSON") from None
     if "config" not in entries or "method" in entries or "petl" in entries:
-        seen = looks_like(names) or "it looks like an aatjax adapter"
+        seen = guess_origin(names) or "it looks like an aatjax adapter"
         raise DataError(
             f"{path}: not the weights of a whole model: {seen}; load it as an adapter; {EXPECTED}"
         )
@@ -211,7 +211,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 10**6
 
 
-def describe(
+def describe_checkpoint(
     config: ASTConfig,
     labels: Iterable[str] | None,
     grid: tuple[int, int],

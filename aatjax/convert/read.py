@@ -7,8 +7,8 @@ from typing import Literal, NoReturn
 
 import numpy as np
 
-from aatjax.convert.detect import EXPECTED, looks_like
-from aatjax.convert.infer_config import Sizes, measure
+from aatjax.convert.detect import EXPECTED, guess_origin
+from aatjax.convert.infer_config import Sizes, infer_sizes
 from aatjax.convert.lazy_tensor import FLOATS, StoredTensor
 from aatjax.convert.matching import choose_layout, expand
 from aatjax.convert.metadata import (
@@ -96,7 +96,7 @@ def read_checkpoint(
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     layout = choose_layout(shapes)
     if layout is None:
-        seen = looks_like(shapes) or f"its tensors are named {_some(shapes)}"
+        seen = guess_origin(shapes) or f"its tensors are named {_some(shapes)}"
         raise DataError(f"{path}: not AST weights: {seen}; {EXPECTED}")
     if layout is NATIVE:
         raise DataError(
@@ -104,7 +104,7 @@ def read_checkpoint(
             f"gone, so the model is unknown: fetch the file again; {EXPECTED}"
         )
     described = HfDescription.of(file.config, layout, path)
-    sizes = measure(layout, shapes, qkv_bias=described.qkv_bias)
+    sizes = infer_sizes(layout, shapes, qkv_bias=described.qkv_bias)
     expected = expand(layout, sizes.shapes(), sizes.depth)
     problems = _compare(file.tensors, expected, layout) + described.contradictions(sizes)
     if problems:
@@ -226,7 +226,7 @@ def _compare(tensors: Mapping[str, StoredTensor], expected: Expected, layout: La
 
 
 def _refuse(path: Path, layout: Layout, problems: list[str], names: Iterable[str]) -> NoReturn:
-    seen = looks_like(names) if any("unexpected" in problem for problem in problems) else None
+    seen = guess_origin(names) if any("unexpected" in problem for problem in problems) else None
     raise DataError(
         f"{path}: read as {layout.title}, but of its tensors {'; '.join(problems)}. Nothing was "
         f"loaded{f': {seen}' if seen else ''}; {EXPECTED}"

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from aatjax.convert.detect import looks_like
+from aatjax.convert.detect import guess_origin
 from aatjax.convert.lazy_tensor import StoredTensor, read_array
 from aatjax.convert.orbax import is_orbax, read_orbax
 from aatjax.convert.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
@@ -232,7 +232,7 @@ def _state_dict(path: Path, value: Any) -> dict[str, StoredTensor]:
     if not _is_state(value):
         names = [str(key) for key in value]
         odd = next((k for k, v in value.items() if not isinstance(v, StoredTensor)), "")
-        seen = looks_like(names) or f"{str(odd)[:60]!r} is no tensor"
+        seen = guess_origin(names) or f"{str(odd)[:60]!r} is no tensor"
         shown = ", ".join(name[:40] for name in names[:4]) or "nothing"
         raise DataError(
             f"{path}: a dictionary of named tensors was expected; it holds {shown}: {seen}"

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from aatjax.convert.infer_config import Sizes
 from aatjax.convert.matching import expand
-from aatjax.convert.metadata import Statistics, describe
+from aatjax.convert.metadata import Statistics, describe_checkpoint
 from aatjax.convert.orbax import write_orbax_files
 from aatjax.convert.rules import HF_AST, Positions
 from aatjax.errors import DataError, UsageError
@@ -58,7 +58,7 @@ def write_native(
         for name, value in arrays.items():
             if np.abs(value).max(initial=0.0) > np.finfo(np.float16).max:
                 raise DataError(f"{name} exceeds what float16 holds: write float32")
-    text = describe(config, names, grid or config.grid, rule, statistics)
+    text = describe_checkpoint(config, names, grid or config.grid, rule, statistics)
     stored = {name: np.ascontiguousarray(value, dtype) for name, value in arrays.items()}
     write_file(Path(path), lambda place: save_file(stored, place, {"aatjax": text}))
 
@@ -80,7 +80,7 @@ def write_orbax(
     """
     names = _labels(labels, config)
     arrays = _checked(params, config, grid or config.grid)
-    text = describe(config, names, grid or config.grid, rule, statistics)
+    text = describe_checkpoint(config, names, grid or config.grid, rule, statistics)
     write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
 
 

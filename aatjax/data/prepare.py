@@ -22,7 +22,7 @@ from aatjax.data.duplicates import Duplicate, find_duplicates, fingerprint_clips
 from aatjax.data.source import Progress, Source
 from aatjax.data.tfds import VERSION, read_facts, write_prepared
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.io.archives import is_archive, unpack
+from aatjax.io.archives import is_archive, unpack_archive
 from aatjax.io.atomic import write_folder
 from aatjax.io.digest import hash_bytes, hash_file
 from aatjax.io.lock import lock_folder
@@ -207,7 +207,7 @@ def _opened(
     about = place.stat()
     key = hash_bytes(f"{place.name} {about.st_size} {about.st_mtime_ns}")
     into = work / f"unpacked-{key[:12]}"  # never mixed with what another archive left
-    unpacked = unpack(place, into, progress=functools.partial(tell, "unpack"))
+    unpacked = unpack_archive(place, into, progress=functools.partial(tell, "unpack"))
     return benchmark.read(unpacked), checksum
 
 

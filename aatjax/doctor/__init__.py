@@ -159,9 +159,9 @@ def _open(path: str | Path, format: str, pattern: str | None) -> Source:
 def _read_frames(base: str) -> int:
     """Input length of weights, without building the model."""
     from aatjax.convert import read_checkpoint
-    from aatjax.convert.load import find
+    from aatjax.convert.load import locate_weights
     from aatjax.models.config import ASTConfig
 
     if base.startswith("random:"):
         return ASTConfig().frames
-    return read_checkpoint(find(base)).config.frames
+    return read_checkpoint(locate_weights(base)).config.frames

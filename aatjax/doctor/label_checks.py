@@ -45,10 +45,10 @@ class ClipEmbedder:
         import jax.numpy as jnp
         from flax import nnx
 
-        from aatjax.convert.load import front_end_of, load
+        from aatjax.convert.load import load, make_front_end
 
         model = load(base, num_classes=2, frames=frames)
-        self.frontend = front_end_of(model)
+        self.frontend = make_front_end(model)
         graph, state = nnx.split(model)
 
         def embed(state: nnx.State, audio: jax.Array, length: jax.Array) -> jax.Array:

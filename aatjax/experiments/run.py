@@ -12,7 +12,7 @@ import jax
 
 from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
-from aatjax.convert.load import front_end_of, load, reset
+from aatjax.convert.load import load, make_front_end, reset_weights
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
@@ -61,7 +61,7 @@ class Result:
 def front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     """The front end of a run, with its normalisation statistics."""
     data = config.data
-    frontend = dataclasses.replace(front_end_of(model), pad=data.pad, channels=data.channels)
+    frontend = dataclasses.replace(make_front_end(model), pad=data.pad, channels=data.channels)
     if config.data.statistics == "model":
         return frontend
     if config.data.statistics != "train":
@@ -90,7 +90,7 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
         seed=seed,
     )
     if model.reset:
-        reset(backbone, seed)
+        reset_weights(backbone, seed)
     return backbone
 
 
@@ -128,7 +128,7 @@ def train(
     Raises:
         UsageError: the folder holds a run of another config, or of other clips; or is in use; or
             processes were started with different things. The differences are listed.
-        DataError, WriteError, NotFiniteError, Interrupted: see the parts.
+        DataError, WriteError, NotFiniteError, InterruptedRunError: see the parts.
     """
     screen = (sys.stderr if isinstance(show, str) else show) if is_main() else None
     folder = Path(run_dir) if run_dir is not None else run_folder(config)

@@ -17,7 +17,7 @@ from aatjax import surgery
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import AudioError
-from aatjax.convert.load import front_end_of, load
+from aatjax.convert.load import load, make_front_end
 from aatjax.errors import DataError, UsageError
 from aatjax.inference.calibration import Calibration, decide, read_calibration, select_names
 from aatjax.models.ast import AST
@@ -135,7 +135,7 @@ class Classifier:
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
-        self.frontend = frontend or front_end_of(model)
+        self.frontend = frontend or make_front_end(model)
         self.multi_label = multi_label
         self.calibration = calibration
         config = model.config

@@ -54,7 +54,7 @@ Contents = Generator[tuple[str, int, Iterable[bytes]], None, None]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ArchiveLimits:
     """What an archive may hold.
 
     Attributes:
@@ -73,11 +73,11 @@ def is_archive(path: Path) -> bool:
     return bool(_kind(Path(path)))
 
 
-def unpack(
+def unpack_archive(
     archive: Path,
     into: Path,
     *,
-    limits: Limits = Limits(),
+    limits: ArchiveLimits = ArchiveLimits(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the files of a zip or tar below a folder, and nothing anywhere else.
@@ -195,7 +195,7 @@ class _Plan:
 
     archive: Path
     packed: int
-    limits: Limits
+    limits: ArchiveLimits
     members: int = 0
     bytes: int = 0
     entries: dict[str, int | None] = field(default_factory=dict)
@@ -228,20 +228,20 @@ class _Plan:
             raise self._refused(
                 name,
                 f"is one more than the {self.limits.members} members allowed",
-                "raise Limits.members if you trust it",
+                "raise ArchiveLimits.members if you trust it",
             )
         if unpacked > self.limits.bytes:
             raise self._refused(
                 name,
                 f"makes it {unpacked} bytes unpacked and {self.limits.bytes} are allowed",
-                "raise Limits.bytes if you trust it",
+                "raise ArchiveLimits.bytes if you trust it",
             )
         if unpacked > COMPRESSIBLE and unpacked > self.limits.ratio * self.packed:
             raise self._refused(
                 name,
                 f"makes it {unpacked} bytes unpacked, more than {self.limits.ratio:g} times the "
                 f"{self.packed} bytes of the archive",
-                "raise Limits.ratio if you trust it",
+                "raise ArchiveLimits.ratio if you trust it",
             )
 
     def files(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ def is_repository_id(name: str) -> bool:
     return valid and not name.lower().endswith(FILE_ENDINGS)
 
 
-def resolve(
+def fetch_weights(
     name: str | Path,
     *,
     revision: str | None = None,

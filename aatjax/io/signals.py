@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from aatjax.errors import AatjaxError
 
 
-class Interrupted(AatjaxError):
+class InterruptedRunError(AatjaxError):
     """The run was asked to stop and did, after saving."""
 
     def __init__(self, message: str, signum: int) -> None:
@@ -84,11 +84,11 @@ def _end(message: str, signum: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def terminable() -> Any:
-    """A context in which SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt."""
+def catch_sigterm() -> Any:
+    """A context in which SIGTERM raises `InterruptedRunError`, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted("terminated", signum)
+        raise InterruptedRunError("terminated", signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -30,7 +30,7 @@ class Origin:
     reset: bool = False
 
 
-def fingerprint(params: Mapping[str, np.ndarray]) -> str:
+def fingerprint_backbone(params: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over names, shapes and float32 values of all tensors outside the head."""
     body = {name: value for name, value in params.items() if not name.startswith("head/")}
     return hash_arrays(body, dtype=np.float32)

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import load, reset
+from aatjax.convert.load import load, reset_weights
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import write_bytes
@@ -245,7 +245,7 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
         seed=origin.seed,
     )
     if origin.reset:
-        reset(model, origin.seed)
+        reset_weights(model, origin.seed)
     return model
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import front_end_of
+from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import StoredTokens, make_eval_batches
 from aatjax.data.source import Source
@@ -102,7 +102,7 @@ def clip_logits(
     model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
 ) -> Float[np.ndarray, "n c"]:
     """Logits `[n, c]` of every clip of a source, in its order; arguments as for `evaluate`."""
-    frontend = frontend or front_end_of(model)
+    frontend = frontend or make_front_end(model)
     check_fit(model, [source], frontend)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import front_end_of
+from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
@@ -153,13 +153,13 @@ def fit(
     Raises:
         UsageError: classes, lengths or options that do not fit together.
         NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
-        Interrupted: SIGINT or SIGTERM came; what was done is in the checkpoint.
+        InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
     training = training or Training()
     training = training if epochs is None else dataclasses.replace(training, epochs=epochs)
     optim = optim or Optim()
     optim = optim if lr is None else dataclasses.replace(optim, lr=lr)
-    frontend = frontend or front_end_of(model)
+    frontend = frontend or make_front_end(model)
     if training.select == "best" and valid is None:
         raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
     if training.select == "best" and test is not None and chosen_on_test is None:

@@ -18,7 +18,7 @@ from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, UsageError, WriteError
-from aatjax.io.signals import Interrupted, StopRequest
+from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.distributed import any_of, is_main, several
@@ -287,7 +287,9 @@ class Loop:
                             else "; the same command goes on from here"
                         )
                         signum = stop.signum or 15
-                        raise Interrupted(f"stopped at step {done} of {self.total}{where}", signum)
+                        raise InterruptedRunError(
+                            f"stopped at step {done} of {self.total}{where}", signum
+                        )
                 self._settle()
         finally:
             display.close()

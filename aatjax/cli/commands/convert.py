@@ -24,9 +24,9 @@ def main(arguments: list[str]) -> None:
 
     from aatjax.audio.frontend import PRESETS
     from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
-    from aatjax.convert.load import find, fit_positions
+    from aatjax.convert.load import fit_positions, locate_weights
 
-    checkpoint = read_checkpoint(find(options.source, options.revision), rgb=options.rgb)
+    checkpoint = read_checkpoint(locate_weights(options.source, options.revision), rgb=options.rgb)
     if options.frames is not None or options.to == "hf":
         checkpoint = fit_positions(checkpoint, options.frames)
     params, config, labels = checkpoint.params, checkpoint.config, checkpoint.labels
