@@ -216,7 +216,9 @@ def assemble_comparison(
     about = cells[0].about
     data = entries[0].config.data
     title = about.get("benchmark") or (data.format if data.path is None else Path(data.path).name)
-    notes = [f"{len({c.seed for c in cells})} seeds, {len({c.fold for c in cells})} divisions"]
+    seeds, divisions = len({c.seed for c in cells}), len({c.fold for c in cells})
+    plurals = "s" * (seeds > 1), "s" * (divisions > 1)
+    notes = [f"{seeds} seed{plurals[0]}, {divisions} division{plurals[1]}"]
     if "benchmark" in about:
         notes.append(f"protocol {about['protocol']}: {about['paper']}")
         if not about["whole"]:

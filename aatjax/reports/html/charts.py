@@ -110,7 +110,8 @@ def embed_figure(figure: Figure, title: str) -> Markup:
     root = ElementTree.fromstring(written.getvalue())
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
-        "class": "figure wide" if figure.get_figwidth() > WIDTH * 1.5 else "figure",
+        "class": "figure",
+        "style": f"max-width: {7 * figure.get_figwidth():.0f}rem",
         "role": "img",
         "aria-label": clean(title),
     }
@@ -190,7 +191,7 @@ def draw_confusion(matrix: Int[np.ndarray, "c c"], names: Sequence[str]) -> Mark
         if size <= MOST_COUNTED:
             for (i, j), count in np.ndenumerate(matrix):
                 if count:
-                    colour = "white" if share[i, j] < 0.6 else "black"
+                    colour = "#ffffff" if share[i, j] < 0.6 else "#111111"
                     axes.text(
                         float(j), float(i), str(count), ha="center", va="center", color=colour
                     )
@@ -235,7 +236,7 @@ def draw_use(values: Sequence[float], title: str) -> Markup:
         if len(values) <= MOST_BARS:
             axes.bar_label(bars, fmt="%.2f", fontsize=7)
             axes.set_xticks(range(len(values)))
-        axes.axhline(1, color=QUIET, linestyle="--", linewidth=1)
+        axes.axhline(1, color=QUIET, linestyle="--", linewidth=1, zorder=0)
         axes.set(xlabel="expert", ylabel="use", ylim=(0, 1.2 * max(1.0, *values)))
 
     return embed_figure(make_figure(build, WIDTH, 1.5), title)

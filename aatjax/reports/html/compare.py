@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aatjax.experiments.compare import tables
 from aatjax.experiments.compare.runs import Comparison
@@ -113,6 +114,7 @@ def _draw_pareto(comparison: Comparison, costs: list[float], label: str, scale: 
         x, y = [costs[i] for i in front], [values[i] for i in front]
         axes.plot(x, y, color=QUIET, linewidth=1, linestyle="--", zorder=0, label="Pareto front")
         axes.set(xlabel=label, ylabel=f"{comparison.metric} (%)", xscale=scale)
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_title(clean(comparison.title))
         axes.grid()
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -133,6 +135,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
                 epochs = [point[0] for point in curves[0][:length]]
                 axes.plot(epochs, np.nanmean(values, axis=0), label=clean(name), **style)
             axes.set(xlabel="epoch", ylabel=("training loss", "validation metric")[column - 1])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid()
         columns[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
