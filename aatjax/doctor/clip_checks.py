@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int16
@@ -44,30 +44,6 @@ FORMATS = {
 """Extensions of the formats that are recognised by their first bytes."""
 
 
-@dataclass(frozen=True)
-class OriginalMeasurements:
-    """Measurements of the first minute of a file at its own rate; as in `ClipMeasurements`."""
-
-    format: str
-    peak: float
-    constant: bool  # within one step of 16 bits
-    full_scale: float
-    offset: float
-    high: float
-    kept: float
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A clip as training reads it, and its file before mixing and resampling."""
-
-    samples: Int16[np.ndarray, " s"]
-    notes: tuple[str, ...]
-    rate: int
-    channels: int
-    original: OriginalMeasurements | None
-
-
 def measure_clip(
     source: Source, index: int, frames: int
 ) -> tuple[ClipMeasurements, Int16[np.ndarray, " s"] | None]:
@@ -83,56 +59,48 @@ def measure_clip(
     """
     clip = source.clips[index]
     try:
-        decoded = _decode_clip(source, index)
+        samples, notes, measured = _decode_clip(source, index)
     except MemoryError:
         raise
     except Exception as error:  # one file must not stop the checks
         return _describe_failure(clip, error), None
-    problem, detail, short = _parse_notes(decoded.notes)
-    samples, original = decoded.samples, decoded.original
+    problem, detail, short = _parse_notes(notes)
     size = samples.size if short is None else short
     scaled = samples.astype(np.float32) / 32768
     present = max(1, count_frames(samples.size))
     power = float(np.mean(np.square(scaled, dtype=np.float64)))
+    # Resampling a constant leaves a ripple at its ends, so the original counts too.
     constant = bool(samples.min() == samples.max())
-    if original is None:
-        peak, offset = float(np.abs(scaled).max()), float(np.mean(scaled, dtype=np.float64))
-        full_scale = float(np.mean(np.abs(scaled) >= FULL))
-        original = OriginalMeasurements("", peak, constant, full_scale, offset, 0.0, 1.0)
-    elif size <= LONGEST * RATE:  # resampling a constant leaves a ripple at its ends
-        constant = constant or original.constant
+    constant = (measured.pop("constant") and size <= LONGEST * RATE) or constant
     return ClipMeasurements(
         id=clip.id,
         path=clip.path,
         problem=problem,
         detail=detail,
-        format=original.format or None,
         seconds=size / RATE,
-        rate=decoded.rate,
-        channels=decoded.channels,
-        peak=original.peak,
         level=10 * float(np.log10(max(power, 1e-20))),
-        full_scale=original.full_scale,
-        offset=original.offset,
         silence=_measure_silence(scaled),
-        high=original.high,
-        kept=original.kept,
         padding=max(0.0, 1.0 - present / frames),
         beyond=max(0.0, (present - frames) * HOP / RATE),
         constant=constant,
         short=short,
+        **measured,
     ), samples
 
 
-def _decode_clip(source: Source, index: int) -> _Decoded:
+def _decode_clip(
+    source: Source, index: int
+) -> tuple[Int16[np.ndarray, " s"], tuple[str, ...], dict[str, Any]]:
+    """A clip as training reads it, notes of the decoder, and measurements of the original."""
     clip = source.clips[index]
-    if clip.path is None:
-        samples = source.waveform(index)
-        notes = tuple(note for id, note in source.notes if id == clip.id)
-        return _Decoded(samples, notes, RATE, 1, None)
-    found = decode(clip.path, truncated="keep")
-    original = measure_original(clip.path)
-    return _Decoded(found.waveform, found.notes, found.source_rate, found.channels, original)
+    if clip.path is not None:
+        found = decode(clip.path, truncated="keep")
+        measured = {"rate": found.source_rate, "channels": found.channels}
+        return found.waveform, found.notes, measured | measure_original(clip.path)
+    samples = source.waveform(index)
+    notes = tuple(note for id, note in source.notes if id == clip.id)
+    blocks = iter([samples[:, None].astype(np.float32) / 32768])
+    return samples, notes, {"rate": RATE, "channels": 1, **_measure_blocks(blocks, RATE)}
 
 
 def _describe_failure(clip: Clip, error: Exception) -> ClipMeasurements:
@@ -155,8 +123,11 @@ def _parse_notes(notes: Sequence[str]) -> tuple[str, str, int | None]:
     return problem, detail, short
 
 
-def measure_original(path: str) -> OriginalMeasurements:
+def measure_original(path: str) -> dict[str, Any]:
     """Measure the first minute of a file at its own rate, before mixing and resampling.
+
+    Returns:
+        Fields of `ClipMeasurements`.
 
     Raises:
         DecoderError: no decoder reads it.
@@ -166,48 +137,43 @@ def measure_original(path: str) -> OriginalMeasurements:
         container = inspect_container(file, os.fstat(file.fileno()).st_size)
         stream = open_stream(file, container, path)
         try:
-            frames, lowest, highest = 0, np.inf, -np.inf
-            sums = np.zeros(6)
-            for block in _read_blocks(stream.blocks(), LONGEST * stream.rate):
-                mono = mix_down(block, "mean")
-                frames += len(block)
-                lowest, highest = min(lowest, float(block.min())), max(highest, float(block.max()))
-                low, high = _split_energy(mono, stream.rate)
-                sums += (
-                    np.count_nonzero(np.abs(block) >= FULL) / block.shape[1],
-                    mono.sum(dtype=np.float64),
-                    np.square(mono, dtype=np.float64).sum(),
-                    np.square(block, dtype=np.float64).sum() / block.shape[1],
-                    high,
-                    low + high,
-                )
+            return {"format": container.kind, **_measure_blocks(stream.blocks(), stream.rate)}
         finally:
             stream.close()
-    clipped, total, mixed, apart, above, spectrum = map(float, sums)
-    return OriginalMeasurements(
-        format=container.kind,
-        peak=max(-lowest, highest, 0.0),
-        constant=highest - lowest < 1 / 32768,
-        full_scale=clipped / max(frames, 1),
-        offset=total / max(frames, 1),
-        high=above / spectrum if spectrum else 0.0,
-        kept=mixed / apart if apart else 1.0,
-    )
 
 
-def _read_blocks(
-    blocks: Iterator[Float32[np.ndarray, "n c"]], frames: int
-) -> Iterator[Float32[np.ndarray, "n c"]]:
-    """Blocks up to a number of frames, the end, or the first that cannot be decoded."""
-    while frames > 0:
+def _measure_blocks(blocks: Iterator[Float32[np.ndarray, "n c"]], rate: int) -> dict[str, Any]:
+    """Measurements of a minute of blocks, or up to the first that cannot be decoded."""
+    frames, lowest, highest = 0, np.inf, -np.inf
+    sums = np.zeros(6)
+    while frames < LONGEST * rate:
         try:
             block = next(blocks, None)
         except DecoderError:
-            return
+            break
         if block is None or not len(block):
-            return
-        yield block
-        frames -= len(block)
+            break
+        mono = mix_down(block, "mean")
+        frames += len(block)
+        lowest, highest = min(lowest, float(block.min())), max(highest, float(block.max()))
+        low, high = _split_energy(mono, rate)
+        sums += (
+            np.count_nonzero(np.abs(block) >= FULL) / block.shape[1],
+            mono.sum(dtype=np.float64),
+            np.square(mono, dtype=np.float64).sum(),
+            np.square(block, dtype=np.float64).sum() / block.shape[1],
+            high,
+            low + high,
+        )
+    clipped, total, mixed, apart, above, spectrum = map(float, sums)
+    return {
+        "peak": max(-lowest, highest, 0.0),
+        "constant": highest - lowest < 1 / 32768,
+        "full_scale": clipped / max(frames, 1),
+        "offset": total / max(frames, 1),
+        "high": above / spectrum if spectrum else 0.0,
+        "kept": mixed / apart if apart else 1.0,
+    }
 
 
 def find_clip_problems(measurements: Sequence[ClipMeasurements]) -> list[Finding]:

@@ -97,10 +97,7 @@ class Finding:
             "severity": self.severity,
             "message": self.message,
             "count": len(self.items),
-            "items": [
-                {"subject": i.subject, "detail": i.detail, "clips": list(i.clips)}
-                for i in self.items
-            ],
+            "items": [asdict(item) for item in self.items],
         }
 
 
@@ -109,25 +106,19 @@ class ClipMeasurements:
     """Measurements of one clip; None where it could not be decoded.
 
     Attributes:
-        id: the clip.
-        path: its file.
-        problem: why it cannot be used, or what is missing of it: a kind of finding, or ''.
-        detail: the problem in words.
-        format: of the file by its content, such as 'wav'.
-        seconds: length at 16 kHz.
-        rate: sampling rate of the file in Hz.
-        channels: channels of the file.
-        peak: largest absolute sample, 1 at full scale.
+        id, path: the clip and its file.
+        problem, detail: why it cannot be used, or what is missing of it: a kind of finding, and
+            the reason in words; both empty where there is none.
+        format, rate, channels: of the file, by its content; the rate in Hz.
+        seconds: length at 16 kHz, and `short`, its samples, of a clip shorter than one frame.
+        peak, offset: largest absolute and mean sample, 1 at full scale.
         level: root mean square in dB of full scale; -inf is given as -200.
         full_scale: share of the samples at or beyond full scale.
-        offset: mean sample, as a share of full scale.
         silence: share of 25 ms frames below -60 dB of full scale.
         high: share of the energy above 8 kHz.
         kept: energy of the mix relative to that of the channels; near 0 where they cancel.
-        padding: share of the model's input that is padding.
-        beyond: seconds beyond the model's input.
+        padding, beyond: share of the model's input that is padding; seconds beyond the input.
         constant: whether all samples are equal.
-        short: samples at 16 kHz of a clip shorter than one frame, else None.
     """
 
     id: str
@@ -168,6 +159,15 @@ class LabelCheck:
     base: str | None = None
     judged: int = 0
     agreement: float | None = None
+
+    def text(self) -> str:
+        """The outcome in one line."""
+        if not self.done:
+            return f"not checked: {self.why}"
+        text = f"{self.judged} clips checked with {self.base} embeddings"
+        if self.agreement is not None:
+            text += f", {_percent(self.agreement)} of them predicted as labelled"
+        return f"{text}; {self.why}" if self.why else text
 
 
 @dataclass(frozen=True)
@@ -271,43 +271,28 @@ class Diagnosis:
         return "\n".join([*lines, "", *_wrap(total, width, "")])
 
     def _list_statistics(self) -> list[list[str]]:
-        statistics = self.summary()
-        rows = [["set", f"{printable(self.name)}: {statistics['clips']} clips"]]
-        if statistics["readable"]:
-            rows += [
-                [
-                    "length",
-                    f"{statistics['shortest']:.2f} to {statistics['longest']:.2f} s, median "
-                    f"{statistics['median']:.2f} s, {statistics['seconds'] / 60:.1f} min in total",
-                ],
-                ["rates", _list_counts(statistics["rates"], " Hz")],
-                ["channels", _list_counts(statistics["channels"])],
-                ["formats", _list_counts(statistics["formats"])],
-                ["silence", f"{_percent(statistics['silence'])} of the sound is below -60 dB"],
-                [
-                    "high band",
-                    f"{_percent(statistics['above_8_khz'])} of the energy is above 8 kHz",
-                ],
-                [
-                    "padding",
-                    f"{_percent(statistics['padding'])} of an input of {self.frames} frames",
-                ],
-            ]
+        found = self.summary()
+        rows = {"set": f"{printable(self.name)}: {found['clips']} clips"}
+        if found["readable"]:
+            rows |= {
+                "length": f"{found['shortest']:.2f} to {found['longest']:.2f} s, median "
+                f"{found['median']:.2f} s, {found['seconds'] / 60:.1f} min in total",
+                "rates": _list_counts(found["rates"], " Hz"),
+                "channels": _list_counts(found["channels"]),
+                "formats": _list_counts(found["formats"]),
+                "silence": f"{_percent(found['silence'])} of the sound is below -60 dB",
+                "high band": f"{_percent(found['above_8_khz'])} of the energy is above 8 kHz",
+                "padding": f"{_percent(found['padding'])} of an input of {self.frames} frames",
+            }
         sizes = sorted(self.classes.items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{printable(name)} {count}" for name, count in sizes[:20])
         more = f" and {len(sizes) - 20} more" if len(sizes) > 20 else ""
-        rows.append(["classes", f"{len(sizes)}: {shown}{more}"])
+        rows["classes"] = f"{len(sizes)}: {shown}{more}"
         if self.parts:
             parts = ", ".join(f"{printable(part)} {count}" for part, count in self.parts.items())
-            rows.append(["parts", parts])
-        if self.labels.done:
-            judged = f"{self.labels.judged} clips checked with {self.labels.base} embeddings"
-            if self.labels.agreement is not None:
-                judged += f", {_percent(self.labels.agreement)} of them predicted as labelled"
-            rows.append(["labels", judged + (f"; {self.labels.why}" if self.labels.why else "")])
-        else:
-            rows.append(["labels", f"not checked: {self.labels.why}"])
-        return rows
+            rows["parts"] = parts
+        rows["labels"] = self.labels.text()
+        return [list(row) for row in rows.items()]
 
 
 def _round(value: float) -> float:

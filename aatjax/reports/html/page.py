@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,6 +20,8 @@ def render_page(template: str, **context: Any) -> str:
 
 def clean(value: Any) -> Any:
     """Escape what does not print in a text, line by line: control characters, bidi marks, bytes."""
+    if isinstance(value, Path):
+        value = str(value)
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(printable(line) for line in value.split("\n"))
@@ -44,5 +48,6 @@ _ENVIRONMENT = jinja2.Environment(
 _ENVIRONMENT.filters |= {
     "number": format_number,
     "interval": format_interval,
+    "median": statistics.median,
     "thousands": "{:,}".format,
 }

@@ -75,10 +75,11 @@ def render_report(data: ReportData, command: Sequence[str]) -> str:
         findings=_list_findings(data.findings),
         experts=describe_experts(routing) if isinstance(routing, RoutingMap) else routing,
         curves=_draw_training(data.rows),
-        cost_rows=_list_costs(data),
-        module_rows=[(row.path, f"{row.trainable:,}", f"{row.frozen:,}") for row in counts.rows],
+        seconds=_read_number(data.result, "seconds"),
+        train_clips=_read_number(data.result, "train_clips"),
+        speeds=[v for row in data.rows if (v := _read_number(row, "train/clips_per_s"))],
         **(_describe_evaluation(data, evaluation) if evaluation else {"confusions": []}),
-        **_describe_provenance(data, evaluation, command),
+        **_describe_provenance(data, command),
     )
 
 
@@ -125,11 +126,7 @@ def _describe_evaluation(data: ReportData, evaluation: Evaluation) -> dict[str, 
     matrix = metrics.confusion
     rate = data.adapter.frontend.rate
     return {
-        "metric_rows": [
-            (title, format_number(value, 4), format_interval(metrics.intervals.get(key), 4))
-            for key, title in NAMES.items()
-            if (value := getattr(metrics, key)) is not None
-        ],
+        "metric_names": NAMES,
         "confusions": [] if matrix is None else rank_confusions(matrix, classes, MOST_CONFUSIONS),
         "confusion_chart": None if matrix is None else charts.draw_confusion(matrix, classes),
         "class_rows": list(zip(metrics.per_class, evaluation.intervals, strict=True))[:MOST_ROWS],
@@ -159,10 +156,7 @@ def _describe_calibration(data: ReportData, evaluation: Evaluation) -> dict[str,
         curves.append((name, compute_reliability(probabilities, targets, multi_label)))
     return {
         "chart": charts.draw_reliability(curves),
-        "rows": [
-            (name, format_number(curve.error, 4), format_number(_measure_overconfidence(curve), 4))
-            for name, curve in curves
-        ],
+        "rows": [(name, curve.error, _measure_overconfidence(curve)) for name, curve in curves],
         "bins": [
             (name, format_number(confidence), format_number(accuracy), f"{count:,.0f}")
             for name, curve in curves
@@ -218,40 +212,21 @@ def _draw_training(rows: Sequence[dict[str, Any]]) -> list[Markup]:
     for label, limits, keys in (CURVES[0], ("score", (0.0, 1.0), scores), *CURVES[1:]):
         curves = []
         for name, key in keys.items():
-            values = [row.get(key) for row in rows]
-            y = [float(v) if isinstance(v, int | float) else math.nan for v in values]
+            y = [_read_number(row, key, math.nan) for row in rows]
             if any(map(math.isfinite, y)):
                 curves.append(charts.Curve(name, [float(row["epoch"]) for row in rows], y))
         found.append(charts.draw_curves(curves, y_label=label, limits=limits))
     return [chart for chart in found if chart is not None]
 
 
-def _list_costs(data: ReportData) -> list[tuple[str, str]]:
-    counts, result = data.counts, data.result
-    share = 100 * counts.trainable / max(1, counts.total)
-    rows = [
-        ("trained parameters", f"{counts.trainable:,}"),
-        ("frozen parameters", f"{counts.frozen:,}"),
-        ("share trained", f"{share:.2f}%"),
-        ("adapter file", f"{data.size / 1e6:.2f} MB"),
-    ]
-    if data.flops is not None:
-        rows.append(("forward pass of one clip", f"{data.flops / 1e9:.3f} GFLOPs"))
-    if isinstance(result.get("seconds"), int | float):
-        rows.append(("time in training steps", f"{result['seconds']:.0f} s"))
-    if isinstance(result.get("train_clips"), int):
-        rows.append(("training clips", f"{result['train_clips']:,}"))
-    speeds = [row.get("train/clips_per_s") for row in data.rows]
-    speeds = [speed for speed in speeds if isinstance(speed, int | float)]
-    if speeds:
-        rows.append(("median speed", f"{float(np.median(speeds)):.0f} clips/s"))
-    return rows
+def _read_number(values: dict[str, Any], key: str, default: float = 0.0) -> float:
+    """A number of a file that another version may have written."""
+    value = values.get(key)
+    return value if isinstance(value, int | float) else default
 
 
-def _describe_provenance(
-    data: ReportData, evaluation: Evaluation | None, command: Sequence[str]
-) -> dict[str, Any]:
-    info, origin = data.adapter.info, data.adapter.model.origin
+def _describe_provenance(data: ReportData, command: Sequence[str]) -> dict[str, Any]:
+    info = data.adapter.info
     trained_with = info.get("versions")
     trained_with = trained_with if isinstance(trained_with, dict) else {}
     commands = [list(command)]
@@ -259,21 +234,11 @@ def _describe_provenance(
         config = str(data.run / "config.json")
         train = ["aatjax", "train", config, "--run", f"{data.run}-again"]
         commands = [train, ["aatjax", "eval", str(data.path)], *commands]
-    rows = [
-        ("adapter", str(data.path)),
-        ("weights", str(info.get("weights", "unknown"))),
-        (
-            "backbone",
-            "unknown" if origin is None else f"{origin.source}, {origin.fingerprint[:16]}",
-        ),
-        ("training clips (SHA-256)", str(info.get("data", "unknown"))),
-    ]
-    if evaluation is not None:
-        rows.append(("reported clips (SHA-256)", evaluation.source.fingerprint()))
     config = {key: info[key] for key in ("config", "method", "frontend") if key in info}
     return {
         "commands": "\n".join(map(shlex.join, commands)),
-        "provenance": rows,
+        "origin": data.adapter.model.origin,
+        "info": info,
         "version_rows": [
             (name, str(trained_with.get(name, "unknown")), current)
             for name, current in versions().items()
