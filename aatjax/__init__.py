@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aatjax.models.summary import Summary, summary
     from aatjax.petl.base import adapt
     from aatjax.petl.merge import merge
-    from aatjax.train.adapter_file import Adapter, load_adapter
+    from aatjax.train.adapter_file import TrainedAdapter, load_adapter
     from aatjax.train.evaluation import evaluate
     from aatjax.train.fit import Run, fit
     from aatjax.train.loop import Training
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "AST": "aatjax.models.ast",
     "ASTConfig": "aatjax.models.config",
-    "Adapter": "aatjax.train.adapter_file",
     "Adapters": "aatjax.inference.adapters",
     "Classifier": "aatjax.inference.classifier",
     "Config": "aatjax.config",
@@ -34,6 +33,7 @@ _HOMES = {
     "Prediction": "aatjax.inference.classifier",
     "Run": "aatjax.train.fit",
     "Summary": "aatjax.models.summary",
+    "TrainedAdapter": "aatjax.train.adapter_file",
     "Training": "aatjax.train.loop",
     "adapt": "aatjax.petl.base",
     "average": "aatjax.inference.adapters",
@@ -49,7 +49,6 @@ _HOMES = {
 __all__ = [
     "AST",
     "ASTConfig",
-    "Adapter",
     "Adapters",
     "Classifier",
     "Config",
@@ -57,6 +56,7 @@ __all__ = [
     "Prediction",
     "Run",
     "Summary",
+    "TrainedAdapter",
     "Training",
     "adapt",
     "average",

@@ -17,7 +17,7 @@ from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, find_method, make_method
-from aatjax.train.distributed import differing
+from aatjax.train.distributed import find_differences
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
@@ -217,7 +217,7 @@ class Config:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two config dictionaries, as `data.fold: '1' -> '2'`."""
-    return [f"{path}: {before!r} -> {after!r}" for path, before, after in differing(old, new)]
+    return [f"{path}: {before!r} -> {after!r}" for path, before, after in find_differences(old, new)]
 
 
 def available() -> list[str]:

@@ -90,7 +90,7 @@ if __name__ == "__main__":
     method, sizes, folder = sys.argv[1:4]
     if len(sys.argv) > 4:
         address, count, index = sys.argv[4:7]
-        distributed.start(distributed.Processes(address, int(count), int(index)))
+        distributed.start_processes(distributed.Processes(address, int(count), int(index)))
     found = run(method, MeshShape(*map(int, sizes.split(","))), Path(folder) / "run")
     np.savez(Path(folder) / f"weights{jax.process_index()}.npz", **found.pop("weights"))
     print(json.dumps(found))

@@ -220,9 +220,9 @@ setattr({target}, {attribute or owner!r}, slow)
 
 
 PHASES = {
-    "compile": ("aatjax.train.loop.Loop:_feed", False),
+    "compile": ("aatjax.train.loop.Loop:_make_feed", False),
     "train": ("aatjax.train.loop.Feed:take", False),
-    "eval": ("aatjax.train.loop.predict_logits", True),
+    "eval": ("aatjax.train.evaluation.Evaluator:predict", True),
     "save": ("aatjax.train.checkpoint.Checkpoints:save", True),
     "data": ("aatjax.experiments.run.divide", False),
 }

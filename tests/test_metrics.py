@@ -9,8 +9,8 @@ from scipy import special, stats
 from sklearn import metrics as sk
 
 from aatjax.errors import DataError, NotFiniteError, UsageError
-from aatjax.train.metrics.evaluate import evaluate, mean_interval
-from aatjax.train.metrics.intervals import percentile_interval, rank, resample
+from aatjax.train.metrics.evaluate import compute_metrics
+from aatjax.train.metrics.intervals import mean_interval, percentile_interval, rank, resample
 
 
 def single(n, c, *, seed=0, signal=1.5, labels=None):
@@ -30,7 +30,7 @@ def test_single_label_agrees_with_scikit_learn(n, c):
     labels, logits, targets = single(n, c, labels=np.arange(n) % c)
     guess = logits.argmax(1)
     probability = special.softmax(logits.astype(np.float64), axis=1)
-    result = evaluate(logits, targets, classes=names(c), multi_label=False, bootstrap=0)
+    result = compute_metrics(logits, targets, classes=names(c), multi_label=False, bootstrap=0)
 
     assert result.accuracy == pytest.approx(sk.accuracy_score(labels, guess))
     assert result.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(labels, guess))
@@ -49,7 +49,7 @@ def test_multi_label_agrees_with_scikit_learn():
     rng = np.random.default_rng(3)
     targets = (rng.random((150, 9)) < 0.25).astype(np.float32)
     logits = (rng.normal(size=targets.shape) + 1.5 * targets - 0.7).astype(np.float32)
-    result = evaluate(logits, targets, classes=names(9), multi_label=True, bootstrap=50)
+    result = compute_metrics(logits, targets, classes=names(9), multi_label=True, bootstrap=50)
 
     assert result.mean_ap == pytest.approx(sk.average_precision_score(targets, logits))
     assert result.macro_auc == pytest.approx(sk.roc_auc_score(targets, logits))
@@ -66,7 +66,7 @@ def test_values_worked_out_by_hand():
     # True classes a a a b; guesses a a b b.
     logits = np.array([[2, 0], [3, 0], [0, 1], [0, 2]], np.float32)
     targets = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
-    result = evaluate(logits, targets, classes=["a", "b"], multi_label=False, bootstrap=0)
+    result = compute_metrics(logits, targets, classes=["a", "b"], multi_label=False, bootstrap=0)
     assert result.accuracy == 3 / 4
     assert result.balanced_accuracy == pytest.approx((2 / 3 + 1) / 2)
     assert result.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
@@ -76,7 +76,7 @@ def test_values_worked_out_by_hand():
     # Ranks 1 to 4 are + - + -: precision 1 and 2/3 at the positives; 3 of 4 pairs in order.
     logits = np.array([[4], [3], [2], [1]], np.float32)
     targets = np.array([[1], [0], [1], [0]], np.float32)
-    result = evaluate(logits, targets, classes=["a"], multi_label=True, bootstrap=0)
+    result = compute_metrics(logits, targets, classes=["a"], multi_label=True, bootstrap=0)
     assert result.mean_ap == pytest.approx((1 + 2 / 3) / 2)
     assert result.macro_auc == pytest.approx(3 / 4)
     assert result.d_prime == pytest.approx(2**0.5 * 0.6744897501960817)
@@ -104,7 +104,7 @@ def test_ranks_without_positives_or_negatives_are_undefined():
 
 def test_intervals_are_those_of_a_plain_bootstrap():
     labels, logits, targets = single(120, 4)
-    result = evaluate(logits, targets, classes=names(4), multi_label=False, bootstrap=2000)
+    result = compute_metrics(logits, targets, classes=names(4), multi_label=False, bootstrap=2000)
     guess = logits.argmax(1)
     rng = np.random.default_rng(1)
     draws = [rng.integers(0, 120, 120) for _ in range(2000)]
@@ -125,16 +125,16 @@ def test_intervals_are_those_of_a_plain_bootstrap():
 def test_intervals_follow_seed_level_and_groups():
     _, logits, targets = single(80, 3)
     call = {"classes": names(3), "multi_label": False, "bootstrap": 400}
-    first = evaluate(logits, targets, **call)
-    assert first.intervals == evaluate(logits, targets, **call).intervals
-    assert first.intervals != evaluate(logits, targets, **call, seed=1).intervals
-    narrow = evaluate(logits, targets, **call, interval=0.5).intervals["accuracy"]
+    first = compute_metrics(logits, targets, **call)
+    assert first.intervals == compute_metrics(logits, targets, **call).intervals
+    assert first.intervals != compute_metrics(logits, targets, **call, seed=1).intervals
+    narrow = compute_metrics(logits, targets, **call, interval=0.5).intervals["accuracy"]
     wide = first.intervals["accuracy"]
     assert wide[0] < narrow[0] < first.accuracy < narrow[1] < wide[1]
     # Eight copies of ten clips hold the information of ten clips, not of eighty.
     copies, owners = np.tile(np.arange(10), 8), np.tile(np.arange(10), 8)
-    plain = evaluate(logits[copies], targets[copies], **call).intervals["accuracy"]
-    grouped = evaluate(logits[copies], targets[copies], **call, groups=list(owners))
+    plain = compute_metrics(logits[copies], targets[copies], **call).intervals["accuracy"]
+    grouped = compute_metrics(logits[copies], targets[copies], **call, groups=list(owners))
     low, high = grouped.intervals["accuracy"]
     assert high - low > 2 * (plain[1] - plain[0])
 
@@ -149,7 +149,7 @@ def test_resamples_draw_whole_groups():
 def test_four_hundred_clips_take_less_than_two_seconds():
     _, logits, targets = single(400, 50)
     start = time.perf_counter()
-    evaluate(logits, targets, classes=names(50), multi_label=False, bootstrap=1000)
+    compute_metrics(logits, targets, classes=names(50), multi_label=False, bootstrap=1000)
     assert time.perf_counter() - start < 2
 
 
@@ -159,7 +159,9 @@ def test_four_hundred_clips_take_less_than_two_seconds():
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_b15_small_sets_are_defined_or_none(labels, multi_label):
     _, logits, targets = single(len(labels), 3, labels=labels)
-    result = evaluate(logits, targets, classes=names(3), multi_label=multi_label, bootstrap=100)
+    result = compute_metrics(
+        logits, targets, classes=names(3), multi_label=multi_label, bootstrap=100
+    )
     text = json.dumps(result.to_json(), allow_nan=False)
     assert json.loads(text)["clips"] == len(labels)
     name, value, low, high = result.headline
@@ -175,7 +177,7 @@ def test_b15_small_sets_are_defined_or_none(labels, multi_label):
 
 def test_b15_absent_classes_do_not_enter_the_means():
     labels, logits, targets = single(40, 5, labels=np.arange(40) % 4)
-    result = evaluate(logits, targets, classes=names(5), multi_label=False, bootstrap=0)
+    result = compute_metrics(logits, targets, classes=names(5), multi_label=False, bootstrap=0)
     guess, scores = logits.argmax(1), special.softmax(logits, 1)
     present = range(4)
     f1 = sk.f1_score(labels, guess, labels=list(present), average="macro")
@@ -186,12 +188,12 @@ def test_b15_absent_classes_do_not_enter_the_means():
 
 def test_b15_one_class_and_many_classes():
     one = np.ones((4, 1), np.float32)
-    result = evaluate(one, one, classes=["a"], multi_label=False, bootstrap=20)
+    result = compute_metrics(one, one, classes=["a"], multi_label=False, bootstrap=20)
     assert (result.accuracy, result.macro_auc, result.d_prime) == (1, None, None)
     assert any("one class only" in note for note in result.notes)
 
     labels, logits, targets = single(300, 5000, signal=6)
-    result = evaluate(logits, targets, classes=names(5000), multi_label=False, bootstrap=20)
+    result = compute_metrics(logits, targets, classes=names(5000), multi_label=False, bootstrap=20)
     assert result.accuracy == pytest.approx((logits.argmax(1) == labels).mean())
     assert result.confusion is None
     assert "... and 4990 more classes" in result.table(10)
@@ -200,7 +202,7 @@ def test_b15_one_class_and_many_classes():
 
 def test_b15_multi_label_clips_without_any_label():
     zeros = np.zeros((3, 2), np.float32)
-    result = evaluate(zeros, zeros, classes=["a", "b"], multi_label=True, bootstrap=20)
+    result = compute_metrics(zeros, zeros, classes=["a", "b"], multi_label=True, bootstrap=20)
     assert result.headline == ("mAP", None, None, None)
     assert result.accuracy is None
     json.dumps(result.to_json(), allow_nan=False)
@@ -208,7 +210,9 @@ def test_b15_multi_label_clips_without_any_label():
 
 def test_a_perfect_ranking_has_no_bounded_d_prime():
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
-    result = evaluate(9 * targets, targets, classes=names(3), multi_label=False, bootstrap=30)
+    result = compute_metrics(
+        9 * targets, targets, classes=names(3), multi_label=False, bootstrap=30
+    )
     assert (result.macro_auc, result.d_prime, result.intervals["d_prime"]) == (1, None, None)
     assert any("d-prime" in note for note in result.notes)
 
@@ -217,41 +221,43 @@ def test_b16_labels_that_do_not_fit_the_task():
     logits = np.zeros((3, 3), np.float32)
     targets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]], np.float32)
     with pytest.raises(UsageError, match=r"2 of 3 .* first row 1 with 2; set multi_label=True"):
-        evaluate(logits, targets, classes=names(3), multi_label=False)
-    assert evaluate(logits, targets, classes=names(3), multi_label=True, bootstrap=0).clips == 3
+        compute_metrics(logits, targets, classes=names(3), multi_label=False)
+    assert (
+        compute_metrics(logits, targets, classes=names(3), multi_label=True, bootstrap=0).clips == 3
+    )
     one_hot = np.eye(3, dtype=np.float32)
-    result = evaluate(logits, one_hot, classes=names(3), multi_label=True, bootstrap=0)
+    result = compute_metrics(logits, one_hot, classes=names(3), multi_label=True, bootstrap=0)
     assert any("multi_label=False" in note for note in result.notes)
     with pytest.raises(UsageError, match="0 or 1"):
-        evaluate(logits, 0.5 * one_hot, classes=names(3), multi_label=True)
+        compute_metrics(logits, 0.5 * one_hot, classes=names(3), multi_label=True)
 
 
 def test_bad_arguments():
     logits = targets = np.eye(3, dtype=np.float32)
     call = {"classes": names(3), "multi_label": False}
     with pytest.raises(UsageError, match="do not fit"):
-        evaluate(logits, targets, classes=names(2), multi_label=False)
+        compute_metrics(logits, targets, classes=names(2), multi_label=False)
     with pytest.raises(UsageError, match="2 groups for 3 clips"):
-        evaluate(logits, targets, **call, groups=["a", "b"])
+        compute_metrics(logits, targets, **call, groups=["a", "b"])
     with pytest.raises(UsageError, match="interval is 95"):
-        evaluate(logits, targets, **call, interval=95.0)
+        compute_metrics(logits, targets, **call, interval=95.0)
     with pytest.raises(UsageError, match="bootstrap is -1"):
-        evaluate(logits, targets, **call, bootstrap=-1)
+        compute_metrics(logits, targets, **call, bootstrap=-1)
     with pytest.raises(DataError, match="no clips"):
-        evaluate(logits[:0], targets[:0], **call)
+        compute_metrics(logits[:0], targets[:0], **call)
     broken = logits.copy()
     broken[1, 2] = np.nan
     with pytest.raises(NotFiniteError, match=r"1 of 3 clips .* first row 1"):
-        evaluate(broken, targets, **call)
+        compute_metrics(broken, targets, **call)
 
 
 def test_large_sets_get_fewer_resamples(monkeypatch):
     _, logits, targets = single(50, 4)
     monkeypatch.setattr("aatjax.train.metrics.evaluate.RANKING_WORK", 50 * 4 * 250)
-    result = evaluate(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
+    result = compute_metrics(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
     assert "250 resamples instead of 900 for mAP, AUC and d-prime" in result.notes
     monkeypatch.setattr("aatjax.train.metrics.evaluate.RANKING_WORK", 50 * 4)
-    result = evaluate(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
+    result = compute_metrics(logits, targets, classes=names(4), multi_label=False, bootstrap=900)
     assert result.intervals["mean_ap"] is None and result.intervals["accuracy"] is not None
 
 

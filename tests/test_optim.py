@@ -15,7 +15,7 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.optim import Optim, learning_rate, make_optimizer
+from aatjax.train.optim import Optim, make_schedule, make_optimizer
 from aatjax.train.state import init_state
 
 TINY = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=5)
@@ -110,7 +110,7 @@ def test_cosine_is_adamw_with_cosine_annealing_every_batch(clip: float | None) -
         make_schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=total),
     )
     assert_same(run_ours(optim, per_epoch=7, epochs=3), theirs)
-    rate = learning_rate(optim, steps_per_epoch=7, epochs=3)
+    rate = make_schedule(optim, steps_per_epoch=7, epochs=3)
     np.testing.assert_allclose([float(rate(s)) for s in range(total)], rates, atol=1e-9)
     assert float(rate(total)) == pytest.approx(0, abs=1e-9)
 
@@ -135,7 +135,7 @@ def test_steps_is_adamw_with_milestones_every_epoch(first: int, every: int) -> N
         make_schedule=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones, gamma=0.85),
     )
     assert_same(run_ours(optim, per_epoch=3, epochs=9), theirs)
-    rate = learning_rate(optim, steps_per_epoch=3, epochs=9)
+    rate = make_schedule(optim, steps_per_epoch=3, epochs=9)
     np.testing.assert_allclose([float(rate(s)) for s in range(27)], rates, atol=1e-9)
 
 
@@ -150,12 +150,12 @@ def test_the_presets_are_those_of_the_papers() -> None:
 
 
 def test_a_schedule_shorter_than_its_first_decay_is_constant() -> None:
-    rate = learning_rate(Optim.aat(), steps_per_epoch=4, epochs=3)
+    rate = make_schedule(Optim.aat(), steps_per_epoch=4, epochs=3)
     assert {float(rate(s)) for s in range(12)} == {float(np.float32(1e-4))}
 
 
 def test_warm_up_rises_to_the_peak_and_the_cosine_ends_at_zero() -> None:
-    rate = learning_rate(Optim(lr=1.0, warmup_steps=4), steps_per_epoch=5, epochs=4)
+    rate = make_schedule(Optim(lr=1.0, warmup_steps=4), steps_per_epoch=5, epochs=4)
     np.testing.assert_allclose([float(rate(s)) for s in range(5)], [0, 0.25, 0.5, 0.75, 1.0])
     assert float(rate(12)) == pytest.approx(0.5)
     assert float(rate(20)) == pytest.approx(0, abs=1e-7)
@@ -163,7 +163,7 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_ends_at_zero() -> None:
 
 def test_warm_up_does_not_move_the_epochs_of_the_steps() -> None:
     optim = Optim(lr=1.0, schedule="steps", warmup_steps=4, decay_start=2)
-    rate = learning_rate(optim, steps_per_epoch=5, epochs=6)
+    rate = make_schedule(optim, steps_per_epoch=5, epochs=6)
     assert float(rate(9)) == 1.0
     assert float(rate(10)) == pytest.approx(0.85)
 

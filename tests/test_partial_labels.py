@@ -15,8 +15,8 @@ from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import fit
-from aatjax.train.metrics import evaluate
-from aatjax.train.step import loss_per_clip
+from aatjax.train.metrics.evaluate import compute_metrics
+from aatjax.train.step import compute_losses
 
 NAN = np.nan
 
@@ -36,9 +36,9 @@ def test_the_loss_is_the_mean_over_what_is_known() -> None:
     )
     y = np.where(known, y, 0)
     logits, target, seen = (jnp.asarray(a, jnp.float32) for a in (z, y, known))
-    found = loss_per_clip(logits, target, "bce", seen)
+    found = compute_losses(logits, target, "bce", seen)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    whole = loss_per_clip(logits, target, "bce")
+    whole = compute_losses(logits, target, "bce")
     np.testing.assert_allclose(whole, bce(z, y).mean(1), rtol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_what_is_unknown_carries_no_gradient() -> None:
     z = jnp.asarray(rng.normal(0, 3, (4, 5)), jnp.float32)
     known = jnp.asarray(rng.random((4, 5)) < 0.5, jnp.float32)
     y = jnp.asarray(rng.integers(0, 2, (4, 5)), jnp.float32) * known
-    grad = np.asarray(jax.grad(lambda z: loss_per_clip(z, y, "bce", known).sum())(z))
+    grad = np.asarray(jax.grad(lambda z: compute_losses(z, y, "bce", known).sum())(z))
     assert (grad[np.asarray(known) == 0] == 0).all() and (grad[np.asarray(known) == 1] != 0).all()
 
 
@@ -114,7 +114,7 @@ def test_masked_ap_and_auc_are_scikit_learns_on_what_is_known() -> None:
     scores = rng.normal(size=(300, 7))
     targets = (rng.random((300, 7)) < 0.3).astype(np.float32)
     targets[rng.random((300, 7)) < 0.7] = NAN
-    found = evaluate.evaluate(
+    found = compute_metrics(
         scores.astype(np.float32), targets, classes="abcdefg", multi_label=True, bootstrap=50
     )
     ap, auc = [], []
@@ -140,7 +140,7 @@ def test_masked_ap_and_auc_are_scikit_learns_on_what_is_known() -> None:
 
 def test_unknown_labels_go_with_several_labels_only() -> None:
     with pytest.raises(UsageError, match="must be 0 or 1"):
-        evaluate.evaluate(
+        compute_metrics(
             np.zeros((2, 2), np.float32),
             np.array([[1, NAN], [0, 1]], np.float32),
             classes="ab",

@@ -19,9 +19,9 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import find_first_trained
-from aatjax.train.fit import fit
+from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
-from aatjax.train.prefix_cache import Prefix
+from aatjax.train.prefix_cache import PrefixCache
 
 CONFIG = dataclasses.replace(ASTConfig.size("tiny", frames=48, num_classes=3), depth=3)
 MADE = keep_in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
@@ -49,7 +49,7 @@ def trained(method, *, config=CONFIG, folder=None, **changes):
         lr=1e-2,
         show=None,
         frontend=FrontEnd(frames=48),
-        prefix_folder=folder,
+        context=FitContext(prefix_folder=folder),
     )
 
 
@@ -67,13 +67,13 @@ def test_reused_is_the_same_as_computed_anew(name) -> None:
 
 def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
-    real = Prefix._computed
+    real = PrefixCache._compute
 
-    def counted(self, source, place):
+    def counted(self, source, allocate):
         computed.append(len(source))
-        return real(self, source, place)
+        return real(self, source, allocate)
 
-    monkeypatch.setattr(Prefix, "_computed", counted)
+    monkeypatch.setattr(PrefixCache, "_compute", counted)
     trained(METHODS["linear"], cache_prefix=True)
     assert sorted(computed) == sorted([len(TRAIN), len(TEST)])
 
@@ -106,13 +106,13 @@ def test_damaged_tokens_are_computed_anew(tmp_path: Path, harm: str) -> None:
 
 
 def test_two_runs_that_store_the_same_tokens_meet(tmp_path, monkeypatch) -> None:
-    real = Prefix._computed
+    real = PrefixCache._compute
 
     def beaten(self, source, place):  # another run stores them while these are computed
         real(self, source, place)
         return real(self, source, place)
 
-    monkeypatch.setattr(Prefix, "_computed", beaten)
+    monkeypatch.setattr(PrefixCache, "_compute", beaten)
     trained(METHODS["linear"], folder=tmp_path, cache_prefix=True)
     assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
 

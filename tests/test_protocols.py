@@ -19,8 +19,8 @@ from aatjax.errors import UsageError
 from aatjax.experiments.cross_validation import cross_validate
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.train.fit import fit
-from aatjax.train.logging import read_rows
+from aatjax.train.fit import FitContext, fit
+from aatjax.train.logging import read_metrics
 from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import mean_interval
 
@@ -59,7 +59,7 @@ def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path
         told = json.loads((tmp_path / f"fold{fold}/result.json").read_text())
         assert told["data"]["chosen_on_test"] == "arXiv 2401.10544"
         assert told["data"]["protocol"] == "aat"
-        rows = read_rows(tmp_path / f"fold{fold}/metrics.jsonl")
+        rows = read_metrics(tmp_path / f"fold{fold}/metrics.jsonl")
         curves.append([row["valid/accuracy"] for row in rows])
         assert rows[-1]["valid/accuracy"] == pytest.approx(told["headline"][1])
     mean = np.mean(curves, axis=0)
@@ -107,7 +107,15 @@ def test_choosing_on_the_test_clips_is_refused() -> None:
     best = Training(epochs=1, batch_size=4, select="best", threads=0)
     with pytest.raises(UsageError, match=r"clips are in valid and test.*would choose weights by"):
         fit(model, train, test, valid=test, training=best, show=None)
-    named = fit(model, train, test, valid=test, training=best, show=None, chosen_on_test="arXiv 0")
+    named = fit(
+        model,
+        train,
+        test,
+        valid=test,
+        training=best,
+        show=None,
+        context=FitContext(chosen_on_test="arXiv 0"),
+    )
     assert named.selected == "best"
     last = dataclasses.replace(best, select="last")
     fit(model, train, test, valid=test, training=last, show=None)  # a curve chooses nothing

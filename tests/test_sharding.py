@@ -24,8 +24,8 @@ from aatjax.errors import UnavailableError, UsageError
 from aatjax.models.ast import AST
 from aatjax.train import distributed
 from aatjax.train.optim import Optim, make_optimizer
-from aatjax.train.sharding import MeshShape, check_batch, local_rows, put_batch, spec_of
-from aatjax.train.state import hold, start
+from aatjax.train.sharding import MeshShape, check_batch, choose_spec, find_local_rows, put_batch
+from aatjax.train.state import cast_frozen, start_state
 from aatjax.train.step import make_steps
 
 HERE = Path(__file__).parent
@@ -133,7 +133,7 @@ def compiled_step(method: petl.Method, mesh: Any, batch_size: int = 8) -> tuple[
     model = petl.adapt(AST(run_sharded.CONFIG, rngs=nnx.Rngs(0)), method)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
-    begin = start(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
+    begin = start_state(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
     steps = make_steps(
         parts.graphdef,
         tx,
@@ -183,7 +183,7 @@ def test_fsdp_holds_a_piece_of_each_large_weight() -> None:
     mesh = mesh_of(1, 4)
     parts = surgery.split(petl.adapt(AST(run_sharded.CONFIG, rngs=nnx.Rngs(0)), petl.AAT()))
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
-    begin = start(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
+    begin = start_state(parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(begin.frozen))
     piece = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(begin.frozen))
     assert piece < 0.45 * whole
@@ -194,11 +194,11 @@ def test_fsdp_holds_a_piece_of_each_large_weight() -> None:
 
 def test_rules_follow_the_path_and_leave_whole_what_does_not_divide() -> None:
     mesh = mesh_of(1, 2, 2)
-    assert spec_of("blocks/3/attn/q/kernel", (32, 32), mesh) == P("fsdp", "model")
-    assert spec_of("opt/0/mu/blocks/3/mlp/down/kernel", (48, 32), mesh) == P("model", "fsdp")
-    assert spec_of("blocks/3/mlp/up/kernel", (33, 48), mesh) == P(None, "model")
-    assert spec_of("blocks/3/mlp/adapter/kernel", (32, 32), mesh) == P()
-    assert spec_of("head/linear/kernel", (32, 4), mesh) == P()
+    assert choose_spec("blocks/3/attn/q/kernel", (32, 32), mesh) == P("fsdp", "model")
+    assert choose_spec("opt/0/mu/blocks/3/mlp/down/kernel", (48, 32), mesh) == P("model", "fsdp")
+    assert choose_spec("blocks/3/mlp/up/kernel", (33, 48), mesh) == P(None, "model")
+    assert choose_spec("blocks/3/mlp/adapter/kernel", (32, 32), mesh) == P()
+    assert choose_spec("head/linear/kernel", (32, 4), mesh) == P()
 
 
 def test_sizes_that_do_not_fit_say_so() -> None:
@@ -216,7 +216,7 @@ def test_sizes_that_do_not_fit_say_so() -> None:
 
 
 def test_a_process_reads_the_rows_of_its_own_devices() -> None:
-    assert local_rows(mesh_of(2, 1, 2), 6).tolist() == list(range(6))
+    assert find_local_rows(mesh_of(2, 1, 2), 6).tolist() == list(range(6))
 
 
 def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
@@ -225,7 +225,7 @@ def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
     config = dataclasses.replace(run_sharded.CONFIG, dtype="bfloat16")
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.AAT())
     parts = surgery.split(model)
-    held = hold(parts.frozen, config.dtype)
+    held = cast_frozen(parts.frozen, config.dtype)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (held, parts.frozen)]
     assert sizes[0] < 0.6 * sizes[1]
     x = jax.random.normal(jax.random.key(0), (2, 39, 128))
@@ -246,10 +246,10 @@ def test_an_unreachable_coordinator_is_named_within_ten_seconds(
     monkeypatch.setattr(distributed, "PREFLIGHT", 1.0)
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UnavailableError, match=f"{address}: no answer within 1 s") as caught:
-        distributed.start(distributed.Processes(address, 2, 1))
+        distributed.start_processes(distributed.Processes(address, 2, 1))
     assert caught.value.exit_code == 69
     with pytest.raises(UnavailableError, match=r"no-such-host.invalid:1: the name .* not known"):
-        distributed.start(distributed.Processes("no-such-host.invalid:1", 2, 1))
+        distributed.start_processes(distributed.Processes("no-such-host.invalid:1", 2, 1))
 
 
 def test_a_coordinator_that_is_each_host_itself_is_refused(
@@ -258,19 +258,19 @@ def test_a_coordinator_that_is_each_host_itself_is_refused(
     """F11."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
-    assert distributed.surroundings(os.environ) == (4, 2)
+    assert distributed.detect_cluster(os.environ) == (4, 2)
     for index in (0, 1):
         with pytest.raises(UnavailableError, match=r"127.0.0.1, which is each host itself"):
-            distributed.start(distributed.Processes("127.0.0.1:1234", 4, index))
+            distributed.start_processes(distributed.Processes("127.0.0.1:1234", 4, index))
 
 
 def test_the_cluster_is_told_by_its_variables() -> None:
-    assert distributed.surroundings({}) is None
+    assert distributed.detect_cluster({}) is None
     slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
-    assert distributed.surroundings(slurm) == (8, 2)
-    assert distributed.surroundings({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
-    assert distributed.surroundings({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-    assert distributed.surroundings({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
+    assert distributed.detect_cluster(slurm) == (8, 2)
+    assert distributed.detect_cluster({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
+    assert distributed.detect_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert distributed.detect_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
 
 
 @pytest.mark.parametrize("given", [("h:1", None, None), (None, 2, None), ("h:1", 2, 2)])

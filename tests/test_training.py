@@ -30,12 +30,14 @@ from aatjax.models.ast import AST, ASTConfig
 from aatjax.train import fit as fit_module
 from aatjax.train import loop
 from aatjax.train.checkpoint import Checkpoints
-from aatjax.train.fit import Run
+from aatjax.train.evaluation import Evaluator
+from aatjax.train.fit import FitContext, Run
+from aatjax.train.forward import make_forward
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
 from aatjax.train.state import TrainState, init_state
-from aatjax.train.step import Steps, loss_per_clip, make_steps
+from aatjax.train.step import Steps, compute_losses, make_steps
 
 METHODS = [petl.Linear(), petl.AAT(), petl.SoftMoA(reduction=8.0)]
 TINY = ASTConfig(
@@ -135,7 +137,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
                 state, sums = steps.train(state, *rest)
                 return change(number, state), sums
 
-            return Steps(step, steps.evaluate)
+            return Steps(step, steps.forward)
 
         monkeypatch.setattr(fit_module, "make_steps", wrapped)
 
@@ -144,7 +146,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
     """Ctrl-C while step `at` is shown."""
-    shown = loop.Display.step
+    shown = loop.ProgressDisplay.step
 
     def step(self: Any, done: int, *rest: Any) -> None:
         shown(self, done, *rest)
@@ -152,7 +154,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> No
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Display, "step", step)
+    monkeypatch.setattr(loop.ProgressDisplay, "step", step)
 
 
 # What moves and what does not.
@@ -164,11 +166,11 @@ def test_every_batch_of_the_last_figures_is_told_to_the_watchdog() -> None:
         adapted(),
         test=tones(9, first=20),
         valid=tones(5, first=40),
-        beat=lambda *one: told.append(one),
+        context=FitContext(beat=lambda *one: told.append(one)),
     )
     last = told[len(told) - told[::-1].index(("step", 8)) :]
-    # One validation at the end of the last epoch, then the figures on test and validation clips.
-    assert last.count(("eval", 9)) >= 1 + 1 + 1 + 1
+    # One validation at the end of the last epoch, then the figures on test clips.
+    assert last.count(("eval", 9)) >= 1 + 1 + 1
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -242,11 +244,12 @@ def test_the_step_holds_no_weight_gradient_of_a_frozen_matrix() -> None:
 def test_one_compilation_for_all_epochs_and_partial_batches(
     steps_made: list[Steps], tmp_path: Path
 ) -> None:
+    make_forward.cache_clear()
     run = train(adapted(), valid=tones(7, first=50), test=tones(5, first=70), run_dir=tmp_path)
     assert len(run.history) == 3
     (steps,) = steps_made
     assert steps.train._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
-    assert steps.evaluate._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert steps.forward._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_one_compilation_after_a_resume(
@@ -256,13 +259,14 @@ def test_one_compilation_after_a_resume(
     with pytest.raises(InterruptedRunError):
         train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
     monkeypatch.undo()
+    make_forward.cache_clear()
     again: list[Steps] = []
     monkeypatch.setattr(
         fit_module, "make_steps", lambda *a, **k: again.append(make_steps(*a, **k)) or again[-1]
     )
     train(adapted(), run_dir=tmp_path, valid=tones(5, first=50))
     assert again[0].train._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
-    assert again[0].evaluate._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert again[0].forward._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # Steps.
@@ -370,12 +374,12 @@ def test_losses_are_those_of_torch() -> None:
     many = rng.integers(0, 2, (6, 4)).astype(np.float32)
     functional = torch.nn.functional
     np.testing.assert_allclose(
-        loss_per_clip(jnp.asarray(logits), jnp.asarray(soft), "ce"),
+        compute_losses(jnp.asarray(logits), jnp.asarray(soft), "ce"),
         functional.cross_entropy(torch.tensor(logits), torch.tensor(soft), reduction="none"),
         rtol=1e-5,
     )
     np.testing.assert_allclose(
-        loss_per_clip(jnp.asarray(logits), jnp.asarray(many), "bce"),
+        compute_losses(jnp.asarray(logits), jnp.asarray(many), "bce"),
         functional.binary_cross_entropy_with_logits(
             torch.tensor(logits), torch.tensor(many), reduction="none"
         ).mean(1),
@@ -440,14 +444,14 @@ def test_the_first_of_equally_good_epochs_is_the_best(
         return state
 
     scores = iter([None, 0.2, 0.5, 0.5, 0.1, 0.1])  # the last is that of the figures at the end
-    measure = loop.measure
+    measure = loop.measure_metrics
 
     def scripted(*args: Any) -> Any:
         return dataclasses.replace(measure(*args), accuracy=next(scores))
 
     after_step(keep)
     for module in (loop, fit_module):
-        monkeypatch.setattr(module, "measure", scripted)
+        monkeypatch.setattr(module, "measure_metrics", scripted)
     run = train(adapted(), valid=tones(3, first=50), training=Training(epochs=5, batch_size=12))
     assert [row["valid/accuracy"] for row in run.history] == [None, 0.2, 0.5, 0.5, 0.1]
     parts = surgery.split(run.models["best"])
@@ -480,7 +484,7 @@ def test_several_labels_a_clip_train_with_bce() -> None:
     assert run.multi_label and run.test is not None and run.test.multi_label
     assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.15)
     assert run.history[-1]["train/loss"] < 0.5
-    with pytest.raises(UsageError, match="several labels a clip: use loss='bce'"):
+    with pytest.raises(UsageError, match=r"several labels per clip: use training\.loss='bce'"):
         train(adapted(), source=many, training=Training(epochs=1, loss="ce"))
 
 
@@ -563,14 +567,14 @@ def test_a_checkpoint_is_never_written_over(
     """Stopped while the figures of an epoch are taken: they are taken again, nothing is lost."""
     options: dict[str, Any] = {"valid": tones(6, first=50)}
     straight = train(adapted(), **options)
-    measure = loop.predict_logits
+    measure = Evaluator.predict
 
     def stopped(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return measure(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "predict_logits", stopped)
+        patch.setattr(Evaluator, "predict", stopped)
         with pytest.raises(InterruptedRunError, match="stopped at step 3 of 9"):
             train(adapted(), run_dir=tmp_path, **options)
     assert Checkpoints(tmp_path / "checkpoints").latest == 3
@@ -627,12 +631,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 @contextlib.contextmanager
 def monkey_finite() -> Iterator[None]:
     """The look at the weights after an epoch is another test's."""
-    before = loop._check_weights
-    loop._check_weights = lambda *rest: None  # type: ignore[assignment]
+    before = loop.Loop._check_weights
+    loop.Loop._check_weights = lambda *rest: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        loop._check_weights = before
+        loop.Loop._check_weights = before
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from aatjax import load, petl
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.source import Source
 from aatjax.data.synthetic.dataset import Synthetic
-from aatjax.train.fit import fit
+from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
 
 EPOCHS = 3
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace, source: Source) -> None:
                         source,
                         training=training,
                         show=None,
-                        prefix_folder=Path(place),
+                        context=FitContext(prefix_folder=Path(place)),
                     )
                     whole = time.perf_counter() - began
                 seconds = [row["train/seconds"] for row in run.history]

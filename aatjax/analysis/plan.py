@@ -32,8 +32,8 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import adapt
 from aatjax.train.optim import make_optimizer
-from aatjax.train.sharding import BATCH, MeshShape, batch_shards, check_batch, shardings
-from aatjax.train.state import abstract_state, hold
+from aatjax.train.sharding import BATCH, MeshShape, check_batch, count_batch_shards, make_shardings
+from aatjax.train.state import cast_frozen, make_abstract_state
 from aatjax.train.step import make_steps
 
 GIB = 1 << 30
@@ -240,7 +240,7 @@ def plan(
     mesh = config.mesh.make(devices)
     batch_size = config.training.batch_size
     if batch_per_device is not None:
-        batch_size = batch_per_device * batch_shards(mesh)
+        batch_size = batch_per_device * count_batch_shards(mesh)
     check_batch(mesh, batch_size)
     shape, _ = shape_of(config.model, num_classes)
     step, arguments, parts = _step(config, shape, mesh, batch_size)
@@ -322,7 +322,7 @@ def _step(
     parts = surgery.split(model)
     training = config.training
     tx = make_optimizer(config.optim, steps_per_epoch=100, epochs=training.epochs)
-    state, layout = abstract_state(
+    state, layout = make_abstract_state(
         parts.trainable, parts.stats, tx, mesh, average=training.average is not None
     )
     frontend = FrontEnd(frames=shape.frames, mels=shape.mels, pad=config.data.pad)
@@ -342,7 +342,7 @@ def _step(
         "target": jax.ShapeDtypeStruct((batch_size, shape.num_classes), jnp.float32, sharding=rows),
         "weight": jax.ShapeDtypeStruct((batch_size,), jnp.float32, sharding=rows),
     }
-    frozen = hold(parts.frozen, jnp.dtype(shape.dtype))
+    frozen = cast_frozen(parts.frozen, jnp.dtype(shape.dtype))
 
     def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -352,7 +352,7 @@ def _step(
         steps.train,
         (
             jax.tree.map(placed, state, layout),
-            jax.tree.map(placed, frozen, shardings(frozen, mesh)),
+            jax.tree.map(placed, frozen, make_shardings(frozen, mesh)),
             batch,
             placed(key, layout.step),
         ),

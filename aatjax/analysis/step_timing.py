@@ -21,7 +21,7 @@ from aatjax.petl.moa import MixtureShape
 from aatjax.petl.sites import make_block
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
-from aatjax.train.state import start
+from aatjax.train.state import start_state
 from aatjax.train.step import make_steps
 
 
@@ -56,7 +56,7 @@ def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) 
     frontend = FrontEnd(frames=config.frames, mels=config.mels)
     tx = make_optimizer(Optim(), steps_per_epoch=1000, epochs=1)
     mesh = MeshShape().make(jax.local_devices()[:1])
-    begin = start(
+    begin = start_state(
         parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False, dtype=config.dtype
     )
     steps = make_steps(
@@ -86,7 +86,9 @@ def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) 
 
     def infer() -> None:
         with jax.set_mesh(mesh):
-            logits = steps.evaluate(state.trainable, state.stats, begin.frozen, batch)
+            logits = steps.forward(
+                (state.trainable, state.stats, begin.frozen), batch["audio"], batch["length"]
+            )
             jax.block_until_ready(logits)
 
     trainable = sum(leaf.size for leaf in jax.tree.leaves(parts.trainable))

@@ -60,10 +60,10 @@ def run(arguments: list[str]) -> int:
 def _leave(code: int) -> int:
     """The exit code; where other processes run, ends at once instead of waiting for them."""
     if "aatjax.train.distributed" in sys.modules:
-        from aatjax.train.distributed import several
+        from aatjax.train.distributed import is_distributed
 
         with contextlib.suppress(RuntimeError, AssertionError):  # no device: no peers
-            if several():
+            if is_distributed():
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)

@@ -16,7 +16,7 @@ from aatjax.export.model_card import card, public
 from aatjax.export.parity import TOLERANCE, compare, sounds_of, synthetic, synthetic_sounds
 from aatjax.inference.demo import title_of
 from aatjax.io.atomic import write_folder
-from aatjax.train.adapter_file import GOLDEN, Adapter, load_adapter, versions
+from aatjax.train.adapter_file import GOLDEN, TrainedAdapter, find_versions, load_adapter
 
 Run = Callable[[Path, dict[str, Any], Clips], tuple[dict[str, np.ndarray], str]]
 
@@ -71,7 +71,7 @@ class Exported:
 
 
 def export(
-    artefact: str | os.PathLike[str] | Adapter,
+    artefact: str | os.PathLike[str] | TrainedAdapter,
     to: str,
     out: str | os.PathLike[str],
     *,
@@ -113,7 +113,7 @@ def export(
             f"{printable(out)}: exists and is not an empty folder: choose another name"
         )
     kind = FORMATS[to]
-    if isinstance(artefact, Adapter):
+    if isinstance(artefact, TrainedAdapter):
         name, adapter = "the adapter", artefact
     else:
         name, adapter = printable(artefact), load_adapter(artefact, base=base)
@@ -122,7 +122,7 @@ def export(
     options: dict[str, Any] = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
     if to == "web":
         options["runtime"] = runtime
-        if not isinstance(artefact, Adapter):
+        if not isinstance(artefact, TrainedAdapter):
             options["title"] = title_of(artefact)
     frontend = subject.frontend
     sounds = sounds_of(check) if check else synthetic_sounds(frontend)
@@ -169,6 +169,6 @@ def _entries(subject: Subject, to: str, golden: np.ndarray) -> dict[str, Any]:
         "model": subject.served.config.to_json(),
         "method": info["method"],
         "base": {**info["base"], "source": public(info["base"]["source"])},
-        "versions": versions(),
+        "versions": find_versions(),
         "golden": {**GOLDEN, "logits": [float(f"{value:.7g}") for value in golden]},
     }

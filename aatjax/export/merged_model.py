@@ -15,7 +15,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, Pool
 from aatjax.petl import Method, adapt, merge
-from aatjax.train.adapter_file import Adapter
+from aatjax.train.adapter_file import TrainedAdapter
 
 Weights = Mapping[str, Array]
 
@@ -73,13 +73,13 @@ class Subject:
         plain: whether `served` is an AST and nothing more.
     """
 
-    adapter: Adapter
+    adapter: TrainedAdapter
     adapted: AST
     served: AST
     plain: bool
 
     @classmethod
-    def of(cls, adapter: Adapter) -> "Subject":
+    def of(cls, adapter: TrainedAdapter) -> "Subject":
         """Merges an adapter as far as its method allows."""
         # Names of folders may hold bytes that are no text and that no file of names can hold.
         classes = (name.encode("utf-8", "backslashreplace").decode() for name in adapter.classes)

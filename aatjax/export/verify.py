@@ -14,7 +14,7 @@ from aatjax.errors import AatjaxError, DataError, UsageError, printable
 from aatjax.export.manifest import read_bundle
 from aatjax.export.merged_model import Clips
 from aatjax.export.parity import synthetic
-from aatjax.train.adapter_file import golden_logits, load_adapter, versions
+from aatjax.train.adapter_file import compute_golden_logits, find_versions, load_adapter
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """By compute type: how far a logit may be, in units of the largest (of 1 if none is larger)."""
@@ -58,10 +58,10 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
         return _verify_bundle(path)
     adapter = load_adapter(path, base=base)
     sample, want = _sample(path, adapter.info)
-    found = golden_logits(adapter.model, adapter.frontend, **sample)
+    found = compute_golden_logits(adapter.model, adapter.frontend, **sample)
     dtype = adapter.model.config.dtype
     written = adapter.info.get("versions", {}).get("jax", "unknown")
-    here = versions()["jax"]
+    here = find_versions()["jax"]
     by = f"jax {here}" if here == written else f"jax {here} (written with jax {written})"
     return _compared(path, want, {by: found[None]}, by, TOLERANCE[dtype])
 

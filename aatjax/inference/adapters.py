@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.train.adapter_file import Adapter, load_adapter
+from aatjax.train.adapter_file import TrainedAdapter, load_adapter
 
 
 class Adapters:
@@ -30,10 +30,10 @@ class Adapters:
 
     def __init__(self, base: str | os.PathLike[str] | AST | None = None) -> None:
         self._base = base
-        self._held: dict[str, Adapter] = {}
+        self._held: dict[str, TrainedAdapter] = {}
         self._active: str | None = None
 
-    def add(self, name: str, adapter: str | os.PathLike[str] | Adapter) -> Adapter:
+    def add(self, name: str, adapter: str | os.PathLike[str] | TrainedAdapter) -> TrainedAdapter:
         """Holds an adapter, from a file or loaded, under a name; the first one is in use.
 
         Raises:
@@ -42,7 +42,7 @@ class Adapters:
         """
         if name in self._held:
             raise UsageError(f"there is an adapter {name!r} already: remove it first")
-        if not isinstance(adapter, Adapter):
+        if not isinstance(adapter, TrainedAdapter):
             adapter = load_adapter(adapter, base=self._base)
         if self._held:
             other, held = next(iter(self._held.items()))
@@ -70,7 +70,7 @@ class Adapters:
         """Name of the adapter in use."""
         return self._active
 
-    def __getitem__(self, name: str) -> Adapter:
+    def __getitem__(self, name: str) -> TrainedAdapter:
         if name not in self._held:
             known = ", ".join(self._held) or "none"
             raise UsageError(f"no adapter {name!r} (there are {known})")
@@ -92,12 +92,14 @@ class Adapters:
             raise UsageError("no adapter is in use: call use(name)")
         return self[self._active].model(x, valid)
 
-    def average(self, name: str, weights: Mapping[str, float]) -> Adapter:
+    def average(self, name: str, weights: Mapping[str, float]) -> TrainedAdapter:
         """Holds the weighted mean of held adapters under a new name, and returns it."""
         return self.add(name, average([self[key] for key in weights], list(weights.values())))
 
 
-def average(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
+def average(
+    adapters: Sequence[TrainedAdapter], weights: Sequence[float] | None = None
+) -> TrainedAdapter:
     """The weighted mean of the trained tensors (and statistics) of adapters of one kind.
 
     Args:
@@ -132,7 +134,9 @@ def average(adapters: Sequence[Adapter], weights: Sequence[float] | None = None)
     return dataclasses.replace(first, model=model, info={**first.info, "test": None})
 
 
-def check_same_backbone(one: Adapter, other: Adapter, name: str, other_name: str) -> None:
+def check_same_backbone(
+    one: TrainedAdapter, other: TrainedAdapter, name: str, other_name: str
+) -> None:
     """Refuses adapters of different backbones, by fingerprint."""
     prints = [None if a.model.origin is None else a.model.origin.fingerprint for a in (one, other)]
     if prints[0] != prints[1]:

@@ -1,10 +1,12 @@
-"""`adapter.safetensors`: what was trained, with everything needed to use it again."""
+"""`adapter.safetensors`: trained parameters, with everything needed to use them again."""
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,21 +23,21 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, reset_weights
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.io.atomic import write_bytes
-from aatjax.io.digest import hash_arrays
+from aatjax.io.atomic import write_file
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
+from aatjax.train.forward import bind_forward
 
 FORMAT = 1
 KEY = "aatjax"
 GOLDEN: dict[str, Any] = {"sound": "siren", "seed": 0, "seconds": 1.0}
-"""The synthetic sound whose logits every adapter file keeps; see `synthesize`."""
+"""The synthetic sound whose logits every adapter file stores; see `synthesize`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
+class TrainedAdapter:
     """A trained adapter on its backbone.
 
     Attributes:
@@ -53,8 +55,8 @@ class Adapter:
     info: dict[str, Any]
 
 
-def versions() -> dict[str, str]:
-    """Versions of aatjax and of what numbers depend on."""
+def find_versions() -> dict[str, str]:
+    """Return the versions of aatjax and of the libraries that numbers depend on."""
     found = {}
     for name in ("aatjax", "jax", "flax", "optax"):
         try:
@@ -73,7 +75,7 @@ def save_adapter(
     frontend: FrontEnd,
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes the trainable parameters, the statistics and the metadata; whole or not at all.
+    """Write the trainable parameters, the statistics and the metadata, atomically.
 
     Args:
         path: the file, usually `adapter.safetensors`.
@@ -85,7 +87,7 @@ def save_adapter(
 
     Raises:
         DataError: the model was not made by `aatjax.load` and `aatjax.adapt`.
-        WriteError: the file could not be written; nothing is left under its name.
+        WriteError: the file could not be written; an older one remains.
     """
     path = Path(path)
     if not isinstance(model.method, Method) or model.origin is None:
@@ -101,49 +103,47 @@ def save_adapter(
         "model": config,
         "method": model.method.to_json(),
         "base": dataclasses.asdict(model.origin),
-        "versions": versions(),
-        "golden": _golden(model, frontend),
+        "versions": find_versions(),
+        "golden": _make_golden(model, frontend),
         **(extra or {}),
     }
     values = {name: np.asarray(value) for name, value in tensors.items()}
-    data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
-    write_bytes(path, data)
+    data = save(values, {KEY: json.dumps(info), "sha256": hash_tensors(values)})
+    write_file(path, lambda place: place.write_bytes(data))
     return path
 
 
-def golden_logits(
+def compute_golden_logits(
     model: AST, frontend: FrontEnd, *, sound: str, seed: int, seconds: float
 ) -> Float[np.ndarray, " c"]:
-    """Logits `[c]` that a model gives a synthetic sound, matrix products in full precision."""
+    """Return a model's logits `[c]` for a synthetic sound, matrix products in full precision."""
     clip = synthesize(sound, seed, seconds=seconds, rate=frontend.rate)
     audio, length = frontend.fit(clip)
-    model = surgery.clone(model)
-    # What the numbers do not depend on goes: models that are alike share one compiled program.
-    model.origin = model.labels = model.statistics = model.method = None
-    parts = surgery.split(model)
-    state = (parts.trainable, parts.stats, parts.frozen)
     with jax.default_matmul_precision("highest"):
-        return np.asarray(
-            _logits(parts.graphdef, frontend, state, audio[None], np.array([length], np.int32))
-        )[0]
+        forward = bind_forward(model, frontend)
+        return np.asarray(forward(audio[None], np.array([length], np.int32)))[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(graphdef: Any, frontend: FrontEnd, state: Any, audio: Any, length: Any) -> jax.Array:
-    model = surgery.join(graphdef, *state)
-    return model(frontend(audio, length), frontend.count_frames(length))
-
-
-def _golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
-    """The sample for the metadata; without logits where they are not finite."""
+def _make_golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
+    """Return the sample for the metadata; without logits where they are not finite."""
     if (frontend.frames, frontend.mels) != (model.config.frames, model.config.mels):
         return None
-    logits = [float(f"{value:.7g}") for value in golden_logits(model, frontend, **GOLDEN)]
+    logits = [float(f"{value:.7g}") for value in compute_golden_logits(model, frontend, **GOLDEN)]
     return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
 
 
+def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the checksum that adapter files have of their tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The metadata of an adapter file, or None if the file is something else."""
+    """Return the metadata of an adapter file, or None if the file is something else."""
     try:
         with safe_open(path, "np") as file:
             info = json.loads((file.metadata() or {}).get(KEY, "null"))
@@ -154,46 +154,22 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def load_adapter(
     path: str | os.PathLike[str], *, base: str | os.PathLike[str] | AST | None = None
-) -> Adapter:
-    """Loads an adapter onto its backbone.
+) -> TrainedAdapter:
+    """Load an adapter onto its backbone.
 
     Args:
         path: a file that `save_adapter` wrote.
-        base: the backbone's weights where they are not where they were in training, or a model
-            loaded with the same options (length, pooling, positions, masking of padding).
+        base: the backbone's weights if they have moved since training, or a model loaded with the
+            same options (length, pooling, positions, masking of padding).
 
     Raises:
         DataError: the file is missing, damaged, of a newer format, or made for another backbone
             (by fingerprint).
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    info = read_info(path)
-    if info is None:
-        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
-    try:
-        if info["format"] > FORMAT:
-            raise DataError(
-                f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
-                f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
-            )
-        config = ASTConfig.from_json(info["model"])
-        method = Method.from_json(info["method"])
-        origin = Origin(**info["base"])
-        classes, multi_label = tuple(info["classes"]), bool(info["multi_label"])
-        frontend = FrontEnd.from_dict(info["frontend"])
-        with safe_open(path, "np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            checksum = file.metadata().get("sha256")
-    except UsageError as error:  # a method or field that this version does not have
-        raise DataError(f"{path}: {error}") from error
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    if checksum is not None and checksum != hash_arrays(tensors):
-        raise DataError(f"{path}: damaged: the checksum of its tensors does not fit; copy it anew")
-
-    whole = _adapted_shape(config, method)
+    file = _read_file(path)
+    config, method, origin, tensors = file.config, file.method, file.origin, file.tensors
+    whole = _make_shape(config, method)
     if set(surgery.variables(whole)) <= set(tensors):
         model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
     else:
@@ -209,21 +185,71 @@ def load_adapter(
     except UsageError as error:
         raise DataError(str(error)) from error
     model.origin, model.method = origin, method
-    return Adapter(model, classes, multi_label, frontend, info)
+    return TrainedAdapter(model, file.classes, file.multi_label, file.frontend, file.info)
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The content of an adapter file."""
+
+    info: dict[str, Any]
+    config: ASTConfig
+    method: Method
+    origin: Origin
+    classes: tuple[str, ...]
+    multi_label: bool
+    frontend: FrontEnd
+    tensors: dict[str, np.ndarray]
+
+
+def _read_file(path: Path) -> _File:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
+    try:
+        if info["format"] > FORMAT:
+            raise DataError(
+                f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
+                f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
+            )
+        with safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = file.metadata().get("sha256")
+        found = _File(
+            info,
+            ASTConfig.from_json(info["model"]),
+            Method.from_json(info["method"]),
+            Origin(**info["base"]),
+            tuple(info["classes"]),
+            bool(info["multi_label"]),
+            FrontEnd.from_dict(info["frontend"]),
+            tensors,
+        )
+    except UsageError as error:  # a method or field that this version does not have
+        raise DataError(f"{path}: {error}") from error
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
+    if checksum is not None and checksum != hash_tensors(tensors):
+        raise DataError(
+            f"{path}: damaged: the checksum of its tensors does not match; copy it again"
+        )
+    return found
 
 
 @functools.lru_cache(8)
-def _adapted_shape(config: ASTConfig, method: Method) -> AST:
-    """An adapted model without numbers, which takes longer to make than an adapter to load."""
+def _make_shape(config: ASTConfig, method: Method) -> AST:
+    """Return an adapted model without numbers; making it takes longer than loading an adapter."""
     model: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
     return model
 
 
 def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:
-    """Weights in the shape that an adapter was trained on.
+    """Load weights in the shape that an adapter was trained on.
 
     Args:
-        base: where they are if not where they were, else None.
+        base: the weights if they have moved since training, else None.
         config: their shape and how they are used.
         origin: where they were, and what was made of them.
 
@@ -250,13 +276,13 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
 
 
 def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
-    """Refuses a loaded backbone that would give other logits than the one trained on."""
+    """Refuse a loaded backbone that would give other logits than the one trained on."""
     free = {"dtype", "scan", "remat", "num_classes"}
     pairs = ((name, given.to_json()[name], value) for name, value in wanted.to_json().items())
     other = [f"{n}={a!r} for {b!r}" for n, a, b in pairs if a != b and n not in free]
     if other:
         raise DataError(
-            f"{path}: the base that was given is not used as in training: {', '.join(other)}; load "
+            f"{path}: the given base is not used as in training: {', '.join(other)}; load "
             "it with those options, or give its weights"
         )
 
@@ -281,6 +307,7 @@ def _load_base(
     if found != origin.fingerprint:
         raise DataError(
             f"{path}: was trained on base {origin.source!r} (fingerprint "
-            f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give the right weights"
+            f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give those weights with "
+            "--base"
         )
     return model

@@ -1,5 +1,6 @@
-"""Checkpoints of a run (Orbax V1): what changes in training, never the frozen weights."""
+"""Checkpoints of a run (Orbax V1): the arrays that change in training, never the frozen ones."""
 
+import hashlib
 import json
 import os
 import sys
@@ -9,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
-from aatjax.io.digest import hash_arrays
-from aatjax.train.distributed import several
+from aatjax.train.distributed import is_distributed
 from aatjax.train.sharding import fetch
 
 
@@ -27,24 +28,24 @@ def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Damaged(DataError):
-    """A checkpoint that is there and cannot be used."""
+class DamagedCheckpointError(DataError):
+    """A checkpoint exists and cannot be used."""
 
 
 class Checkpoints:
-    """The checkpoints under one folder, newest kept.
+    """The checkpoints in one folder, newest kept.
 
-    A checkpoint is a pytree (flattened to one array a name) and a small JSON dictionary. It is
-    written under a temporary name and renamed when whole, so a killed save leaves no half one;
-    a checksum over both tells a damaged one. Nothing that is there is ever deleted but older whole
-    checkpoints beyond `keep`, and what killed saves left under temporary names.
+    A checkpoint is a pytree (flattened to one array per name) and a small JSON dictionary. It is
+    written under a temporary name and renamed when complete, so a killed save leaves no partial
+    one; a checksum over both detects damage. Only older whole checkpoints beyond `keep` and
+    temporary files of killed saves are deleted.
 
-    Where several processes run, all of them make the same calls and see the same folder.
+    Where several processes run, all of them make the same calls on a shared folder.
 
     Args:
-        directory: made on the first save.
+        directory: created on the first save.
         keep: how many to keep.
-        say: is told what was skipped or removed, in one line.
+        say: called with a line about what was skipped or removed.
     """
 
     def __init__(
@@ -77,26 +78,25 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
+        """The step of the newest whole checkpoint, or None."""
         newest = self._checkpointer.latest
         return None if newest is None else int(newest.step)
 
     @property
     def steps(self) -> list[int]:
-        """Steps of all whole checkpoints, newest first."""
+        """The steps of all whole checkpoints, newest first."""
         return sorted((int(one.step) for one in self._checkpointer.checkpoints), reverse=True)
 
     def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
-        """Starts writing a checkpoint in the background; `settle` waits for it.
+        """Start writing a checkpoint in the background; `settle` waits for it.
 
-        The arrays are copied before this returns, so they may be given away.
+        The arrays are copied before this returns, so they may be donated.
 
         Raises:
-            WriteError: this one, or the one before, could not be written; earlier ones are as
-                they were.
+            WriteError: this one, or the one before, could not be written; earlier ones remain.
         """
         self.settle()
-        # Copies: the next step is given the memory of the state while this is being written.
+        # Copies: the state is donated to the next step while this is being written.
         leaves, _ = _flatten(jax.tree.map(jnp.copy, tree))
         try:
             response = self._checkpointer.save_pytree_async(
@@ -107,11 +107,11 @@ class Checkpoints:
                 overwrite=True,
             )
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._explain(step, error) from error
         self._writing = (step, response)
 
     def settle(self) -> None:
-        """Waits until the checkpoint that is being written is on disk.
+        """Wait until the checkpoint that is being written is on disk.
 
         Raises:
             WriteError: it could not be written.
@@ -123,23 +123,23 @@ class Checkpoints:
         try:
             response.result()
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._explain(step, error) from error
 
-    def _failed(self, step: int, error: Exception) -> Exception:
-        # What writes the arrays has errors of its own for a full disk, that are no OSError.
+    def _explain(self, step: int, error: Exception) -> Exception:
+        # The array writer has its own error type for a full disk, which is not an OSError.
         full = isinstance(error, OSError) or "No space left" in str(error)
-        if several() and not full:
-            return error  # a peer that is gone shows here too: the watchdog tells which
+        if is_distributed() and not full:
+            return error  # a lost peer fails here too: the watchdog names it
         return WriteError(
             f"{self.directory}: the checkpoint of step {step} could not be written: "
             f"{_first_line(error)}; free some space or choose another run folder"
         )
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint that is whole (or that of a step) in the shape of `template`.
+        """Return the newest whole checkpoint (or that of a step) in the shape of `template`.
 
-        A damaged one is left where it is, with a warning, and the one before is taken. Arrays lie
-        where the template's do, on however many devices they lay when they were saved.
+        A damaged one stays in place, with a warning, and the one before is used. Arrays are placed
+        as the template's are, however many devices they were on when they were saved.
 
         Raises:
             DataError: there is none, all are damaged, or it belongs to another model or optimiser.
@@ -153,7 +153,7 @@ class Checkpoints:
         for position, candidate in enumerate(steps):
             try:
                 return self._restore(template, candidate)
-            except Damaged as error:
+            except DamagedCheckpointError as error:
                 if position + 1 == len(steps):
                     raise
                 self._say(f"warning: {error}; going back to step {steps[position + 1]}")
@@ -168,14 +168,14 @@ class Checkpoints:
                 name for name, leaf in leaves.items() if shapes[name] != leaf.shape
             ]
             found = {} if wrong else self._checkpointer.load_pytree(step, leaves)
-            # Orbax reads a metadata file that is no JSON any more as an empty one, and its arrays
-            # have no checksum of their own.
-            told = dict(metadata.custom_metadata or {})
-            progress = dict(told.get("progress") or {})
-            if not wrong and told.get("sha256") != _digest(found, progress):
-                raise ValueError("it is damaged, its checksum does not fit")
+            # Orbax reads a metadata file that is not JSON as an empty one, and stores no checksum
+            # of the arrays.
+            extra = dict(metadata.custom_metadata or {})
+            progress = dict(extra.get("progress") or {})
+            if not wrong and extra.get("sha256") != _digest(found, progress):
+                raise ValueError("it is damaged, its checksum does not match")
         except Exception as error:
-            raise Damaged(
+            raise DamagedCheckpointError(
                 f"{self.directory}: the checkpoint of step {step} cannot be read: "
                 f"{_first_line(error)}"
             ) from error
@@ -187,22 +187,26 @@ class Checkpoints:
         return tree_unflatten(structure, [found[name] for name in leaves]), progress
 
     def close(self) -> None:
-        """Ends background work: waits for a checkpoint that is being written.
+        """Wait for a checkpoint that is being written and end background work.
 
         Raises:
-            WriteError: it could not be written; what `settle` has told is not told again.
+            WriteError: it could not be written; an error that `settle` raised is not repeated.
         """
         writing = self._writing
         try:
             self._checkpointer.close()
         except Exception as error:
             if writing is not None:
-                raise self._failed(writing[0], error) from error
+                raise self._explain(writing[0], error) from error
 
 
 def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
-    start = json.dumps(progress, sort_keys=True).encode()
-    return hash_arrays(leaves, start=start, fetch=fetch)
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
+    for name in sorted(leaves):
+        value = np.ascontiguousarray(fetch(leaves[name]))
+        digest.update(f"{name}{value.shape}{value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

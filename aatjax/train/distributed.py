@@ -1,27 +1,27 @@
-"""Several processes, one run: starting together, agreeing, and noticing that a peer is gone."""
+"""Runs of several processes: joining them, and making sure that they agree."""
 
 import dataclasses
+import hashlib
 import ipaddress
 import json
 import os
 import socket
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from aatjax.errors import AatjaxError, UnavailableError, UsageError
-from aatjax.io.digest import hash_json
 
 PREFLIGHT = 10.0  # seconds in which the coordinator must answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which processes make up the run. All None: as the cluster says, else this process alone.
+    """The processes of a run. All None: those of the cluster, else this process alone.
 
     Attributes:
         coordinator: host:port of process 0, reachable from all.
@@ -48,17 +48,17 @@ class Processes:
 
 
 def is_main() -> bool:
-    """Whether this process writes the run's files."""
+    """Return whether this process writes the run's files."""
     return jax.process_index() == 0
 
 
-def several() -> bool:
-    """Whether the run has more than one process."""
+def is_distributed() -> bool:
+    """Return whether the run has more than one process."""
     return jax.process_count() > 1
 
 
-def surroundings(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """(processes, hosts) that the environment tells of: SLURM, Open MPI, TPU hosts; else None."""
+def detect_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return (processes, hosts) from the variables of SLURM, Open MPI or TPU hosts, or None."""
 
     def number(name: str, default: int = 0) -> int:
         text = environment.get(name, "")
@@ -78,21 +78,21 @@ def surroundings(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def start(given: Processes | None = None) -> None:
-    """Joins the other processes, if there are any; before anything else asks JAX for devices.
+def start_processes(given: Processes | None = None) -> None:
+    """Join the other processes, if there are any; call it before anything asks JAX for devices.
 
-    With no argument, the cluster's own variables are used (SLURM, Open MPI, TPU VMs, GKE); with
-    `given`, those. Where this process is alone, nothing happens.
+    By default the cluster's variables are used (SLURM, Open MPI, TPU VMs, GKE). A single process
+    does nothing.
 
     Raises:
         UnavailableError: the coordinator does not answer within 10 seconds, or is this very host
-            in a job of several.
+            in a job of several hosts.
     """
     given = given or Processes()
-    around = surroundings(os.environ)
-    if given.coordinator is None and around is None:
+    cluster = detect_cluster(os.environ)
+    if given.coordinator is None and cluster is None:
         return
-    hosts = 1 if around is None else around[1]
+    hosts = 1 if cluster is None else cluster[1]
     if given.coordinator is not None:
         _preflight(given.coordinator, given.index or 0, hosts)
     arguments: dict[str, Any] = {}
@@ -105,33 +105,33 @@ def start(given: Processes | None = None) -> None:
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
     except (RuntimeError, ValueError, OSError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"the processes could not be joined: {said}; check that all of them were started and "
+            f"the processes could not be joined: {why}; check that all of them were started and "
             "that the coordinator's port is open between their hosts"
         ) from error
 
 
 def check_devices() -> None:
-    """Makes sure that JAX finds a device.
+    """Check that JAX finds a device.
 
     Raises:
-        UnavailableError: the platform that was asked for has no plugin or no device here.
+        UnavailableError: the requested platform has no plugin or no device here.
     """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS") or "the default"
-        said = (str(error).strip().splitlines() or ["no such platform"])[0]
+        why = (str(error).strip().splitlines() or ["no such platform"])[0]
         raise UnavailableError(
-            f"JAX finds no device on platform {asked!r}: {said}; install the plugin that matches "
+            f"JAX finds no device on platform {asked!r}: {why}; install the plugin that matches "
             "the driver (aatjax[cuda12], aatjax[cuda13] or aatjax[tpu]), or set JAX_PLATFORMS=cpu "
             "to run on the CPU"
         ) from error
 
 
 def _preflight(address: str, index: int, hosts: int) -> None:
-    """Tries the coordinator with a plain connection: JAX itself would abort the process."""
+    """Try the coordinator with a plain connection: JAX itself would abort the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--coordinator {address!r} is not host:port")
@@ -139,13 +139,13 @@ def _preflight(address: str, index: int, hosts: int) -> None:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, int(port))}
     except OSError as error:
         raise UnavailableError(
-            f"coordinator {address}: the name {host!r} is not known here: {error}"
+            f"coordinator {address}: the host name {host!r} does not resolve: {error}"
         ) from error
     loopback = all(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found)
     if loopback and hosts > 1:
         raise UnavailableError(
             f"coordinator {address} is {', '.join(sorted(found))}, which is each host itself, and "
-            f"the job has {hosts} hosts: give a name or address that all of them reach"
+            f"the job has {hosts} hosts: give --coordinator a name or address that all reach"
         )
     if index == 0:
         return
@@ -164,8 +164,8 @@ def _preflight(address: str, index: int, hosts: int) -> None:
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-    """What every process gave, in their order, on all of them."""
-    if not several():
+    """Return the data of every process, in their order, on all of them."""
+    if not is_distributed():
         return [data]
     from jax.experimental import multihost_utils
 
@@ -177,77 +177,57 @@ def gather_bytes(data: bytes) -> list[bytes]:
     return [row[:size].tobytes() for row, size in zip(rows, lengths, strict=True)]
 
 
-def on_main(function: Callable[[], Any]) -> Any:
-    """Calls a function in process 0 alone; all processes get its (JSON) result, or its error."""
-    if not several():
+def run_on_main(function: Callable[[], Any]) -> Any:
+    """Call a function in process 0 only; all processes get its (JSON) result, or its error."""
+    if not is_distributed():
         return function()
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     caught: AatjaxError | None = None
     if is_main():
         try:
-            told["result"] = function()
+            answer["result"] = function()
         except AatjaxError as error:
-            caught, told["error"] = error, [str(error), error.exit_code]
-    told = json.loads(gather_bytes(json.dumps(told).encode())[0])
+            caught, answer["error"] = error, [str(error), error.exit_code]
+    answer = json.loads(gather_bytes(json.dumps(answer).encode())[0])
     if caught is not None:
         raise caught
-    if "error" in told:
-        message, code = told["error"]
+    if "error" in answer:
+        message, code = answer["error"]
         elsewhere = AatjaxError(f"process 0: {message}")
         elsewhere.exit_code = code
         raise elsewhere
-    return told["result"]
+    return answer["result"]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them must ask."""
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set in any process; all of them must call this."""
     return any(one != b"\0" for one in gather_bytes(b"\1" if flag else b"\0"))
 
 
-def agree(said: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None:
-    """Refuses a run whose processes were started with different things.
+def agree(values: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a run whose processes were started with different values or data.
 
     Args:
-        said: values by name, such as the config and the version, compared as JSON.
-        lists: names by what they are, such as the clips of the training part.
+        values: values by name, such as the config and the version, compared as JSON.
+        lists: items by what they are, such as the clips of the training part.
 
     Raises:
         UsageError: in every process, with the first differences and the ranks that have them.
     """
-    if not several():
+    if not is_distributed():
         return
-    whole = json.dumps(said, sort_keys=True, default=str)
-    digest = hash_json([whole, {name: list(names) for name, names in lists.items()}])
-    if len(set(gather_bytes(digest.encode()))) == 1:
+    text = json.dumps(values, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(lists):
+        digest.update("\n".join([name, *lists[name]]).encode())
+    if len(set(gather_bytes(digest.digest()))) == 1:
         return
-    everyone = [
-        json.loads(zlib.decompress(data))
-        for data in gather_bytes(
-            zlib.compress(
-                json.dumps(
-                    {
-                        "host": socket.gethostname(),
-                        "said": json.loads(whole),
-                        "lists": {name: list(names) for name, names in lists.items()},
-                    }
-                ).encode()
-            )
-        )
+    own = {"host": socket.gethostname(), "values": json.loads(text), "lists": dict(lists)}
+    packed = zlib.compress(json.dumps(own, default=list).encode())
+    first, *others = (json.loads(zlib.decompress(data)) for data in gather_bytes(packed))
+    problems = [
+        problem for rank, other in enumerate(others, 1) for problem in _compare(first, other, rank)
     ]
-    first, problems = everyone[0], []
-    for rank, other in enumerate(everyone[1:], 1):
-        for path, here, there in differing(first["said"], other["said"]):
-            problems.append(f"{path} is {here!r} in process 0 and {there!r} in process {rank}")
-        for name in lists:
-            one, two = set(first["lists"][name]), set(other["lists"][name])
-            where = f"process {rank} (host {other['host']})"
-            for gone, what in ((one - two, "lacks"), (two - one, "has besides")):
-                if gone:
-                    problems.append(
-                        f"{where} {what} {len(gone)} of the {name}, first {min(gone)!r}"
-                    )
-            if one == two and first["lists"][name] != other["lists"][name]:
-                problems.append(f"{where} has the {name} in another order")
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     raise UsageError(
         f"the processes do not agree: {'; '.join(problems[:5])}{more}; start all of them with the "
@@ -255,12 +235,29 @@ def agree(said: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None:
     )
 
 
-def differing(one: Any, two: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(path, value here, value there) of what differs between two trees of dictionaries."""
+def _compare(first: dict[str, Any], other: dict[str, Any], rank: int) -> Iterator[str]:
+    """Yield the differences between process 0 and another one."""
+    for path, here, there in find_differences(first["values"], other["values"]):
+        yield f"{path} is {here!r} in process 0 and {there!r} in process {rank}"
+    where = f"process {rank} (host {other['host']})"
+    for name, wanted in first["lists"].items():
+        found = other["lists"][name]
+        missing, extra = set(wanted) - set(found), set(found) - set(wanted)
+        for items, verb in ((missing, "lacks"), (extra, "has in addition")):
+            if items:
+                yield f"{where} {verb} {len(items)} of the {name}, first {min(items)!r}"
+        if not missing and not extra and wanted != found:
+            yield f"{where} has the {name} in another order"
+
+
+def find_differences(one: Any, two: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (path, value in one, value in two) where two trees of dictionaries differ."""
     if isinstance(one, dict) and isinstance(two, dict):
-        found: list[tuple[str, Any, Any]] = []
-        for key in sorted(set(one) | set(two)):
-            here = f"{path}.{key}" if path else key
-            found += differing(one.get(key), two.get(key), here)
-        return found
+        return [
+            difference
+            for key in sorted(set(one) | set(two))
+            for difference in find_differences(
+                one.get(key), two.get(key), f"{path}.{key}" if path else key
+            )
+        ]
     return [] if one == two else [(path, one, two)]

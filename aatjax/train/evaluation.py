@@ -1,5 +1,6 @@
 """Evaluating a model on labelled clips."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,8 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from aatjax import surgery
-from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket
@@ -17,61 +16,96 @@ from aatjax.data.pipeline import StoredTokens, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.train.metrics import evaluate as metrics
-from aatjax.train.optim import Optim, make_optimizer
-from aatjax.train.sharding import MeshShape, batch_shards, fetch, local_rows, put_batch
-from aatjax.train.state import start
-from aatjax.train.step import Steps, make_steps
+from aatjax.train.forward import make_forward, split_model
+from aatjax.train.metrics.evaluate import compute_metrics
+from aatjax.train.metrics.results import Metrics
+from aatjax.train.prefix_cache import PrefixCache
+from aatjax.train.sharding import (
+    MeshShape,
+    count_batch_shards,
+    fetch,
+    find_local_rows,
+    place_arrays,
+    put_batch,
+)
+from aatjax.train.state import cast_frozen
 
 Weights = tuple[Any, Any]
+"""Trainable parameters and batch statistics."""
 
 
-def evaluation_batch(wanted: int, mesh: Mesh) -> int:
-    """The next multiple of the devices: batches of evaluation are padded anyway."""
-    shards = batch_shards(mesh)
-    return -(-wanted // shards) * shards
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Computes the logits of whole sources; used under `jax.set_mesh(mesh)`.
 
+    Attributes:
+        forward: the compiled forward pass, see `make_forward`.
+        frozen: the frozen parameters, on the devices.
+        frontend: log-mel front end.
+        mesh: the devices.
+        batch_size: clips per batch, at least.
+        prefix: where batches begin at stored tokens, the tokens.
+    """
 
-def predict_logits(
-    steps: Steps,
-    weights: Weights,
-    frozen: Any,
-    source: Source,
-    frontend: FrontEnd,
-    batch: int,
-    mesh: Mesh,
-    stopped: Callable[[], bool] = lambda: False,
-    stored: StoredTokens | None = None,
-    buckets: Sequence[Bucket] = (),
-) -> Float[np.ndarray, "n c"] | None:
-    """Logits `[n, c]` of every clip of a source, in its order; None once `stopped()`."""
-    if buckets:
+    forward: Any
+    frozen: Any
+    frontend: FrontEnd
+    mesh: Mesh
+    batch_size: int
+    prefix: PrefixCache | None = None
+
+    @property
+    def batch(self) -> int:
+        """Clips per batch: a multiple of the devices, as the last batch is padded anyway."""
+        shards = count_batch_shards(self.mesh)
+        return -(-self.batch_size // shards) * shards
+
+    def predict(
+        self,
+        weights: Weights,
+        source: Source,
+        *,
+        buckets: Sequence[Bucket] = (),
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Float[np.ndarray, "n c"] | None:
+        """Return the logits `[n, c]` of every clip in order, or None once `stopped()`."""
         logits = np.zeros((len(source), len(source.classes)), np.float32)
-        for bucket in buckets:
-            clips = source.subset(bucket.rows)
-            found = predict_logits(
-                steps, weights, frozen, clips, bucket.frontend, batch, mesh, stopped
-            )
+        for bucket in buckets or [Bucket(self.frontend, np.arange(len(source)))]:
+            clips = source.subset(bucket.rows) if buckets else source
+            found = self._predict_clips(weights, clips, bucket.frontend, stopped)
             if found is None:
                 return None
             logits[bucket.rows] = found
         return logits
-    parts: list[np.ndarray] = []
-    waiting: jax.Array | None = None
-    rows_here = local_rows(mesh, batch)
-    for host in make_eval_batches(
-        source, frontend, batch_size=batch, rows=rows_here, stored=stored
-    ):
-        if stopped():
-            return None
-        rows = {name: host[name] for name in ("audio", "length", "target", "weight")}
-        found = steps.evaluate(*weights, frozen, put_batch(rows, mesh, batch))
-        if waiting is not None:  # the next batch is on its way to the devices by now
+
+    def load_tokens(self, source: Source) -> StoredTokens | None:
+        """Return the stored tokens of a source's clips where batches begin at such."""
+        return None if self.prefix is None else self.prefix.load(source)
+
+    def _predict_clips(
+        self, weights: Weights, clips: Source, frontend: FrontEnd, stopped: Callable[[], bool]
+    ) -> np.ndarray | None:
+        batches = make_eval_batches(
+            clips,
+            frontend,
+            batch_size=self.batch,
+            rows=find_local_rows(self.mesh, self.batch),
+            stored=self.load_tokens(clips),
+        )
+        parts: list[np.ndarray] = []
+        waiting: jax.Array | None = None
+        for host in batches:
+            if stopped():
+                return None
+            rows = {name: host[name] for name in ("audio", "length")}
+            batch = put_batch(rows, self.mesh, self.batch)
+            found = self.forward((*weights, self.frozen), batch["audio"], batch["length"])
+            if waiting is not None:  # the next batch is on its way to the devices by now
+                parts.append(fetch(waiting))
+            waiting = found
+        if waiting is not None:
             parts.append(fetch(waiting))
-        waiting = found
-    if waiting is not None:
-        parts.append(fetch(waiting))
-    return np.concatenate(parts)[: len(source)]
+        return np.concatenate(parts)[: len(clips)]
 
 
 def evaluate(
@@ -81,55 +115,44 @@ def evaluate(
     *,
     batch_size: int = 64,
     bootstrap: int = 1000,
-) -> metrics.Metrics:
-    """Metrics of a model on labelled clips.
+) -> Metrics:
+    """Return the metrics of a model on labelled clips.
 
     Args:
-        model: an AST whose head has one output a class of `source`.
+        model: an AST whose head has one output per class of `source`.
         source: labelled clips.
         frontend: the front end that the model was trained with; by default AST's at its length.
-        batch_size: clips a step.
+        batch_size: clips per batch.
         bootstrap: resamples for the intervals.
 
     Raises:
         UsageError: the number of classes differs.
     """
     logits = clip_logits(model, source, frontend, batch_size=batch_size)
-    return measure(logits, source, bootstrap)
+    return measure_metrics(logits, source, bootstrap)
 
 
 def clip_logits(
     model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
 ) -> Float[np.ndarray, "n c"]:
-    """Logits `[n, c]` of every clip of a source, in its order; arguments as for `evaluate`."""
+    """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
     frontend = frontend or make_front_end(model)
     check_fit(model, [source], frontend)
-    parts = surgery.split(model)
-    tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
     mesh = MeshShape().make(jax.local_devices())
-    begin = start(
-        parts.trainable,
-        parts.stats,
-        parts.frozen,
-        tx,
-        mesh,
-        average=False,
-        dtype=model.config.dtype,
-    )
-    steps = make_steps(
-        parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
-    )
-    weights = (begin.state.trainable, begin.state.stats)
-    batch = evaluation_batch(batch_size, mesh)
+    parts = split_model(model)
+    state = (parts.trainable, parts.stats, cast_frozen(parts.frozen, model.config.dtype))
     with jax.set_mesh(mesh):
-        logits = predict_logits(steps, weights, begin.frozen, source, frontend, batch, mesh)
+        *weights, frozen = place_arrays(state, mesh)
+        forward = make_forward(parts.graphdef, frontend)
+        evaluator = Evaluator(forward, frozen, frontend, mesh, batch_size)
+        logits = evaluator.predict((weights[0], weights[1]), source)
     assert logits is not None
     return logits
 
 
-def measure(logits: np.ndarray, source: Source, bootstrap: int) -> metrics.Metrics:
-    """Metrics of logits `[n, c]` of the clips of a source, in its order."""
-    return metrics.evaluate(
+def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap: int) -> Metrics:
+    """Return the metrics of the logits of a source's clips."""
+    return compute_metrics(
         logits,
         source.targets(),
         classes=source.classes,
@@ -139,7 +162,7 @@ def measure(logits: np.ndarray, source: Source, bootstrap: int) -> metrics.Metri
 
 
 def check_fit(model: AST, sources: Sequence[Source], frontend: FrontEnd) -> None:
-    """Refuses sources and a front end that do not fit the model's head and input."""
+    """Refuse sources and a front end that do not fit the model's head and input."""
     config = model.config
     for source in sources:
         if len(source.classes) != config.num_classes:

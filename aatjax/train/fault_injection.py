@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from aatjax.errors import UsageError, WriteError
-from aatjax.train.logging import read_rows
+from aatjax.train.logging import read_metrics
 
 TIMED = ("clips_per_s", "seconds", "seconds_input", "seconds_transfer")
 KINDS = ("kill", "term", "save")
@@ -121,7 +121,7 @@ class Trial:
             if code:
                 raise UsageError(f"the straight run ({attempt}) ends with code {code}: {last}")
             self.found.seconds = time.monotonic() - began
-        rows = read_rows(straight / "metrics.jsonl")
+        rows = read_metrics(straight / "metrics.jsonl")
         self.found.steps = rows[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
         missed = 0  # the same kind is tried again, earlier each time
@@ -201,7 +201,8 @@ class Trial:
                 f"{what}: {len(differ)} of {len(one)} tensors differ, first {differ[0]}"
             )
         figures = [
-            [_untimed(row) for row in read_rows(run / "metrics.jsonl")] for run in (straight, other)
+            [_untimed(row) for row in read_metrics(run / "metrics.jsonl")]
+            for run in (straight, other)
         ]
         if figures[0] != figures[1]:
             self.found.problems.append(f"{what}: metrics.jsonl differs")

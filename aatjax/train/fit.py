@@ -1,13 +1,15 @@
-"""`aatjax.fit`: training an adapted model, and what comes of it."""
+"""`aatjax.fit`: training of an adapted model, and its result."""
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from aatjax import surgery
@@ -22,20 +24,23 @@ from aatjax.models.ast import AST
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
-from aatjax.train.evaluation import Weights, check_fit, measure, predict_logits
+from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
+from aatjax.train.forward import split_model
 from aatjax.train.logging import TextStream
 from aatjax.train.loop import Loop, Select, Training
-from aatjax.train.metrics import evaluate
-from aatjax.train.optim import Optim, learning_rate, make_optimizer
-from aatjax.train.prefix_cache import Prefix, check_prefix, prefix_key
+from aatjax.train.metrics.results import Metrics
+from aatjax.train.optim import Optim, make_optimizer, make_schedule
+from aatjax.train.prefix_cache import PrefixCache, check_prefix, make_prefix_key
 from aatjax.train.sharding import MeshShape, check_batch, fetch
-from aatjax.train.state import start
-from aatjax.train.step import make_steps
+from aatjax.train.state import Start, TrainState, start_state
+from aatjax.train.step import Loss, make_steps
+
+Show = TextStream | Literal["stderr"] | bool | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `fit` returns.
+    """Result of `fit`.
 
     Attributes:
         model: the adapted model with the selected weights.
@@ -46,8 +51,9 @@ class Run:
         models: all kept weights by name, as models.
         test: metrics on the test clips, or None.
         valid: metrics of the selected weights on the validation clips, or None.
-        history: one row an epoch, as in metrics.jsonl.
+        history: one row per epoch, as in metrics.jsonl.
         seconds: time spent in training steps, compilation included.
+        valid_logits: logits of the selected weights on the validation clips, or None.
     """
 
     model: AST
@@ -56,10 +62,11 @@ class Run:
     frontend: FrontEnd
     selected: Select
     models: dict[Select, AST]
-    test: evaluate.Metrics | None
-    valid: evaluate.Metrics | None
+    test: Metrics | None
+    valid: Metrics | None
     history: list[dict[str, Any]]
     seconds: float
+    valid_logits: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def save(
         self,
@@ -68,7 +75,7 @@ class Run:
         weights: Select | None = None,
         extra: dict[str, Any] | None = None,
     ) -> Path:
-        """Writes the adapter file: adapter, head, labels, front end, method and base.
+        """Write the adapter file: adapter, head, labels, front end, method and base.
 
         Args:
             path: the file.
@@ -84,7 +91,7 @@ class Run:
             raise UsageError(f"no {weights} weights were kept; there are {', '.join(self.models)}")
         figures = {"weights": weights}
         if weights == self.selected:
-            figures |= {"test": _brief(self.test), "valid": _brief(self.valid)}
+            figures |= {"test": _summarize(self.test), "valid": _summarize(self.valid)}
         return save_adapter(
             path,
             self.models[weights],
@@ -95,7 +102,7 @@ class Run:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the run as a plain dictionary."""
+        """Return the figures of the run as a plain dictionary."""
         return {
             "selected": self.selected,
             "classes": list(self.classes),
@@ -105,47 +112,68 @@ class Run:
         }
 
 
+class FitSettings(TypedDict, total=False):
+    """Settings of `fit`, all optional.
+
+    Attributes:
+        epochs, lr: shorthands for `training.epochs` and `optim.lr`.
+        training: length, batch, selection, seed.
+        optim: AdamW and its schedule.
+        augment: augmentation of the training batches.
+        frontend: log-mel front end; by default AST's, at the model's length.
+        mesh: how the devices of all processes share the work, or a mesh of some of them with axes
+            `data`, `fsdp` and `model`; by default each takes its part of the batch.
+    """
+
+    epochs: int | None
+    lr: float | None
+    training: Training | None
+    optim: Optim | None
+    augment: Augment | None
+    frontend: FrontEnd | None
+    mesh: MeshShape | Mesh | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitContext:
+    """What an experiment adds to `fit`.
+
+    Attributes:
+        beat: called with what the run is about to do (`input`, `step`, `eval`, `save`) and the
+            steps done, for a watchdog.
+        chosen_on_test: the paper whose protocol chooses weights by the test clips, where the
+            validation and test parts share clips; without it that is refused.
+        prefix_folder: where `training.cache_prefix` stores tokens; None keeps them in memory.
+    """
+
+    beat: Callable[[str, int], None] = lambda phase, step: None
+    chosen_on_test: str | None = None
+    prefix_folder: Path | None = None
+
+
 def fit(
     model: AST,
     train: Source,
     test: Source | None = None,
     *,
     valid: Source | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    training: Training | None = None,
-    optim: Optim | None = None,
-    augment: Augment | None = None,
-    frontend: FrontEnd | None = None,
-    mesh: MeshShape | Mesh | None = None,
     run_dir: str | Path | None = None,
-    show: TextStream | Literal["stderr"] | None = "stderr",
-    beat: Callable[[str, int], None] | None = None,
-    chosen_on_test: str | None = None,
-    prefix_folder: Path | None = None,
+    show: Show = "stderr",
+    context: FitContext | None = None,
+    **settings: Unpack[FitSettings],
 ) -> Run:
-    """Trains what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
+    """Train what `aatjax.adapt` marked as trainable; the frozen weights stay bit-identical.
 
     Args:
-        model: an adapted AST; it is left as it is.
+        model: an adapted AST; it is not changed.
         train: training clips.
         test: clips for the figures reported at the end; they never choose anything.
-        valid: validation clips, looked at after every epoch; `select="best"` chooses by them.
-        epochs, lr: shorthands for `training.epochs` and `optim.lr`.
-        training: length, batch, selection, seed.
-        optim: AdamW and its schedule.
-        augment: augmentation of the training batches.
-        frontend: log-mel front end; by default AST's, at the model's length.
-        mesh: how the devices of all processes share the work, or a mesh of some of them with
-            axes `data`, `fsdp` and `model`; by default each takes its part of the batch.
+        valid: validation clips, evaluated after every epoch; `select="best"` chooses by them.
         run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
             interrupted goes on from its last checkpoint when called again with the same folder.
-        show: stream of the progress display, None for silence.
-        beat: called with what the run is about to do (`input`, `step`, `eval`, `save`) and the
-            steps done, for a watchdog.
-        chosen_on_test: the paper whose protocol chooses weights by the test clips, where `valid`
-            and `test` share clips; without it that is refused.
-        prefix_folder: where `training.cache_prefix` stores tokens; None keeps them in memory.
+        show: stream of the progress display; True for standard error, None or False for silence.
+        context: what an experiment adds.
+        **settings: see `FitSettings`; for instance `epochs=20, lr=1e-3`.
 
     Returns:
         A Run with the adapted model, its metrics and its history.
@@ -155,190 +183,256 @@ def fit(
         NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
         InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
-    training = training or Training()
-    training = training if epochs is None else dataclasses.replace(training, epochs=epochs)
-    optim = optim or Optim()
-    optim = optim if lr is None else dataclasses.replace(optim, lr=lr)
-    frontend = frontend or make_front_end(model)
-    if training.select == "best" and valid is None:
-        raise UsageError("select='best' needs validation clips: give valid=, or use select='last'")
-    if training.select == "best" and test is not None and chosen_on_test is None:
-        shared = _known(valid) & _known(test)
-        if shared:
-            raise UsageError(
-                f"{len(shared)} clips are in valid and test, such as {min(shared)[0]!r}: "
-                "select='best' would choose weights by the clips that are reported; give other "
-                "validation clips, or name the paper whose protocol this is (chosen_on_test=, "
-                "--protocol)"
-            )
-    check_fit(model, [s for s in (train, valid, test) if s is not None], frontend)
+    parts = {"train": train, "valid": valid, "test": test}
+    sources = {name: source for name, source in parts.items() if source is not None}
+    context = context or FitContext()
+    setup = _resolve(model, train, settings)
+    _check_selection(setup.training, valid, test, context)
+    check_fit(model, list(sources.values()), setup.frontend)
+    check_batch(setup.mesh, setup.training.batch_size)
+    folder = None if run_dir is None else Path(run_dir)
+    screen = (sys.stderr if isinstance(show, str | bool) else show) if show else None
+    loop, state = _prepare(model, sources, setup, context, folder, screen)
+    with jax.set_mesh(setup.mesh):
+        state, best = loop.run(state)
+        return _finish(model, loop, state, best, sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """The settings of `fit` with their defaults filled in."""
+
+    training: Training
+    optim: Optim
+    augment: Augment
+    frontend: FrontEnd
+    mesh: Mesh
+    loss: Loss
+
+
+def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
+    names = list(FitSettings.__annotations__)
+    for name in settings:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(names)}"
+            raise UsageError(f"fit has no setting {name!r}; {hint}")
+    training = settings.get("training") or Training()
+    if (epochs := settings.get("epochs")) is not None:
+        training = dataclasses.replace(training, epochs=epochs)
+    optim = settings.get("optim") or Optim()
+    if (lr := settings.get("lr")) is not None:
+        optim = dataclasses.replace(optim, lr=lr)
     loss = training.loss or ("bce" if train.multi_label else "ce")
     if loss == "ce" and train.multi_label:
-        raise UsageError(f"{train.name} has several labels a clip: use loss='bce'")
+        raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")
+    mesh = settings.get("mesh")
+    return _Setup(
+        training,
+        optim,
+        settings.get("augment") or Augment(),
+        settings.get("frontend") or make_front_end(model),
+        mesh if isinstance(mesh, Mesh) else (mesh or MeshShape()).make(),
+        loss,
+    )
 
-    devices = mesh if isinstance(mesh, Mesh) else (mesh or MeshShape()).make()
-    check_batch(devices, training.batch_size)
 
-    parts = surgery.split(model)
+def _check_selection(
+    training: Training, valid: Source | None, test: Source | None, context: FitContext
+) -> None:
+    """Refuse to choose weights without validation clips, or by the clips that are reported."""
+    if training.select != "best":
+        return
+    if valid is None:
+        raise UsageError(
+            "training.select='best' needs validation clips: give some (valid=, "
+            "--data.valid-fraction), or use training.select='last'"
+        )
+    shared = set() if test is None else _identify_clips(valid) & _identify_clips(test)
+    if shared and context.chosen_on_test is None:
+        raise UsageError(
+            f"{len(shared)} clips are in valid and test, such as {min(shared)[0]!r}: "
+            "training.select='best' would choose weights by the clips that are reported; give "
+            "other validation clips, or name the paper whose protocol this is "
+            "(FitContext.chosen_on_test, --protocol)"
+        )
+
+
+def _prepare(
+    model: AST,
+    sources: Mapping[str, Source],
+    setup: _Setup,
+    context: FitContext,
+    run_dir: Path | None,
+    screen: TextStream | None,
+) -> tuple[Loop, TrainState]:
+    """Return the training loop and the state before the first step, on the devices."""
+    training, train = setup.training, sources["train"]
+    parts = split_model(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
-    buckets = _buckets(model, {"train": train, "valid": valid, "test": test}, frontend, training)
+    buckets = _sort_buckets(model, sources, setup.frontend, training)
     per_epoch = count_batches(train, training.batch_size, buckets.get("train", ()))
-    tx = make_optimizer(optim, steps_per_epoch=per_epoch, epochs=training.epochs)
-    begin = start(
+    steps_of_run = {"steps_per_epoch": per_epoch, "epochs": training.epochs}
+    tx = make_optimizer(setup.optim, **steps_of_run)
+    begin = start_state(
         parts.trainable,
         parts.stats,
         parts.frozen,
         tx,
-        devices,
+        setup.mesh,
         average=training.average is not None,
         dtype=model.config.dtype,
     )
     prefix = None
     if training.cache_prefix:
-        longest = 0
-        if training.crop == "random":
-            longest = max(len(train.waveform(i)) for i in range(len(train)))
-        at = check_prefix(model, augment or Augment(), training.crop, longest, frontend.samples)
-        prefix = Prefix(
-            parts.graphdef,
-            begin.state.trainable,
-            begin.state.stats,
-            begin.frozen,
-            frontend,
-            at,
-            prefix_key(model, frontend, at),
-            prefix_folder,
-            model.config.dtype,
-            training.batch_size,
-            devices,
-        )
-        with jax.set_mesh(devices):  # before the first step takes the state's memory
-            for source in (train, valid, test):
-                if source is not None:
-                    prefix.of(source)
+        prefix = _store_prefix(model, parts.graphdef, begin, sources, setup, context)
     steps = make_steps(
         parts.graphdef,
         tx,
-        frontend=frontend,
-        augment=augment or Augment(),
-        loss=loss,
+        frontend=setup.frontend,
+        augment=setup.augment,
+        loss=setup.loss,
         average=training.average,
         layout=begin.layout,
-        prefix=None if prefix is None else prefix.start,
+        start=None if prefix is None else prefix.start,
     )
+    size = training.eval_batch_size or 2 * training.batch_size
     loop = Loop(
         training=training,
         steps=steps,
-        frozen=begin.frozen,
-        mesh=devices,
-        rate=learning_rate(optim, steps_per_epoch=per_epoch, epochs=training.epochs),
+        evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, prefix),
+        schedule=make_schedule(setup.optim, **steps_of_run),
         per_epoch=per_epoch,
         train=train,
-        valid=valid,
-        frontend=frontend,
-        run_dir=None if run_dir is None else Path(run_dir),
-        show=(sys.stderr if show == "stderr" else show) if is_main() else None,
-        prefix=prefix,
+        valid=sources.get("valid"),
         buckets=buckets,
+        run_dir=run_dir,
+        show=screen if is_main() else None,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
+        beat=context.beat,
     )
-    if beat is not None:
-        loop.beat = beat
-    with jax.set_mesh(devices):
-        state, best = loop.run(begin.state)
+    return loop, begin.state
 
+
+def _store_prefix(
+    model: AST,
+    graphdef: Any,
+    begin: Start,
+    sources: Mapping[str, Source],
+    setup: _Setup,
+    context: FitContext,
+) -> PrefixCache:
+    training, frontend, train = setup.training, setup.frontend, sources["train"]
+    longest = 0
+    if training.crop == "random":
+        longest = max(len(train.waveform(i)) for i in range(len(train)))
+    start = check_prefix(model, setup.augment, training.crop, longest, frontend.samples)
+    prefix = PrefixCache(
+        graphdef,
+        (begin.state.trainable, begin.state.stats, begin.frozen),
+        frontend,
+        start,
+        make_prefix_key(model, frontend, start),
+        context.prefix_folder,
+        model.config.dtype,
+        training.batch_size,
+        setup.mesh,
+    )
+    with jax.set_mesh(setup.mesh):  # before the first step takes the state's memory
+        for source in sources.values():
+            prefix.load(source)
+    return prefix
+
+
+def _finish(
+    model: AST,
+    loop: Loop,
+    state: TrainState,
+    best: Weights | None,
+    sources: Mapping[str, Source],
+) -> Run:
+    """Build the models of all kept weights; evaluate the selected ones."""
+    selected, train = loop.training.select, sources["train"]
     kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
     if best is not None:
         kept["best"] = best
-    if training.average is not None:
+    if state.average is not None:
         kept["average"] = (state.average, state.stats)
-    models: dict[Select, AST] = {
-        name: surgery.join(
-            parts.graphdef,
-            jax.tree.map(jnp.asarray, fetch(weights[0])),
-            jax.tree.map(jnp.asarray, fetch(weights[1])),
-            parts.frozen,
-        )
-        for name, weights in kept.items()
-    }
+    parts = surgery.split(model)
 
-    def measured(name: str, source: Source | None) -> evaluate.Metrics | None:
-        if source is None:
+    def build(weights: Weights) -> AST:
+        trainable, stats = jax.tree.map(jnp.asarray, fetch(weights))
+        return surgery.join(parts.graphdef, trainable, stats, parts.frozen)
+
+    def beat() -> bool:
+        loop.beat("eval", loop.total)
+        return False
+
+    def predict(name: str) -> np.ndarray | None:
+        if name not in sources:
             return None
-        weights = kept[training.select]
+        if name == "valid" and selected in loop.logits:
+            return loop.logits[selected]
+        return loop.evaluator.predict(
+            kept[selected], sources[name], buckets=loop.buckets.get(name, ()), stopped=beat
+        )
 
-        def stopped() -> bool:
-            loop.beat("eval", loop.total)
-            return False
-
-        with jax.set_mesh(devices):
-            logits = predict_logits(
-                steps,
-                weights,
-                begin.frozen,
-                source,
-                frontend,
-                loop.eval_batch,
-                devices,
-                stopped,
-                stored=None if prefix is None else prefix.of(source),
-                buckets=buckets.get(name, ()),
-            )
-        assert logits is not None
-        return measure(logits, source, 1000)
-
+    models = {name: build(weights) for name, weights in kept.items()}
+    logits = {name: predict(name) for name in ("test", "valid")}
+    metrics = {
+        name: None if found is None else measure_metrics(found, sources[name], 1000)
+        for name, found in logits.items()
+    }
     return Run(
-        model=models[training.select],
+        model=models[selected],
         classes=train.classes,
         multi_label=train.multi_label,
-        frontend=frontend,
-        selected=training.select,
+        frontend=loop.evaluator.frontend,
+        selected=selected,
         models=models,
-        test=measured("test", test),
-        valid=measured("valid", valid),
+        test=metrics["test"],
+        valid=metrics["valid"],
         history=loop.history,
-        seconds=loop.seconds,
+        seconds=loop.progress.seconds,
+        valid_logits=logits["valid"],
     )
 
 
-def _buckets(
-    model: AST, sources: Mapping[str, Source | None], frontend: FrontEnd, training: Training
+def _sort_buckets(
+    model: AST, sources: Mapping[str, Source], frontend: FrontEnd, training: Training
 ) -> dict[str, tuple[Bucket, ...]]:
-    """The clips of each source by length, where the training asks for that."""
+    """Return the clips of each source by length, where `training.buckets` asks for that."""
     if not training.buckets:
         return {}
-    without = "leave training.buckets out"
+    omit = "omit training.buckets"
     if not model.config.mask_padding:
         raise UsageError(
-            "training.buckets: padding is heard by this model, so that a clip without it would be "
-            f"another one: load it with mask_padding (model.mask_padding), or {without}"
+            "training.buckets: this model attends to padding, so a clip without it would give "
+            f"other logits: load it with mask_padding (model.mask_padding=true), or {omit}"
         )
     if training.cache_prefix:
-        raise UsageError(f"training.buckets do not go with training.cache_prefix: {without}")
+        raise UsageError(f"training.buckets cannot be combined with training.cache_prefix: {omit}")
     for path, module in surgery.modules(model).items():
         if getattr(module, "along_tokens", False):
             raise UsageError(
                 f"training.buckets: {path} convolves along the tokens, across the ends of the "
-                f"patch rows, so what it hears depends on the length: {without}"
+                f"patch rows, so its output depends on the length: {omit}"
             )
     patch, stride = model.config.patch[1], model.config.stride[1]
     lengths = check_buckets(training.buckets, frontend, patch)
     return {
         name: sort_into_buckets(source, frontend, lengths, patch=patch, stride=stride)
         for name, source in sources.items()
-        if source is not None
     }
 
 
-def _known(source: Source | None) -> set[tuple[str, str]]:
-    """The clips of a source, as id and what they are read from."""
-    if source is None:
-        return set()
+def _identify_clips(source: Source) -> set[tuple[str, str]]:
+    """Return the clips of a source, as id and what they are read from."""
     return {(c.id, str(source.reader.key(c) or c.path)) for c in source.clips}
 
 
-def _brief(result: evaluate.Metrics | None) -> dict[str, Any] | None:
+def _summarize(result: Metrics | None) -> dict[str, Any] | None:
     if result is None:
         return None
     name, value, low, high = result.headline

@@ -1,77 +1,93 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, the progress shown."""
+"""Output of a run: metrics.jsonl, TensorBoard events, progress display."""
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from aatjax.io.atomic import report_write_errors, write_text
+from aatjax.errors import WriteError
+from aatjax.io.atomic import write_file
 
 
 @runtime_checkable
 class TextStream(Protocol):
-    """What progress is written to: standard error, or anything like it."""
+    """A stream that progress is written to, such as standard error."""
 
     def write(self, text: str, /) -> object:
-        """Writes text."""
+        """Write text."""
         ...
 
     def flush(self) -> object:
-        """Sends on what was written."""
+        """Send on what was written."""
         ...
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         ...
 
 
-class Records:
-    """The metrics of a run on disk: one JSON line an epoch, and TensorBoard scalars.
+class MetricsWriter:
+    """Writes the metrics of a run: one JSON line per epoch, and TensorBoard scalars.
+
+    Events need tensorboardX (the extra `tensorboard`); without it none are written.
 
     Args:
         directory: the run folder, or None to keep the rows in memory only.
         step: the step that the run starts from; rows of later steps (of a run that was killed
-            after its last checkpoint) are dropped, so no step is told twice.
+            after its last checkpoint) are dropped, so each step is written once.
+        say: called with a line where no events are written.
     """
 
-    def __init__(self, directory: Path | None, *, step: int = 0) -> None:
+    def __init__(
+        self, directory: Path | None, *, step: int = 0, say: Callable[[str], None] = print
+    ) -> None:
         self.rows: list[dict[str, Any]] = []
         self._path = None if directory is None else directory / "metrics.jsonl"
-        self._events: SummaryWriter | None = None
+        self._events: Any = None
         if self._path is None or directory is None:
             return
-        with report_write_errors(self._path):
-            self.rows = [row for row in read_rows(self._path) if row["step"] <= step]
-            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.rows = [row for row in read_metrics(self._path) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_file(self._path, lambda place: place.write_text(text, encoding="utf-8"))
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            say("no TensorBoard events: pip install 'aatjax[tensorboard]' to have them written")
+            return
+        try:
             self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            raise WriteError(f"{directory}: cannot be written: {error}") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Writes one row, which must have `step`; None stands for what is not defined."""
+        """Write one row, which must have `step`; None stands for an undefined number."""
         self.rows.append(dict(row))
-        if self._path is None or self._events is None:
+        if self._path is None:
             return
-        with report_write_errors(self._path):
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                if isinstance(value, int | float) and math.isfinite(value) and name != "step":
-                    self._events.add_scalar(name, value, row["step"])
-            self._events.flush()
+            if self._events is not None:
+                for name, value in row.items():
+                    if isinstance(value, int | float) and math.isfinite(value) and name != "step":
+                        self._events.add_scalar(name, value, row["step"])
+                self._events.flush()
+        except OSError as error:
+            raise WriteError(f"{self._path}: cannot be written: {error}") from error
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         if self._events is not None:
             self._events.close()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSON-lines file; a last line cut short by a kill is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl; a last line cut short by a kill is skipped."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -83,8 +99,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Display:
-    """Progress of a run: a bar on a terminal, a plain line an epoch elsewhere.
+class ProgressDisplay:
+    """Progress of a run: a bar on a terminal, one line per epoch elsewhere.
 
     Args:
         total: steps of the whole run.
@@ -111,10 +127,10 @@ class Display:
             self._task = self._bar.add_task("training", total=total, completed=done, numbers="")
             self._bar.start()
 
-    def step(self, done: int, epoch: int, examples_per_s: float, loss: float | None) -> None:
-        """Called after each step; `loss` is the latest known one."""
+    def step(self, done: int, epoch: int, clips_per_s: float, loss: float | None) -> None:
+        """Show a step; `loss` is the latest known one."""
         self._done = done
-        numbers = f"epoch {epoch}  {examples_per_s:.0f} clips/s"
+        numbers = f"epoch {epoch}  {clips_per_s:.0f} clips/s"
         if loss is not None:
             numbers += f"  loss {loss:.3f}"
         if self._bar is not None:
@@ -123,13 +139,13 @@ class Display:
             self.say(f"{numbers}  step {done}/{self._total}  {self.remaining()} left")
 
     def remaining(self) -> str:
-        """Time to the end at the pace so far, as minutes and seconds."""
+        """Return the time to the end at the pace so far, as minutes and seconds."""
         pace = (time.monotonic() - self._began) / max(1, self._done - self._start)
         seconds = int(pace * (self._total - self._done))
         return f"{seconds // 60}:{seconds % 60:02d}"
 
     def say(self, line: str) -> None:
-        """Prints one line above the bar."""
+        """Print one line above the bar."""
         self._spoke = time.monotonic()
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
@@ -137,6 +153,6 @@ class Display:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Takes the bar down."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs, records, checkpoints, and going on after an interruption."""
+"""The training loop: steps, epochs, metrics, checkpoints, and resume after an interruption."""
 
 import dataclasses
 import json
@@ -11,50 +11,51 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
-from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
+from aatjax.data.pipeline import Crop, ClipLoader, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, UsageError, WriteError
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
-from aatjax.train.distributed import any_of, is_main, several
-from aatjax.train.evaluation import Weights, evaluation_batch, measure, predict_logits
-from aatjax.train.logging import Display, Records, TextStream
-from aatjax.train.prefix_cache import Prefix
-from aatjax.train.sharding import local_rows, put_batch
+from aatjax.train.distributed import any_process, is_distributed, is_main
+from aatjax.train.evaluation import Evaluator, Weights, measure_metrics
+from aatjax.train.logging import MetricsWriter, ProgressDisplay, TextStream
+from aatjax.train.sharding import find_local_rows, put_batch
 from aatjax.train.state import TrainState
-from aatjax.train.step import Loss, Steps, finite
+from aatjax.train.step import Loss, Steps, is_finite
 
 Select = Literal["last", "best", "average"]
 CHECK_EVERY = 10  # steps between looks at the loss: more often would wait for the device
+LOWER = "lower optim.lr, or set optim.clip to 1"
+
+_is_finite = jax.jit(is_finite)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long, how large, and which weights are kept.
+    """Length and batch of a run, and which weights are kept.
 
     Attributes:
         epochs: passes over the training clips.
-        batch_size: clips a step.
-        eval_batch_size: clips a step of evaluation; None takes twice `batch_size`.
-        loss: `ce` (one class a clip), `bce` (any number), or None to choose by the data.
+        batch_size: clips per step.
+        eval_batch_size: clips per evaluation batch; None takes twice `batch_size`.
+        loss: `ce` (one class per clip), `bce` (any number), or None to choose by the data.
         crop: where a clip that is longer than the model's input is cut in training.
-        select: weights of the result: the `last` epoch's, those of the `best` epoch on the
+        select: weights of the result: those of the `last` epoch, of the `best` epoch on the
             validation clips, or the `average` (exponential moving average).
-        average: decay of the moving average a step, or None for none.
+        average: decay of the moving average per step, or None for none.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
         threads: reading threads.
-        max_skipped: steps whose loss or gradient is not finite that are put up with in a run: such
-            a step changes nothing, and its batch is written to the run folder. One more stops.
-        cache_prefix: compute once what lies below the first trained block, store it in `data.cache`
-            and train from there; refused where augmentation or an early adapter forbids it.
-        buckets: lengths in frames below the model's: a batch holds clips of one of them, so that
-            padding is not computed (`aatjax.data.buckets`); with `model.mask_padding` only.
+        max_skipped: steps of a run that may be skipped because their loss or gradient is not
+            finite; the batch of each is written to the run folder. One more ends the run.
+        cache_prefix: compute the blocks below the first trained one once, store their outputs in
+            `data.cache` and train from there; refused where augmentation or an early adapter
+            changes them.
+        buckets: lengths in frames below the model's: each batch holds clips of one length, so that
+            padding is not computed (`aatjax.data.buckets`); needs `model.mask_padding`.
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
     """
 
@@ -97,13 +98,13 @@ class Training:
 
 
 @dataclasses.dataclass
-class Progress:
-    """What a checkpoint holds beside the arrays, as JSON.
+class LoopProgress:
+    """The part of a checkpoint that is not arrays, as JSON.
 
     Attributes:
         sums: the sums of the epoch in progress.
         seconds: time in training steps, of the whole run.
-        spent: the same of the epoch: in all, waiting for input, and bringing it to the device.
+        spent: the same of the epoch: in all, waiting for input, and sending it to the device.
         skipped: steps of the whole run whose loss or gradient was not finite.
         best_score: validation score of the best weights so far.
         iterator: state of the iterator over the batches.
@@ -117,26 +118,26 @@ class Progress:
     iterator: dict[str, Any] | None = None
 
     def add(self, name: str, seconds: float) -> None:
-        """Counts time of the epoch."""
+        """Count time of the epoch."""
         self.spent[name] = self.spent.get(name, 0.0) + seconds
 
 
 class Feed:
     """Batches on the devices, one ahead: read and sent while the devices compute.
 
-    `state` is the iterator's state after the batch that was handed out last, which is not that of
-    the iterator itself.
+    `state` is the iterator's state after the batch that was taken last, which is not that of the
+    iterator itself.
     """
 
     def __init__(
-        self, batches: Any, put: Callable[[dict[str, np.ndarray]], Any], progress: Progress
+        self, batches: Any, put: Callable[[dict[str, np.ndarray]], Any], progress: LoopProgress
     ) -> None:
         self._batches, self._put, self._progress = batches, put, progress
         self._ahead: tuple[Any, dict[str, np.ndarray], Any] | None = None
         self.state = batches.get_state()
 
     def fetch(self) -> None:
-        """Reads the next batch and starts sending it, if that was not done."""
+        """Read the next batch and start sending it, unless that was done."""
         if self._ahead is not None:
             return
         began = time.monotonic()
@@ -149,7 +150,7 @@ class Feed:
         self._ahead = (batch, rows, self._batches.get_state())
 
     def take(self) -> tuple[Any, dict[str, np.ndarray]]:
-        """The next batch on the devices, and which clips its rows are."""
+        """Return the next batch on the devices, and which clips its rows are."""
         self.fetch()
         assert self._ahead is not None
         batch, rows, self.state = self._ahead
@@ -159,188 +160,212 @@ class Feed:
 
 @dataclasses.dataclass
 class Loop:
-    """One run of the training loop; its attributes are what the epochs share.
+    """One run of the training loop, under `jax.set_mesh`; epochs share its attributes.
 
-    It is run under `jax.set_mesh(mesh)`.
+    Attributes:
+        training: the settings.
+        steps: the compiled steps.
+        evaluator: computes logits; holds front end, mesh, frozen parameters and stored tokens.
+        schedule: learning rate by step.
+        per_epoch: steps per epoch.
+        train, valid: clips to train and to validate on.
+        buckets: lengths of the clips of each part.
+        run_dir: the run folder.
+        show: stream of the progress display.
+        monitor: figures of the method, computed after each epoch.
+        beat: called with the phase and the steps done, for a watchdog.
+        done: steps done.
+        ended: whether the last step ended an epoch whose row is still to be written.
+        best: the weights with the best validation score.
+        logits: logits of the validation clips of the last and the best weights, by name.
     """
 
     training: Training
     steps: Steps
-    frozen: Any
-    mesh: Mesh
-    rate: Any
+    evaluator: Evaluator
+    schedule: Any
     per_epoch: int
     train: Source
     valid: Source | None
-    frontend: FrontEnd
+    buckets: Mapping[str, Sequence[Bucket]]
     run_dir: Path | None
     show: TextStream | None
     monitor: Monitor | None = None
     beat: Callable[[str, int], None] = lambda phase, step: None
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    done: int = 0
+    ended: bool = False
     best: Weights | None = None
-    progress: Progress = dataclasses.field(default_factory=Progress)
+    logits: dict[Select, np.ndarray] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    progress: LoopProgress = dataclasses.field(default_factory=LoopProgress)
     checkpoints: Checkpoints | None = None
     saved: int | None = None
-    prefix: Prefix | None = None
-    buckets: Mapping[str, Sequence[Bucket]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        return self.progress.seconds
+    pending: list[tuple[dict[str, jax.Array], dict[str, np.ndarray]]] = dataclasses.field(
+        default_factory=list
+    )
 
     @property
     def total(self) -> int:
+        """Steps of the whole run."""
         return self.per_epoch * self.training.epochs
 
-    @property
-    def eval_batch(self) -> int:
-        wanted = self.training.eval_batch_size or 2 * self.training.batch_size
-        return evaluation_batch(wanted, self.mesh)
-
     def run(self, state: TrainState) -> tuple[TrainState, Weights | None]:
-        """Trains to the end, from the last checkpoint if there is one.
+        """Train to the end, from the last checkpoint if there is one.
 
         The order of resume:
         1. the newest whole checkpoint gives step, trainable, statistics, optimiser, averages,
            best weights so far, and (as JSON) the sums of the epoch in progress;
-        2. metrics.jsonl is cut back to that step, or to the one before where the figures of an
-           epoch were still to be taken;
+        2. metrics.jsonl is cut back to that step, or to the one before where the row of an epoch
+           was still to be written;
         3. the batches go on from the iterator's state, which is in the checkpoint too;
         4. every step's random key is a function of (seed, step), so it needs no state.
         """
-        training = self.training
-        if self.valid is not None:
-            # A copy: the state's own memory is given to the first step.
-            self.best = jax.tree.map(jnp.copy, (state.trainable, state.stats))
-        if self.run_dir is not None:
-            self.checkpoints = Checkpoints(self.run_dir / "checkpoints", say=self._say)
-            if self.checkpoints.latest is not None:
-                tree, told = self.checkpoints.restore({"state": state, "best": self.best})
-                state, self.best = tree["state"], tree["best"]
-                self.progress = Progress(**told)
-                self.saved = int(state.step)
-        done = int(state.step)
-        ended = done > 0 and done % self.per_epoch == 0 and bool(self.progress.sums)
-        records = Records(self.run_dir if is_main() else None, step=done - ended)
-        self.history = records.rows
-        feed = self._feed()
-        display = Display(self.total, done=done, stream=self.show)
-        if done:
-            display.say(f"going on from step {done} of {self.total}")
-        key = jax.random.key(training.seed)
-        pending: list[tuple[dict[str, jax.Array], dict[str, np.ndarray]]] = []
+        state = self._restore(state)
+        folder = self.run_dir if is_main() else None
+        writer = MetricsWriter(folder, step=self.done - self.ended, say=self._say)
+        self.history = writer.rows
+        feed = self._make_feed()
+        key = jax.random.key(self.training.seed)
+        display = ProgressDisplay(self.total, done=self.done, stream=self.show)
+        if self.done:
+            display.say(f"going on from step {self.done} of {self.total}")
         try:
             with StopRequest() as stop:
-                while done < self.total or ended:
-                    if not ended:
-                        began = time.monotonic()
-                        self.beat("input", done)
-                        batch, rows = feed.take()
-                        self.beat("step", done)
-                        state, sums = self.steps.train(state, self.frozen, batch, key)
-                        pending.append((sums, rows))
-                        done += 1
-                        ended = done % self.per_epoch == 0
-                        if done < self.total:
-                            self.beat("input", done)
-                            feed.fetch()  # while the devices compute
-                            self.beat("step", done)
-                        if self.checkpoints is not None:
-                            self.checkpoints.settle()
-                        look = ended or len(pending) >= CHECK_EVERY
-                        if look or (stop.signum is not None and not several()):
-                            self._collect(pending, done)
-                        stop.unsaved = True
-                        spent = time.monotonic() - began
-                        self.progress.seconds += spent
-                        self.progress.add("all", spent)
-                        epoch = (done - 1) // self.per_epoch + 1
-                        display.step(done, epoch, self._speed(), self._mean_loss())
-                    # Where several processes run, all must stop at the same step.
-                    stopping = stop.signum is not None
-                    if several() and (ended or not pending):
-                        stopping = any_of(stopping)
-                    elif several():
-                        stopping = False
-                    if ended and not stopping:
-                        _check_weights(state, done, self.checkpoints)
-                        row = self._epoch_row(state, done, stop)
-                        stopping = row is None
-                        if row is not None:
-                            records.add(row)
-                            display.say(_sentence(row, training.epochs, display.remaining()))
-                            self.progress.sums, self.progress.spent, ended = {}, {}, False
-                            epoch = done // self.per_epoch
-                            if epoch % training.save_every == 0 or done == self.total:
-                                self._save(state, done, feed)
-                            stopping = not several() and stop.signum is not None
-                    if stopping and (done < self.total or ended):
-                        # The signal may have come after the look at the loss above.
-                        self._collect(pending, done)
-                        _check_weights(state, done, self.checkpoints)
-                        self._save(state, done, feed)
-                        self._settle()
-                        where = (
-                            ""
-                            if self.checkpoints is None
-                            else "; the same command goes on from here"
-                        )
-                        signum = stop.signum or 15
-                        raise InterruptedRunError(
-                            f"stopped at step {done} of {self.total}{where}", signum
-                        )
-                self._settle()
+                while self.done < self.total or self.ended:
+                    if not self.ended:
+                        state = self._step(state, feed, key, stop)
+                        epoch = (self.done - 1) // self.per_epoch + 1
+                        display.step(self.done, epoch, self._speed(), self._mean_loss())
+                    stopping = self._agree_to_stop(stop)
+                    if self.ended and not stopping:
+                        stopping = not self._end_epoch(state, feed, stop, writer, display)
+                    if stopping and (self.done < self.total or self.ended):
+                        self._stop(state, feed, stop)
+                self._write(lambda checkpoints: checkpoints.settle())
         finally:
             display.close()
-            records.close()
+            writer.close()
             if self.checkpoints is not None:
                 self.checkpoints.close()
         return state, self.best
+
+    def _restore(self, state: TrainState) -> TrainState:
+        if self.valid is not None:
+            # A copy: the state's own memory is donated to the first step.
+            self.best = jax.tree.map(jnp.copy, (state.trainable, state.stats))
+        if self.run_dir is None:
+            return state
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", say=self._say)
+        if self.checkpoints.latest is None:
+            return state
+        tree, fields = self.checkpoints.restore({"state": state, "best": self.best})
+        self.best, self.progress = tree["best"], LoopProgress(**fields)
+        self.done = self.saved = int(tree["state"].step)
+        ended = self.done > 0 and self.done % self.per_epoch == 0
+        self.ended = ended and bool(self.progress.sums)
+        return tree["state"]
+
+    def _step(self, state: TrainState, feed: Feed, key: jax.Array, stop: StopRequest) -> TrainState:
+        """Take one batch and start its step; the next batch is read while the devices compute."""
+        began = time.monotonic()
+        self.beat("input", self.done)
+        batch, rows = feed.take()
+        self.beat("step", self.done)
+        state, sums = self.steps.train(state, self.evaluator.frozen, batch, key)
+        self.pending.append((sums, rows))
+        self.done += 1
+        self.ended = self.done % self.per_epoch == 0
+        if self.done < self.total:
+            self.beat("input", self.done)
+            feed.fetch()
+            self.beat("step", self.done)
+        if self.checkpoints is not None:
+            self.checkpoints.settle()
+        look = self.ended or len(self.pending) >= CHECK_EVERY
+        if look or (stop.signum is not None and not is_distributed()):
+            self._collect()
+        stop.unsaved = True
+        spent = time.monotonic() - began
+        self.progress.seconds += spent
+        self.progress.add("all", spent)
+        return state
+
+    def _agree_to_stop(self, stop: StopRequest) -> bool:
+        """Return whether to stop now; where several processes run, all stop at the same step."""
+        if not is_distributed():
+            return stop.signum is not None
+        return (self.ended or not self.pending) and any_process(stop.signum is not None)
+
+    def _end_epoch(
+        self,
+        state: TrainState,
+        feed: Feed,
+        stop: StopRequest,
+        writer: MetricsWriter,
+        display: ProgressDisplay,
+    ) -> bool:
+        """Evaluate, write the epoch's row and a checkpoint; return False on a request to stop."""
+        self._check_weights(state)
+        row = self._make_row(state, stop)
+        if row is None:
+            return False
+        writer.add(row)
+        display.say(_format_row(row, self.training.epochs, display.remaining()))
+        self.progress.sums, self.progress.spent, self.ended = {}, {}, False
+        if self.done // self.per_epoch % self.training.save_every == 0 or self.done == self.total:
+            self._save(state, feed)
+        return is_distributed() or stop.signum is None
+
+    def _stop(self, state: TrainState, feed: Feed, stop: StopRequest) -> None:
+        self._collect()  # the signal may have come after the last look at the loss
+        self._check_weights(state)
+        self._save(state, feed)
+        self._write(lambda checkpoints: checkpoints.settle())
+        resume = "" if self.checkpoints is None else "; the same command goes on from here"
+        raise InterruptedRunError(f"stopped at step {self.done} of {self.total}{resume}", stop.signum or 15)
 
     def _say(self, line: str) -> None:
         if self.show is not None:
             print(line, file=self.show, flush=True)
 
-    def _feed(self) -> Feed:
-        training = self.training
+    def _make_feed(self) -> Feed:
+        training, evaluator = self.training, self.evaluator
         batches = iter(
             make_train_batches(
                 self.train,
-                self.frontend,
+                evaluator.frontend,
                 batch_size=training.batch_size,
                 epochs=training.epochs,
                 seed=training.seed,
                 crop=training.crop,
                 threads=training.threads,
-                rows=local_rows(self.mesh, training.batch_size),
-                stored=None if self.prefix is None else self.prefix.of(self.train),
+                rows=find_local_rows(evaluator.mesh, training.batch_size),
+                stored=evaluator.load_tokens(self.train),
                 buckets=self.buckets.get("train", ()),
             )
         )
         if self.progress.iterator is not None:
             batches.set_state(self.progress.iterator)
         return Feed(
-            batches, lambda rows: put_batch(rows, self.mesh, training.batch_size), self.progress
+            batches,
+            lambda rows: put_batch(rows, evaluator.mesh, training.batch_size),
+            self.progress,
         )
 
-    def _save(self, state: TrainState, done: int, feed: Feed) -> None:
-        """Starts a checkpoint; the arrays are copied before this returns."""
-        # Never the same step twice: the one that is there would be gone while its like is written.
-        # Figures of an epoch that were still to be taken are taken again on the next resume.
-        if self.checkpoints is None or self.saved == done:
+    def _save(self, state: TrainState, feed: Feed) -> None:
+        """Start a checkpoint; the arrays are copied before this returns."""
+        # Never the same step twice: the first would be gone while the second is written. The row
+        # of an epoch that was still to be written is computed again on the next resume.
+        if self.checkpoints is None or self.saved == self.done:
             return
-        self.saved = done
-        self.beat("save", done)
+        self.saved = self.done
+        self.beat("save", self.done)
         self.progress.iterator = feed.state
-        tree = {"state": state, "best": self.best}
-        self._written(lambda c: c.save(done, tree, dataclasses.asdict(self.progress)))
+        tree, fields = {"state": state, "best": self.best}, dataclasses.asdict(self.progress)
+        self._write(lambda checkpoints: checkpoints.save(self.done, tree, fields))
 
-    def _settle(self) -> None:
-        self._written(lambda checkpoints: checkpoints.settle())
-
-    def _written(self, write: Callable[[Checkpoints], None]) -> None:
-        """Calls something that writes checkpoints; what a failure does is the user's choice."""
+    def _write(self, write: Callable[[Checkpoints], None]) -> None:
+        """Call something that writes checkpoints; `on_save_error` decides what a failure does."""
         if self.checkpoints is None:
             return
         try:
@@ -348,7 +373,9 @@ class Loop:
         except WriteError as error:
             if self.training.on_save_error == "stop":
                 raise
-            self._say(f"warning: {error}; training goes on without it (on_save_error=continue)")
+            self._say(
+                f"warning: {error}; training continues without it (training.on_save_error=continue)"
+            )
 
     def _speed(self) -> float:
         return self.progress.sums.get("weight", 0.0) / max(self.progress.spent["all"], 1e-9)
@@ -357,17 +384,17 @@ class Loop:
         sums = self.progress.sums
         return sums["loss"] / sums["weight"] if sums.get("weight") else None
 
-    def _epoch_row(self, state: TrainState, done: int, stop: StopRequest) -> dict[str, Any] | None:
-        """The figures of an epoch; None where a request to stop came in between."""
+    def _make_row(self, state: TrainState, stop: StopRequest) -> dict[str, Any] | None:
+        """Return the figures of an epoch, or None on a request to stop."""
         sums, spent = self.progress.sums, self.progress.spent
-        counted = sums["weight"] or math.nan
+        clips = sums["weight"] or math.nan
         row: dict[str, Any] = {
-            "step": done,
-            "epoch": done // self.per_epoch,
-            "train/loss": sums["loss"] / counted,
-            "train/accuracy": sums["correct"] / counted,
-            "train/clips_per_s": sums["weight"] / max(spent["all"], 1e-9),
-            "train/lr": float(self.rate(done - 1)),
+            "step": self.done,
+            "epoch": self.done // self.per_epoch,
+            "train/loss": sums["loss"] / clips,
+            "train/accuracy": sums["correct"] / clips,
+            "train/clips_per_s": self._speed(),
+            "train/lr": float(self.schedule(self.done - 1)),
             "train/seconds": spent["all"],
             "train/seconds_input": spent.get("input", 0.0),
             "train/seconds_transfer": spent.get("transfer", 0.0),
@@ -375,84 +402,80 @@ class Loop:
         if sums["skipped"]:
             row["train/skipped"] = sums["skipped"]
         weights = (state.trainable, state.stats)
-        self.beat("eval", done)
+        self.beat("eval", self.done)
         if self.monitor is not None:
-            # The method's figures are computed on the same first batch each time.
-            source = self.train if self.valid is None else self.valid
-            size = self.eval_batch
-            batches = make_eval_batches(
-                source, self.frontend, batch_size=size, threads=0, rows=local_rows(self.mesh, size)
-            )
-            host = next(iter(batches))
-            batch = put_batch({n: host[n] for n in ("audio", "length")}, self.mesh, size)
-            x = self.frontend(batch["audio"], batch["length"])
-            length = self.frontend.count_frames(batch["length"])
-            figures = jax.device_get(self.monitor(*weights, self.frozen, x, length))
-            row |= {f"mixture/{name}": float(value) for name, value in figures.items()}
-        if self.valid is not None:
+            row |= self._monitor(self.monitor, weights)
+        if self.valid is None:
+            return row
+        score = self._validate(self.valid, weights, stop)
+        return None if score is None else row | score
 
-            def stopped() -> bool:
-                self.beat("eval", done)
-                return stop.signum is not None and not several()
+    def _monitor(self, monitor: Monitor, weights: Weights) -> dict[str, float]:
+        """Return the method's figures, computed on the same first batch each time."""
+        frontend, mesh, size = self.evaluator.frontend, self.evaluator.mesh, self.evaluator.batch
+        source = self.train if self.valid is None else self.valid
+        rows = find_local_rows(mesh, size)
+        host = next(iter(make_eval_batches(source, frontend, batch_size=size, threads=0, rows=rows)))
+        batch = put_batch({name: host[name] for name in ("audio", "length")}, mesh, size)
+        x, length = frontend(batch["audio"], batch["length"]), frontend.count_frames(batch["length"])
+        figures = jax.device_get(monitor(*weights, self.evaluator.frozen, x, length))
+        return {f"mixture/{name}": float(value) for name, value in figures.items()}
 
-            logits = predict_logits(
-                self.steps,
-                weights,
-                self.frozen,
-                self.valid,
-                self.frontend,
-                self.eval_batch,
-                self.mesh,
-                stopped,
-                None if self.prefix is None else self.prefix.of(self.valid),
-                self.buckets.get("valid", ()),
-            )
-            if logits is None:
-                return None
-            result = measure(logits, self.valid, 0)
-            name, value, _, _ = result.headline
-            row[f"valid/{name}"] = value
-            best = self.progress.best_score
-            if value is not None and (best is None or value > best):
-                self.progress.best_score = value
-                self.best = jax.tree.map(jnp.copy, weights)
-        return row
+    def _validate(
+        self, valid: Source, weights: Weights, stop: StopRequest
+    ) -> dict[str, float | None] | None:
+        """Return the score on the validation clips by name; keep the best weights."""
 
-    def _collect(
-        self, pending: list[tuple[dict[str, jax.Array], dict[str, np.ndarray]]], step: int
-    ) -> None:
-        """Adds the steps' sums to the epoch's; too many that were not finite stop the run."""
-        for index, one in enumerate(jax.device_get([sums for sums, _ in pending])):
-            at = step - len(pending) + index + 1
-            for name, value in one.items():
+        def stopped() -> bool:
+            self.beat("eval", self.done)
+            return stop.signum is not None and not is_distributed()
+
+        logits = self.evaluator.predict(
+            weights, valid, buckets=self.buckets.get("valid", ()), stopped=stopped
+        )
+        if logits is None:
+            return None
+        self.logits["last"] = logits
+        name, value, _, _ = measure_metrics(logits, valid, 0).headline
+        best = self.progress.best_score
+        if value is not None and (best is None or value > best):
+            self.progress.best_score = value
+            self.best = jax.tree.map(jnp.copy, weights)
+            self.logits["best"] = logits
+        return {f"valid/{name}": value}
+
+    def _collect(self) -> None:
+        """Add the pending steps to the epoch's sums; too many that are not finite end the run."""
+        first = self.done - len(self.pending) + 1
+        for index, sums in enumerate(jax.device_get([sums for sums, _ in self.pending])):
+            step = first + index
+            for name, value in sums.items():
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + float(value)
-            if not one["skipped"]:
+            if not sums["skipped"]:
                 continue
             self.progress.skipped += 1
-            dumped = self._dump(pending[index][1], at)
-            if self.progress.skipped > self.training.max_skipped:
-                kept = ""
-                if self.checkpoints is not None:
-                    kept = f"; the last finite checkpoint is {_last(self.checkpoints)}"
-                many = ""
-                if self.training.max_skipped:
-                    many = f" ({self.progress.skipped} such steps, {self.training.max_skipped} "
-                    many += "are put up with)"
+            saved = self._dump(self.pending[index][1], step)
+            allowed = self.training.max_skipped
+            if self.progress.skipped > allowed:
+                many = f" ({self.progress.skipped} such steps, {allowed} are allowed)"
                 raise NotFiniteError(
-                    f"the loss or its gradient at step {at} is not finite{many}{dumped}{kept}; "
-                    "lower optim.lr, or set optim.clip to 1"
+                    f"the loss or its gradient at step {step} is not finite"
+                    f"{many if allowed else ''}{saved}{self._last_checkpoint()}; {LOWER}"
                 )
-            self._say(f"warning: step {at} was skipped: its loss or gradient is not finite{dumped}")
-        pending.clear()
+            self._say(
+                f"warning: step {step} was skipped: its loss or gradient is not finite{saved}"
+            )
+        self.pending.clear()
 
     def _dump(self, rows: dict[str, np.ndarray], step: int) -> str:
-        """Writes the batch of a step that was not finite, and says where."""
+        """Write the batch of a step that is not finite, and say where."""
         ids = [self.train.clips[int(i)].id for i in rows["index"]]
         if self.run_dir is None:
             return f" (its clips: {', '.join(dict.fromkeys(ids[:5]))}, ...)"
-        rank = f"-process{jax.process_index()}" if several() else ""
+        rank = f"-process{jax.process_index()}" if is_distributed() else ""
         path = self.run_dir / f"not-finite-step{step}{rank}.npz"
-        load = ClipLoader(self.train, self.train.targets(), self.frontend, self.training.crop)
+        frontend = self.evaluator.frontend
+        load = ClipLoader(self.train, self.train.targets(), frontend, self.training.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
         try:
             with path.open("wb") as file:
@@ -462,30 +485,23 @@ class Loop:
             return f" (its batch could not be written: {error.strerror or error})"
         return f" (its batch is in {path})"
 
+    def _check_weights(self, state: TrainState) -> None:
+        """End the run at weights that are not finite: the loss shows it one step too late."""
+        if not bool(_is_finite((state.trainable, state.stats, state.average))):
+            raise NotFiniteError(
+                f"the weights after step {self.done} are not finite{self._last_checkpoint()}; "
+                f"{LOWER}"
+            )
 
-def _check_weights(state: TrainState, step: int, checkpoints: Checkpoints | None) -> None:
-    """Stops the run at weights that are not finite: the loss would tell one step too late."""
-    if not bool(_finite((state.trainable, state.stats, state.average))):
-        kept = (
-            "" if checkpoints is None else f"; the last finite checkpoint is {_last(checkpoints)}"
-        )
-        raise NotFiniteError(
-            f"the weights after step {step} are not finite{kept}; lower optim.lr, or set "
-            "optim.clip to 1"
-        )
-
-
-_finite = jax.jit(finite)
-
-
-def _last(checkpoints: Checkpoints) -> str:
-    step = checkpoints.latest
-    return (
-        "none, as none was saved yet" if step is None else f"step {step} in {checkpoints.directory}"
-    )
+    def _last_checkpoint(self) -> str:
+        if self.checkpoints is None:
+            return ""
+        step = self.checkpoints.latest
+        where = "none" if step is None else f"step {step} in {self.checkpoints.directory}"
+        return f"; the last finite checkpoint is {where}"
 
 
-def _sentence(row: dict[str, Any], epochs: int, remaining: str) -> str:
+def _format_row(row: dict[str, Any], epochs: int, remaining: str) -> str:
     text = (
         f"epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}  "
         f"train accuracy {row['train/accuracy']:.3f}"

@@ -16,7 +16,7 @@ class Optim:
     """AdamW and its schedule.
 
     `cosine` is Soft-MoA's and its sibling's (arXiv 2402.00828, 2312.03694): cosine to zero over
-    all steps, stepped every batch. `steps` is AAT's (arXiv 2401.10544): constant for
+    all steps, updated every batch. `steps` is AAT's (arXiv 2401.10544): constant for
     `decay_start` epochs, then times `decay_rate` every `decay_every` epochs. `constant` stays.
 
     Attributes:
@@ -69,7 +69,7 @@ class Optim:
 
     @classmethod
     def aat(cls, lr: float = 1e-4) -> "Optim":
-        """AAT's recipe for ESC-50: AdamW, weight decay 0.05, x0.85 an epoch from epoch 5."""
+        """AAT's recipe for ESC-50: AdamW, weight decay 0.05, x0.85 per epoch from epoch 5."""
         return cls(lr=lr, schedule="steps", weight_decay=0.05, b2=0.999, eps=1e-8)
 
     @classmethod
@@ -78,12 +78,12 @@ class Optim:
         return cls(lr=lr)
 
 
-def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
-    """The learning rate as a function of the step (step 0 is the first update).
+def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step (step 0 is the first update).
 
     Args:
         optim: the schedule.
-        steps_per_epoch: updates an epoch.
+        steps_per_epoch: updates per epoch.
         epochs: epochs of the whole run.
     """
     total = max(1, steps_per_epoch * epochs)
@@ -95,8 +95,8 @@ def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
             # join_schedules counts from the end of the warm-up; the epochs are the run's.
             bounds: dict[int, float] = {}
             for epoch in every:
-                at = max(0, epoch * steps_per_epoch - optim.warmup_steps)
-                bounds[at] = bounds.get(at, 1.0) * optim.decay_rate
+                step = max(0, epoch * steps_per_epoch - optim.warmup_steps)
+                bounds[step] = bounds.get(step, 1.0) * optim.decay_rate
             main = optax.piecewise_constant_schedule(optim.lr, bounds)
         case _:
             main = optax.constant_schedule(optim.lr)
@@ -109,27 +109,21 @@ def learning_rate(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
 def make_optimizer(
     optim: Optim, *, steps_per_epoch: int, epochs: int
 ) -> optax.GradientTransformation:
-    """The optax chain for a trainable tree; its state has exactly that tree's leaves."""
-    chain: list[optax.GradientTransformation] = []
-    if optim.clip is not None:
-        chain.append(optax.clip_by_global_norm(optim.clip))
-    mask = None if optim.decay_mask == "all_trainable" else _matrices
-    schedule = learning_rate(optim, steps_per_epoch=steps_per_epoch, epochs=epochs)
-    chain.append(
-        optax.adamw(
-            schedule,
-            b1=optim.b1,
-            b2=optim.b2,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            mask=mask,
-        )
+    """Return the optax chain for a trainable tree; its state has exactly that tree's leaves."""
+    clip = [] if optim.clip is None else [optax.clip_by_global_norm(optim.clip)]
+    adamw = optax.adamw(
+        make_schedule(optim, steps_per_epoch=steps_per_epoch, epochs=epochs),
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=None if optim.decay_mask == "all_trainable" else _mask_matrices,
     )
-    return optax.chain(*chain)
+    return optax.chain(*clip, adamw)
 
 
-def _matrices(params: Any) -> Any:
-    """True for every leaf that is neither a bias nor a LayerNorm scale."""
+def _mask_matrices(params: Any) -> Any:
+    """Return True for every leaf that is neither a bias nor a LayerNorm scale."""
 
     def decays(path: Any, leaf: jax.Array) -> bool:
         names = keystr(path, simple=True, separator="/").split("/")

@@ -1,15 +1,18 @@
-"""Frozen-prefix reuse: what lies below the first trained block is computed once and stored.
+"""StoredTokens outputs of the frozen blocks below the first trained one.
 
 The tokens that enter that block are the same in every epoch as long as nothing below is trained and
-the sound is the same each time. They are stored in the compute type, one row a clip, keyed by the
-weights below, the front end, the compute type and the sounds, and training begins from there.
+the sound is the same each time. They are stored in the compute type, one row per clip, keyed by the
+weights below, the front end, the compute type and the sounds, and training begins from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,18 +27,17 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
 from aatjax.data.source import Source
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import UsageError, WriteError
 from aatjax.io.atomic import write_folder
-from aatjax.io.digest import hash_arrays, hash_bytes, hash_json
-from aatjax.io.json_file import read_json, write_json
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
-from aatjax.train.distributed import several
+from aatjax.train.distributed import is_distributed
+from aatjax.train.forward import ModelState, make_forward
 from aatjax.train.sharding import fetch, put_batch
 
 
 def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples: int) -> int:
-    """The block that training begins at, where a prefix may be reused.
+    """Return the block that training begins at where its inputs can be stored.
 
     Args:
         model: the adapted model.
@@ -45,59 +47,62 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
         samples: samples that the model takes.
 
     Raises:
-        UsageError: with the reason and what to change.
+        UsageError: the tokens change during training; the message says why and what to change.
     """
     start = find_first_trained(model)
-    if start is None:
-        raise UsageError(
-            "cache_prefix: the method trains something in front of the blocks, so nothing can be "
-            "reused: leave training.cache_prefix out"
-        )
-    if start == 0:
-        raise UsageError(
-            "cache_prefix: block 0 is trained or adapted, so every token changes from step to "
-            "step: adapt the last blocks only (petl.last_blocks), or leave training.cache_prefix"
-        )
-    if augment != Augment():
-        changed = [
-            field.name
-            for field in dataclasses.fields(augment)
-            if getattr(augment, field.name) != getattr(Augment(), field.name)
-        ]
-        raise UsageError(
-            f"cache_prefix: augmentation makes other sounds every epoch ({', '.join(changed)}): "
-            "switch it off, or leave training.cache_prefix"
-        )
-    if crop == "random" and longest > samples:
-        raise UsageError(
-            "cache_prefix: training.crop='random' cuts clips elsewhere every epoch: take "
-            "crop='start', or leave training.cache_prefix"
-        )
-    if several():
-        raise UsageError("cache_prefix: not with several processes: leave training.cache_prefix")
+    none = Augment()
+    changed = [
+        field.name
+        for field in dataclasses.fields(augment)
+        if getattr(augment, field.name) != getattr(none, field.name)
+    ]
+    reasons = {
+        "the method trains parameters before the first block": start is None,
+        "block 0 is trained or adapted, so every token changes at each step: adapt the last "
+        "blocks only (petl.last_blocks)": start == 0,
+        f"augmentation changes the sounds every epoch ({', '.join(changed)}): switch it off": (
+            augment != none
+        ),
+        "training.crop='random' cuts long clips at another place every epoch: use "
+        "training.crop='start'": crop == "random" and longest > samples,
+        "it needs a single process": is_distributed(),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UsageError(f"training.cache_prefix: {reason}, or set training.cache_prefix=false")
+    assert start is not None
     return start
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-    """The part of a model below a block, and where its outputs are stored.
+class TokensBefore:
+    """Reads the tokens that enter block `start` from a model, see `make_forward`."""
+
+    start: int
+
+    def __call__(self, model: AST, x: jax.Array, valid: jax.Array) -> jax.Array:
+        return model.run_until(x, valid, self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixCache:
+    """The part of a model below a block, and its stored outputs.
 
     Attributes:
-        graphdef, trainable, stats, frozen: the split model, on the devices.
+        graphdef: the model's structure.
+        state: its parameters, on the devices.
         frontend: log-mel front end.
         start: the first block that is not part of it.
-        key: identifies weights, front end and compute type.
+        key: identifies weights, front end and compute type, see `make_prefix_key`.
         folder: where tokens are stored; None keeps them in memory.
-        known: what was stored or found, by what it depends on.
         dtype: the compute type, in which tokens are stored.
-        batch: clips a step, that of training, so that the same program shape computes them.
+        batch: clips per batch: that of training, so that tokens are computed in the same shape.
         mesh: the devices.
+        known: tokens that were loaded or computed, by what they depend on.
     """
 
     graphdef: Any
-    trainable: Any
-    stats: Any
-    frozen: Any
+    state: ModelState
     frontend: FrontEnd
     start: int
     key: str
@@ -107,107 +112,102 @@ class Prefix:
     mesh: Mesh
     known: dict[str, StoredTokens] = dataclasses.field(default_factory=dict)
 
-    def of(self, source: Source) -> StoredTokens:
-        """The stored tokens of a source, computed now where they are not there.
+    def load(self, source: Source) -> StoredTokens:
+        """Return the tokens of a source's clips; compute and store them where they are missing.
 
         Raises:
             WriteError: they cannot be written.
         """
-        digest = hash_bytes(f"{self.key} {source.fingerprint()}")[:32]
+        digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()[:32]
         if digest not in self.known:
-            place = None if self.folder is None else self.folder / digest
-            found = None if place is None else _read(place)
-            if found is None:
-                found = self._computed(source, place)
-            self.known[digest] = found
+            self.known[digest] = self._find(source, digest)
         return self.known[digest]
 
-    def _computed(self, source: Source, place: Path | None) -> StoredTokens:
-        if place is None:
+    def _find(self, source: Source, digest: str) -> StoredTokens:
+        if self.folder is None:
             return self._compute(source, np.empty)
-        dtype = jnp.dtype(self.dtype)
-
-        def fill(folder: Path) -> None:
-            stored = self._compute(
-                source,
-                lambda shape, dtype: np.lib.format.open_memmap(
-                    folder / "tokens.npy", "w+", _plain(dtype), shape
-                ),
-            )
-            np.save(folder / "length.npy", stored.length)
-            getattr(stored.tokens, "flush", lambda: None)()
-            digest = hash_arrays({"tokens": stored.tokens, "frames": stored.length})
-            write_json(folder / "about.json", {"dtype": dtype.name, "sha256": digest})
-
+        place = self.folder / digest
+        if (found := _read(place)) is not None:
+            return found
         try:
-            write_folder(place, fill)
+            write_folder(place, lambda folder: self._store(source, folder))
         except WriteError as error:
-            if not place.is_dir():  # else another run was first: the same tokens
-                raise WriteError(
-                    f"{error} (--data.cache), or omit training.cache_prefix"
-                ) from error
+            if (found := _read(place)) is not None:  # another run stored the same tokens first
+                return found
+            raise WriteError(
+                f"{error}; choose another folder (--data.cache) or set training.cache_prefix=false"
+            ) from error
         found = _read(place)
         assert found is not None
         return found
 
-    def _compute(self, source: Source, make: Callable[[Any, Any], np.ndarray]) -> StoredTokens:
-        before = self._program()
+    def _store(self, source: Source, folder: Path) -> None:
+        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            # .npy files do not know bfloat16: its bits are stored.
+            plain = np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
+            return np.lib.format.open_memmap(folder / "tokens.npy", "w+", plain, shape)
+
+        stored = self._compute(source, allocate)
+        np.save(folder / "length.npy", stored.length)
+        stored.tokens.flush()  # pyright: ignore[reportAttributeAccessIssue]
+        about = {"dtype": self.dtype, "crc32": _checksum(stored.tokens, stored.length)}
+        (folder / "about.json").write_text(json.dumps(about))
+
+    def _compute(
+        self, source: Source, allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray]
+    ) -> StoredTokens:
+        """Return the tokens and valid samples of every clip, in an array that `allocate` makes."""
+        forward = make_forward(self.graphdef, self.frontend, TokensBefore(self.start))
         dtype = jnp.dtype(self.dtype)
         tokens: np.ndarray | None = None
-        frames = np.zeros(len(source), np.int32)
-        at = 0
+        length = np.zeros(len(source), np.int32)
+        done = 0
         for rows in make_eval_batches(source, self.frontend, batch_size=self.batch):
             kept = int((rows["weight"] > 0).sum())
             given = {name: rows[name] for name in ("audio", "length")}
-            out = fetch(before(put_batch(given, self.mesh, self.batch)))[:kept]
+            batch = put_batch(given, self.mesh, self.batch)
+            out = fetch(forward(self.state, batch["audio"], batch["length"]))[:kept]
             if tokens is None:
-                tokens = make((len(source), *out.shape[1:]), dtype)
-            tokens[at : at + kept] = out.astype(dtype).view(tokens.dtype)
-            frames[at : at + kept] = rows["length"][:kept]
-            at += kept
+                tokens = allocate((len(source), *out.shape[1:]), dtype)
+            tokens[done : done + kept] = out.astype(dtype).view(tokens.dtype)
+            length[done : done + kept] = rows["length"][:kept]
+            done += kept
         assert tokens is not None
-        return StoredTokens(tokens, frames)
-
-    def _program(self) -> Callable[[Any], jax.Array]:
-        def before(trainable: Any, stats: Any, frozen: Any, batch: Any) -> jax.Array:
-            model: AST = surgery.join(self.graphdef, trainable, stats, frozen)
-            model.eval()
-            x = self.frontend(batch["audio"], batch["length"])
-            return model.run_until(x, self.frontend.count_frames(batch["length"]), self.start)
-
-        jitted = jax.jit(before)
-        return lambda batch: jitted(self.trainable, self.stats, self.frozen, batch)
+        return StoredTokens(tokens, length)
 
 
-def prefix_key(model: AST, frontend: FrontEnd, start: int) -> str:
-    """Identifies what the stored tokens depend on beside the sounds."""
-    weights = {}
-    for path, value in surgery.arrays(model).items():
-        room, _, rest = path.partition("/")
-        if room == "embed" or (room == "blocks" and int(rest.partition("/")[0]) < start):
-            weights[path] = value
+def make_prefix_key(model: AST, frontend: FrontEnd, start: int) -> str:
+    """Return a digest of what stored tokens depend on, except the sounds."""
+    digest = hashlib.sha256()
+    for path, value in sorted(surgery.arrays(model).items()):
+        part, _, rest = path.partition("/")
+        if part == "embed" or (part == "blocks" and int(rest.partition("/")[0]) < start):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
     about = {**dataclasses.asdict(frontend), "start": start, "config": repr(model.config)}
-    about = {name: str(value) for name, value in about.items()}
-    return hash_json({**about, "weights": hash_arrays(weights)})
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
-def _plain(dtype: Any) -> np.dtype:
-    """A type that .npy files know: bfloat16 is stored as its bits."""
-    return np.dtype(np.uint16) if jnp.dtype(dtype) == jnp.bfloat16 else np.dtype(dtype)
+def _checksum(tokens: np.ndarray, length: np.ndarray) -> int:
+    found = zlib.crc32(length.tobytes())
+    for row in tokens:
+        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
+    return found
 
 
 def _read(place: Path) -> StoredTokens | None:
-    """StoredTokens tokens; None where there are none, or damaged ones, which are computed anew."""
+    """Return stored tokens, or None where there are none or damaged ones, which are removed."""
     if not place.is_dir():
         return None
     try:
-        about = read_json(place / "about.json")
+        about = json.loads((place / "about.json").read_text())
         tokens = np.load(place / "tokens.npy", mmap_mode="r")
-        frames = np.load(place / "length.npy")
-        if about["sha256"] != hash_arrays({"tokens": tokens, "frames": frames}):
-            raise ValueError("the checksum does not fit")
-        return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), frames)
-    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-        warnings.warn(f"{place}: damaged ({error}); computed anew", stacklevel=2)
+        length = np.load(place / "length.npy")
+        if about["crc32"] != _checksum(tokens, length):
+            raise ValueError("its checksum does not match")
+        return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), length)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{place}: damaged ({error}); computed again", stacklevel=2)
         shutil.rmtree(place, ignore_errors=True)
         return None

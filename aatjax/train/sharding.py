@@ -1,9 +1,9 @@
-"""Where the arrays of a run lie: one mesh, rules by path, placement.
+"""Placement of a run's arrays on its devices: one mesh, sharding rules by parameter path.
 
-Axes: `data` (every device its own clips, weights copied), `fsdp` (its own clips, the large weights
-of the body in pieces) and `model` (heads and hidden units of every block in pieces, all devices on
-the same clips). The batch is split over `data` and `fsdp`; tokens are never split. Adapters are
-small: they are copied everywhere and their gradients are summed over the batch once a step.
+Axes: `data` (each device its own clips, weights copied), `fsdp` (its own clips, the large weights
+of the body split) and `model` (heads and hidden units of every block split, all devices on the
+same clips). The batch is split over `data` and `fsdp`; tokens are never split. Adapters are small:
+they are copied everywhere and their gradients are summed over the batch once per step.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/\d+/mlp/down/kernel", ("model", "fsdp")),
     (r"embed/proj/kernel", (None, None, None, "fsdp")),
 )
-"""(what the end of a parameter's path matches, the mesh axis of each of its axes).
+"""(pattern of the end of a parameter's path, mesh axis of each of its axes).
 
-All else is copied. The optimiser's moments and the moving average lie as their parameter does.
+All else is copied. The optimiser's moments and the moving average are placed as their parameter.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Number of devices along each axis of the mesh; -1, once, takes what is left.
+    """Number of devices along each axis of the mesh; -1, once, takes the rest.
 
     Attributes:
-        data: devices with the same weights and other clips.
-        fsdp: devices that hold a piece of each large weight, and other clips.
+        data: devices with the same weights and different clips.
+        fsdp: devices with a piece of each large weight and different clips.
         model: devices that share the heads and hidden units of the same clips.
     """
 
@@ -57,12 +57,12 @@ class MeshShape:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             if size != -1 and size < 1:
-                raise UsageError(f"mesh.{name}={size} must be at least 1, or -1 for what is left")
+                raise UsageError(f"mesh.{name}={size} must be at least 1, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UsageError("only one of mesh.data, mesh.fsdp and mesh.model may be -1")
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """Devices along `data`, `fsdp` and `model`.
+        """Return the number of devices along `data`, `fsdp` and `model`.
 
         Raises:
             UsageError: the sizes do not multiply to the number of devices.
@@ -73,13 +73,13 @@ class MeshShape:
             said = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, given, strict=True))
             raise UsageError(
                 f"{said} do not fit {devices} devices: their product must be {devices}; with -1 "
-                "one of them takes what is left"
+                "one of them takes the rest"
             )
         data, fsdp, model = (devices // fixed if size == -1 else size for size in given)
         return data, fsdp, model
 
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over all devices of all processes, or over those given.
+        """Return the mesh over all devices of all processes, or over those given.
 
         On several slices (groups of TPU chips with a slow network in between) the `data` axis runs
         across the slices.
@@ -100,18 +100,18 @@ class MeshShape:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """Devices that the clips of a batch are split over."""
+def count_batch_shards(mesh: Mesh) -> int:
+    """Return the number of devices that the clips of a batch are split over."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") -> None:
-    """Refuses a batch that does not divide over the devices.
+    """Refuse a batch that does not divide over the devices.
 
     Raises:
-        UsageError: with the nearest sizes that do.
+        UsageError: it names the nearest sizes that do.
     """
-    size = batch_shards(mesh)
+    size = count_batch_shards(mesh)
     if batch_size % size:
         below, above = batch_size // size * size, -(-batch_size // size) * size
         near = f"{below} or {above}" if below else f"{above}"
@@ -121,16 +121,16 @@ def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") 
         )
 
 
-def path_of(path: Any) -> str:
-    """A parameter's path as in `surgery.variables`: wrappers and NNX's own names left out."""
+def join_path(path: Any) -> str:
+    """Return a key path as in `surgery.variables`: without wrappers and NNX's own names."""
     names = keystr(path, simple=True, separator="/").split("/")
     return "/".join(name for name in names if name not in ("base", "value", ""))
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How an array is split: by the first rule that its path ends in, else not at all.
+def choose_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Return how an array is split: by the first rule that matches its path, else not at all.
 
-    An axis that the mesh does not divide is left whole.
+    An axis that the mesh does not divide is not split.
     """
     for pattern, axes in RULES:
         if re.search(rf"(^|/){pattern}$", path) and len(axes) == len(shape):
@@ -142,27 +142,27 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return WHOLE
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every array of a tree, by its path."""
+def make_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Return the NamedSharding of every array of a tree, by its path."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec_of(path_of(path), tuple(leaf.shape), mesh))
+        return NamedSharding(mesh, choose_spec(join_path(path), tuple(leaf.shape), mesh))
 
     return tree_map_with_path(one, tree)
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """The tree's arrays on the mesh; each device is given its own piece and nothing more."""
+def place_arrays(tree: Any, mesh: Mesh) -> Any:
+    """Put a tree's arrays on the mesh; each device gets its own piece only."""
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(one, tree, shardings(tree, mesh))
+    return jax.tree.map(one, tree, make_shardings(tree, mesh))
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a batch that the devices of this process hold, in order."""
+def find_local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Return the rows of a batch that the devices of this process hold, in order."""
     sharding = NamedSharding(mesh, BATCH)
     pieces = sharding.addressable_devices_indices_map((batch_size,)).values()
     rows = np.arange(batch_size)
@@ -170,7 +170,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
-    """This process's rows of a batch as arrays over the whole mesh."""
+    """Put this process's rows of a batch on the devices, as arrays over the whole mesh."""
     sharding = NamedSharding(mesh, BATCH)
 
     def one(rows: np.ndarray) -> jax.Array:
@@ -181,7 +181,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict
 
 
 def fetch(tree: Any) -> Any:
-    """The tree as numpy arrays, whole, on every process."""
+    """Return the whole tree as numpy arrays, on every process."""
 
     def one(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -1,4 +1,4 @@
-"""What training changes, as one pytree."""
+"""The arrays that training changes, as one pytree."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,10 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import tree_map_with_path
 
-from aatjax.train.sharding import path_of, place, shardings
+from aatjax.train.sharding import join_path, make_shardings, place_arrays
+
+FLOAT32_PARTS = {"ln1", "ln2", "norm", "head", "batch_norm"}
+"""Modules that compute in float32 whatever the compute type."""
 
 
 @jax.tree_util.register_dataclass
@@ -18,10 +21,8 @@ from aatjax.train.sharding import path_of, place, shardings
 class TrainState:
     """Everything that a step updates; the frozen parameters are passed beside it, untouched.
 
-    Keeping them apart lets the step give its old state's memory away (donation), and keeps them
-    out of every checkpoint.
-
-    Its leaves are arrays, or what stands for each of them: shapes, shardings.
+    Keeping them apart lets the step donate the memory of its old state, and keeps them out of
+    every checkpoint. The leaves are arrays, or their shapes or shardings.
 
     Attributes:
         step: updates done, int32 scalar.
@@ -41,10 +42,7 @@ class TrainState:
 def init_state(
     trainable: Any, stats: Any, tx: optax.GradientTransformation, *, average: bool
 ) -> TrainState:
-    """A state before the first step; its leaves are its own copies, free to be donated.
-
-    Under `jax.jit` with `out_shardings` it is made where it will lie.
-    """
+    """Return the state before the first step; its leaves are copies, free to be donated."""
     copy = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (trainable, stats))
     trainable, stats = copy
     return TrainState(
@@ -58,7 +56,7 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run starts from, on its mesh.
+    """The arrays that a run starts from, on its mesh.
 
     Attributes:
         state: the state before the first step.
@@ -71,19 +69,19 @@ class Start:
     layout: TrainState
 
 
-def abstract_state(
+def make_abstract_state(
     trainable: Any, stats: Any, tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
 ) -> tuple[TrainState, TrainState]:
-    """Shapes of a state, and the sharding of each of its arrays; nothing is computed."""
+    """Return the shapes of a state and the sharding of each of its arrays; computes nothing."""
 
     def make(trainable: Any, stats: Any) -> TrainState:
         return init_state(trainable, stats, tx, average=average)
 
     shapes = jax.eval_shape(make, trainable, stats)
-    return shapes, shardings(shapes, mesh)
+    return shapes, make_shardings(shapes, mesh)
 
 
-def start(
+def start_state(
     trainable: Any,
     stats: Any,
     frozen: Any,
@@ -93,38 +91,38 @@ def start(
     average: bool,
     dtype: Any = jnp.float32,
 ) -> Start:
-    """The first state and the frozen parameters, made or placed where they will lie.
+    """Return the first state and the frozen parameters, made or placed where they will lie.
 
     Args:
         trainable, stats, frozen: the parts of a model (`surgery.split`), on the host or a device.
         tx: optimiser over the trainable tree.
         mesh: the devices of the run.
         average: whether the state has a moving average.
-        dtype: the model's compute type; see `hold`.
+        dtype: the model's compute type; see `cast_frozen`.
     """
-    _, layout = abstract_state(trainable, stats, tx, mesh, average=average)
+    _, layout = make_abstract_state(trainable, stats, tx, mesh, average=average)
 
     def make(trainable: Any, stats: Any) -> TrainState:
         return init_state(trainable, stats, tx, average=average)
 
     with jax.set_mesh(mesh):
         state = jax.jit(make, out_shardings=layout)(*jax.device_get((trainable, stats)))
-    return Start(state, place(hold(frozen, dtype), mesh), layout)
+    return Start(state, place_arrays(cast_frozen(frozen, dtype), mesh), layout)
 
 
-def hold(frozen: Any, dtype: Any) -> Any:
-    """The frozen parameters in the type that they are computed in.
+def cast_frozen(frozen: Any, dtype: Any) -> Any:
+    """Return the frozen parameters in the compute type.
 
     In bfloat16 that halves their memory and changes no result: the forward pass casts them at each
     use anyway. LayerNorms and the head compute in float32 and keep it.
     """
-    exact = {"ln1", "ln2", "norm", "head", "batch_norm"}
 
-    def one(path: Any, leaf: Any) -> Any:
-        if exact & set(path_of(path).split("/")) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    def cast(path: Any, leaf: Any) -> Any:
+        parts = set(join_path(path).split("/"))
+        if FLOAT32_PARTS & parts or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype)
         return np.asarray(leaf).astype(dtype)
 
-    return frozen if dtype == jnp.float32 else tree_map_with_path(one, frozen)
+    return frozen if dtype == jnp.float32 else tree_map_with_path(cast, frozen)

@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure functions, differentiated over what is trainable."""
+"""The compiled training step, with gradients of the trainable tree only."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from aatjax import ops, surgery
+from aatjax import surgery
 from aatjax.audio.augment import Augment
-from aatjax.audio.fbank import count_frames
 from aatjax.audio.frontend import FrontEnd
+from aatjax.train.forward import BatchFrontEnd, make_forward
 from aatjax.train.state import TrainState
 
 Loss = Literal["ce", "bce"]
@@ -22,7 +22,7 @@ Loss = Literal["ce", "bce"]
 class Batch(TypedDict):
     """One batch: audio `[b, s]` int16, valid samples `[b]`, targets `[b, c]`, weight `[b]`.
 
-    A target is NaN where it is not known whether the clip has the class (loss `bce` only).
+    A target is NaN where it is unknown whether the clip has the class (loss `bce` only).
     """
 
     audio: Num[Array, "b *s"]
@@ -31,20 +31,20 @@ class Batch(TypedDict):
     weight: Float[Array, " b"]
 
 
-def loss_per_clip(
+def compute_losses(
     logits: Float[Array, "b c"],
     target: Float[Array, "b c"],
     loss: Loss,
     known: Float[Array, "b c"] | None = None,
 ) -> Float[Array, " b"]:
-    """Cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`), one value a clip.
+    """Return cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`) per clip.
 
     Args:
         logits: scores before softmax or sigmoid.
         target: share of the clip that has the class; 0 to `known`.
         loss: `ce` or `bce`.
-        known: share of the clip of which it is known whether it has the class; all by default. A
-            class that is not known has no part in `bce`, which is the mean over those that are.
+        known: share of the clip of which it is known whether it has the class; all by default.
+            `bce` is the mean over the known classes.
     """
     if loss == "ce":
         return optax.softmax_cross_entropy(logits, target)
@@ -56,24 +56,16 @@ def loss_per_clip(
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The two compiled steps of a run.
+    """The two compiled functions of a run.
 
     Attributes:
         train: (state, frozen, batch, key) -> (state, {"loss", "correct", "weight", "skipped"}
             sums).
-        evaluate: (trainable, stats, frozen, batch) -> logits `[b, c]`.
+        forward: ((trainable, stats, frozen), audio, length) -> logits `[b, c]`.
     """
 
     train: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[..., jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class _PerDevice(FrontEnd):
-    """The same front end, every device on its own clips: XLA would gather them for the FFT."""
-
-    def features(self, audio: Num[Array, "b s"], length: Int[Array, " b"]) -> Float[Array, "b t f"]:
-        return ops.over_batch(lambda clips, _: FrontEnd.features(self, *clips), (audio, length), ())
+    forward: Callable[..., jax.Array]
 
 
 def make_steps(
@@ -85,106 +77,98 @@ def make_steps(
     loss: Loss,
     average: float | None = None,
     layout: TrainState | None = None,
-    prefix: int | None = None,
+    start: int | None = None,
 ) -> Steps:
-    """Builds the jitted steps.
+    """Return the jitted steps.
 
     What a method adds to the loss (`surgery.Penalty`) is in the gradient, not in the loss shown.
     The gradient is taken with respect to the trainable tree alone, so no weight gradient of a
     frozen matrix exists in the compiled program. Rows of weight 0 (padding) do not count.
 
     Args:
-        graphdef: the model's structure, from `surgery.split`.
+        graphdef: the model's structure, from `split_model` or `surgery.split`.
         tx: optimiser over the trainable tree.
         frontend: log-mel front end, run inside the step.
         augment: augmentation of training batches.
         loss: `ce` or `bce`.
         average: decay of the moving average of the trainable tree, or None.
-        layout: the sharding of every array of the state (`start`); all else that comes out is
-            copied to every device. The steps are then called under `jax.set_mesh`.
-        prefix: the block that batches begin at: their `audio` holds the tokens that enter it, and
-            nothing is augmented.
+        layout: the sharding of every array of the state (`start_state`); the sums are copied to
+            every device. The steps are then called under `jax.set_mesh`.
+        start: block that batches enter: their `audio` holds tokens, and nothing is augmented.
     """
-
-    whole_length = _PerDevice(**dataclasses.asdict(frontend))
-
-    def at_length_of(audio: jax.Array) -> FrontEnd:
-        """The front end of a batch: batches of short clips may be shorter (`data.buckets`)."""
-        if prefix is not None:
-            return whole_length
-        return dataclasses.replace(whole_length, frames=count_frames(audio.shape[1]))
-
-    def forward(
-        trainable: Any, stats: Any, frozen: Any, x: jax.Array, sounding: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Any, Any]:
-        model = surgery.join(graphdef, trainable, stats, frozen)
-        if train:
-            model.train()
-        else:
-            model.eval()
-        logits = model(x, sounding) if prefix is None else model.run_from(x, sounding, prefix)
-        return logits, nnx.state(model, nnx.BatchStat), surgery.sum_penalties(model)
 
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        weight, target, known = batch["weight"], batch["target"], None
-        if loss == "bce":
-            # Both are mixed as the sounds are, so what is known of one half of a mixture counts.
-            seen = ~jnp.isnan(target)
-            target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
-        x = batch["audio"]
-        frontend = at_length_of(x)
-        sounding = frontend.count_frames(batch["length"])
-        if prefix is None:
-            x, target = augment(key, frontend, x, batch["length"], target, weight)
-        if loss == "bce":
-            target, known = jnp.split(target, 2, axis=1)
+        x, valid, target, known = _prepare_batch(batch, key, frontend, augment, loss, start)
+        weight = batch["weight"]
 
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-            logits, stats, penalty = forward(
-                trainable, state.stats, frozen, x, sounding, train=True
-            )
-            losses = loss_per_clip(logits, target, loss, known) * weight
+            model = surgery.join(graphdef, trainable, state.stats, frozen)
+            model.train()
+            logits = model(x, valid) if start is None else model.run_from(x, valid, start)
+            losses = compute_losses(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
-            sums = {
-                "loss": losses.sum(),
-                "correct": (hit * weight).sum(),
-                "weight": weight.sum(),
-            }
+            sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
             mean = losses.sum() / jnp.maximum(weight.sum(), 1.0)
-            return mean + penalty, (stats, sums)
+            return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
 
         (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        mean = state.average
-        if average is not None:
-            mean = optax.incremental_update(trainable, mean, 1.0 - average)
-        # A step whose loss or gradient is not finite changes nothing but the count of steps.
-        fine = finite((sums["loss"], grads))
-        after = TrainState(state.step, trainable, stats, opt_state, mean)
-        kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
-        counted = {name: jnp.where(fine, value, 0.0) for name, value in sums.items()}
-        counted["skipped"] = 1.0 - fine.astype(jnp.float32)
-        return dataclasses.replace(kept, step=state.step + 1), counted
+        return _update(state, grads, stats, sums, tx, average)
 
-    def eval_step(trainable: Any, stats: Any, frozen: Any, batch: Batch) -> jax.Array:
-        x, length = batch["audio"], batch["length"]
-        frontend = at_length_of(x)
-        x = x if prefix is not None else frontend(x, length)
-        return forward(trainable, stats, frozen, x, frontend.count_frames(length), train=False)[0]
-
+    forward = make_forward(graphdef, frontend, start=start)
     if layout is None:
-        return Steps(jax.jit(train_step, donate_argnums=0), jax.jit(eval_step))
-    whole: Any = layout.step
-    return Steps(
-        jax.jit(train_step, donate_argnums=0, out_shardings=(layout, whole)),
-        jax.jit(eval_step, out_shardings=whole),
-    )
+        return Steps(jax.jit(train_step, donate_argnums=0), forward)
+    copied: Any = layout.step
+    return Steps(jax.jit(train_step, donate_argnums=0, out_shardings=(layout, copied)), forward)
 
 
-def finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite."""
+def _prepare_batch(
+    batch: Batch,
+    key: PRNGKeyArray,
+    frontend: FrontEnd,
+    augment: Augment,
+    loss: Loss,
+    start: int | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Return augmented log-mel (or tokens), valid frames, targets, and which of them are known."""
+    x, target, known = batch["audio"], batch["target"], None
+    if loss == "bce":
+        # Both are mixed as the sounds are, so what is known of one half of a mixture counts.
+        seen = ~jnp.isnan(target)
+        target = jnp.concatenate([jnp.where(seen, target, 0.0), seen.astype(target.dtype)], 1)
+    front = frontend if start is not None else BatchFrontEnd.for_batch(frontend, x)
+    valid = front.count_frames(batch["length"])
+    if start is None:
+        x, target = augment(key, front, x, batch["length"], target, batch["weight"])
+    if loss == "bce":
+        target, known = jnp.split(target, 2, axis=1)
+    return x, valid, target, known
+
+
+def _update(
+    state: TrainState,
+    grads: Any,
+    stats: Any,
+    sums: dict[str, jax.Array],
+    tx: optax.GradientTransformation,
+    average: float | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Apply one update; a step that is not finite changes nothing but the count of steps."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    mean = state.average
+    if average is not None:
+        mean = optax.incremental_update(trainable, mean, 1.0 - average)
+    fine = is_finite((sums["loss"], grads))
+    after = TrainState(state.step, trainable, stats, opt_state, mean)
+    kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
+    counted = {name: jnp.where(fine, value, 0.0) for name, value in sums.items()}
+    counted["skipped"] = 1.0 - fine.astype(jnp.float32)
+    return dataclasses.replace(kept, step=state.step + 1), counted
+
+
+def is_finite(tree: Any) -> jax.Array:
+    """Return whether every number of a tree is finite, as a scalar array."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -18,7 +18,7 @@ import time
 from typing import Any, NoReturn
 
 from aatjax.errors import UnavailableError
-from aatjax.train.distributed import gather_bytes, several
+from aatjax.train.distributed import gather_bytes, is_distributed
 
 EXIT = UnavailableError.exit_code
 ALONE = ("start", "report")
@@ -69,7 +69,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Connects all processes; every one must call it."""
-        if not several():
+        if not is_distributed():
             return
         server = None
         offer: dict[str, Any] = {}

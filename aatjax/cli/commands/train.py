@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     from aatjax.train import distributed
 
     given = distributed.Processes(options.coordinator, options.processes, options.process)
-    distributed.start(given)
+    distributed.start_processes(given)
     distributed.check_devices()
     keep_compiled()
     show = None if options.quiet else sys.stderr

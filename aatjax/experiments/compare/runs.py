@@ -17,7 +17,7 @@ from aatjax.experiments.run import Show, load_backbone, train
 from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
-from aatjax.train.logging import read_rows
+from aatjax.train.logging import read_metrics
 
 FREE = ("cache", "pad", "statistics")
 """Fields of the data that may differ between rows: they do not change which clips are used."""
@@ -181,7 +181,7 @@ def _run_cell(
         training=dataclasses.replace(entry.config.training, seed=seed),
     )
     result = train(config, run_dir=folder, show=show)
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     curve = []
     for row in rows:
         scores = [v for k, v in row.items() if k.startswith("valid/") and isinstance(v, float)]

@@ -19,7 +19,7 @@ from aatjax.inference.server.stacked import Group, own, structure
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
-from aatjax.train.adapter_file import Adapter, load_adapter, load_base, read_info
+from aatjax.train.adapter_file import TrainedAdapter, load_adapter, load_base, read_info
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Held:
 
     name: str
     key: int
-    adapter: Adapter
+    adapter: TrainedAdapter
     classifier: Classifier
     group: Group
     parameters: int

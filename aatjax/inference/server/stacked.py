@@ -12,7 +12,7 @@ from jaxtyping import Float
 from aatjax import surgery
 from aatjax.inference.classifier import Cut
 from aatjax.models.ast import AST
-from aatjax.train.adapter_file import Adapter
+from aatjax.train.adapter_file import TrainedAdapter
 
 HEAD = ("head/linear/kernel", "head/linear/bias")
 Member = tuple[dict[str, np.ndarray], float, float]  # its own arrays, mean, standard deviation
@@ -29,7 +29,7 @@ def own(model: AST) -> dict[str, np.ndarray]:
     }
 
 
-def structure(adapter: Adapter) -> Any:
+def structure(adapter: TrainedAdapter) -> Any:
     """What adapters must have in common to run in one pass."""
     model = adapter.model
     config = dataclasses.replace(model.config, num_classes=1)
@@ -61,7 +61,7 @@ class Group:
         largest: clips of the largest batch; smaller ones are filled up to powers of two.
     """
 
-    def __init__(self, first: Adapter, largest: int) -> None:
+    def __init__(self, first: TrainedAdapter, largest: int) -> None:
         self._members: Mapping[int, Member] = {}
         self._stacked: Stack | None = None
         self._largest = largest
@@ -93,7 +93,7 @@ class Group:
     def __len__(self) -> int:
         return len(self._members)
 
-    def add(self, key: int, adapter: Adapter) -> None:
+    def add(self, key: int, adapter: TrainedAdapter) -> None:
         """Takes an adapter in, under a key of its own."""
         frontend = adapter.frontend
         state = own(adapter.model)

@@ -30,10 +30,10 @@ from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights
 from aatjax.reports.html.class_intervals import ClassIntervals, estimate_class_intervals
 from aatjax.reports.routing_maps import RoutingMap, map_routing
-from aatjax.train.adapter_file import Adapter, load_adapter
-from aatjax.train.evaluation import clip_logits, measure
-from aatjax.train.logging import read_rows
-from aatjax.train.metrics.evaluate import Metrics
+from aatjax.train.adapter_file import TrainedAdapter, load_adapter
+from aatjax.train.evaluation import clip_logits, measure_metrics
+from aatjax.train.logging import read_metrics
+from aatjax.train.metrics.results import Metrics
 
 ADAPTER_FILE = "adapter.safetensors"
 MOST_MISTAKES = 8
@@ -107,7 +107,7 @@ class ReportData:
 
     path: Path
     size: int
-    adapter: Adapter
+    adapter: TrainedAdapter
     decisions: Calibration | None
     evaluation: Evaluation | str
     routing: RoutingMap | str | None
@@ -167,7 +167,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
     if run is not None:
         found = read_json(run / "result.json") if (run / "result.json").is_file() else {}
         result = found if isinstance(found, dict) else {}
-        rows = [row for row in read_rows(run / "metrics.jsonl") if isinstance(row, dict)]
+        rows = [row for row in read_metrics(run / "metrics.jsonl") if isinstance(row, dict)]
         findings = _read_findings(run / "diagnosis.json")
     source, reason = _open_clips(adapter, data)
     routing: RoutingMap | str | None = None
@@ -193,7 +193,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
     )
 
 
-def _open_clips(adapter: Adapter, data: Data | None) -> tuple[Source | None, str]:
+def _open_clips(adapter: TrainedAdapter, data: Data | None) -> tuple[Source | None, str]:
     """The labelled clips, or the reason why the adapter has none of its own."""
     try:
         return experiment.labelled_clips(adapter, data), ""
@@ -221,7 +221,7 @@ def _read_findings(path: Path) -> list[dict[str, Any]] | str:
 
 
 def _evaluate(
-    adapter: Adapter, source: Source, decisions: Calibration | None, own: bool
+    adapter: TrainedAdapter, source: Source, decisions: Calibration | None, own: bool
 ) -> Evaluation:
     logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
     targets = np.asarray(source.targets(), np.float64)
@@ -230,7 +230,7 @@ def _evaluate(
         own=own,
         logits=logits,
         targets=targets,
-        metrics=measure(logits, source, 1000),
+        metrics=measure_metrics(logits, source, 1000),
         intervals=estimate_class_intervals(logits, targets, multi_label=source.multi_label),
         mistakes=_find_mistakes(source, adapter.frontend, logits, targets, decisions),
     )

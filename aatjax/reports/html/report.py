@@ -26,7 +26,7 @@ from aatjax.reports.html.collect import Evaluation, ReportData
 from aatjax.reports.html.experts import describe_experts
 from aatjax.reports.html.page import format_interval, format_number, render_page
 from aatjax.reports.routing_maps import RoutingMap
-from aatjax.train.adapter_file import versions
+from aatjax.train.adapter_file import find_versions
 from aatjax.train.metrics.results import NAMES
 
 MOST_ROWS = 1000  # classes, or findings, in a table
@@ -241,7 +241,7 @@ def _describe_provenance(data: ReportData, command: Sequence[str]) -> dict[str, 
         "info": info,
         "version_rows": [
             (name, str(trained_with.get(name, "unknown")), current)
-            for name, current in versions().items()
+            for name, current in find_versions().items()
         ],
         "config": json.dumps(config, indent=2),
     }

@@ -1,4 +1,4 @@
-"""How well logits fit the labels: headline numbers with intervals, and a table of the classes."""
+"""Metrics of logits against labels: headline numbers with intervals, and a row per class."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from scipy import sparse, special
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.train.metrics.intervals import (
     check_interval,
-    mean_interval,
     percentile_interval,
     rank,
     resample,
 )
 from aatjax.train.metrics.results import NAMES, ClassResult, Metrics
 
-__all__ = ["ClassResult", "Metrics", "evaluate", "mean_interval"]
-
 MOST_CONFUSED = 1000  # classes up to which the confusion matrix is kept
-RANKING_WORK = 4 * 10**8  # resamples * clips * classes spent on mAP and AUC, some five seconds
+RANKING_WORK = 4 * 10**8  # resamples * clips * classes spent on mAP and AUC, about five seconds
 LEAST_RESAMPLES = 200
 
 
-def evaluate(
+def compute_metrics(
     logits: Float[np.ndarray, "b c"] | Float[Array, "b c"],
     targets: Float[np.ndarray, "b c"] | Float[Array, "b c"],
     *,
@@ -39,22 +36,21 @@ def evaluate(
 ) -> Metrics:
     """Compare logits with targets.
 
-    A target may be NaN in a multi-label task, where it is not known whether the clip has the class:
-    that entry has no part in any number of the class, and accuracy, which asks for the best of all
-    classes, is not given. Classes without a clip do not enter the means; how many is said in the
-    notes. Average precision
+    A target may be NaN in a multi-label task, where it is unknown whether the clip has the class:
+    that entry enters no number of the class, and accuracy, which is over all classes, is not given.
+    Classes without a clip do not enter the means; the notes give their number. Average precision
     and AUC rank clips by the softmax of the logits in a single-label task, and by the logits (hence
     by their sigmoid) in a multi-label one. Intervals are percentiles over bootstrap resamples of
-    the clips (Efron and Tibshirani, 1993, chapter 13), with the model held fixed: they do not
-    contain the spread over training runs. Drawing a clip twice lifts average precision a little, so
-    with few clips a class the interval of mAP lies somewhat high.
+    the clips (Efron and Tibshirani, 1993, chapter 13) for a fixed model: they do not contain the
+    spread over training runs. Drawing a clip twice raises average precision slightly, so with few
+    clips per class the interval of mAP is biased upwards.
 
     Args:
         logits: scores before softmax or sigmoid.
-        targets: 1 where the clip has the class, 0 where not, NaN where that is not known.
+        targets: 1 where the clip has the class, 0 where not, NaN where that is unknown.
         classes: class names.
         multi_label: whether a clip may have any number of classes.
-        bootstrap: number of resamples; 0 leaves the intervals out.
+        bootstrap: number of resamples; 0 omits the intervals.
         seed: seed of the resamples.
         interval: confidence level.
         groups: recording or speaker of each clip; whole groups are resampled then.
@@ -73,44 +69,25 @@ def evaluate(
     guess = (scores > 0) & known if multi_label else np.arange(len(classes)) == best[:, None]
     if not multi_label:
         scores = special.log_softmax(scores, axis=1)
-    hit = truth[np.arange(len(truth)), best]
-    labelled = truth.any(1)
-    notes = _notes(truth, known, classes, multi_label)
+    notes = _note(truth, known, classes, multi_label)
+    counts = _Counts(guess, truth, truth[np.arange(len(truth)), best], truth.any(1))
+    ranking = _Ranking(scores, truth, known)
 
     once = np.ones((1, len(scores)))
-    counted = _Counted(guess, truth, hit, labelled)
-    ranked = [_rank(scores, truth, known, c, once) for c in range(len(classes))]
-    precision, recall, f1 = (rows[0] for rows in counted.by_class(once))
-    values = {name: numbers[0] for name, numbers in counted.headline(once).items()}
-    values["mean_ap"] = _mean(np.array([[ap[0] for ap, _ in ranked]]))[0]
-    values["macro_auc"] = _mean(np.array([[auc[0] for _, auc in ranked]]))[0]
-
+    values = {name: numbers[0] for name, numbers in counts.headline(once).items()}
+    ranks = np.array([ranking.rank_class(c, once) for c in range(len(classes))])[:, :, 0]
+    values["mean_ap"], values["macro_auc"] = _mean(ranks.T)
     intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(NAMES)
     units = len(scores) if groups is None else len(set(groups))
     if bootstrap and units < 2:
         notes.append("no intervals: there is nothing to resample in a single clip or group")
     elif bootstrap:
-        rng = np.random.default_rng(seed)
-        weights = resample(groups, len(scores), bootstrap, rng)
-        for name, numbers in counted.headline(weights).items():
-            intervals[name] = percentile_interval(numbers, interval)
-        times = _affordable(bootstrap, truth.size)
-        if not times:
-            notes.append("no intervals of mAP, AUC and d-prime: too many clips and classes")
-        elif times < bootstrap:
-            notes.append(f"{times} resamples instead of {bootstrap} for mAP, AUC and d-prime")
-        if times:
-            ap, auc = _rank_resampled(scores, truth, known, weights[:times])
-            intervals["mean_ap"] = percentile_interval(ap, interval)
-            intervals["macro_auc"] = percentile_interval(auc, interval)
-            bounds = [_d_prime(bound) for bound in intervals["macro_auc"] or ()]
-            finite = [bound for bound in bounds if bound is not None]
-            intervals["d_prime"] = (finite[0], finite[1]) if len(finite) == 2 else None
-
-    if multi_label:
-        values["balanced_accuracy"], intervals["balanced_accuracy"] = np.nan, None
-    if not known.all():
-        values["accuracy"], intervals["accuracy"] = np.nan, None
+        weights = resample(groups, len(scores), bootstrap, np.random.default_rng(seed))
+        intervals |= _compute_intervals(counts, ranking, weights, interval, notes)
+    undefined = ["balanced_accuracy"] if multi_label else []
+    undefined += [] if known.all() else ["accuracy"]
+    for name in undefined:
+        values[name], intervals[name] = np.nan, None
     d_prime = _d_prime(values["macro_auc"])
     if d_prime is None and not np.isnan(values["macro_auc"]):
         notes.append(f"d-prime is not bounded at a macro AUC of {values['macro_auc']:g}")
@@ -118,6 +95,7 @@ def evaluate(
     if not multi_label and len(classes) <= MOST_CONFUSED:
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(confusion, (truth.argmax(1), best), 1)
+    columns = [*(rows[0] for rows in counts.by_class(once)), *ranks.T]
     return Metrics(
         clips=len(scores),
         multi_label=multi_label,
@@ -126,23 +104,42 @@ def evaluate(
         intervals=intervals,
         interval=interval,
         per_class=tuple(
-            ClassResult(
-                str(name),
-                int(truth[:, c].sum()),
-                _defined(precision[c]),
-                _defined(recall[c]),
-                _defined(f1[c]),
-                _defined(ranked[c][0][0]),
-                _defined(ranked[c][1][0]),
-            )
-            for c, name in enumerate(classes)
+            ClassResult(str(name), int(support), *map(_defined, row))
+            for name, support, *row in zip(classes, truth.sum(0), *columns, strict=True)
         ),
         confusion=confusion,
         notes=tuple(notes),
     )
 
 
-class _Counted:
+def _compute_intervals(
+    counts: _Counts,
+    ranking: _Ranking,
+    weights: Float[np.ndarray, "k b"],
+    interval: float,
+    notes: list[str],
+) -> dict[str, tuple[float, float] | None]:
+    """Return the interval of each number over resamples; append notes on what is omitted."""
+    found = {
+        name: percentile_interval(numbers, interval)
+        for name, numbers in counts.headline(weights).items()
+    }
+    bootstrap, times = len(weights), _affordable(len(weights), ranking.scores.size)
+    if not times:
+        notes.append("no intervals of mAP, AUC and d-prime: too many clips and classes")
+        return found
+    if times < bootstrap:
+        notes.append(f"{times} resamples instead of {bootstrap} for mAP, AUC and d-prime")
+    ap, auc = ranking.rank_resampled(weights[:times])
+    found["mean_ap"] = percentile_interval(ap, interval)
+    found["macro_auc"] = percentile_interval(auc, interval)
+    bounds = [_d_prime(bound) for bound in found["macro_auc"] or ()]
+    defined = [bound for bound in bounds if bound is not None]
+    found["d_prime"] = (defined[0], defined[1]) if len(defined) == 2 else None
+    return found
+
+
+class _Counts:
     """Metrics that follow from counts of decisions, for k weightings of the clips at once."""
 
     def __init__(
@@ -160,14 +157,14 @@ class _Counted:
     def by_class(
         self, weights: Float[np.ndarray, "k b"]
     ) -> tuple[Float[np.ndarray, "k c"], Float[np.ndarray, "k c"], Float[np.ndarray, "k c"]]:
-        """Precision, recall and F1; NaN without guesses, without clips, and without clips."""
+        """Return precision, recall and F1 per class; NaN without guesses or without clips."""
         right, guessed, true = ((m @ weights.T).T for m in (self.right, self.guessed, self.true))
         with np.errstate(invalid="ignore"):
             f1 = np.where(true > 0, 2 * right / (guessed + true), np.nan)
             return right / guessed, right / true, f1
 
     def headline(self, weights: Float[np.ndarray, "k b"]) -> dict[str, Float[np.ndarray, " k"]]:
-        """Accuracy, balanced accuracy and macro-F1 of each weighting."""
+        """Return accuracy, balanced accuracy and macro-F1 of each weighting."""
         with np.errstate(invalid="ignore"):
             accuracy = (weights @ self.hit) / (weights @ self.labelled)
         step = max(1, 2 * 10**6 // self.classes)  # bounds the memory of many classes
@@ -179,46 +176,47 @@ class _Counted:
         return {"accuracy": accuracy, "balanced_accuracy": balanced, "macro_f1": macro}
 
 
-def _rank(
-    scores: Float[np.ndarray, "b c"],
-    truth: Bool[np.ndarray, "b c"],
-    known: Bool[np.ndarray, "b c"],
-    c: int,
-    weights: Float[np.ndarray, "k b"],
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """AP and AUC of class c of each weighting, over the clips of which it is known."""
-    if known[:, c].all():
-        return rank(scores[:, c], truth[:, c], weights)
-    rows = known[:, c]
-    return rank(scores[rows, c], truth[rows, c], weights[:, rows])
+class _Ranking:
+    """Metrics of the order of the clips, for k weightings of the clips at once."""
 
+    def __init__(
+        self,
+        scores: Float[np.ndarray, "b c"],
+        truth: Bool[np.ndarray, "b c"],
+        known: Bool[np.ndarray, "b c"],
+    ) -> None:
+        self.scores, self.truth, self.known = scores, truth, known
 
-def _rank_resampled(
-    scores: Float[np.ndarray, "b c"],
-    truth: Bool[np.ndarray, "b c"],
-    known: Bool[np.ndarray, "b c"],
-    weights: Float[np.ndarray, "k b"],
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """mAP and macro AUC of each weighting, over the classes defined in it."""
-    sums, counts = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
-    for c in np.flatnonzero(truth.any(0)):
-        for k, numbers in enumerate(_rank(scores, truth, known, int(c), weights)):
-            sums[k] += np.nan_to_num(numbers)
-            counts[k] += ~np.isnan(numbers)
-    with np.errstate(invalid="ignore"):
-        means = sums / counts
-    return means[0], means[1]
+    def rank_class(
+        self, c: int, weights: Float[np.ndarray, "k b"]
+    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Return AP and AUC of class c of each weighting, over the clips where it is known."""
+        rows = self.known[:, c]
+        scores, truth = self.scores[:, c], self.truth[:, c]
+        if rows.all():  # no copy of the weights
+            return rank(scores, truth, weights)
+        return rank(scores[rows], truth[rows], weights[:, rows])
+
+    def rank_resampled(self, weights: Float[np.ndarray, "k b"]) -> Float[np.ndarray, "2 k"]:
+        """Return mAP and macro AUC of each weighting, over the classes defined in it."""
+        sums, counts = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
+        for c in np.flatnonzero(self.truth.any(0)):
+            numbers = np.array(self.rank_class(int(c), weights))
+            sums += np.nan_to_num(numbers)
+            counts += ~np.isnan(numbers)
+        with np.errstate(invalid="ignore"):
+            return sums / counts
 
 
 def _affordable(bootstrap: int, size: int) -> int:
-    """Resamples for the ranking metrics: fewer on large sets, none on huge ones."""
+    """Return the resamples for the ranking metrics: fewer on large sets, none on huge ones."""
     if size * LEAST_RESAMPLES > 10 * RANKING_WORK:
         return 0
     return min(bootstrap, max(LEAST_RESAMPLES, RANKING_WORK // size))
 
 
 def _mean(rows: Float[np.ndarray, "k c"]) -> Float[np.ndarray, " k"]:
-    """Mean of the defined entries of each row; NaN without any."""
+    """Return the mean of the defined entries of each row; NaN without any."""
     defined = ~np.isnan(rows)
     with np.errstate(invalid="ignore"):
         return np.where(defined, rows, 0).sum(1) / defined.sum(1)
@@ -269,7 +267,7 @@ def _check(
         )
 
 
-def _notes(
+def _note(
     truth: Bool[np.ndarray, "b c"],
     known: Bool[np.ndarray, "b c"],
     classes: Sequence[str],
@@ -285,7 +283,7 @@ def _notes(
         more = ", ..." if len(empty) > 5 else ""
         named = ", ".join(empty[:5]) + more
         count = f"{len(empty)} of {len(classes)} classes"
-        notes.append(f"{count} have no clip here and no part in the means: {named}")
+        notes.append(f"{count} have no clip here and do not enter the means: {named}")
     if len(classes) == 1 and not multi_label:
         notes.append("one class only: accuracy is 1 whatever the model does")
     if multi_label and known.all() and (truth.sum(1) == 1).all():

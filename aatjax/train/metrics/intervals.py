@@ -1,4 +1,4 @@
-"""How sure a number is: weighted ranking metrics over resamples, percentile and t intervals."""
+"""Confidence intervals: ranking metrics over resamples, percentile and Student-t intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aatjax.errors import UsageError
 def resample(
     groups: Sequence[object] | None, n: int, times: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "k b"]:
-    """How often each of n clips is drawn in each of `times` bootstrap resamples.
+    """Return how often each of n clips is drawn in each of `times` bootstrap resamples.
 
     Clips are drawn with replacement; with `groups`, whole groups are, so that clips of one
     recording or speaker are not counted as independent.
@@ -33,7 +33,7 @@ def rank(
     positive: Bool[np.ndarray, " b"],
     weights: Float[np.ndarray, "k b"],
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Average precision and area under the ROC curve of one class, for k weightings of the clips.
+    """Return average precision and ROC area of one class, for k weightings of the clips.
 
     Average precision is the step-wise sum of precision over the rises of recall, tied scores being
     one step; the area is that of the curve with tied scores joined by a straight line.
@@ -72,7 +72,7 @@ def rank(
 def percentile_interval(
     values: Float[np.ndarray, " k"], interval: float
 ) -> tuple[float, float] | None:
-    """The middle share `interval` of the values that are defined; None where none is."""
+    """Return the bounds of the middle share `interval` of the defined values; None without any."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
@@ -85,10 +85,10 @@ def mean_interval(
     values: Sequence[float] | Float[np.ndarray, " k"] | Int[np.ndarray, " k"],
     interval: float = 0.95,
 ) -> tuple[float, float | None, float | None]:
-    """Mean of the results of k folds or seeds, with its Student-t confidence interval.
+    """Return the mean of the results of k folds or seeds, with its Student-t interval.
 
     Returns:
-        (mean, low, high); low and high are None for a single value, which says nothing of spread.
+        (mean, low, high); low and high are None for a single value, which has no spread.
 
     Raises:
         UsageError: no value, one that is not finite, or an interval not between 0 and 1.

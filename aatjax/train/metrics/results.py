@@ -1,4 +1,4 @@
-"""What an evaluation gives: numbers, intervals and a table, as text and as plain values."""
+"""Results of an evaluation: numbers, intervals and a table, as text and as plain values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Result of `evaluate`; a number that is not defined is None and shown as n/a.
+    """Result of `compute_metrics`; a number that is not defined is None and shown as n/a.
 
     Attributes:
         clips: number of clips.
@@ -47,10 +47,10 @@ class Metrics:
         d_prime: sqrt(2) times the normal quantile of `macro_auc`; None where that is 0 or 1.
         intervals: bootstrap percentile interval of each number, by its attribute name.
         interval: confidence level of the intervals.
-        per_class: one `ClassResult` a class, in the order of the classes.
+        per_class: one `ClassResult` per class, in the order of the classes.
         confusion: clips by true (row) and predicted class; None in a multi-label task and for
             more than 1000 classes.
-        notes: what a reader of the numbers must know.
+        notes: limits of the numbers.
     """
 
     clips: int
@@ -75,7 +75,7 @@ class Metrics:
         return NAMES[name], getattr(self, name), low, high
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values that JSON can hold; undefined numbers are None."""
+        """Return everything as plain values for JSON; undefined numbers are None."""
         return {
             "clips": self.clips,
             "multi_label": self.multi_label,
@@ -88,7 +88,7 @@ class Metrics:
         }
 
     def table(self, most: int | None = None) -> str:
-        """The numbers and the classes as aligned text; `most` bounds the classes shown."""
+        """Return the numbers and up to `most` classes as aligned text."""
         lines = []
         for name, shown in NAMES.items():
             bounds = self.intervals.get(name)

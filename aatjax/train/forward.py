@@ -1,0 +1,115 @@
+"""The forward pass: one function, and one compiled program for all models that are alike.
+
+Validation, `aatjax.evaluate`, the classifier, the server, parity checks of exports, the doctor and
+the reports call it. To compute something of a model other than its logits, pass a `read` function
+defined at module level (or a frozen dataclass with `__call__`): equal ones share a program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Integer, Num
+
+from aatjax import ops, surgery
+from aatjax.audio.fbank import count_frames
+from aatjax.audio.frontend import FrontEnd
+from aatjax.models.ast import AST, mean_tokens
+
+ModelState = tuple[Any, Any, Any]
+"""Trainable parameters, batch statistics and frozen parameters of a model."""
+
+DESCRIPTION = ("origin", "labels", "statistics", "method")
+"""Attributes of a model that no number depends on."""
+
+PROGRAMS = 64  # compiled forward passes that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchFrontEnd(FrontEnd):
+    """The same front end, each device on its own clips: XLA would gather them for the FFT."""
+
+    def features(self, audio: Num[Array, "b s"], length: Integer[Array, " b"]) -> jax.Array:
+        return ops.over_batch(lambda clips, _: FrontEnd.features(self, *clips), (audio, length), ())
+
+    @classmethod
+    def for_batch(cls, frontend: FrontEnd, audio: Num[Array, "b s"]) -> "BatchFrontEnd":
+        """The front end at the length of a batch, which may be shorter (`data.buckets`)."""
+        fields = dataclasses.asdict(frontend)
+        return cls(**{**fields, "frames": count_frames(audio.shape[1])})
+
+
+def read_logits(model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"]) -> jax.Array:
+    """Return the logits `[b, c]`."""
+    return model(x, valid)
+
+
+def read_vectors(
+    model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"]
+) -> tuple[Float[Array, "b c"], Float[Array, "b d"]]:
+    """Return the logits and the mean patch token after the last LayerNorm."""
+    config = model.config
+    mask = model.embed.mask(valid) if config.mask_padding else None
+    tokens = model.tokens(x, mask)
+    patches = config.num_tokens - config.num_prefix  # behind any prompts
+    logits = model.head(model.pool(tokens, mask))
+    return logits, mean_tokens(tokens, mask, tokens.shape[1] - patches)
+
+
+def split_model(model: AST) -> surgery.SplitModel:
+    """Split a model so that models which compute the same have the same structure."""
+    model = surgery.clone(model)
+    for name in DESCRIPTION:
+        setattr(model, name, None)
+    model.eval()
+    return surgery.split(model)
+
+
+@functools.lru_cache(PROGRAMS)
+def make_forward(
+    graphdef: Any,
+    frontend: FrontEnd,
+    read: Callable[[AST, jax.Array, jax.Array], Any] = read_logits,
+    start: int | None = None,
+) -> Any:
+    """Return the jitted forward pass `(state, audio, length) -> read(model, x, valid)`.
+
+    Its arguments are a `ModelState`, clips `[b, s]` and their valid samples `[b]`. Under
+    `jax.set_mesh` the clips are split over the devices and the result is copied to all of them.
+
+    Args:
+        graphdef: the model's structure, from `split_model`.
+        frontend: the log-mel front end.
+        read: what to compute from the model in eval mode, log-mel `[b, t, f]` and valid frames.
+        start: block that the batch enters: its `audio` holds tokens `[b, n, d]`, and the result
+            is the logits.
+    """
+
+    def forward(state: ModelState, audio: jax.Array, length: jax.Array) -> Any:
+        model: AST = surgery.join(graphdef, *state)
+        model.eval()
+        if start is None:
+            front = BatchFrontEnd.for_batch(frontend, audio)
+            found = read(model, front(audio, length), front.count_frames(length))
+        else:
+            found = model.run_from(audio, frontend.count_frames(length), start)
+        if jax.sharding.get_abstract_mesh().empty:
+            return found
+        return jax.lax.with_sharding_constraint(found, PartitionSpec())
+
+    return jax.jit(forward)
+
+
+def bind_forward(
+    model: AST,
+    frontend: FrontEnd,
+    read: Callable[[AST, jax.Array, jax.Array], Any] = read_logits,
+) -> Callable[[Any, Any], Any]:
+    """Return the forward pass of one model: `(audio, length) -> read(model, x, valid)`."""
+    parts = split_model(model)
+    forward = make_forward(parts.graphdef, frontend, read)
+    state = (parts.trainable, parts.stats, parts.frozen)
+    return lambda audio, length: forward(state, audio, length)
