@@ -217,7 +217,8 @@ class Config:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two config dictionaries, as `data.fold: '1' -> '2'`."""
-    return [f"{path}: {before!r} -> {after!r}" for path, before, after in find_differences(old, new)]
+    found = find_differences(old, new)
+    return [f"{path}: {before!r} -> {after!r}" for path, before, after in found]
 
 
 def available() -> list[str]:

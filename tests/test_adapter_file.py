@@ -279,9 +279,9 @@ def rewrite(path: Path, change: Any = None, tensors: dict[str, np.ndarray] | Non
         change(info)
     metadata["aatjax"] = json.dumps(info)
     if tensors is not None:
-        from aatjax.train.adapter_file import hash_tensors
+        from aatjax.io.digest import hash_arrays
 
-        metadata["sha256"] = hash_tensors(tensors)
+        metadata["sha256"] = hash_arrays(tensors)
     save_file(tensors or load_file(path), path, metadata)
 
 

@@ -32,7 +32,8 @@ from aatjax.export.model_card import markdown, scalar
 from aatjax.export.parity import Moved, synthetic_sounds
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl import TABLE
-from aatjax.train.adapter_file import hash_tensors, save_adapter
+from aatjax.io.digest import hash_arrays
+from aatjax.train.adapter_file import save_adapter
 
 TINY = ASTConfig(
     dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=40, mels=32, num_classes=5
@@ -688,7 +689,7 @@ def rewritten(path: Path, out: Path, change: Callable[[dict, dict], None]) -> Pa
         metadata = dict(file.metadata())
     info, tensors = json.loads(metadata["aatjax"]), load_file(path)
     change(info, tensors)
-    metadata |= {"aatjax": json.dumps(info), "sha256": hash_tensors(tensors)}
+    metadata |= {"aatjax": json.dumps(info), "sha256": hash_arrays(tensors)}
     save_file(tensors, out, metadata)
     return out
 

@@ -15,7 +15,7 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.optim import Optim, make_schedule, make_optimizer
+from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.state import init_state
 
 TINY = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=98, num_classes=5)
@@ -62,7 +62,7 @@ def run_ours(optim: Optim, *, per_epoch: int, epochs: int) -> list[dict[str, np.
 
 
 def run_torch(
-    optim: Optim, *, per_epoch: int, epochs: int, per_batch: bool, make_schedule: Any
+    optim: Optim, *, per_epoch: int, epochs: int, per_batch: bool, learning_rate: Any
 ) -> tuple[list[dict[str, np.ndarray]], list[float]]:
     params = {name: torch.nn.Parameter(torch.tensor(v)) for name, v in start().items()}
     adamw = torch.optim.AdamW(
@@ -72,7 +72,7 @@ def run_torch(
         eps=optim.eps,
         weight_decay=optim.weight_decay,
     )
-    schedule = make_schedule(adamw)
+    schedule = learning_rate(adamw)
     seen, rates = [], []
     grads = gradients(per_epoch * epochs)
     for epoch in range(epochs):
@@ -107,7 +107,7 @@ def test_cosine_is_adamw_with_cosine_annealing_every_batch(clip: float | None) -
         per_epoch=7,
         epochs=3,
         per_batch=True,
-        make_schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=total),
+        learning_rate=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=total),
     )
     assert_same(run_ours(optim, per_epoch=7, epochs=3), theirs)
     rate = make_schedule(optim, steps_per_epoch=7, epochs=3)
@@ -132,7 +132,7 @@ def test_steps_is_adamw_with_milestones_every_epoch(first: int, every: int) -> N
         per_epoch=3,
         epochs=9,
         per_batch=False,
-        make_schedule=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones, gamma=0.85),
+        learning_rate=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones, gamma=0.85),
     )
     assert_same(run_ours(optim, per_epoch=3, epochs=9), theirs)
     rate = make_schedule(optim, steps_per_epoch=3, epochs=9)

@@ -31,7 +31,8 @@ from aatjax.convert import write_native
 from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier, cut
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.adapter_file import hash_tensors, save_adapter
+from aatjax.io.digest import hash_arrays
+from aatjax.train.adapter_file import save_adapter
 
 pytest.importorskip("fastapi", reason="the server needs fastapi: pip install 'aatjax[serve]'")
 pytest.importorskip("httpx", reason="starlette's test client needs httpx")
@@ -121,7 +122,7 @@ def vary(like: Path, path: Path, seed: int) -> None:
         tensors[name] = value + noise.astype(value.dtype)
     info = json.loads(about["aatjax"])
     info["frontend"]["mean"], info["frontend"]["std"] = -4 - rng.random(), 3 + rng.random()
-    about = {**about, "aatjax": json.dumps(info), "sha256": hash_tensors(tensors)}
+    about = {**about, "aatjax": json.dumps(info), "sha256": hash_arrays(tensors)}
     save_file(tensors, path, about)
 
 

@@ -17,8 +17,8 @@ from aatjax.errors import DataError, UsageError
 from aatjax.experiments.partition import divide, runs_of
 from aatjax.experiments.run import Result, Show, run_folder, train
 from aatjax.io.json_file import write_json
-from aatjax.train.distributed import on_main
-from aatjax.train.logging import read_rows
+from aatjax.train.distributed import run_on_main
+from aatjax.train.logging import read_metrics
 from aatjax.train.metrics.intervals import mean_interval
 
 
@@ -112,7 +112,7 @@ def cross_validate(
         },
     }
     # result.json is that of a run without folds
-    on_main(lambda: write_json(folder / "cross_validation.json", row))
+    run_on_main(lambda: write_json(folder / "cross_validation.json", row))
     return found
 
 
@@ -141,7 +141,7 @@ def _joined(config: Config, folder: Path, results: dict[str, Result], few_shot: 
     if protocol.selection != "mean_curve":
         return Repeated(results, metric, mean, low, high, chosen_on_test=paper)
     curves = {
-        name: [row[f"valid/{metric}"] for row in read_rows(folder / name / "metrics.jsonl")]
+        name: [row[f"valid/{metric}"] for row in read_metrics(folder / name / "metrics.jsonl")]
         for name in results
     }
     curve = np.mean(list(curves.values()), axis=0)

@@ -24,11 +24,11 @@ from aatjax.io.lock import lock_folder
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
-from aatjax.train.distributed import agree, is_main, on_main
-from aatjax.train.evaluation import clip_logits, measure
-from aatjax.train.fit import Run, fit
+from aatjax.train.distributed import agree, is_main, run_on_main
+from aatjax.train.evaluation import clip_logits, measure_metrics
+from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import TextStream
-from aatjax.train.metrics.evaluate import Metrics
+from aatjax.train.metrics.results import Metrics
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -114,7 +114,7 @@ def train(
     quarantine.jsonl (where files were unreadable), result.json and adapter.safetensors. Called
     again with the same config it goes on where it stopped, or returns the finished result.
 
-    Where several processes were joined (`train.processes.start`), all call this with the same
+    Where several processes were joined (`start_processes`), all call this with the same
     arguments, share the folder, and read their parts of each batch; process 0 writes.
 
     Args:
@@ -140,7 +140,7 @@ def train(
                 {"config": config.to_json(), "aatjax": version("aatjax"), "jax": jax.__version__},
                 {},
             )
-            on_main(lambda: held.enter_context(lock_folder(folder)))
+            run_on_main(lambda: held.enter_context(lock_folder(folder)))
             result = _train(config, folder, screen, allow_change, watchdog)
         except AatjaxError as error:
             watchdog.finish(str(error))
@@ -178,7 +178,7 @@ def _train(
         claim_config(folder, config, allow)
         return read_json(result_file) if result_file.exists() and artefact.exists() else None
 
-    done = on_main(claimed)
+    done = run_on_main(claimed)
     if done is not None:
         if screen is not None:
             print(f"{folder}: finished before; delete it to train anew", file=screen)
@@ -203,7 +203,7 @@ def _train(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
         {f"{name} clips": [clip.id for clip in source.clips] for name, source in used.items()},
     )
-    on_main(lambda: claim_clips(folder, used, allow))
+    run_on_main(lambda: claim_clips(folder, used, allow))
     seed = config.training.seed
     classes = len(parts.train.classes)
     with _on_host():
@@ -230,17 +230,18 @@ def _train(
         mesh=config.mesh,
         run_dir=folder,
         show=screen,
-        beat=watchdog.beat,
-        chosen_on_test=parts.chosen_on_test,
-        prefix_folder=cache_folder(config.data).parent / "prefix",
+        context=FitContext(
+            watchdog.beat, parts.chosen_on_test, cache_folder(config.data).parent / "prefix"
+        ),
     )
     watchdog.beat("report", 0)
     headline = None if run.test is None else run.test.headline
     decided: dict[str, Any] = {}
-    if parts.valid is not None:
-        logits = clip_logits(run.model, parts.valid, run.frontend)
+    if parts.valid is not None and run.valid_logits is not None:
         targets = parts.valid.targets()
-        decided["decisions"] = fit_calibration(logits, targets, run.multi_label).to_json()
+        decided["decisions"] = fit_calibration(
+            run.valid_logits, targets, run.multi_label
+        ).to_json()
 
     def written() -> None:
         extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": about}
@@ -260,7 +261,7 @@ def _train(
         }
         write_json(result_file, figures)
 
-    on_main(written)
+    run_on_main(written)
     return Result(config.petl.name, counts.trainable, headline, run.seconds, artefact, run, about)
 
 
@@ -284,7 +285,7 @@ def evaluate_adapter(
     """
     test = labelled_clips(adapter, data)
     logits = clip_logits(adapter.model, test, adapter.frontend)
-    return measure(logits, test, bootstrap), test
+    return measure_metrics(logits, test, bootstrap), test
 
 
 def labelled_clips(adapter: Any, data: Data | None = None) -> Source:

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, reset_weights
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.io.atomic import write_file
+from aatjax.io.atomic import write_bytes
+from aatjax.io.digest import hash_arrays
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
@@ -108,8 +107,8 @@ def save_adapter(
         **(extra or {}),
     }
     values = {name: np.asarray(value) for name, value in tensors.items()}
-    data = save(values, {KEY: json.dumps(info), "sha256": hash_tensors(values)})
-    write_file(path, lambda place: place.write_bytes(data))
+    data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
+    write_bytes(path, data)
     return path
 
 
@@ -130,16 +129,6 @@ def _make_golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
         return None
     logits = [float(f"{value:.7g}") for value in compute_golden_logits(model, frontend, **GOLDEN)]
     return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
-
-
-def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return the checksum that adapter files have of their tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name}{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -231,7 +220,7 @@ def _read_file(path: Path) -> _File:
         raise DataError(f"{path}: {error}") from error
     except (SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    if checksum is not None and checksum != hash_tensors(tensors):
+    if checksum is not None and checksum != hash_arrays(tensors):
         raise DataError(
             f"{path}: damaged: the checksum of its tensors does not match; copy it again"
         )

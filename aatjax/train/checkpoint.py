@@ -1,6 +1,5 @@
 """Checkpoints of a run (Orbax V1): the arrays that change in training, never the frozen ones."""
 
-import hashlib
 import json
 import os
 import sys
@@ -10,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
+from aatjax.io.digest import hash_arrays
 from aatjax.train.distributed import is_distributed
 from aatjax.train.sharding import fetch
 
@@ -201,12 +200,8 @@ class Checkpoints:
 
 
 def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    for name in sorted(leaves):
-        value = np.ascontiguousarray(fetch(leaves[name]))
-        digest.update(f"{name}{value.shape}{value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+    start = json.dumps(progress, sort_keys=True).encode()
+    return hash_arrays(leaves, start=start, fetch=fetch)
 
 
 def _first_line(error: BaseException) -> str:

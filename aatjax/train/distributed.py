@@ -1,7 +1,6 @@
 """Runs of several processes: joining them, and making sure that they agree."""
 
 import dataclasses
-import hashlib
 import ipaddress
 import json
 import os
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from aatjax.errors import AatjaxError, UnavailableError, UsageError
+from aatjax.io.digest import hash_bytes
 
 PREFLIGHT = 10.0  # seconds in which the coordinator must answer
 
@@ -216,14 +216,11 @@ def agree(values: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> None
     """
     if not is_distributed():
         return
-    text = json.dumps(values, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(lists):
-        digest.update("\n".join([name, *lists[name]]).encode())
-    if len(set(gather_bytes(digest.digest()))) == 1:
+    text = json.dumps({"values": values, "lists": lists}, sort_keys=True, default=str)
+    if len(set(gather_bytes(hash_bytes(text).encode()))) == 1:
         return
-    own = {"host": socket.gethostname(), "values": json.loads(text), "lists": dict(lists)}
-    packed = zlib.compress(json.dumps(own, default=list).encode())
+    own = {"host": socket.gethostname(), **json.loads(text)}
+    packed = zlib.compress(json.dumps(own).encode())
     first, *others = (json.loads(zlib.decompress(data)) for data in gather_bytes(packed))
     problems = [
         problem for rank, other in enumerate(others, 1) for problem in _compare(first, other, rank)

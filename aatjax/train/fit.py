@@ -378,7 +378,7 @@ def _finish(
             kept[selected], sources[name], buckets=loop.buckets.get(name, ()), stopped=beat
         )
 
-    models = {name: build(weights) for name, weights in kept.items()}
+    models: dict[Select, AST] = {name: build(weights) for name, weights in kept.items()}
     logits = {name: predict(name) for name in ("test", "valid")}
     metrics = {
         name: None if found is None else measure_metrics(found, sources[name], 1000)

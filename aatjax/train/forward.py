@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Integer, Num
 from aatjax import ops, surgery
 from aatjax.audio.fbank import count_frames
 from aatjax.audio.frontend import FrontEnd
-from aatjax.models.ast import AST, mean_tokens
+from aatjax.models.ast import AST, average_tokens
 
 ModelState = tuple[Any, Any, Any]
 """Trainable parameters, batch statistics and frozen parameters of a model."""
@@ -56,7 +56,7 @@ def read_vectors(
     tokens = model.tokens(x, mask)
     patches = config.num_tokens - config.num_prefix  # behind any prompts
     logits = model.head(model.pool(tokens, mask))
-    return logits, mean_tokens(tokens, mask, tokens.shape[1] - patches)
+    return logits, average_tokens(tokens, mask, tokens.shape[1] - patches)
 
 
 def split_model(model: AST) -> surgery.SplitModel:

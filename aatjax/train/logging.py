@@ -10,8 +10,7 @@ from typing import IO, Any, Protocol, cast, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from aatjax.errors import WriteError
-from aatjax.io.atomic import write_file
+from aatjax.io.atomic import report_write_errors, write_text
 
 
 @runtime_checkable
@@ -53,32 +52,29 @@ class MetricsWriter:
             return
         self.rows = [row for row in read_metrics(self._path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_file(self._path, lambda place: place.write_text(text, encoding="utf-8"))
+        write_text(self._path, text)
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
             say("no TensorBoard events: pip install 'aatjax[tensorboard]' to have them written")
             return
-        try:
+        with report_write_errors(directory):
             self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-        except OSError as error:
-            raise WriteError(f"{directory}: cannot be written: {error}") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one row, which must have `step`; None stands for an undefined number."""
         self.rows.append(dict(row))
         if self._path is None:
             return
-        try:
+        with report_write_errors(self._path):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            if self._events is not None:
-                for name, value in row.items():
-                    if isinstance(value, int | float) and math.isfinite(value) and name != "step":
-                        self._events.add_scalar(name, value, row["step"])
-                self._events.flush()
-        except OSError as error:
-            raise WriteError(f"{self._path}: cannot be written: {error}") from error
+            if self._events is None:
+                return
+            for name, value in row.items():
+                if isinstance(value, int | float) and math.isfinite(value) and name != "step":
+                    self._events.add_scalar(name, value, row["step"])
+            self._events.flush()
 
     def close(self) -> None:
         """Close the event file."""

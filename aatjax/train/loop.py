@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aatjax.data.buckets import Bucket
-from aatjax.data.pipeline import Crop, ClipLoader, make_eval_batches, make_train_batches
+from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, UsageError, WriteError
 from aatjax.io.signals import InterruptedRunError, StopRequest
@@ -415,10 +415,12 @@ class Loop:
         frontend, mesh, size = self.evaluator.frontend, self.evaluator.mesh, self.evaluator.batch
         source = self.train if self.valid is None else self.valid
         rows = find_local_rows(mesh, size)
-        host = next(iter(make_eval_batches(source, frontend, batch_size=size, threads=0, rows=rows)))
+        batches = make_eval_batches(source, frontend, batch_size=size, threads=0, rows=rows)
+        host = next(iter(batches))
         batch = put_batch({name: host[name] for name in ("audio", "length")}, mesh, size)
-        x, length = frontend(batch["audio"], batch["length"]), frontend.count_frames(batch["length"])
-        figures = jax.device_get(monitor(*weights, self.evaluator.frozen, x, length))
+        x = frontend(batch["audio"], batch["length"])
+        valid = frontend.count_frames(batch["length"])
+        figures = jax.device_get(monitor(*weights, self.evaluator.frozen, x, valid))
         return {f"mixture/{name}": float(value) for name, value in figures.items()}
 
     def _validate(

@@ -8,11 +8,8 @@ weights below, the front end, the compute type and the sounds, and training begi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,10 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
 from aatjax.data.source import Source
-from aatjax.errors import UsageError, WriteError
+from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io.atomic import write_folder
+from aatjax.io.digest import hash_arrays, hash_bytes
+from aatjax.io.json_file import read_json, write_json
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
 from aatjax.train.distributed import is_distributed
@@ -118,7 +117,7 @@ class PrefixCache:
         Raises:
             WriteError: they cannot be written.
         """
-        digest = hashlib.sha256(f"{self.key} {source.fingerprint()}".encode()).hexdigest()[:32]
+        digest = hash_bytes(f"{self.key} {source.fingerprint()}")[:32]
         if digest not in self.known:
             self.known[digest] = self._find(source, digest)
         return self.known[digest]
@@ -150,8 +149,8 @@ class PrefixCache:
         stored = self._compute(source, allocate)
         np.save(folder / "length.npy", stored.length)
         stored.tokens.flush()  # pyright: ignore[reportAttributeAccessIssue]
-        about = {"dtype": self.dtype, "crc32": _checksum(stored.tokens, stored.length)}
-        (folder / "about.json").write_text(json.dumps(about))
+        digest = hash_arrays({"tokens": stored.tokens, "length": stored.length})
+        write_json(folder / "about.json", {"dtype": self.dtype, "sha256": digest})
 
     def _compute(
         self, source: Source, allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -178,22 +177,13 @@ class PrefixCache:
 
 def make_prefix_key(model: AST, frontend: FrontEnd, start: int) -> str:
     """Return a digest of what stored tokens depend on, except the sounds."""
-    digest = hashlib.sha256()
-    for path, value in sorted(surgery.arrays(model).items()):
+    weights = {}
+    for path, value in surgery.arrays(model).items():
         part, _, rest = path.partition("/")
         if part == "embed" or (part == "blocks" and int(rest.partition("/")[0]) < start):
-            digest.update(path.encode())
-            digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
-    about = {**dataclasses.asdict(frontend), "start": start, "config": repr(model.config)}
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def _checksum(tokens: np.ndarray, length: np.ndarray) -> int:
-    found = zlib.crc32(length.tobytes())
-    for row in tokens:
-        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
-    return found
+            weights[path] = value
+    frontend_and_config = f"{frontend} {start} {model.config}"
+    return hash_bytes(f"{frontend_and_config} {hash_arrays(weights)}")
 
 
 def _read(place: Path) -> StoredTokens | None:
@@ -201,13 +191,13 @@ def _read(place: Path) -> StoredTokens | None:
     if not place.is_dir():
         return None
     try:
-        about = json.loads((place / "about.json").read_text())
+        about = read_json(place / "about.json")
         tokens = np.load(place / "tokens.npy", mmap_mode="r")
         length = np.load(place / "length.npy")
-        if about["crc32"] != _checksum(tokens, length):
+        if about["sha256"] != hash_arrays({"tokens": tokens, "length": length}):
             raise ValueError("its checksum does not match")
         return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), length)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         warnings.warn(f"{place}: damaged ({error}); computed again", stacklevel=2)
         shutil.rmtree(place, ignore_errors=True)
         return None
