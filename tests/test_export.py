@@ -30,9 +30,9 @@ from aatjax.export.manifest import MANIFEST, seal
 from aatjax.export.merged_model import Clips, Subject
 from aatjax.export.model_card import markdown, scalar
 from aatjax.export.parity import Moved, synthetic_sounds
+from aatjax.io.digest import hash_arrays
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl import TABLE
-from aatjax.io.digest import hash_arrays
 from aatjax.train.adapter_file import save_adapter
 
 TINY = ASTConfig(

@@ -30,8 +30,8 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import write_native
 from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier, cut
-from aatjax.models.ast import AST, ASTConfig
 from aatjax.io.digest import hash_arrays
+from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import save_adapter
 
 pytest.importorskip("fastapi", reason="the server needs fastapi: pip install 'aatjax[serve]'")

@@ -239,9 +239,7 @@ def _train(
     decided: dict[str, Any] = {}
     if parts.valid is not None and run.valid_logits is not None:
         targets = parts.valid.targets()
-        decided["decisions"] = fit_calibration(
-            run.valid_logits, targets, run.multi_label
-        ).to_json()
+        decided["decisions"] = fit_calibration(run.valid_logits, targets, run.multi_label).to_json()
 
     def written() -> None:
         extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": about}
