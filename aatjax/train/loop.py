@@ -322,7 +322,9 @@ class Loop:
         self._save(state, feed)
         self._write(lambda checkpoints: checkpoints.settle())
         resume = "" if self.checkpoints is None else "; the same command goes on from here"
-        raise InterruptedRunError(f"stopped at step {self.done} of {self.total}{resume}", stop.signum or 15)
+        raise InterruptedRunError(
+            f"stopped at step {self.done} of {self.total}{resume}", stop.signum or 15
+        )
 
     def _say(self, line: str) -> None:
         if self.show is not None:
