@@ -235,7 +235,7 @@ def test_few_shots(official, tmp_path) -> None:
         ]
 
     # The small set holds 4 of the 10 classes; the others have no clip to draw.
-    with pytest.raises(DataError, match="class 'rooster' has 0 training clips, 2 are asked for"):
+    with pytest.raises(DataError, match="class 'rooster' has 0 training clips, 2 are requested"):
         shots()
 
 
@@ -254,7 +254,7 @@ def test_few_shots_are_stratified_seeded_and_of_many_recordings(official, tmp_pa
         for i, c in enumerate(source.clips)
         if sum(d.label == c.label for d in source.clips[:i]) < 2
     ]
-    with pytest.raises(UsageError, match="1 clip a class"):
+    with pytest.raises(UsageError, match="1 clip per class"):
         source.shots(0)
 
 

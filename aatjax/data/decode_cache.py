@@ -1,4 +1,4 @@
-"""Decode every file once: a cache of waveforms on disk, and the quarantine of files that fail."""
+"""A cache of decoded waveforms on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import struct
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,6 +21,7 @@ from aatjax.data.source import Clip, Progress, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError, printable
 from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
 from aatjax.io.digest import hash_bytes, hash_file
+from aatjax.io.threads import map_threads
 
 FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
 CHECKSUM = hashlib.sha256().digest_size
@@ -30,7 +30,7 @@ MOST_SHOWN = 5
 
 
 def find_user_cache() -> Path:
-    """The folder of everything that is kept to save time: sounds, programs, downloads."""
+    """Return the user's cache folder of this package: sounds, compiled programs, downloads."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "aatjax"
 
@@ -48,21 +48,21 @@ def decode_all(
 ) -> Source:
     """Decode the files of a source into a cache and return the source that reads from there.
 
-    An entry is named after the SHA-256 of the file's bytes and the options, so that a changed file
-    is decoded anew and a copy is not decoded twice. It is written under another name first and ends
-    in a checksum that is looked at on every call: an entry is whole, or it is made again. Clips
-    without a file are left as they are.
+    An entry is named after the SHA-256 of the file's bytes and the options: a changed file is
+    decoded again and a copy is not decoded twice. It is written under another name first and ends
+    in a checksum that every call verifies, so an entry is whole or is replaced. Clips without a
+    file keep their reader.
 
     Args:
         source: the clips.
         cache_dir: folder of the cache, which any number of sources and runs may share.
         max_bad: how many clips may fail: a share of the clips (float) or a number of them (int).
-        quarantine_file: JSON-lines file that lists the clips that failed: path, id, reason, detail.
-            Entries for other files stay in it.
+        quarantine_file: JSON-lines file of the clips that failed: path, id, reason, detail. Entries
+            for other files stay in it.
         workers: number of threads.
         progress: called after each clip, with the stage `decode`.
-        channels: what becomes of several channels, as in `decode`.
-        truncated: whether clips cut short are skipped or kept, as in `decode`.
+        channels: how several channels become one, as in `decode`.
+        truncated: whether truncated clips are skipped or kept, as in `decode`.
 
     Returns:
         The source without the clips that failed; they are in its `skipped`, and remarks on clips
@@ -73,31 +73,28 @@ def decode_all(
         UsageError: an option out of range.
         WriteError: the cache or the quarantine file cannot be written.
     """
-    allowed = _allowed(max_bad, len(source))
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
+    allowed = _count_allowed(max_bad, len(source))
     files = [clip for clip in source.clips if clip.path is not None]
-    cache = Cache(Path(cache_dir).expanduser().absolute(), channels, truncated)
+    cache = DecodeCache(Path(cache_dir).expanduser().absolute(), channels, truncated)
     cache.prepare()
-    entries: dict[str, CacheEntry] = {}
-    failed: dict[str, AudioError] = {}
-    pool = ThreadPoolExecutor(workers, "decode")
-    try:
-        running: dict[Future[CacheEntry], Clip] = {
-            pool.submit(cache.fetch, str(clip.path)): clip for clip in files
-        }
-        for done, future in enumerate(as_completed(running), 1):
-            clip = running.pop(future)
-            try:
-                entries[clip.id] = future.result()
-            except AudioError as error:
-                failed[clip.id] = error
-            if progress is not None:
-                progress("decode", done, len(files))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
-    bad = [(clip, failed[clip.id]) for clip in files if clip.id in failed]
+    def fetch(i: int) -> CacheEntry | AudioError:
+        try:
+            return cache.fetch(str(files[i].path))
+        except AudioError as error:
+            return error
+
+    entries: dict[str, CacheEntry] = {}
+    bad: list[tuple[Clip, AudioError]] = []
+    fetched = map_threads(fetch, len(files), workers=workers)
+    for done, (clip, found) in enumerate(zip(files, fetched, strict=True), 1):
+        if isinstance(found, AudioError):
+            bad.append((clip, found))
+        else:
+            entries[clip.id] = found
+        if progress is not None:
+            progress("decode", done, len(files))
+
     if quarantine_file is not None:
         write_quarantine(Path(quarantine_file), files, bad)
     if len(bad) > allowed or len(bad) == len(source):
@@ -105,23 +102,22 @@ def decode_all(
         more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
         raise DataError(
             f"{source.name}: {len(bad)} of {len(source)} clips cannot be used and "
-            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; mend or remove them, or "
+            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
             "raise --data.max-bad"
         )
-    notes = [(c.id, note) for c in files if c.id in entries for note in entries[c.id].notes]
+    failed = {clip.id for clip, _ in bad}
+    keys = {id: entry.key for id, entry in entries.items()}
     return source.with_clips(
         (clip for clip in source.clips if clip.id not in failed),
-        reader=CachedReader(
-            cache.folder, {id: entry.key for id, entry in entries.items()}, source.reader
-        ),
+        reader=CachedReader(cache.folder, keys, source.reader),
         skipped=[*source.skipped, *((clip.id, error.reason) for clip, error in bad)],
-        notes=[*source.notes, *notes],
+        notes=[*source.notes, *((id, note) for id, e in entries.items() for note in e.notes)],
     )
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One decoded file: its name in the cache, and what was odd about it."""
+    """One decoded file: its key in the cache, and what was odd about it."""
 
     key: str
     notes: tuple[str, ...]
@@ -129,7 +125,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CachedReader(Reader):
-    """Reads waveforms from the cache, memory-mapped, and all else as the source did.
+    """Reads waveforms from the cache, memory-mapped, and clips that are not in it as before.
 
     Attributes:
         folder: the cache.
@@ -150,8 +146,8 @@ class CachedReader(Reader):
             return np.load(entry, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{printable(clip.path or clip.id)}: its decoded copy {entry} cannot be read: {error}; "
-                "start again, the copy is then made anew"
+                f"{printable(clip.path or clip.id)}: its decoded copy {entry} cannot be read: "
+                f"{error}; start again to replace the copy"
             ) from error
 
     def key(self, clip: Clip) -> str | None:
@@ -159,7 +155,7 @@ class CachedReader(Reader):
 
 
 @dataclass(frozen=True)
-class Cache:
+class DecodeCache:
     """A folder of decoded waveforms, and the options they were decoded with."""
 
     folder: Path
@@ -167,21 +163,21 @@ class Cache:
     truncated: Literal["skip", "keep"]
 
     def prepare(self) -> None:
-        """Make the folder, and clear what killed runs left behind."""
+        """Make the folder and remove what killed runs left behind."""
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, older_than=ABANDONED)
 
     def fetch(self, path: str) -> CacheEntry:
-        """The entry of a file, made now unless a whole one is there.
+        """Return the entry of a file; write it unless a whole one is there.
 
         Raises:
             AudioError: the file cannot be decoded.
-            DataError: reading it failed in an unforeseen way; the message names it.
+            DataError: an unexpected error while reading; the message names the file.
             WriteError: the entry cannot be written.
         """
         try:
-            key = self._key(path)
+            key = self._compute_key(path)
             entry = cache_path(self.folder, key)
             notes = read_notes(entry)
             if notes is None:
@@ -194,29 +190,28 @@ class Cache:
         except Exception as error:
             raise DataError(f"{printable(path)}: reading it failed: {error!r}") from error
 
-    def _key(self, path: str) -> str:
+    def _compute_key(self, path: str) -> str:
         options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
         try:
             if not os.path.isfile(path):
                 raise AudioError("not a regular file", f"{printable(path)}: is not a regular file")
             content = hash_file(Path(path))
         except OSError as error:
-            raise AudioError(
-                "unreadable", f"{printable(path)}: {error.strerror or error}"
-            ) from error
+            why = error.strerror or error
+            raise AudioError("unreadable", f"{printable(path)}: {why}") from error
         return hash_bytes(f"{content} {options}")
 
 
 def cache_path(folder: Path, key: str) -> Path:
-    """Where the entry of a key lies."""
+    """Return the file of a key's entry."""
     return folder / key[:2] / f"{key}.npy"
 
 
 def read_notes(entry: Path) -> tuple[str, ...] | None:
-    """Notes kept with an entry; None if it is absent or its checksum does not fit.
+    """Return the notes kept with an entry; None if it is absent or its checksum does not fit.
 
     An entry is a .npy file, followed by the notes as JSON, their length (4 bytes, little endian)
-    and the SHA-256 of all before.
+    and the SHA-256 of everything before.
     """
     with (
         report_write_errors(entry),
@@ -224,7 +219,7 @@ def read_notes(entry: Path) -> tuple[str, ...] | None:
         entry.open("rb") as file,
     ):
         size = os.fstat(file.fileno()).st_size
-        if size <= CHECKSUM + 4 or _digest(file, size - CHECKSUM) != file.read(CHECKSUM):
+        if size <= CHECKSUM + 4 or _hash_start(file, size - CHECKSUM) != file.read(CHECKSUM):
             return None
         file.seek(size - CHECKSUM - 4)
         (length,) = struct.unpack("<I", file.read(4))
@@ -233,7 +228,7 @@ def read_notes(entry: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
+def _hash_start(file: BinaryIO, size: int) -> bytes:
     digest = hashlib.sha256()
     while size > 0 and (block := file.read(min(size, 1 << 20))):
         digest.update(block)
@@ -248,11 +243,11 @@ def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...
         file.write(text + struct.pack("<I", len(text)))
         size = file.tell()
         file.seek(0)
-        checksum = _digest(file, size)
+        checksum = _hash_start(file, size)
         file.write(checksum)
 
 
-def _allowed(max_bad: float | int, clips: int) -> int:
+def _count_allowed(max_bad: float | int, clips: int) -> int:
     number = isinstance(max_bad, int) and not isinstance(max_bad, bool)
     if isinstance(max_bad, bool) or max_bad < 0 or (not number and not max_bad <= 1):
         raise UsageError(

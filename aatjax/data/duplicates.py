@@ -1,4 +1,4 @@
-"""The same, or nearly the same, sound in two parts of a data set: such clips leak.
+"""Duplicate sounds in two parts of a data set, exact or nearly so: such clips leak.
 
 A clip is described by 256 bits: the sign of the difference between neighbouring bands and
 neighbouring stretches of time of its log energy, as in Haitsma and Kalker, "A Highly Robust Audio
@@ -10,12 +10,12 @@ all are counted.
 The threshold of 0.2 was measured on ESC-10 (folds 1-4), ESC-50's other classes (fold 4), Speech
 Commands v0.01 (300 clips) and the Free Spoken Digit Dataset (2500). Of the 5.9 million pairs among
 them it reports one, two clips of ESC-10 with different names for their recording and samples that
-correlate by 0.97; the next nearest lie at 0.21 for one digit said twice by one speaker, at 0.29 for
-different speakers, and at 0.33 for environmental sounds. Of 100 clips of each set, changed, it
+correlate by 0.97; the next nearest have distance 0.21 (one digit, one speaker, two recordings),
+0.29 (different speakers) and 0.33 (environmental sounds). Of 100 clips of each set, changed, it
 finds 99-100 % after -6 dB, -20 dB or 8 kHz and back; 99-100 % after Ogg Vorbis and 96-100 % after
 MP3 (at the lowest quality 95-100 % and 94-99 %); 97-100 % without the first 10 ms; but only 14-66 %
-with noise at 20 dB, where quiet ends are no longer told from the sound. A shorter excerpt of a
-clip, or one moved by more than about a hundredth of its length, is often not found.
+with noise at 20 dB, where quiet ends no longer differ from the sound. A shorter excerpt of a clip,
+or one moved by more than about a hundredth of its length, is often not found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,9 +33,10 @@ from aatjax.audio.fbank import hertz_to_mel
 from aatjax.data.source import Progress, Source
 from aatjax.errors import UsageError
 from aatjax.io.digest import hash_bytes
+from aatjax.io.threads import map_threads
 
 THRESHOLD = 0.2
-"""Share of differing bits up to which two clips are called the same."""
+"""Share of differing bits up to which two clips count as the same."""
 HIGHEST_THRESHOLD = 0.3
 HASH_BYTES = 32
 
@@ -46,17 +46,17 @@ HOP = 64
 BLOCK = 4096  # frames transformed at a time, so that memory does not grow with the clip
 CELLS = 17  # bands, and stretches of time; one fewer difference along each
 LOW_HZ, HIGH_HZ = 100.0, 3600.0  # what survives 8 kHz and lossy coding
-QUIET = 1e-5  # frames this far below the loudest one are cut off at both ends: 50 dB
-FLOOR = 1e-6  # energy added everywhere, relative to the strongest cell: 60 dB below
+QUIET = 1e-5  # frames 50 dB below the loudest one are cut off at both ends
+FLOOR = 1e-6  # energy added everywhere: 60 dB below the strongest cell
 SHORTEST = 1 + (RATE // 10 - FRAME) // HOP  # frames in 0.1 s
-LEVEL = 1e-3  # a smaller difference of log energies says nothing
-MOST_LEVEL = 0.25  # with a larger share of those, a hash is not worth comparing
-MOST_SIMPLE = 0.75  # nor if two patterns make up more of its bits, as in clean beeps; real: 0.71
+LEVEL = 1e-3  # smallest informative difference of log energies
+MOST_LEVEL = 0.25  # a hash with a larger share of smaller differences is not compared
+MOST_SIMPLE = 0.75  # nor one whose first two singular vectors hold more (beeps); real: up to 0.71
 
 MISSED = 1e-3  # chance that the search misses a pair that lies exactly at the threshold
 WINDOW = 32  # clips of one bucket that each clip is compared with
 NEAREST = 16  # near pairs kept for each distinct hash
-FEW = 32  # up to so many equal clips, all their pairs are reported
+FEW = 32  # of up to 32 equal clips, all pairs are reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ class Duplicate:
     """Two clips of different parts that hold the same sound.
 
     Attributes:
-        first: id of the clip that comes first in the source.
-        second: id of the other.
+        first, second: clip ids, in the order of the source.
         parts: the part of the first and of the second.
         distance: share of differing bits, from 0; two unrelated sounds are near 0.5.
         exact: whether the samples are identical, zeros at the ends apart.
@@ -79,22 +78,22 @@ class Duplicate:
 
 
 def hash_audio(samples: Int16[np.ndarray, " s"]) -> bytes | None:
-    """Bits that stay nearly the same under gain, lossy coding and resampling.
+    """Return bits that stay nearly the same under gain, lossy coding and resampling.
 
     Args:
         samples: mono, 16 kHz.
 
     Returns:
-        32 bytes, or None for what cannot be told apart: silence, less than 0.1 s of sound, a
-        spectrum that does not change, or one as simple as that of clean beeps.
+        32 bytes, or None for sounds that cannot be distinguished: silence, less than 0.1 s of
+        sound, a spectrum that does not change, or one as simple as that of clean beeps.
     """
-    energy = _band_energy(_inner(samples))
+    energy = _compute_band_energy(_trim_zeros(samples))
     total = energy.sum(axis=1)
     loud = np.flatnonzero(total > QUIET * total.max(initial=0.0))
     if not loud.size or loud[-1] - loud[0] + 1 < SHORTEST:
         return None
     energy = energy[loud[0] : loud[-1] + 1]
-    cells = _stretches(len(energy)) @ energy
+    cells = _weigh_stretches(len(energy)) @ energy
     level = np.log(cells + FLOOR * cells.max())
     change = np.diff(np.diff(level, axis=1), axis=0)
     if np.mean(np.abs(change) < LEVEL) > MOST_LEVEL:
@@ -107,8 +106,8 @@ def hash_audio(samples: Int16[np.ndarray, " s"]) -> bytes | None:
 
 
 def hash_samples(samples: Int16[np.ndarray, " s"]) -> str:
-    """SHA-256 of the samples without zeros at the ends; '' for silence or less than one frame."""
-    inner = _inner(samples)
+    """Return a SHA-256 of the samples without zeros at the ends; '' for silence or under 32 ms."""
+    inner = _trim_zeros(samples)
     if inner.size < FRAME or np.all(inner == inner[0]):
         return ""
     return hash_bytes(inner.astype("<i2").tobytes())
@@ -117,7 +116,7 @@ def hash_samples(samples: Int16[np.ndarray, " s"]) -> str:
 def fingerprint_clips(
     source: Source, *, workers: int = 2, progress: Progress | None = None
 ) -> tuple[list[bytes | None], list[str]]:
-    """Reads every clip once and describes its sound.
+    """Read every clip once and hash its sound.
 
     Args:
         source: the clips.
@@ -128,31 +127,21 @@ def fingerprint_clips(
         `hash_audio` and `hash_samples` of each clip, in the order of the source.
 
     Raises:
-        UsageError: no worker.
+        UsageError: fewer than one worker.
         DataError: a sound cannot be read; the message names it.
     """
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
 
-    def describe(i: int) -> tuple[bytes | None, str]:
+    def hash_clip(i: int) -> tuple[bytes | None, str]:
         samples = source.waveform(i)
         return hash_audio(samples), hash_samples(samples)
 
-    count = len(source)
-    hashes: list[bytes | None] = [None] * count
-    exact = [""] * count
-    pool = ThreadPoolExecutor(workers, "fingerprint")
-    try:
-        running: dict[Future[tuple[bytes | None, str]], int] = {
-            pool.submit(describe, i): i for i in range(count)
-        }
-        for done, future in enumerate(as_completed(running), 1):
-            i = running.pop(future)
-            hashes[i], exact[i] = future.result()
-            if progress is not None:
-                progress("compare", done, count)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    hashes: list[bytes | None] = []
+    exact: list[str] = []
+    for near, same in map_threads(hash_clip, len(source), workers=workers):
+        hashes.append(near)
+        exact.append(same)
+        if progress is not None:
+            progress("compare", len(exact), len(source))
     return hashes, exact
 
 
@@ -164,17 +153,18 @@ def find_duplicates(
     *,
     threshold: float = THRESHOLD,
 ) -> list[Duplicate]:
-    """Pairs of clips in different parts that sound the same, the surest first.
+    """Return pairs of clips in different parts that sound the same, the nearest first.
 
     The list stays short however many clips are alike: of more than 32 clips with equal hashes each
     is reported once, against the first clip of another part, and each distinct hash is compared
-    with its 16 nearest. A pair at the threshold is missed once in a thousand, a closer one less.
+    with its 16 nearest. A pair at the threshold is missed with probability 0.001, a closer one
+    less.
 
     Args:
         ids: clip ids.
         parts: the fold or split of each clip; a clip with None is in no pair.
-        hashes: from `hash_audio`; None is like nothing.
-        exact: from `hash_samples`; '' is like nothing.
+        hashes: from `hash_audio`; None matches nothing.
+        exact: from `hash_samples`; '' matches nothing.
         threshold: share of differing bits up to which two clips are the same, from 0 to 0.3.
 
     Raises:
@@ -188,11 +178,11 @@ def find_duplicates(
         )
     if not 0 <= threshold <= HIGHEST_THRESHOLD:
         raise UsageError(
-            f"threshold is {threshold:g}; it must be from 0 to {HIGHEST_THRESHOLD:g}, where "
-            "unrelated sounds begin"
+            f"threshold is {threshold:g}; it must be from 0 to {HIGHEST_THRESHOLD:g}, beyond "
+            "which unrelated sounds match"
         )
     if any(h is not None and len(h) != HASH_BYTES for h in hashes):
-        raise UsageError(f"a hash is not {HASH_BYTES} bytes long; take those of hash_audio")
+        raise UsageError(f"a hash is not {HASH_BYTES} bytes long; use hash_audio")
 
     equal: dict[bytes, list[int]] = defaultdict(list)
     same: dict[str, list[int]] = defaultdict(list)
@@ -203,18 +193,18 @@ def find_duplicates(
             same[digest].append(i)
     pairs: set[tuple[int, int]] = set()
     for clips in [*same.values(), *equal.values()]:
-        pairs.update(_pairs(clips, clips, parts))
+        pairs.update(_pair_clips(clips, clips, parts))
 
     groups = list(equal.values())
     if len(groups) > 1:
         bits = np.frombuffer(b"".join(equal), np.uint8).reshape(len(groups), HASH_BYTES)
-        for u, v in _near(bits, _codes(groups, parts), threshold):
-            pairs.update(_pairs(groups[u], groups[v], parts))
+        for u, v in _search_near(bits, _number_parts(groups, parts), threshold):
+            pairs.update(_pair_clips(groups[u], groups[v], parts))
 
     found: list[tuple[bool, float, int, int]] = []
     for i, j in pairs:
         identical = exact[i] != "" and exact[i] == exact[j]
-        distance = 0.0 if identical else _distance(hashes[i], hashes[j])
+        distance = 0.0 if identical else _compute_distance(hashes[i], hashes[j])
         found.append((not identical, distance, i, j))
     return [
         Duplicate(ids[i], ids[j], (str(parts[i]), str(parts[j])), distance, not differ)
@@ -222,14 +212,13 @@ def find_duplicates(
     ]
 
 
-def _inner(samples: Int16[np.ndarray, " s"]) -> Int16[np.ndarray, " n"]:
-    """The samples without the zeros at both ends."""
+def _trim_zeros(samples: Int16[np.ndarray, " s"]) -> Int16[np.ndarray, " n"]:
     sound = np.flatnonzero(samples)
     return samples[sound[0] : sound[-1] + 1] if sound.size else samples[:0]
 
 
 @lru_cache(maxsize=1)
-def _bank() -> Float64[np.ndarray, "f k"]:
+def _make_filters() -> Float64[np.ndarray, "f k"]:
     """Triangular filters on the mel axis, (FFT bins, bands)."""
     low, high = hertz_to_mel(np.array([LOW_HZ, HIGH_HZ]))
     edges = np.linspace(low, high, CELLS + 2)
@@ -238,7 +227,7 @@ def _bank() -> Float64[np.ndarray, "f k"]:
     return np.maximum(0.0, np.minimum(rising, 2.0 - rising))
 
 
-def _band_energy(samples: Int16[np.ndarray, " s"]) -> Float64[np.ndarray, "t k"]:
+def _compute_band_energy(samples: Int16[np.ndarray, " s"]) -> Float64[np.ndarray, "t k"]:
     count = 0 if samples.size < FRAME else 1 + (samples.size - FRAME) // HOP
     energy = np.zeros((count, CELLS))
     for start in range(0, count, BLOCK):
@@ -246,59 +235,50 @@ def _band_energy(samples: Int16[np.ndarray, " s"]) -> Float64[np.ndarray, "t k"]
         block = samples[start * HOP : (stop - 1) * HOP + FRAME].astype(np.float64)
         frames = np.lib.stride_tricks.sliding_window_view(block, FRAME)[::HOP]
         frames = (frames - frames.mean(axis=1, keepdims=True)) * np.hanning(FRAME)
-        energy[start:stop] = np.abs(np.fft.rfft(frames)) ** 2 @ _bank()
+        energy[start:stop] = np.abs(np.fft.rfft(frames)) ** 2 @ _make_filters()
     return energy
 
 
-def _stretches(frames: int) -> Float64[np.ndarray, "k t"]:
+def _weigh_stretches(frames: int) -> Float64[np.ndarray, "k t"]:
     """Weights of the frames in each stretch of time: triangles that reach the next centres."""
-    place = (np.arange(frames) + 0.5) * (CELLS / frames)
+    position = (np.arange(frames) + 0.5) * (CELLS / frames)
     centre = np.arange(CELLS)[:, None] + 0.5
-    weights = np.maximum(0.0, 1.0 - np.abs(place[None] - centre))
+    weights = np.maximum(0.0, 1.0 - np.abs(position[None] - centre))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _pairs(
+def _pair_clips(
     left: Sequence[int], right: Sequence[int], parts: Sequence[str | None]
 ) -> Iterator[tuple[int, int]]:
     """Pairs (i < j) across parts: all of few, else each clip with the first of another part."""
     if len(left) * len(right) <= FEW * FEW:
-        chosen = ((i, j) for i in left for j in right)
+        chosen = [(i, j) for i in left for j in right]
     else:
-        chosen = (
-            (i, first)
-            for here, there in ((left, right), (right, left))
-            for i, first in _stars(here, there, parts)
-        )
-    for i, j in chosen:
-        if parts[i] != parts[j]:
-            yield min(i, j), max(i, j)
+        chosen = []
+        for clips, others in ((left, right), (right, left)):
+            first = others[0]
+            second = next((j for j in others if parts[j] != parts[first]), first)
+            chosen += [(i, first if parts[i] != parts[first] else second) for i in clips]
+    return ((min(i, j), max(i, j)) for i, j in chosen if parts[i] != parts[j])
 
 
-def _stars(
-    clips: Sequence[int], others: Sequence[int], parts: Sequence[str | None]
-) -> Iterator[tuple[int, int]]:
-    """Each clip with the first of the others that is in another part, where there is one."""
-    first = others[0]
-    second = next((j for j in others if parts[j] != parts[first]), first)
-    return ((i, first if parts[i] != parts[first] else second) for i in clips)
-
-
-def _codes(groups: Sequence[Sequence[int]], parts: Sequence[str | None]) -> Int[np.ndarray, " g"]:
+def _number_parts(
+    groups: Sequence[Sequence[int]], parts: Sequence[str | None]
+) -> Int[np.ndarray, " g"]:
     """A number for the part of each group of clips; -1 for a group in several parts."""
     numbers = {part: k for k, part in enumerate(dict.fromkeys(parts))}
     found = [{numbers[parts[i]] for i in clips} for clips in groups]
     return np.array([where.pop() if len(where) == 1 else -1 for where in found])
 
 
-def _near(
+def _search_near(
     bits: UInt8[np.ndarray, "g w"], part: Int[np.ndarray, " g"], threshold: float
 ) -> list[tuple[int, int]]:
     """Pairs of distinct hashes, not all of one part, that differ in few enough bits.
 
-    As many random choices of about log2(hashes) bits are made as it takes to miss a pair at the
-    threshold with probability `MISSED`. Within one bucket a hash meets the next `WINDOW` only, so
-    that time and memory are bounded however the hashes crowd.
+    Random choices of about log2(hashes) bits are repeated until a pair at the threshold is missed
+    with probability `MISSED`. Within one bucket a hash is compared with the next `WINDOW` only,
+    which bounds time and memory.
     """
     count = len(bits)
     order = np.lexsort(bits.T[::-1])  # neighbours in a bucket are then close to each other
@@ -322,27 +302,27 @@ def _near(
             u, v = within[together], within[together + step]
             apart = (part[u] != part[v]) | (part[u] < 0)
             u, v = u[apart], v[apart]
-            close = _differing(bits, u, v) <= threshold * flags.shape[1] + 1e-9
+            close = _count_differing(bits, u, v) <= threshold * flags.shape[1] + 1e-9
             new.append(u[close] * count + v[close])
         found = np.unique(np.concatenate(new))
         if found.size > NEAREST * count:
-            found = found[_nearest(bits, found)]
-    found = found[_nearest(bits, found)]
+            found = found[_keep_nearest(bits, found)]
+    found = found[_keep_nearest(bits, found)]
     return list(zip(order[found // count].tolist(), order[found % count].tolist(), strict=True))
 
 
-def _differing(
+def _count_differing(
     bits: UInt8[np.ndarray, "g w"], u: Int[np.ndarray, " p"], v: Int[np.ndarray, " p"]
 ) -> Int[np.ndarray, " p"]:
     return np.bitwise_count(bits[u] ^ bits[v]).sum(axis=1, dtype=np.int64)
 
 
-def _nearest(
+def _keep_nearest(
     bits: UInt8[np.ndarray, "g w"], found: Int[np.ndarray, " p"]
 ) -> Bool[np.ndarray, " p"]:
     """Which pairs are among the `NEAREST` of one of their two hashes."""
     u, v = found // len(bits), found % len(bits)
-    distance = _differing(bits, u, v)
+    distance = _count_differing(bits, u, v)
     keep = np.zeros(found.size, bool)
     ends = np.concatenate([u, v])
     order = np.lexsort((np.concatenate([distance, distance]), ends))
@@ -352,7 +332,7 @@ def _nearest(
     return keep
 
 
-def _distance(one: bytes | None, other: bytes | None) -> float:
+def _compute_distance(one: bytes | None, other: bytes | None) -> float:
     if one is None or other is None:
         return 1.0
     differing = int.from_bytes(one, "big") ^ int.from_bytes(other, "big")

@@ -1,4 +1,4 @@
-"""Labelled clips and `Source`, the base of everything that hands them out."""
+"""Labelled clips, and `Source`, the base of every collection of them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Clip:
     """One labelled sound.
 
     Attributes:
-        id: stable name shown to people, unique in its source (a relative path where there is one).
+        id: stable name, unique in its source (a relative path where there is one).
         label: class indices; exactly one in a single-label source.
         path: the audio file, or None for a sound made on demand.
         fold: cross-validation fold.
         split: part of an official division: 'train', 'valid' or 'test'.
         group: the recording or speaker it comes from; a split never cuts a group.
-        observed: the classes of which it is known whether the clip has them, in a multi-label
-            source that was annotated in part; None where that is known of all.
+        observed: the annotated classes of a partially annotated clip in a multi-label source; None
+            where all are annotated.
     """
 
     id: str
@@ -48,32 +48,32 @@ class Clip:
 
 
 class Reader:
-    """Turns a clip into samples by decoding its file anew each time."""
+    """Reads the samples of a clip by decoding its file every time."""
 
     def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
-        """The waveform: mono, 16 kHz."""
+        """Return the waveform: mono, 16 kHz."""
         if clip.path is None:
             raise DataError(f"{clip.id}: the clip has no file to read")
         return decode(clip.path).waveform
 
     def key(self, clip: Clip) -> str | None:
-        """What identifies the samples of the clip, where that is known without reading them."""
+        """Return what identifies the samples of the clip; None if unknown before reading."""
         return None
 
 
 class Source:
     """A sequence of labelled clips, with their waveforms at 16 kHz.
 
-    A clip carries its label, so leaving clips out can never shift labels. Parts made by `subset`,
-    `split`, `fold` and `by_split` keep the classes and read waveforms the same way.
+    A clip carries its label, so removing clips can never shift labels. Parts made by `subset`,
+    `split`, `fold` and `by_split` keep the classes and the reader.
 
     Args:
         clips: the clips, in the order in which they are indexed.
         classes: class names; `Clip.label` indexes them.
         name: name shown to people.
         multi_label: whether a clip may have any number of classes.
-        reader: how waveforms are read; decodes files by default.
-        skipped: (what, why) for every file or row left out.
+        reader: reads waveforms; decodes files by default.
+        skipped: (what, why) for every file or row that is not used.
         notes: (clip id, remark) about clips that are used although something is odd with them.
 
     Raises:
@@ -107,28 +107,26 @@ class Source:
             raise DataError(f"{self.name}: a class name occurs twice; class names must differ")
         seen: set[str] = set()
         for clip in self.clips:
-            if clip.id in seen:
-                raise DataError(f"{self.name}: clip {clip.id!r} occurs twice; keep one of them")
+            if wrong := self._find_fault(clip, seen):
+                raise DataError(f"{self.name}: clip {clip.id!r} {wrong}")
             seen.add(clip.id)
-            if any(not 0 <= c < len(self.classes) for c in clip.label):
-                raise DataError(
-                    f"{self.name}: clip {clip.id!r} has label {clip.label}, "
-                    f"but there are {len(self.classes)} classes"
-                )
-            if not self.multi_label and len(clip.label) != 1:
-                raise DataError(
-                    f"{self.name}: clip {clip.id!r} has {len(clip.label)} labels in a "
-                    "single-label set; give it one, or make the set multi-label"
-                )
-            if clip.observed is not None and not set(clip.label) <= set(clip.observed):
-                raise DataError(
-                    f"{self.name}: clip {clip.id!r} has a class that it was not annotated for"
-                )
-            if clip.observed is not None and not self.multi_label:
-                raise DataError(
-                    f"{self.name}: clip {clip.id!r} is annotated in part, which only a "
-                    "multi-label set can be"
-                )
+
+    def _find_fault(self, clip: Clip, seen: set[str]) -> str:
+        count = len(clip.label)
+        if clip.id in seen:
+            return "occurs twice; keep one of them"
+        if any(not 0 <= c < len(self.classes) for c in clip.label):
+            return f"has label {clip.label}, but there are {len(self.classes)} classes"
+        if not self.multi_label and count != 1:
+            return (
+                f"has {count} labels in a single-label set; give it one, or make the set "
+                "multi-label"
+            )
+        if clip.observed is not None and not set(clip.label) <= set(clip.observed):
+            return "has a class that it was not annotated for"
+        if clip.observed is not None and not self.multi_label:
+            return "is annotated in part, which only a multi-label set can be"
+        return ""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -141,7 +139,7 @@ class Source:
         return f"<{kind} {self.name!r}: {len(self)} clips, {len(self.classes)} classes>"
 
     def waveform(self, i: SupportsIndex) -> Int16[np.ndarray, " s"]:
-        """Samples of clip i: int16, mono, 16 kHz.
+        """Return the samples of clip i: int16, mono, 16 kHz.
 
         Raises:
             DataError: the sound cannot be read; the message names the file.
@@ -157,14 +155,13 @@ class Source:
             ) from error
 
     def targets(self) -> Float32[np.ndarray, "b c"]:
-        """One row a clip: 1 for its classes, 0 for others, NaN where that was not annotated."""
-        rows = [i for i, clip in enumerate(self.clips) for _ in clip.label]
+        """Return one row per clip: 1 for its classes, 0 for others, NaN where not annotated."""
         targets = np.zeros((len(self.clips), len(self.classes)), np.float32)
         for i, clip in enumerate(self.clips):
             if clip.observed is not None:
                 targets[i] = np.nan
                 targets[i, list(clip.observed)] = 0
-        targets[rows, [c for clip in self.clips for c in clip.label]] = 1
+            targets[i, list(clip.label)] = 1
         return targets
 
     def with_clips(
@@ -175,7 +172,7 @@ class Source:
         skipped: Sequence[tuple[str, str]] | None = None,
         notes: Sequence[tuple[str, str]] | None = None,
     ) -> Source:
-        """The same set holding only these clips; the other arguments replace what it had."""
+        """Return the same set with these clips; the other arguments replace what it had."""
         return Source(
             clips,
             self.classes,
@@ -187,7 +184,7 @@ class Source:
         )
 
     def subset(self, indices: Iterable[int] | Int[np.ndarray, " b"]) -> Source:
-        """The clips at these indices, in this order."""
+        """Return the clips at these indices, in this order."""
         return self.with_clips(self.clips[int(i)] for i in indices)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Source, Source]:
@@ -195,33 +192,34 @@ class Source:
 
         Args:
             fraction: share of the clips in the test part, between 0 and 1.
-            seed: chooses which clips.
+            seed: chooses among equally good divisions.
 
         Raises:
             UsageError: the fraction is not between 0 and 1.
-            DataError: nothing would be left on one side.
+            DataError: one side would be empty.
         """
-        labels = [clip.label for clip in self.clips]
-        groups = [clip.group for clip in self.clips]
+        labels, groups = self._labels_and_groups()
         try:
             train, test = stratify(labels, groups, fraction, seed)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         return self.subset(train), self.subset(test)
 
+    def _labels_and_groups(self) -> tuple[list[tuple[int, ...]], list[str | None]]:
+        return [clip.label for clip in self.clips], [clip.group for clip in self.clips]
+
     def shots(self, shots: int, seed: int | None = 0) -> Source:
-        """The clips of a few-shot training set: `shots` of each class.
+        """Return a few-shot training set: `shots` clips per class.
 
         Args:
-            shots: clips of each class.
+            shots: clips per class.
             seed: which draw; None takes the first of each class, as arXiv 2312.03694 does.
 
         Raises:
             UsageError: fewer than one.
             DataError: a class has fewer clips.
         """
-        labels = [clip.label for clip in self.clips]
-        groups = [clip.group for clip in self.clips]
+        labels, groups = self._labels_and_groups()
         try:
             return self.subset(draw_shots(labels, groups, self.classes, shots, seed))
         except DataError as error:
@@ -229,7 +227,7 @@ class Source:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        """Names of the folds, in order; empty where no clip has one.
+        """Names of the folds, in order; empty if no clip has one.
 
         Raises:
             DataError: some clips have a fold and some have none, or a group lies in two folds.
@@ -240,14 +238,15 @@ class Source:
         if without:
             raise DataError(
                 f"{self.name}: {len(without)} of {len(self)} clips have no fold "
-                f"({_first(without)}); give every clip a fold, or none"
+                f"({_join_first(without)}); give every clip a fold, or none"
             )
         leaks = self.leaks("fold")
         if leaks:
             report = [f"{group!r} in {', '.join(where)}" for group, where in leaks.items()]
             raise DataError(
-                f"{self.name}: {len(leaks)} groups lie in more than one fold, so the held-out fold "
-                f"leaks into training: {_first(report, '; ')}; put all clips of a group in one fold"
+                f"{self.name}: groups in more than one fold ({len(leaks)}), so the held-out fold "
+                f"leaks into training: {_join_first(report, '; ')}; put all clips of a group in "
+                "one fold"
             )
         return order_names({clip.fold for clip in self.clips if clip.fold is not None})
 
@@ -266,14 +265,13 @@ class Source:
             )
         if str(k) not in folds:
             raise UsageError(f"{self.name}: no fold {k!r}; the folds are {', '.join(folds)}")
-        held_out = [clip.fold == str(k) for clip in self.clips]
         return (
-            self.with_clips(c for c, out in zip(self.clips, held_out, strict=True) if not out),
-            self.with_clips(c for c, out in zip(self.clips, held_out, strict=True) if out),
+            self.with_clips(clip for clip in self.clips if clip.fold != str(k)),
+            self.with_clips(clip for clip in self.clips if clip.fold == str(k)),
         )
 
     def by_split(self, name: str) -> Source:
-        """The clips of one part of the official division: 'train', 'valid' or 'test'.
+        """Return one part of the official division: 'train', 'valid' or 'test'.
 
         Raises:
             DataError: the set has no official division.
@@ -287,16 +285,13 @@ class Source:
         return self.with_clips(clip for clip in self.clips if clip.split == name)
 
     def leaks(self, by: str = "fold") -> dict[str, list[str]]:
-        """Groups whose clips lie in more than one 'fold' or 'split', with the names of those."""
+        """Return groups with clips in more than one 'fold' or 'split', with those names."""
         if by not in ("fold", "split"):
-            raise UsageError(f"leaks are looked for by 'fold' or 'split', not {by!r}")
+            raise UsageError(f"by is {by!r}; give 'fold' or 'split'")
         return find_leaks([clip.group for clip in self.clips], [getattr(c, by) for c in self.clips])
 
     def fingerprint(self) -> str:
-        """SHA-256 over classes, clip ids, labels, and the keys of the samples where known.
-
-        It does not depend on where the files lie.
-        """
+        """Return a SHA-256 of classes, ids, labels and sample keys; independent of file paths."""
         lines = [json.dumps([self.classes, self.multi_label])]
         for clip in self.clips:
             name = unicodedata.normalize("NFC", clip.id)
@@ -307,6 +302,6 @@ class Source:
         return hash_bytes("\n".join(lines))
 
 
-def _first(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+def _join_first(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
     more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
     return separator.join(items[:most]) + more

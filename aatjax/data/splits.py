@@ -1,4 +1,4 @@
-"""Where to cut a set of clips: stratified splits, and what leaks between parts."""
+"""Stratified splits, few-shot draws, and groups that leak between parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""What the parts of a set are called, in lower case, and which part each is."""
+"""The usual names of the parts of a set, in lower case, and the part that each is."""
 
 
 def stratify(
@@ -23,13 +23,13 @@ def stratify(
     """Divide clips in two so that every class is cut at the same fraction.
 
     A unit is all clips of one group, or one clip without a group; units are never cut. Classes are
-    taken from the rarest to the commonest and each unit goes to the side that lacks more clips of
-    that class (the idea of iterative stratification: Sechidis et al., ECML 2011), the largest units
-    first. A class held by a single unit stays in the first part; a class held by two or more is
-    then brought to both parts where no other class loses its place by it.
+    taken from the rarest to the most frequent and each unit goes to the side that lacks more clips
+    of that class (the idea of iterative stratification: Sechidis et al., ECML 2011), the largest
+    units first. A class held by a single unit stays in the first part; a class held by two or more
+    is then brought to both parts where no other class loses its place by it.
 
     Args:
-        labels: class indices of each clip; one for a single-label set, any number otherwise.
+        labels: class indices of each clip; one in a single-label set, any number otherwise.
         groups: the recording or speaker of each clip, or None.
         fraction: share of the clips in the second part, between 0 and 1.
         seed: chooses among equally good units.
@@ -43,7 +43,7 @@ def stratify(
     """
     if not 0 < fraction < 1:
         raise UsageError(f"split fraction is {fraction:g}; it must be between 0 and 1")
-    units = _units(groups)
+    units = _collect_units(groups)
     rng = np.random.default_rng(seed)
     contents = [Counter(c for i in unit for c in labels[i]) for unit in units]
     shuffled = rng.permutation(len(units)).tolist()
@@ -51,29 +51,15 @@ def stratify(
     for u in sorted(shuffled, key=lambda u: -len(units[u])):
         for c in contents[u]:
             holders[c].append(u)
-    totals = {c: sum(contents[u][c] for u in holders[c]) for c in holders}
-    wanted = _wanted(totals, holders, fraction, rng)
-
-    second: dict[int, bool] = {}
-    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
-        need = wanted[c] - sum(contents[u][c] for u in holders[c] if second.get(u) is True)
-        rest = totals[c] - wanted[c]
-        rest -= sum(contents[u][c] for u in holders[c] if second.get(u) is False)
-        for u in holders[c]:
-            if u in second:
-                continue
-            second[u] = need > 0 and need >= rest
-            if second[u]:
-                need -= contents[u][c]
-            else:
-                rest -= contents[u][c]
+    wanted = _round_shares(contents, holders, fraction, rng)
+    holders = dict(sorted(holders.items(), key=lambda item: (len(item[1]), item[0])))
+    second = _assign(contents, holders, wanted)
     _repair(units, contents, holders, second)
     missing = fraction * len(labels) - sum(len(units[u]) for u in second if second[u])
     for u in shuffled:  # units whose clips have no class at all
         if u not in second:
             second[u] = missing > 0
             missing -= len(units[u]) if second[u] else 0
-
     parts = tuple(
         sorted(i for u, unit in enumerate(units) if second[u] is side for i in unit)
         for side in (False, True)
@@ -81,91 +67,54 @@ def stratify(
     if not parts[0] or not parts[1]:
         raise DataError(
             f"cannot split {len(labels)} clips: every class comes from a single clip or group; "
-            "add clips from other recordings, or give a test set of its own"
+            "add clips from other recordings, or give a separate test set"
         )
     return parts[0], parts[1]
 
 
-def draw_shots(
-    labels: Sequence[tuple[int, ...]],
-    groups: Sequence[str | None],
-    classes: Sequence[str],
-    shots: int,
-    seed: int | None,
-) -> list[int]:
-    """The clips of a few-shot training set: `shots` of each class.
-
-    Clips of recordings or speakers that were not drawn from yet are taken first, so that a class
-    is seen from as many sides as there are. In a multi-label set the rarest classes are served
-    first, and a clip counts for each of its classes.
-
-    Args:
-        labels: class indices of each clip.
-        groups: the recording or speaker of each clip, or None.
-        classes: class names, for the message.
-        shots: clips of each class.
-        seed: which draw; None takes the first clips in their order, whatever their groups.
-
-    Returns:
-        Sorted clip indices.
-
-    Raises:
-        UsageError: fewer than one clip a class.
-        DataError: a class has fewer clips.
-    """
-    if shots < 1:
-        raise UsageError(f"shots is {shots}: give 1 clip a class or more")
-    order = range(len(labels))
-    if seed is not None:
-        order = np.random.default_rng(seed).permutation(len(labels)).tolist()
-    holders: dict[int, list[int]] = {c: [] for c in range(len(classes))}
-    for i in order:
-        for c in labels[i]:
-            holders[c].append(i)
-    for c, clips in holders.items():
-        if len(clips) < shots:
-            raise DataError(
-                f"class {classes[c]!r} has {len(clips)} training clips, {shots} are asked for: "
-                "take fewer shots"
-            )
-    chosen: set[int] = set()
-    used: Counter[str] = Counter()
-    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
-        missing = shots - sum(i in chosen for i in holders[c])
-        waiting = [i for i in holders[c] if i not in chosen]
-        for _ in range(missing):
-            pick = waiting[0]
-            if seed is not None:
-                pick = min(waiting, key=lambda i: 0 if groups[i] is None else used[str(groups[i])])
-            waiting.remove(pick)
-            chosen.add(pick)
-            used[str(groups[pick])] += 1
-    return sorted(chosen)
-
-
-def _units(groups: Sequence[str | None]) -> list[list[int]]:
+def _collect_units(groups: Sequence[str | None]) -> list[list[int]]:
     units: dict[object, list[int]] = {}
     for i, group in enumerate(groups):
         units.setdefault(("clip", i) if group is None else ("group", group), []).append(i)
     return list(units.values())
 
 
-def _wanted(
-    totals: dict[int, int],
+def _round_shares(
+    contents: list[Counter[int]],
     holders: dict[int, list[int]],
     fraction: float,
     rng: np.random.Generator,
 ) -> dict[int, int]:
-    """Whole numbers of clips of each class for the second part, by largest remainder."""
+    """Whole numbers of clips per class for the second part, by largest remainder."""
+    totals = {c: sum(contents[u][c] for u in units) for c, units in holders.items()}
     exact = {c: round(fraction * n, 9) for c, n in totals.items()}
     wanted = {c: int(x) for c, x in exact.items()}
     left = round(sum(exact.values())) - sum(wanted.values())
     classes = [sorted(totals)[k] for k in rng.permutation(len(totals))]
     for c in sorted(classes, key=lambda c: wanted[c] - exact[c])[:left]:
         wanted[c] += 1
-    for c, n in totals.items():
-        wanted[c] = min(max(wanted[c], 1), n - 1) if len(holders[c]) > 1 else 0
-    return wanted
+    return {
+        c: min(max(wanted[c], 1), n - 1) if len(holders[c]) > 1 else 0 for c, n in totals.items()
+    }
+
+
+def _assign(
+    contents: list[Counter[int]], holders: dict[int, list[int]], wanted: dict[int, int]
+) -> dict[int, bool]:
+    """Whether each unit that has a class goes to the second part."""
+    second: dict[int, bool] = {}
+    for c, units in holders.items():
+        need = wanted[c] - sum(contents[u][c] for u in units if second.get(u) is True)
+        rest = sum(contents[u][c] for u in units if second.get(u) is not False) - wanted[c]
+        for u in units:
+            if u in second:
+                continue
+            second[u] = need > 0 and need >= rest
+            if second[u]:
+                need -= contents[u][c]
+            else:
+                rest -= contents[u][c]
+    return second
 
 
 def _repair(
@@ -178,11 +127,11 @@ def _repair(
     held = {side: Counter[int]() for side in (False, True)}
     for u, side in second.items():
         held[side].update(contents[u].keys())
-    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
+    for c, holding in holders.items():
         for side in (False, True):
-            if held[side][c] or len(holders[c]) < 2:
+            if held[side][c] or len(holding) < 2:
                 continue
-            for u in sorted(holders[c], key=lambda u: len(units[u])):
+            for u in sorted(holding, key=lambda u: len(units[u])):
                 if all(held[not side][other] > 1 for other in contents[u]):
                     second[u] = side
                     held[side].update(contents[u].keys())
@@ -190,15 +139,71 @@ def _repair(
                     break
 
 
+def draw_shots(
+    labels: Sequence[tuple[int, ...]],
+    groups: Sequence[str | None],
+    classes: Sequence[str],
+    shots: int,
+    seed: int | None,
+) -> list[int]:
+    """Draw a few-shot training set: `shots` clips per class.
+
+    Clips of recordings or speakers that were not drawn from yet are taken first, so that a class is
+    covered by as many of them as there are. In a multi-label set the rarest classes are served
+    first, and a clip counts for each of its classes.
+
+    Args:
+        labels: class indices of each clip.
+        groups: the recording or speaker of each clip, or None.
+        classes: class names, for the message.
+        shots: clips per class.
+        seed: which draw; None takes the first clips in their order, whatever their groups.
+
+    Returns:
+        Sorted clip indices.
+
+    Raises:
+        UsageError: fewer than one clip per class.
+        DataError: a class has fewer clips.
+    """
+    if shots < 1:
+        raise UsageError(f"shots is {shots}: give 1 clip per class or more")
+    order = range(len(labels))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    holders: dict[int, list[int]] = {c: [] for c in range(len(classes))}
+    for i in order:
+        for c in labels[i]:
+            holders[c].append(i)
+    for c, clips in holders.items():
+        if len(clips) < shots:
+            raise DataError(
+                f"class {classes[c]!r} has {len(clips)} training clips, {shots} are requested: "
+                "take fewer shots"
+            )
+    chosen: set[int] = set()
+    used: Counter[str] = Counter()
+    for c in sorted(holders, key=lambda c: (len(holders[c]), c)):
+        waiting = [i for i in holders[c] if i not in chosen]
+        for _ in range(shots - (len(holders[c]) - len(waiting))):
+            pick = waiting[0]
+            if seed is not None:
+                pick = min(waiting, key=lambda i: 0 if groups[i] is None else used[str(groups[i])])
+            waiting.remove(pick)
+            chosen.add(pick)
+            used[str(groups[pick])] += 1
+    return sorted(chosen)
+
+
 def order_names(names: set[str]) -> tuple[str, ...]:
-    """Sort names as people count: whole numbers by value where all are, else as text."""
+    """Sort names: whole numbers by value if all are, else as text."""
     if names and all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
 def find_leaks(groups: Sequence[str | None], parts: Sequence[str | None]) -> dict[str, list[str]]:
-    """Groups whose clips lie in more than one part, each with the names of those parts."""
+    """Return the groups whose clips lie in more than one part, each with those parts."""
     seen: dict[str, set[str]] = defaultdict(set)
     for group, part in zip(groups, parts, strict=True):
         if group is not None and part is not None:

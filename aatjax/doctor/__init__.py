@@ -9,9 +9,8 @@ too high (leaks). `warning`: training uses it unchanged, and the model is probab
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -33,6 +32,7 @@ from aatjax.doctor.findings import (
 from aatjax.doctor.label_checks import ClipEmbedder, explain_skip, find_wrong_labels
 from aatjax.doctor.set_checks import describe_part, find_copies, find_set_problems
 from aatjax.errors import DataError, UsageError
+from aatjax.io.threads import map_threads
 
 __all__ = [
     "KINDS",
@@ -127,17 +127,7 @@ def _visit_clips(
         windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else None
         return measured, hash_audio(samples), hash_samples(samples), windows
 
-    pool = ThreadPoolExecutor(threads, "doctor")
-    waiting: deque[Future[_Visited]] = deque()
-    try:
-        for i in range(len(source)):
-            waiting.append(pool.submit(visit, i))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_threads(visit, len(source), workers=threads)
 
 
 def _open(path: str | Path, format: str, pattern: str | None) -> Source:
