@@ -10,7 +10,7 @@ from official_layouts import MAKERS
 
 from aatjax import surgery
 from aatjax.cli.main import run
-from aatjax.config import Config, available, load_config, recipes
+from aatjax.config import Config, list_configs, load_config, load_recipes
 from aatjax.convert import write_native
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
@@ -21,7 +21,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.petl.base import adapt
 from aatjax.train.metrics.results import NAMES
 
-RECIPES = recipes()
+RECIPES = load_recipes()
 METHODS = {recipe.method for recipe in RECIPES.values()}
 
 
@@ -187,7 +187,7 @@ def test_expected_figures_are_told_or_said_to_be_unknown(capsys) -> None:
 
 
 def test_recipes_are_listed_and_found(capsys) -> None:
-    assert "recipes" not in available()
+    assert "recipes" not in list_configs()
     assert run(["recipes"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in (*BENCHMARKS, *METHODS))

@@ -47,7 +47,7 @@ def config_of(
     """
     import textwrap
 
-    from aatjax.config import available, load_config
+    from aatjax.config import list_configs, load_config
     from aatjax.petl import METHODS
 
     if any(a in ("-h", "--help") for a in arguments):
@@ -56,7 +56,8 @@ def config_of(
         methods = textwrap.fill(names, 98, initial_indent=indent, subsequent_indent=indent)
         print(
             text.format(
-                methods=methods, configs=", ".join([*available(), "and those of `aatjax recipes`"])
+                methods=methods,
+                configs=", ".join([*list_configs(), "and those of `aatjax recipes`"]),
             )
         )
         raise SystemExit(0)

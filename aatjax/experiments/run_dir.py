@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aatjax.config import Config, differences
+from aatjax.config import Config
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.io.json_file import read_json, write_json
+from aatjax.train.distributed import find_differences
 
 FREE = (
     "mesh",
@@ -50,13 +51,14 @@ def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> Non
     path = folder / "config.json"
     fields = json.loads(json.dumps(config.to_json()))
     if path.exists() and started(folder):
-        found = differences(
+        found = find_differences(
             _completed(read_json(path, limit=MOST_BYTES, advice="choose another run folder")),
             fields,
         )
-        changed = [line for line in found if not covered(line.partition(":")[0], (*FREE, *allow))]
+        found = [one for one in found if not covered(one[0], (*FREE, *allow))]
+        changed = [f"{path}: {before!r} -> {after!r}" for path, before, after in found]
         if changed:
-            first = changed[0].partition(":")[0]
+            first = found[0][0]
             raise UsageError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:6])}"
                 f"{f'; and {len(changed) - 6} more' if changed[6:] else ''}): choose another "

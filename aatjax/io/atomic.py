@@ -33,7 +33,7 @@ def report_write_errors(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        room = isinstance(error, OSError) and error.errno in _SPACE or "No space left" in why
+        room = (isinstance(error, OSError) and error.errno in _SPACE) or "No space left" in why
         advice = "free space there or choose another folder" if room else "choose another place"
         message = f"{printable(path)}: cannot be written: {why}; {advice}"
         raise WriteError(message) from error

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
-from aatjax.errors import NotFiniteError, UsageError, WriteError
+from aatjax.errors import NotFiniteError, Range, UsageError, WriteError, check_fields
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
@@ -48,7 +48,7 @@ class Training:
         average: decay of the moving average per step, or None for none.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
-        threads: reading threads.
+        threads: reading threads; 0 reads in the main thread.
         max_skipped: steps of a run that may be skipped because their loss or gradient is not
             finite; the batch of each is written to the run folder. One more ends the run.
         cache_prefix: compute the blocks below the first trained one once, store their outputs in
@@ -59,42 +59,25 @@ class Training:
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
     """
 
-    epochs: int = 20
-    batch_size: int = 32
-    eval_batch_size: int | None = None
+    epochs: Annotated[int, Range(1)] = 20
+    batch_size: Annotated[int, Range(1)] = 32
+    eval_batch_size: Annotated[int, Range(1)] | None = None
     loss: Loss | None = None
     crop: Crop = "start"
     select: Select = "last"
-    average: float | None = None
-    save_every: int = 1
+    average: Annotated[float, Range(above=0, below=1)] | None = None
+    save_every: Annotated[int, Range(1)] = 1
     seed: int = 0
-    threads: int = 2
-    max_skipped: int = 0
+    threads: Annotated[int, Range(0)] = 2
+    max_skipped: Annotated[int, Range(0)] = 0
     cache_prefix: bool = False
     buckets: tuple[int, ...] = ()
     on_save_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value} must be at least 1")
-        if self.threads < 0:
-            raise UsageError(f"threads={self.threads} must be 0 (read in the main thread) or more")
-        if self.max_skipped < 0:
-            raise UsageError(f"max_skipped={self.max_skipped} must be 0 or more")
-        if self.on_save_error not in ("stop", "continue"):
-            raise UsageError(f"on_save_error={self.on_save_error!r} is not one of stop, continue")
-        if self.loss not in (None, "ce", "bce"):
-            raise UsageError(f"loss={self.loss!r} is not one of ce, bce")
-        if self.crop not in ("start", "random"):
-            raise UsageError(f"crop={self.crop!r} is not one of start, random")
-        if self.select not in ("last", "best", "average"):
-            raise UsageError(f"select={self.select!r} is not one of last, best, average")
+        check_fields(self, "training.")
         if self.select == "average" and self.average is None:
-            raise UsageError("select='average' needs average=, a decay such as 0.999")
-        if self.average is not None and not 0 < self.average < 1:
-            raise UsageError(f"average={self.average} must lie between 0 and 1, such as 0.999")
+            raise UsageError("training.select='average' needs training.average, such as 0.999")
 
 
 @dataclasses.dataclass

@@ -1,14 +1,16 @@
 """The optimiser of the two papers: AdamW on the trainable tree, with their schedules."""
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
-from jax.tree_util import keystr
 
-from aatjax.errors import UsageError
+from aatjax.errors import Range, check_fields
+from aatjax.train.sharding import join_path
+
+Positive = Annotated[float, Range(above=0)]
+Decay = Annotated[float, Range(0, below=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,42 +32,21 @@ class Optim:
         decay_start, decay_rate, decay_every: the epochs of `steps`.
     """
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.1
+    warmup_steps: Annotated[int, Range(0)] = 0
+    weight_decay: Annotated[float, Range(0)] = 0.1
     decay_mask: Literal["all_trainable", "no_bias_ln"] = "all_trainable"
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
-    clip: float | None = None
-    decay_start: int = 5
-    decay_rate: float = 0.85
-    decay_every: int = 1
+    b1: Decay = 0.9
+    b2: Decay = 0.98
+    eps: Positive = 1e-6
+    clip: Positive | None = None
+    decay_start: Annotated[int, Range(1)] = 5
+    decay_rate: Positive = 0.85
+    decay_every: Annotated[int, Range(1)] = 1
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"lr={self.lr} must be a positive number")
-        if self.schedule not in ("cosine", "steps", "constant"):
-            raise UsageError(f"schedule={self.schedule!r} is not one of cosine, steps, constant")
-        if self.decay_mask not in ("all_trainable", "no_bias_ln"):
-            raise UsageError(
-                f"decay_mask={self.decay_mask!r} is not one of all_trainable, no_bias_ln"
-            )
-        if self.warmup_steps < 0:
-            raise UsageError(f"warmup_steps={self.warmup_steps} must be 0 or more")
-        for name in ("decay_every", "decay_start"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1 epoch")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise UsageError(f"weight_decay={self.weight_decay} must be 0 or a positive number")
-        for name in ("eps", "decay_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name}={value} must be a positive number")
+        check_fields(self, "optim.")
 
     @classmethod
     def aat(cls, lr: float = 1e-4) -> "Optim":
@@ -79,27 +60,19 @@ class Optim:
 
 
 def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step (step 0 is the first update).
-
-    Args:
-        optim: the schedule.
-        steps_per_epoch: updates per epoch.
-        epochs: epochs of the whole run.
-    """
+    """Return the learning rate of a run by step; step 0 is the first update."""
     total = max(1, steps_per_epoch * epochs)
-    match optim.schedule:
-        case "cosine":
-            main = optax.cosine_decay_schedule(optim.lr, max(1, total - optim.warmup_steps))
-        case "steps":
-            every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
-            # join_schedules counts from the end of the warm-up; the epochs are the run's.
-            bounds: dict[int, float] = {}
-            for epoch in every:
-                step = max(0, epoch * steps_per_epoch - optim.warmup_steps)
-                bounds[step] = bounds.get(step, 1.0) * optim.decay_rate
-            main = optax.piecewise_constant_schedule(optim.lr, bounds)
-        case _:
-            main = optax.constant_schedule(optim.lr)
+    main = optax.constant_schedule(optim.lr)
+    if optim.schedule == "cosine":
+        main = optax.cosine_decay_schedule(optim.lr, max(1, total - optim.warmup_steps))
+    if optim.schedule == "steps":
+        every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
+        # join_schedules counts from the end of the warm-up; the epochs are the run's.
+        bounds: dict[int, float] = {}
+        for epoch in every:
+            step = max(0, epoch * steps_per_epoch - optim.warmup_steps)
+            bounds[step] = bounds.get(step, 1.0) * optim.decay_rate
+        main = optax.piecewise_constant_schedule(optim.lr, bounds)
     if not optim.warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup_steps)
@@ -126,8 +99,7 @@ def _mask_matrices(params: Any) -> Any:
     """Return True for every leaf that is neither a bias nor a LayerNorm scale."""
 
     def decays(path: Any, leaf: jax.Array) -> bool:
-        names = keystr(path, simple=True, separator="/").split("/")
-        last = next((n for n in reversed(names) if n != "value"), "")
-        return leaf.ndim > 1 and not (last == "bias" or last == "scale" or last.startswith("b_"))
+        name = join_path(path).rpartition("/")[2]
+        return leaf.ndim > 1 and name not in ("bias", "scale") and not name.startswith("b_")
 
     return jax.tree_util.tree_map_with_path(decays, params)

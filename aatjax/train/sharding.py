@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_map_with_path
 
-from aatjax.errors import UsageError
+from aatjax.errors import Range, UsageError, check_fields
 
 AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -49,15 +49,16 @@ class MeshShape:
         model: devices that share the heads and hidden units of the same clips.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    data: Annotated[int, Range(-1)] = -1
+    fsdp: Annotated[int, Range(-1)] = 1
+    model: Annotated[int, Range(-1)] = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh.")
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            if size != -1 and size < 1:
-                raise UsageError(f"mesh.{name}={size} must be at least 1, or -1 for the rest")
+            if size == 0:
+                raise UsageError(f"mesh.{name}=0 must be at least 1, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UsageError("only one of mesh.data, mesh.fsdp and mesh.model may be -1")
 
