@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from aatjax.errors import WriteError
-from aatjax.inference.stream import OutputFile
-from aatjax.io.atomic import write_bytes, write_file
+from aatjax.io.atomic import open_output, write_bytes, write_file
 from aatjax.io.json_file import write_json
 
 
 def streamed(path: Path) -> None:
-    with OutputFile(path) as file:
+    with open_output(path) as file:
         file.write(b"new")
 
 

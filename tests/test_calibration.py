@@ -12,11 +12,12 @@ from scipy import optimize, special, stats
 
 from aatjax import Classifier
 from aatjax.audio.frontend import FrontEnd
-from aatjax.cli.commands.predict import _doubt
+from aatjax.cli.commands.predict import format_unsure
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.inference.calibration import (
     Calibration,
     apply_calibration,
+    compute_probabilities,
     compute_quantile,
     compute_reliability,
     fit_calibration,
@@ -72,7 +73,7 @@ def test_the_temperature_is_the_optimum_of_the_likelihood(many: bool, stretch: f
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_clips_that_are_all_right_do_not_tell_a_temperature(many: bool) -> None:
+def test_clips_that_are_all_right_determine_no_temperature(many: bool) -> None:
     targets = np.eye(3)[[0, 1, 2, 0]]
     logits = 4 * targets - 1
     assert fit_temperature(logits, targets, many) == 1.0
@@ -95,7 +96,7 @@ def test_the_quantile_is_the_formula() -> None:
 
 @pytest.mark.parametrize("clips", [10, 199])
 @pytest.mark.parametrize("many", [False, True])
-def test_the_sets_have_the_coverage_that_is_stated(many: bool, clips: int) -> None:
+def test_the_sets_have_the_promised_coverage(many: bool, clips: int) -> None:
     """Split conformal: given n calibration clips, the coverage is Beta(k, n + 1 - k)."""
     make = several if many else single
     coverage = 0.9
@@ -153,7 +154,7 @@ def test_too_few_clips_make_every_class_possible() -> None:
     assert fit_calibration(*single(9, seed=2), False, 0.9).quantile < 1
 
 
-def test_the_guarantee_does_not_hang_on_the_temperature() -> None:
+def test_the_guarantee_does_not_depend_on_the_temperature() -> None:
     """The sets are those of the logits as they are: the fitted temperature does not move them."""
     logits, targets = single(300, seed=4, stretch=3.0)
     calibration = fit_calibration(logits, targets, False)
@@ -183,12 +184,12 @@ def test_thresholds_have_the_best_f1(seed: int) -> None:
         assert 0 < found[c] < 1
 
 
-def test_classes_that_part_cleanly_keep_a_half() -> None:
+def test_separable_classes_keep_a_threshold_of_a_half() -> None:
     probabilities = np.array([[0.9], [0.8], [0.2], [0.1]])
     assert fit_thresholds(probabilities, np.array([[1.0], [1], [0], [0]])) == (0.5,)
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_of_an_example() -> None:
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45], [0.3, 0.7]])
     targets = np.eye(2)[[0, 1, 0, 1]]
     # Bins of a half: 0.9 right, 0.8 wrong, 0.55 right, 0.7 right: |3/4 - 2.95/4|.
@@ -261,7 +262,7 @@ def test_a_damaged_calibration_is_refused(change: dict) -> None:
             Calibration.from_json(broken)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatching_arguments_are_refused() -> None:
     logits, targets = single(20)
     with pytest.raises(UsageError, match="coverage"):
         fit_calibration(logits, targets, False, 1.0)
@@ -276,7 +277,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fit_calibration(logits, targets, False)
 
 
-# What `aatjax predict` makes of it.
+# --- predictions --------------------------------------------------------------------------------
 
 FRONTEND = FrontEnd(frames=98)
 TINY = ASTConfig(
@@ -325,16 +326,16 @@ def test_a_classifier_with_calibration(model: AST, many: bool) -> None:
     if not many:
         assert found.given == (found.label,) == found.possible[:1]
         assert len(found.possible) == 2 and found.unsure is True
-        assert _doubt(found) == f"  unsure: {', '.join(found.possible)} (90%)"
-    told = json.loads(json.dumps(found.to_json()))
-    assert told["unsure"] is found.unsure and told["coverage"] == 0.9
-    assert told["possible"] == list(found.possible) and told["given"] == list(found.given)
+        assert format_unsure(found) == f"  unsure: {', '.join(found.possible)} (90%)"
+    fields = json.loads(json.dumps(found.to_json()))
+    assert fields["unsure"] is found.unsure and fields["coverage"] == 0.9
+    assert fields["possible"] == list(found.possible) and fields["given"] == list(found.given)
 
 
 def test_a_classifier_without_calibration_has_no_sets(model: AST) -> None:
     wave = noise(40000)
     found = Classifier(model, CLASSES, FRONTEND).predict_waveform(wave)
-    assert found.unsure is None and found.possible is None and _doubt(found) == ""
+    assert found.unsure is None and found.possible is None and format_unsure(found) == ""
     assert not {"unsure", "possible", "given", "coverage"} & set(found.to_json())
     parts = [wave[i : i + FRONTEND.samples] for i in range(0, len(wave), FRONTEND.samples)]
     rows = [jax.nn.softmax(jnp.asarray(logits_of(model, part)))[0] for part in parts]
@@ -342,9 +343,9 @@ def test_a_classifier_without_calibration_has_no_sets(model: AST) -> None:
     np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
 
 
-def test_a_sure_answer_is_shown_as_before(model: AST) -> None:
+def test_a_sure_prediction_has_no_note(model: AST) -> None:
     sure = Classifier(model, CLASSES, FRONTEND, calibration=Calibration(1.0, None, 0.0, 0.9, 60))
     found = sure.predict_waveform(noise(9000))
-    assert found.unsure is False and found.possible == (found.label,) and _doubt(found) == ""
+    assert found.unsure is False and found.possible == (found.label,) and format_unsure(found) == ""
     lost = Classifier(model, CLASSES, FRONTEND, calibration=Calibration(1.0, None, 1.0, 0.9, 5))
-    assert _doubt(lost.predict_waveform(noise(9000))) == "  unsure: any class (90%)"
+    assert format_unsure(lost.predict_waveform(noise(9000))) == "  unsure: any class (90%)"

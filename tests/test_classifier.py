@@ -1,7 +1,9 @@
 """Predictions for sounds of any length: windows, their average, and one answer for one sound."""
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import AudioError
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.inference.classifier import Cut
+from aatjax.inference.windows import Window, compute_step, cut_windows
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import save_adapter
 
@@ -39,7 +41,7 @@ TINY = ASTConfig(
 def make_model(seed: int = 0) -> AST:
     model = AST(TINY, rngs=nnx.Rngs(seed))
     kernel = model.head.linear.kernel
-    kernel[...] = 100 * kernel[...]  # answers that differ from sound to sound
+    kernel[...] = 100 * kernel[...]  # predictions that differ between sounds
     return model
 
 
@@ -61,19 +63,33 @@ def write(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
     return path
 
 
-def by_hand(model: AST, wave: np.ndarray, multi_label: bool = False) -> np.ndarray:
-    """One window, without windows, batches and compilation."""
+@functools.cache
+def program(multi_label: bool) -> Any:
+    """The model on one window, without the classifier's windows and batches."""
+    graphdef = nnx.split(make_model())[0]
+
+    @jax.jit
+    def compute(state: Any, audio: jax.Array, length: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, state, copy=True)
+        logits = model(FRONTEND(audio[None], length[None]))[0]
+        return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+
+    return compute
+
+
+def compute_directly(model: AST, wave: np.ndarray, multi_label: bool = False) -> np.ndarray:
     audio, length = FRONTEND.fit(wave)
-    logits = model(FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length])))[0]
-    return np.asarray(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits))
+    state = nnx.split(model)[1]
+    return np.asarray(program(multi_label)(state, jnp.asarray(audio), jnp.asarray(length)))
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 5000, SIZE - 1, SIZE])
-def test_one_window_is_the_model_called_by_hand(classifier: Classifier, samples: int) -> None:
+def test_one_window_is_the_model_called_directly(classifier: Classifier, samples: int) -> None:
     wave = sound(samples)
     found = classifier.predict_waveform(wave)
     assert len(found.windows) == 1
-    np.testing.assert_allclose(found.probabilities, by_hand(classifier.model, wave), atol=1e-5)
+    expected = compute_directly(classifier.model, wave)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
     assert found.windows[0].start == 0
     assert found.windows[0].end == pytest.approx(samples / RATE)
     assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
@@ -81,12 +97,12 @@ def test_one_window_is_the_model_called_by_hand(classifier: Classifier, samples:
     assert found.probability == max(found.probabilities)
 
 
-def test_windows_follow_each_other_and_count_by_their_length(classifier: Classifier) -> None:
+def test_windows_are_weighted_by_their_length(classifier: Classifier) -> None:
     wave = sound(5 * SIZE // 2)
     found = classifier.predict_waveform(wave)
     spans = [(round(w.start * RATE), round(w.end * RATE)) for w in found.windows]
     assert spans == [(0, SIZE), (SIZE, 2 * SIZE), (2 * SIZE, 5 * SIZE // 2)]
-    parts = [by_hand(classifier.model, wave[start:end]) for start, end in spans]
+    parts = [compute_directly(classifier.model, wave[start:end]) for start, end in spans]
     for window, part in zip(found.windows, parts, strict=True):
         np.testing.assert_allclose(window.probabilities, part, atol=1e-5)
     mean = (parts[0] + parts[1] + parts[2] / 2) / 2.5
@@ -96,32 +112,34 @@ def test_windows_follow_each_other_and_count_by_their_length(classifier: Classif
 
 @pytest.mark.parametrize("samples", [SIZE, SIZE + 1, 3 * SIZE - 1, 3 * SIZE, 3 * SIZE + 1])
 @pytest.mark.parametrize("hop", [None, 0.25, 0.5, 0.1])
-def test_every_sample_is_heard_and_no_window_is_in_vain(
-    classifier: Classifier, samples: int, hop: float | None
-) -> None:
-    _, spans = classifier.window_probabilities(sound(samples), hop=hop)
+def test_every_sample_is_covered_and_no_window_is_wasted(samples: int, hop: float | None) -> None:
     step = SIZE if hop is None else round(hop * RATE)
+    windows = cut_windows([sound(samples)], FRONTEND, compute_step(FRONTEND, hop))
+    spans = [window.span for window in windows]
     assert [start for start, _ in spans] == [i * step for i in range(len(spans))]
     assert spans[-1][1] == samples
-    heard = np.zeros(samples, bool)
+    covered = np.zeros(samples, bool)
     for start, end in spans:
         assert 0 < end - start <= SIZE
-        heard[start:end] = True
-    assert heard.all()
-    # One window less would leave the end unheard.
+        covered[start:end] = True
+    assert covered.all()
+    # One window less would miss the end.
     assert len(spans) == 1 or spans[-2][1] < samples
 
 
-def test_overlapping_windows_hear_what_they_span(classifier: Classifier) -> None:
+def test_overlapping_windows_are_their_spans(classifier: Classifier) -> None:
     wave = sound(2 * SIZE)
-    rows, spans = classifier.window_probabilities(wave, hop=0.25)
+    logits, spans = classifier.compute_window_logits([wave], hop=0.25)
+    rows = jax.nn.softmax(logits)
     assert len(rows) == len(spans) == 5
     for row, (start, end) in zip(rows, spans, strict=True):
-        np.testing.assert_allclose(row, by_hand(classifier.model, wave[start:end]), atol=1e-5)
+        np.testing.assert_allclose(
+            row, compute_directly(classifier.model, wave[start:end]), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("hop", [0.0, -1.0, 1e-9, float("nan"), float("inf")])
-def test_a_hop_that_cannot_be_is_refused(classifier: Classifier, hop: float) -> None:
+def test_an_invalid_hop_is_refused(classifier: Classifier, hop: float) -> None:
     with pytest.raises(UsageError, match="hop"):
         classifier.predict_waveform(sound(SIZE), hop=hop)
 
@@ -129,11 +147,11 @@ def test_a_hop_that_cannot_be_is_refused(classifier: Classifier, hop: float) -> 
 @pytest.mark.parametrize("windows", [7, 8, 9, 16, 17])
 def test_where_a_batch_ends_does_not_matter(classifier: Classifier, windows: int) -> None:
     wave = sound(windows * SIZE - 100)
-    rows, _ = classifier.window_probabilities(wave)
+    rows, _ = classifier.compute_window_logits([wave])
     assert len(rows) == windows
     for number in {0, windows // 2, windows - 1}:
-        alone, _ = classifier.window_probabilities(wave[number * SIZE :][:SIZE])
-        np.testing.assert_allclose(rows[number], alone[0], atol=1e-6)
+        alone, _ = classifier.compute_window_logits([wave[number * SIZE :][:SIZE]])
+        np.testing.assert_allclose(rows[number], alone[0], atol=1e-4)
 
 
 def test_a_file_of_minutes(classifier: Classifier, tmp_path: Path) -> None:
@@ -147,7 +165,7 @@ def test_a_file_of_minutes(classifier: Classifier, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
 
 
-def test_a_file_is_its_waveform_whatever_its_form(classifier: Classifier, tmp_path: Path) -> None:
+def test_all_formats_of_a_sound_give_one_prediction(classifier: Classifier, tmp_path: Path) -> None:
     wave = sound(RATE)
     plain = classifier.predict(write(tmp_path / "a.wav", wave))
     assert plain.probabilities == classifier.predict_waveform(wave).probabilities
@@ -175,7 +193,7 @@ def test_several_labels_are_sigmoids() -> None:
     wave = sound(SIZE, seed=3)
     found = many.predict_waveform(wave)
     np.testing.assert_allclose(
-        found.probabilities, by_hand(model, wave, multi_label=True), atol=1e-5
+        found.probabilities, compute_directly(model, wave, multi_label=True), atol=1e-5
     )
     assert abs(sum(found.probabilities) - 1) > 1e-2
 
@@ -212,7 +230,7 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
     logits = model(frontend(jnp.asarray(audio[None]), jnp.asarray([length])))[0]
     np.testing.assert_allclose(single.probabilities, jax.nn.softmax(logits), atol=1e-5)
     assert predict(Classifier.load(path), two) == single
-    # The base moved: the message says so, and base= mends it.
+    # The base moved: the message says so; base= gives its place.
     (tmp_path / "base.safetensors").rename(tmp_path / "moved.safetensors")
     with pytest.raises(DataError, match="--base"):
         predict(path, two)
@@ -220,11 +238,11 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
 
 
 def test_vectors_are_the_patches_without_the_prompts() -> None:
-    """Prompts that tell nothing of the sound stand between CLS and the patches."""
+    """Prompts stand between CLS and the patches."""
     model = petl.adapt(make_model(), petl.Prompt(tokens=40, deep=False))
     classifier = Classifier(model, CLASSES)
     audio, length = classifier.frontend.fit(sound(9000))
-    found = classifier.run([Cut(audio, length, (0, 9000))], 1, vectors=True)[2]
+    found = classifier.run([Window(audio, length, (0, 9000))], 1, vectors=True)[1]
     features = classifier.frontend(jnp.asarray(audio[None]), jnp.asarray([length]))
     tokens = model.tokens(features)
     patches = TINY.num_tokens - TINY.num_prefix
@@ -238,11 +256,13 @@ def test_predict_from_weights_that_name_their_classes(tmp_path: Path) -> None:
     write_native(path, surgery.arrays(make_model()), TINY, labels=CLASSES)
     found = Classifier.load(path).predict_waveform(sound(SIZE))
     assert found.classes == CLASSES
-    np.testing.assert_allclose(found.probabilities, by_hand(make_model(), sound(SIZE)), atol=1e-5)
+    np.testing.assert_allclose(
+        found.probabilities, compute_directly(make_model(), sound(SIZE)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "text.safetensors"])
-def test_something_else_than_weights_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_weights_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(AatjaxError, match=name) as caught:
         Classifier.load(tmp_path / name)

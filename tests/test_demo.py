@@ -1,8 +1,7 @@
-"""The page: its server answers as `predict` does, its files are complete, and browsers run it."""
+"""The page: its server answers as `predict`, its files are complete, browsers run it."""
 
 import base64
 import hashlib
-import http.client
 import io
 import json
 import os
@@ -11,11 +10,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -23,18 +22,29 @@ import soxr
 from flax import nnx
 
 from aatjax import petl, surgery
+from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
+from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.convert.load import load
 from aatjax.data.synthetic.synthesize import synthesize
-from aatjax.errors import DataError, UnavailableError, UsageError
+from aatjax.errors import DataError, UnavailableError
 from aatjax.export import export, verify, web
-from aatjax.inference.calibration import Calibration, compute_probabilities, decide
+from aatjax.inference.calibration import Calibration, apply_calibration
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
-from aatjax.inference.demo.server import MOST_BYTES, Server
+from aatjax.inference.demo import ONNX, PAGE, read_page_file
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import save_adapter
+
+pytest.importorskip(
+    "fastapi", reason="the page's server needs fastapi: pip install 'aatjax[serve]'"
+)
+pytest.importorskip("httpx", reason="starlette's test client needs httpx")
+
+from fastapi.testclient import TestClient
+
+from aatjax.inference.demo.server import make_page_app
+from aatjax.inference.server.serve import open_socket
 
 CONFIG = ASTConfig(
     dim=32,
@@ -79,25 +89,23 @@ def classifier(adapter: Path) -> Classifier:
     return Classifier.load(adapter)
 
 
+def connect(classifier: Classifier) -> TestClient:
+    return TestClient(make_page_app(classifier, "<b>t</b>")[0], base_url="http://localhost")
+
+
 @pytest.fixture(scope="module")
-def server(classifier: Classifier) -> Iterator[Server]:
-    config = page_config(classifier, title="<b>t</b>", method="soft_moa", backend="server")
-    with Server(classifier, config, 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+def client(classifier: Classifier) -> Iterator[TestClient]:
+    with connect(classifier) as client:
+        yield client
 
 
-def ask(
-    server: Server, path: str, body: bytes | None = None, **headers: str
-) -> tuple[int, bytes, Any]:
-    link = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+ROUTE = "/v1/adapters/demo/predict?partial=true&detail=true"
+BINARY = {"Content-Type": "application/octet-stream"}
+
+
+def post(client: TestClient, body: bytes, path: str = ROUTE, **headers: str) -> Any:
     headers = {key.replace("_", "-"): value for key, value in headers.items()}
-    if body is not None:
-        headers.setdefault("Content-Type", "application/octet-stream")
-    link.request("GET" if body is None else "POST", path, body, headers)
-    answer = link.getresponse()
-    return answer.status, answer.read(), answer.headers
+    return client.post(path, content=body, headers=BINARY | headers)
 
 
 def wave(seconds: float, seed: int = 0, rate: int = 16000) -> np.ndarray:
@@ -113,25 +121,24 @@ def as_wav(samples: np.ndarray, rate: int = 16000) -> bytes:
 # --- the server ----------------------------------------------------------------------------------
 
 
-def test_the_pages_answers_are_those_of_predict(server: Server, classifier: Classifier) -> None:
-    for seconds in (0.01, 0.4, 0.98):
-        samples = wave(seconds)[: classifier.frontend.samples]
-        status, body, _ = ask(server, "/hear", samples.astype("<i2").tobytes())
-        want = classifier.predict_waveform(samples)
-        told = json.loads(body)
-        assert status == 200 and told["calibrated"] == pytest.approx(want.probabilities)
-        assert told["given"] == [name == want.label for name in CLASSES]
-        assert want.possible is not None
-        assert told["possible"] == [name in want.possible for name in CLASSES]
-    long = wave(3.3)
-    told = json.loads(ask(server, "/file", as_wav(long))[1])
-    want = classifier.predict_waveform(long)
-    assert told["calibrated"] == pytest.approx(want.probabilities)
-    assert [w["end"] for w in told["windows"]] == [w.end for w in want.windows]
-    assert told["windows"][1]["calibrated"] == pytest.approx(want.windows[1].probabilities)
+def test_the_servers_answers_are_those_of_predict(
+    client: TestClient, classifier: Classifier
+) -> None:
+    for seconds in (0.4, 0.98, 3.3):
+        samples = wave(seconds)
+        answer = post(client, as_wav(samples)).json()
+        expected = classifier.predict_waveform(samples).to_json(detail=True)
+        assert answer.pop("adapter") == "demo" and expected.pop("path") == ""
+        for found, want in zip(answer.pop("windows"), expected.pop("windows"), strict=True):
+            assert found.pop("probabilities") == pytest.approx(want.pop("probabilities"), abs=1e-5)
+            assert found.pop("probability") == pytest.approx(want.pop("probability"), abs=1e-5)
+            assert found == want
+        for name in ("probability", "probabilities"):
+            assert answer.pop(name) == pytest.approx(expected.pop(name), abs=1e-5)
+        assert answer == expected
 
 
-def test_a_clip_with_none_of_several_labels_gets_none(classifier: Classifier) -> None:
+def test_a_clip_without_any_of_several_labels_has_none(classifier: Classifier) -> None:
     sure = Classifier(
         classifier.model,
         CLASSES,
@@ -139,165 +146,196 @@ def test_a_clip_with_none_of_several_labels_gets_none(classifier: Classifier) ->
         multi_label=True,
         calibration=Calibration(1.0, (1.0, 1.0, 1.0), 0.0, 0.9, 50),
     )
-    with Server(sure, "{}", 0) as server:
-        assert server.window(wave(0.5).astype("<i2").tobytes())["given"] == [False] * 3
+    with connect(sure) as client:
+        assert post(client, as_wav(wave(0.5))).json()["given"] == []
 
 
-def test_a_long_file_is_heard_in_part_and_that_is_said(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+def test_a_part_of_a_file_is_used_with_a_note(
+    client: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "note" not in json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
-    monkeypatch.setattr("aatjax.inference.demo.server.MOST_SECONDS", 2.0)
-    told = json.loads(ask(server, "/file", as_wav(wave(2.5)))[1])
-    assert told["windows"][-1]["end"] == 2.0 and "first 0.0333333 minutes" in told["note"]
+    whole = as_wav(wave(2.5))
+    assert "note" not in post(client, whole).json()
+    cut = post(client, whole[:40044]).json()
+    assert cut["note"] == "truncated 20000/40000 frames" and cut["windows"][-1]["end"] == 1.25
+    monkeypatch.setattr("aatjax.inference.demo.server.MAX_SECONDS", 2.0)
+    with connect(classifier) as short:
+        answer = post(short, whole).json()
+    assert answer["windows"][-1]["end"] == 2.0 and "first 0.0333333 minutes" in answer["note"]
 
 
-def test_the_page_and_its_files(server: Server) -> None:
-    status, body, headers = ask(server, "/")
-    assert status == 200 and body == page_file("index.html")
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    config = json.loads(ask(server, "/config.json")[1])
+def test_the_page_and_its_files(client: TestClient) -> None:
+    index = client.get("/")
+    assert index.status_code == 200 and index.content == read_page_file("index.html")
+    assert index.headers["X-Content-Type-Options"] == "nosniff"
+    config = client.get("/config.json").json()
     assert config["classes"] == list(CLASSES) and config["title"] == "<b>t</b>"
-    for name, kind in PAGE.items():
-        status, _, headers = ask(server, f"/{name}")
-        assert (status, headers["Content-Type"]) == (200, kind)
+    assert config["method"] == "soft_moa"
+    kinds = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+    for name in PAGE:
+        file = client.get(f"/{name}")
+        assert file.status_code == 200
+        assert file.headers["Content-Type"] == f"{kinds[name.split('.')[1]]}; charset=utf-8"
     for path in ("/../server.py", "/page/index.html", "/server.py", "/%2e%2e/x", "/onnx.js"):
-        assert ask(server, path)[0] == 404
+        assert client.get(path).status_code == 404
 
 
-def test_refusals(server: Server, classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = wave(0.5).astype("<i2").tobytes()
+def test_refusals(client: TestClient, adapter: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sound = as_wav(wave(0.5))
     for host in ("evil.example", "127.0.0.1.evil.example:80", ""):
-        assert ask(server, "/hear", samples, Host=host)[0] == 403
-        assert ask(server, "/", Host=host)[0] == 403
-    assert ask(server, "/hear", samples, Content_Type="text/plain")[0] == 415
-    assert ask(server, "/elsewhere", samples)[0] == 404
-    assert ask(server, "/hear", b"")[0] == 422
-    whole = np.zeros(classifier.frontend.samples + 1, "<i2").tobytes()
-    assert ask(server, "/hear", whole)[0] == 422
-    status, body, _ = ask(server, "/file", b"no sound at all")
-    assert status == 422 and "<bytes>" not in json.loads(body)["error"]
-    link = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
-    for length, status in ((str(MOST_BYTES + 1), 413), ("-5", 411), ("many", 411)):
-        link.putrequest("POST", "/file")
-        link.putheader("Content-Type", "application/octet-stream")
-        link.putheader("Content-Length", length)
-        link.endheaders()
-        answer = link.getresponse()
-        assert answer.status == status and json.loads(answer.read())["error"]
-        link.close()
-    with pytest.raises(UsageError, match="give another --port"):
-        Server(classifier, "{}", server.server_address[1])
-    with pytest.raises(UsageError, match="between 0 and 65535"):
-        Server(classifier, "{}", 99999)
+        assert post(client, sound, Host=host).status_code == 400
+        assert client.get("/", headers={"Host": host}).status_code == 400
+    assert post(client, sound, Content_Type="text/plain").status_code == 415
+    assert post(client, sound, "/elsewhere").status_code == 405
+    assert client.delete("/v1/adapters/demo").status_code == 404
+    assert post(client, b"").status_code == 400
+    refused = post(client, b"no sound at all")
+    assert refused.status_code == 422 and "<bytes>" not in refused.json()["error"]
+    assert post(client, sound, Content_Length=str(2**26 + 1)).status_code == 413
+    with open_socket("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        for wrong, reason in ((port, "give another --port"), ("99999", "between 0 and 65535")):
+            assert main.run(["demo", str(adapter), "--port", wrong, "--no-browser"]) == 2
+            assert reason in capfd.readouterr().err
+
+
+def test_without_its_libraries_the_demo_names_the_extra(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aatjax.io.optional.find_spec", lambda name: None)
+    assert main.run(["demo", str(adapter)]) == 69
+    assert "pip install 'aatjax[serve]'" in capfd.readouterr().err
 
 
 # --- the page ------------------------------------------------------------------------------------
 
 
-def test_the_page_asks_nobody_else_and_sets_names_as_text() -> None:
+def test_the_page_contacts_no_other_host_and_sets_names_as_text() -> None:
     for name in (*PAGE, ONNX):
-        text = page_file(name).decode()
+        text = read_page_file(name).decode()
         assert not re.findall(
             r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text.replace("http://localhost", "")
         )
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text
         )
-    assert "default-src 'self'" in page_file("index.html").decode()
+    assert "default-src 'self'" in read_page_file("index.html").decode()
 
 
-NODE = """
-import {{ decide, probabilities, summary }} from "{place}/decide.js";
-import {{ logMel, toInt16 }} from "{place}/sound.js";
-import {{ readFileSync }} from "node:fs";
-const given = JSON.parse(readFileSync(0));
-const out = given.logits.map((row) => {{
-  const temperature = given.config.calibration ? given.config.calibration.temperature : 1;
-  const many = given.config.multi_label;
-  return decide(probabilities(row, temperature, many), probabilities(row, 1, many), given.config);
-}});
-console.log(JSON.stringify({{ out, mel: logMel(Int16Array.from(given.samples), 16000, 64)
-  .map((row) => [...row]), rounded: [...toInt16([0.5, -1, 2, -2, 1e-5])] }}));
+def run_node(folder: Path, script: str, given: Any) -> Any:
+    """The JSON that a script prints from `given`, with the page's functions beside it."""
+    for name in (*PAGE, ONNX):
+        (folder / name).write_bytes(read_page_file(name))
+    (folder / "package.json").write_text('{"type": "module"}')
+    head = 'import { readFileSync } from "node:fs";\nconst given = JSON.parse(readFileSync(0));\n'
+    (folder / "run.js").write_text(head + script)
+    command = ["node", str(folder / "run.js")]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None, reason="the page's functions need node to run"
+)
+DECIDED = """
+import { decide, probabilities } from "./decide.js";
+import { logMel, toInt16 } from "./sound.js";
+const sets = given.configs.map((config) => given.logits.map((row) => {
+  const { multi_label: many, calibration } = config;
+  const calibrated = probabilities(row, calibration.temperature, many);
+  return decide(calibrated, probabilities(row, 1, many), config);
+}));
+console.log(JSON.stringify({ sets, mel: logMel(Int16Array.from(given.samples), 16000, 64)
+  .map((row) => [...row]), rounded: [...toInt16([0.5, -1, 2, -2, 1e-5])] }));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="the page's functions need node to run")
-@pytest.mark.parametrize("many", [False, True])
-def test_decisions_and_log_mel_in_javascript_are_those_here(many: bool, tmp_path: Path) -> None:
-    for name in ("decide.js", "sound.js", "resample.js"):
-        (tmp_path / name).write_bytes(page_file(name))
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "run.js").write_text(NODE.format(place=tmp_path))
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.normal(size=(40, 5))
-    decisions = Calibration(1.7, (0.3, 0.5, 0.6, 0.4, 0.5) if many else None, 0.55, 0.9, 30)
+@needs_node
+def test_prediction_sets_and_log_mel_in_javascript_are_those_of_python(tmp_path: Path) -> None:
+    logits = 2 * np.random.default_rng(0).normal(size=(40, 5))
     frontend = FrontEnd(frames=40, mels=64)
     samples = wave(1.0)[: frontend.samples]
-    config = {"classes": list("abcde"), "multi_label": many, "calibration": decisions.to_json()}
-    given = {"logits": logits.tolist(), "config": config, "samples": samples.tolist()}
-    done = subprocess.run(
-        ["node", str(tmp_path / "run.js")], input=json.dumps(given), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    want = decide(
-        compute_probabilities(logits, 1.7, many),
-        compute_probabilities(logits, 1.0, many),
-        decisions,
-    )
-    for i, row in enumerate(told["out"]):
-        assert row["calibrated"] == pytest.approx(want.probabilities[i])
-        assert row["given"] == want.given[i].tolist()
-        assert row["possible"] == want.possible[i].tolist()
-    import jax.numpy as jnp
-
+    tasks = [
+        Calibration(1.7, thresholds, 0.55, 0.9, 30)
+        for thresholds in (None, (0.3, 0.5, 0.6, 0.4, 0.5))
+    ]
+    configs = [
+        {"classes": list("abcde"), "multi_label": c.multi_label, "calibration": c.to_json()}
+        for c in tasks
+    ]
+    given = {"logits": logits.tolist(), "configs": configs, "samples": samples.tolist()}
+    found = run_node(tmp_path, DECIDED, given)
+    for calibration, rows in zip(tasks, found["sets"], strict=True):
+        want = apply_calibration(logits, calibration)
+        for i, row in enumerate(rows):
+            assert row["calibrated"] == pytest.approx(want.probabilities[i])
+            assert row["given"] == want.given[i].tolist()
+            assert row["possible"] == want.possible[i].tolist()
     mel = frontend.features(jnp.asarray(samples[None]), jnp.asarray([len(samples)]))[0]
-    np.testing.assert_allclose(told["mel"], mel, atol=2e-3)
-    assert told["rounded"] == [16384, -32768, 32767, -32768, 0]
+    np.testing.assert_allclose(found["mel"], mel, atol=2e-3)
+    assert found["rounded"] == [16384, -32768, 32767, -32768, 0]
+
+
+ASKED = """
+import { readAnswer, wav } from "./server.js";
+const files = ["mean", 1].map((channels) => [
+  ...new Uint8Array(wav(Int16Array.from(given.samples), 16000, channels))]);
+console.log(JSON.stringify({ files, answer: readAnswer(given.answer, given.classes) }));
+"""
+
+
+@needs_node
+def test_the_page_reads_the_servers_answers(
+    client: TestClient, classifier: Classifier, tmp_path: Path
+) -> None:
+    samples = wave(0.9)
+    answer = post(client, as_wav(samples)).json()
+    given = {"samples": samples.tolist(), "answer": answer, "classes": CLASSES}
+    found = run_node(tmp_path, ASKED, given)
+    for file, channels in zip(found["files"], ("mean", 1), strict=True):
+        np.testing.assert_array_equal(decode(bytes(file), channels=channels).waveform, samples)
+    want = classifier.predict_waveform(samples)
+    assert want.given is not None and want.possible is not None
+    assert found["answer"]["calibrated"] == pytest.approx(want.probabilities, abs=1e-5)
+    assert found["answer"]["given"] == [name in want.given for name in CLASSES]
+    assert found["answer"]["possible"] == [name in want.possible for name in CLASSES]
+    (window,) = found["answer"]["windows"]
+    assert window["calibrated"] == pytest.approx(want.probabilities, abs=1e-5)
+    assert window["end"] == 0.9
 
 
 RESAMPLED = """
-import {{ Resampler, rateOf, resample }} from "{place}/resample.js";
-import {{ readFileSync }} from "node:fs";
-const {{ samples, from, file }} = JSON.parse(readFileSync(0));
-const filter = new Resampler(from, 16000), parts = [];
-for (let i = 0; i < samples.length; i += 700) parts.push(...filter.push(samples.slice(i, i + 700)));
-const bytes = Uint8Array.from(file).buffer;
-const whole = [...resample(samples, from, 16000)];
-console.log(JSON.stringify({{ whole, parts, rate: rateOf(bytes) }}));
+import { Resampler, rateOf, resample } from "./resample.js";
+console.log(JSON.stringify(given.map(({ samples, from, file }) => {
+  const filter = new Resampler(from, 16000), parts = [];
+  for (let i = 0; i < samples.length; i += 700) {
+    parts.push(...filter.push(samples.slice(i, i + 700)));
+  }
+  const bytes = Uint8Array.from(file).buffer;
+  return { whole: [...resample(samples, from, 16000)], parts, rate: rateOf(bytes) };
+})));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="the page's functions need node to run")
-@pytest.mark.parametrize(
-    ("rate", "kind"), [(44100, "WAV"), (48000, "FLAC"), (8000, "OGG"), (22050, "MP3")]
-)
-def test_resampling_in_javascript_is_that_of_the_decoder(
-    rate: int, kind: str, tmp_path: Path
-) -> None:
+@needs_node
+def test_resampling_in_javascript_is_that_of_the_decoder(tmp_path: Path) -> None:
     """Noise up to half the rate: a softer filter is tens of dB away near the edge."""
-    (tmp_path / "resample.js").write_bytes(page_file("resample.js"))
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "run.js").write_text(RESAMPLED.format(place=tmp_path))
-    rng = np.random.default_rng(0)
-    samples = (0.1 * rng.normal(size=rate)).astype(np.float32)
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=kind)
-    given = {"samples": samples.tolist(), "from": rate, "file": list(file.getvalue())}
-    done = subprocess.run(
-        ["node", str(tmp_path / "run.js")], input=json.dumps(given), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["rate"] == rate
-    want = soxr.resample(samples, rate, 16000, "HQ")
-    assert len(told["whole"]) == len(want) == 16000
-    inside = slice(300, -300)
-    apart = np.asarray(told["whole"])[inside] - want[inside]
-    assert np.sqrt(np.mean(apart**2)) < 0.03 * np.sqrt(np.mean(want**2))
-    first = len(told["parts"])  # what is known before the end is the same, in whatever parts
-    assert 15500 < first < 16000 and told["parts"] == pytest.approx(told["whole"][:first])
+    given = []
+    for rate, kind in [(44100, "WAV"), (48000, "FLAC"), (8000, "OGG"), (22050, "MP3")]:
+        samples = (0.1 * np.random.default_rng(0).normal(size=rate)).astype(np.float32)
+        file = io.BytesIO()
+        soundfile.write(file, samples, rate, format=kind)
+        given.append({"samples": samples.tolist(), "from": rate, "file": list(file.getvalue())})
+    for sound, found in zip(given, run_node(tmp_path, RESAMPLED, given), strict=True):
+        assert found["rate"] == sound["from"]
+        want = soxr.resample(np.float32(sound["samples"]), sound["from"], 16000, "HQ")
+        assert len(found["whole"]) == len(want) == 16000
+        inside = slice(300, -300)
+        difference = np.asarray(found["whole"])[inside] - want[inside]
+        assert np.sqrt(np.mean(difference**2)) < 0.03 * np.sqrt(np.mean(want**2))
+        # Samples known before the end are the same, however the input is cut.
+        first = len(found["parts"])
+        assert 15500 < first < 16000 and found["parts"] == pytest.approx(found["whole"][:first])
 
 
 # --- the static page -----------------------------------------------------------------------------
@@ -317,20 +355,20 @@ def fake_package(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return package
 
 
-def test_the_static_page_is_complete_and_sealed(
+def test_the_static_page_is_complete_and_verified(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("jax2onnx", reason="the page's model needs jax2onnx")
     package = tmp_path / "runtime.tgz"
     package.write_bytes(fake_package(monkeypatch))
-    write = web.onnx_files.write
+    write = web.onnx_file.write
 
     def private(folder: Path, subject: Any) -> tuple[str, ...]:
         notes = write(folder, subject)
         (folder / "weights.data").chmod(0o600)  # as some versions of onnx leave it
         return notes
 
-    monkeypatch.setattr(web.onnx_files, "write", private)
+    monkeypatch.setattr(web.onnx_file, "write", private)
     done = export(adapter, "web", tmp_path / "page", runtime=str(package))
     assert max(done.largest.values()) < 1e-4
     folder = tmp_path / "page"
@@ -352,7 +390,7 @@ def test_the_static_page_is_complete_and_sealed(
         verify(folder)
 
 
-def test_the_runtime_is_the_published_one_or_none(
+def test_only_the_published_runtime_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -434,20 +472,18 @@ def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Ite
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("served", ["demo", "web"], indirect=True)
-def test_a_browser_hears_what_predict_hears(
-    served: str, classifier: Classifier, tmp_path: Path
-) -> None:
+def test_a_browser_predicts_as_predict(served: str, classifier: Classifier, tmp_path: Path) -> None:
     """A file and a microphone that plays it, the network cut but for the page's own host."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     sound = tmp_path / "a <b> & c.wav"
-    # The same second again and again: whatever part the microphone's window holds, it is that.
+    # One second repeated: every window of the microphone holds the same sound.
     sound.write_bytes(as_wav(np.tile(wave(1.0), 5)))
     want = classifier.predict(sound)
-    asked: list[str] = []
+    requests: list[str] = []
     faults: list[str] = []
 
     def meet(route: Any) -> None:
-        asked.append(route.request.url)
+        requests.append(route.request.url)
         if route.request.url.startswith(served):
             route.continue_()
         else:
@@ -462,7 +498,7 @@ def test_a_browser_hears_what_predict_hears(
         page = browser.new_context(permissions=["microphone"]).new_page()
         page.route("**/*", meet)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append("a name was run"))
+        page.on("dialog", lambda dialog: faults.append("a name was executed"))
         page.goto(served)
         page.wait_for_selector("body[data-ready=yes]", timeout=60_000)
         page.set_input_files("#file", sound)
@@ -475,7 +511,7 @@ def test_a_browser_hears_what_predict_hears(
         soundfile.write(aiff, wave(1.0), 16000)
         page.set_input_files("#file", aiff)
         said = page.locator("article", has_text="b.aiff").get_by_text("cannot decode the file")
-        said.wait_for()  # for want of a picture where aatjax decodes, else of the sound itself
+        said.wait_for()  # of the spectrogram where aatjax decodes the file, else of the file
         asks = "fetch('config.json').then((a) => a.json()).then((c) => c.backend)"
         heard = 2 if page.evaluate(asks) == "server" else 1
         assert page.locator("article[data-top]").count() == heard
@@ -498,13 +534,13 @@ def test_a_browser_hears_what_predict_hears(
         assert page.get_attribute("#record", "aria-pressed") == "false"
         assert not page.is_visible("#problem")
         browser.close()
-    assert faults == [] and asked and all(url.startswith(served) for url in asked)
+    assert faults == [] and requests and all(url.startswith(served) for url in requests)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("served", ["web"], indirect=True)
-def test_a_browser_without_network_hears_real_clips(
+def test_a_browser_without_network_predicts_real_clips(
     served: str, classifier: Classifier, real_audio: Path
 ) -> None:
     """Whole recordings of 44.1 kHz, decoded and resampled by the page."""

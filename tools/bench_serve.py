@@ -21,8 +21,8 @@ import numpy as np
 
 from aatjax import load, petl, surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.inference.classifier import Cut
-from aatjax.inference.server.adapters import Bank
+from aatjax.inference.server.adapters import AdapterStore
+from aatjax.inference.windows import Window
 from aatjax.train.adapter_file import save_adapter
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     frontend = FrontEnd(frames=options.frames)
-    bank = Bank(largest=options.batch)
+    store = AdapterStore(largest=options.batch)
     with TemporaryDirectory() as place:
         base = load(options.weights, frames=options.frames, num_classes=10)
         for i in range(options.adapters):
@@ -54,19 +54,19 @@ def main() -> None:
                 multi_label=False,
                 frontend=frontend,
             )
-            bank.load(f"a{i}", path)
-    held = bank.all()
-    (group,) = {one.group for one in held}
-    clips = rng.integers(-8000, 8000, (len(held), frontend.samples), np.int16)
-    windows = [Cut(clip, frontend.samples, (0, frontend.samples)) for clip in clips]
-    keys = [one.key for one in held]
+            store.load(f"a{i}", path)
+    adapters = store.list_adapters()
+    (group,) = {one.group for one in adapters}
+    clips = rng.integers(-8000, 8000, (len(adapters), frontend.samples), np.int16)
+    windows = [Window(clip, frontend.samples, (0, frontend.samples)) for clip in clips]
+    keys = [one.key for one in adapters]
 
     def together() -> None:
-        group.logits(group.ready(), keys, windows)
+        group.compute_logits(group.stack(), keys, windows)
 
     def one_by_one() -> None:
         for key, window in zip(keys, windows, strict=True):
-            group.logits(group.ready(), [key], [window])
+            group.compute_logits(group.stack(), [key], [window])
 
     ways: dict[str, Callable[[], None]] = {"one by one": one_by_one, "together": together}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -76,13 +76,13 @@ def main() -> None:
             way()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-    own = sum(one.parameters for one in held)
+    own = sum(one.parameters for one in adapters)
     print(f"{options.adapters} adapters ({own:,} parameters of their own) on {options.weights}")
     print(f"{options.frames} frames, batch {options.batch}, {jax.devices()[0].device_kind}")
     base_times = seconds["one by one"]
     for name, spent in seconds.items():
         ratio = statistics.median(b / s for b, s in zip(base_times, spent, strict=True))
-        print(f"{name:<12} {len(held) / statistics.median(spent):8.1f} clips/s {ratio:6.2f}x")
+        print(f"{name:<12} {len(adapters) / statistics.median(spent):8.1f} clips/s {ratio:6.2f}x")
 
 
 if __name__ == "__main__":

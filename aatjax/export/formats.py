@@ -14,7 +14,7 @@ from aatjax.export.manifest import CARD, seal
 from aatjax.export.merged_model import Clips, Subject
 from aatjax.export.model_card import card, public
 from aatjax.export.parity import TOLERANCE, compare, sounds_of, synthetic, synthetic_sounds
-from aatjax.inference.demo import title_of
+from aatjax.inference.demo import find_title
 from aatjax.io.atomic import write_folder
 from aatjax.train.adapter_file import GOLDEN, TrainedAdapter, find_versions, load_adapter
 
@@ -123,7 +123,7 @@ def export(
     if to == "web":
         options["runtime"] = runtime
         if not isinstance(artefact, TrainedAdapter):
-            options["title"] = title_of(artefact)
+            options["title"] = find_title(artefact)
     frontend = subject.frontend
     sounds = sounds_of(check) if check else synthetic_sounds(frontend)
     sounds.append(synthetic(frontend, **GOLDEN))

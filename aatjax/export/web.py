@@ -16,7 +16,7 @@ from aatjax.export import onnx_file
 from aatjax.export.merged_model import Clips, Subject
 from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.demo import ONNX, PAGE, page_config, page_file
+from aatjax.inference.demo import ONNX, PAGE, make_page_config, read_page_file
 from aatjax.io.atomic import write_bytes
 
 VERSION = "1.30.0"
@@ -95,8 +95,8 @@ def write(
         calibration=read_calibration(adapter.info, len(adapter.classes)),
     )
     for name in (*PAGE, ONNX):
-        (folder / name).write_bytes(page_file(name))
-    config = page_config(
+        (folder / name).write_bytes(read_page_file(name))
+    config = make_page_config(
         classifier, title=title, method=adapter.info["method"]["name"], backend="onnx"
     )
     (folder / "config.json").write_text(config, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Several adapters on one frozen backbone: held by name, switched, averaged."""
+"""Several adapters on one frozen backbone: switching between them, averaging them."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from aatjax.train.adapter_file import TrainedAdapter, load_adapter
 
 
 class Adapters:
-    """Adapters by name; all share the frozen arrays of their backbone, one of them is in use.
+    """Adapters by name; all share the frozen arrays of their backbone, one of them is active.
 
         adapters = aatjax.Adapters()
         adapters.add("dogs", "dogs.safetensors")
@@ -24,90 +24,90 @@ class Adapters:
         logits = adapters.use("birds")(x)
 
     Args:
-        base: the backbone's weights, or a loaded model, where they are not where they were in
-            training.
+        base: the backbone's weights if they moved since training, or a loaded model.
     """
 
     def __init__(self, base: str | os.PathLike[str] | AST | None = None) -> None:
         self._base = base
-        self._held: dict[str, TrainedAdapter] = {}
+        self._adapters: dict[str, TrainedAdapter] = {}
         self._active: str | None = None
 
     def add(self, name: str, adapter: str | os.PathLike[str] | TrainedAdapter) -> TrainedAdapter:
-        """Holds an adapter, from a file or loaded, under a name; the first one is in use.
+        """Add an adapter, from a file or loaded, under a name; the first one becomes active.
 
         Raises:
-            UsageError: the name is taken.
-            DataError: the file cannot be read, or is of another backbone than the ones held.
+            UsageError: the name is taken, or the backbone differs from that of the others.
+            DataError: the file cannot be read.
         """
-        if name in self._held:
+        if name in self._adapters:
             raise UsageError(f"there is an adapter {name!r} already: remove it first")
         if not isinstance(adapter, TrainedAdapter):
             adapter = load_adapter(adapter, base=self._base)
-        if self._held:
-            other, held = next(iter(self._held.items()))
-            check_same_backbone(held, adapter, other, name)
-            adapter = dataclasses.replace(adapter, model=sharing(adapter.model, held.model))
-        self._held[name] = adapter
+        if self._adapters:
+            other, first = next(iter(self._adapters.items()))
+            check_same_backbone(first.model, adapter.model, other, name)
+            shared = share_frozen(adapter.model, first.model)
+            adapter = dataclasses.replace(adapter, model=shared)
+        self._adapters[name] = adapter
         self._active = self._active or name
         return adapter
 
     def remove(self, name: str) -> None:
-        """Lets an adapter go; if it was in use, none is."""
+        """Remove an adapter; if it was active, none is."""
         self[name]
-        del self._held[name]
+        del self._adapters[name]
         if self._active == name:
             self._active = None
 
     def use(self, name: str) -> AST:
-        """Switches to an adapter and returns its model."""
+        """Make an adapter active and return its model."""
         model = self[name].model
         self._active = name
         return model
 
     @property
     def active(self) -> str | None:
-        """Name of the adapter in use."""
+        """Name of the active adapter."""
         return self._active
 
     def __getitem__(self, name: str) -> TrainedAdapter:
-        if name not in self._held:
-            known = ", ".join(self._held) or "none"
+        if name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
             raise UsageError(f"no adapter {name!r} (there are {known})")
-        return self._held[name]
+        return self._adapters[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._adapters)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._adapters)
 
     def __call__(self, x: Float[Array, "b t f"], valid: Any = None) -> Float[Array, "b c"]:
-        """Logits of the adapter in use.
+        """Return the logits of the active adapter.
 
         Raises:
-            UsageError: none is in use.
+            UsageError: none is active.
         """
         if self._active is None:
-            raise UsageError("no adapter is in use: call use(name)")
+            raise UsageError("no adapter is active: call use(name)")
         return self[self._active].model(x, valid)
 
     def average(self, name: str, weights: Mapping[str, float]) -> TrainedAdapter:
-        """Holds the weighted mean of held adapters under a new name, and returns it."""
+        """Add the weighted mean of adapters under a new name, and return it."""
         return self.add(name, average([self[key] for key in weights], list(weights.values())))
 
 
 def average(
     adapters: Sequence[TrainedAdapter], weights: Sequence[float] | None = None
 ) -> TrainedAdapter:
-    """The weighted mean of the trained tensors (and statistics) of adapters of one kind.
+    """Return the weighted mean of the trained tensors (and statistics) of adapters.
 
     Args:
         adapters: one or more, of one method, backbone, front end and list of classes.
-        weights: positive weight of each adapter, scaled to sum to one; None weighs them alike.
+        weights: positive weight per adapter, scaled to sum to one; None for equal weights.
 
     Raises:
-        UsageError: none, a weight that is not positive, or adapters of different methods,
+        UsageError: no adapter, a weight that is not positive, or adapters of different methods,
             backbones, classes or front ends.
     """
     weights = [1.0] * len(adapters) if weights is None else weights
@@ -115,7 +115,7 @@ def average(
         raise UsageError("average needs adapters, and for each a weight above 0")
     first = adapters[0]
     for number, other in enumerate(adapters[1:], 2):
-        check_same_backbone(first, other, "1", str(number))
+        check_same_backbone(first.model, other.model, "1", str(number))
         for what in ("classes", "multi_label", "frontend"):
             if getattr(first, what) != getattr(other, what):
                 raise UsageError(f"adapters 1 and {number} differ in their {what}: not averaged")
@@ -127,35 +127,31 @@ def average(
     model = surgery.clone(first.model)
     mean: dict[str, Any] = {}
     for kind in (surgery.Trainable, nnx.BatchStat):
-        held = [surgery.arrays(adapter.model, kind) for adapter in adapters]
-        for path in held[0]:
-            mean[path] = np.average([np.asarray(a[path]) for a in held], axis=0, weights=weights)
+        tensors = [surgery.arrays(adapter.model, kind) for adapter in adapters]
+        for path in tensors[0]:
+            mean[path] = np.average([np.asarray(t[path]) for t in tensors], axis=0, weights=weights)
     surgery.assign(model, mean, what="the average")
     return dataclasses.replace(first, model=model, info={**first.info, "test": None})
 
 
-def check_same_backbone(
-    one: TrainedAdapter, other: TrainedAdapter, name: str, other_name: str
-) -> None:
-    """Refuses adapters of different backbones, by fingerprint."""
-    prints = [None if a.model.origin is None else a.model.origin.fingerprint for a in (one, other)]
+def check_same_backbone(model: AST, other: AST, name: str, other_name: str) -> None:
+    """Raise UsageError unless the backbones of two adapters have the same fingerprint."""
+    prints = [None if m.origin is None else m.origin.fingerprint for m in (model, other)]
     if prints[0] != prints[1]:
         raise UsageError(
             f"adapters {name!r} and {other_name!r} were trained on different backbones "
-            f"({str(prints[0])[:12]} and {str(prints[1])[:12]}): hold them apart"
+            f"({str(prints[0])[:12]} and {str(prints[1])[:12]}): keep them apart"
         )
 
 
-def sharing(model: AST, other: AST) -> AST:
-    """The model with every frozen array that the other has too taken from it, held once."""
+def share_frozen(model: AST, other: AST) -> AST:
+    """Return the model with every frozen array that is equal in `other` taken from it."""
     shared = surgery.clone(model)
     theirs = surgery.variables(other)
     for path, mine in surgery.variables(shared).items():
         same = theirs.get(path)
-        if isinstance(mine, surgery.Trainable) or type(same) is not type(mine):
+        if same is None or isinstance(mine, surgery.Trainable) or type(same) is not type(mine):
             continue
-        if same is not None and same[...] is mine[...]:
-            continue
-        if same is not None and np.array_equal(same[...], mine[...]):
+        if same[...] is not mine[...] and np.array_equal(same[...], mine[...]):
             mine.set_raw_value(same[...])
     return shared

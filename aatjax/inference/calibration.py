@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy import optimize, special
 
-from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.errors import DataError, NotFiniteError, Range, UsageError, check_fields
 
 COVERAGE = 0.9
 BINS = 15
@@ -37,11 +37,14 @@ class Calibration:
         clips: number of validation clips.
     """
 
-    temperature: float
-    thresholds: tuple[float, ...] | None
-    quantile: float
-    coverage: float
+    temperature: Annotated[float, Range(above=0)]
+    thresholds: Annotated[tuple[float, ...], Range(0, 1)] | None
+    quantile: Annotated[float, Range(0, 1)]
+    coverage: Annotated[float, Range(0, 1)]
     clips: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def multi_label(self) -> bool:
@@ -66,23 +69,14 @@ class Calibration:
         """
         try:
             thresholds = fields["thresholds"]
-            made = cls(
-                float(fields["temperature"]),
-                None if thresholds is None else tuple(float(t) for t in thresholds),
-                float(fields["quantile"]),
-                float(fields["coverage"]),
-                int(fields["clips"]),
-            )
+            if thresholds is not None:
+                thresholds = tuple(float(t) for t in thresholds)
+                if classes not in (None, len(thresholds)):
+                    raise UsageError(f"{len(thresholds)} thresholds for {classes} classes")
+            shares = (float(fields[name]) for name in ("quantile", "coverage"))
+            return cls(float(fields["temperature"]), thresholds, *shares, int(fields["clips"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"decisions: damaged: {type(error).__name__}: {error}") from error
-        shares = (made.quantile, made.coverage, *(made.thresholds or ()))
-        if not (0 < made.temperature < math.inf and all(0 <= share <= 1 for share in shares)):
-            raise DataError("decisions: damaged: a number is out of range")
-        if classes is not None and made.thresholds is not None and len(made.thresholds) != classes:
-            raise DataError(
-                f"decisions: damaged: {len(made.thresholds)} thresholds for {classes} classes"
-            )
-        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +172,7 @@ def decide(
 def select_conformal(
     uncalibrated: Float[np.ndarray, "b c"], calibration: Calibration
 ) -> Bool[np.ndarray, "b c"]:
-    """Return the conformal sets: classes whose score 1 - p at temperature 1 is within the quantile."""
+    """Return the conformal sets: classes whose 1 - p at temperature 1 is at most the quantile."""
     return 1 - uncalibrated <= calibration.quantile
 
 

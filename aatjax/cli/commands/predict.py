@@ -1,40 +1,44 @@
-"""`aatjax predict`: what an adapter hears."""
+"""`aatjax predict`: classes of sound files of any length."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 from aatjax.cli.arguments import parser_of
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier, Prediction
-    from aatjax.inference.segmentation import Format, Rules, Track
-    from aatjax.inference.stream import NpzVectors, OutputFile, ParquetVectors
+    from aatjax.inference.segmentation import SegmentationRules
+    from aatjax.inference.stream import StreamEnd, StreamResult
 
 FORMATS = ("table", "csv", "json", "audacity", "rttm")
 ONLY_WITH_SEGMENTS = ("format", "out", "smooth", "threshold", "min_duration", "gap")
 
 
 def main(arguments: list[str]) -> None:
-    """Runs `aatjax predict`."""
+    """Run `aatjax predict`."""
     parser = parser_of("predict")
     parser.add_argument("adapter", type=Path, help="adapter.safetensors, or weights with a head")
     parser.add_argument("files", nargs="+", help="sound files of any length")
-    parser.add_argument("--base", help="the backbone's weights, where they have moved")
-    parser.add_argument("--hop", type=float, help="seconds between windows (default: no overlap)")
-    parser.add_argument("--top", type=int, default=3, help="classes shown (default 3)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with windows")
+    parser.add_argument("--base", help="the backbone's weights, if they moved since training")
+    parser.add_argument(
+        "--hop", type=float, metavar="SECONDS", help="between window starts (default: no overlap)"
+    )
+    parser.add_argument("--top", type=int, default=3, help="classes to print (default 3)")
+    parser.add_argument("--json", action="store_true", help="a JSON object per file, with windows")
     parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        help="windows computed at a time, of one file or several (default 8)",
+        help="windows per batch, of one file or several (default 8)",
     )
     parser.add_argument(
         "--embeddings",
@@ -42,50 +46,45 @@ def main(arguments: list[str]) -> None:
         metavar="FILE",
         help="write the mean patch token of each window to .npz or .parquet",
     )
-    parser.add_argument("--segments", action="store_true", help="what is heard from when to when")
+    parser.add_argument("--segments", action="store_true", help="classes with start and end times")
     late = parser.add_argument_group("with --segments")
-    late.add_argument("--format", choices=FORMATS, help="default table; json: a line a file")
+    late.add_argument("--format", choices=FORMATS, help="default table; json: a line per file")
     late.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write there, whole or not at all, instead of to standard output",
+        "--out", type=Path, metavar="FILE", help="write to a file instead of standard output"
     )
     late.add_argument(
-        "--smooth", type=float, metavar="SECONDS", help="median of the windows in so many seconds"
+        "--smooth", type=float, metavar="SECONDS", help="median over the windows in this time"
     )
     late.add_argument(
         "--threshold",
         metavar="ON[:OFF]",
-        help="probability from which on a class begins, and below which it ends "
+        help="probability from which a class begins, and below which it ends "
         "(default: as calibrated in training)",
     )
+    late.add_argument("--min-duration", type=float, metavar="SECONDS", help="omit shorter segments")
     late.add_argument(
-        "--min-duration", type=float, metavar="SECONDS", help="leave shorter segments out"
-    )
-    late.add_argument(
-        "--gap",
-        type=float,
-        metavar="SECONDS",
-        help="join segments of a class that are no further apart",
+        "--gap", type=float, metavar="SECONDS", help="join segments of a class this close"
     )
     options = parser.parse_args(arguments)
     _check(options)
-    if options.segments:
-        _segments(options)
-    elif options.embeddings is not None or options.batch_size is not None:
-        _streamed(options)
+
+    from aatjax.inference.classifier import Classifier
+
+    rules = _make_rules(options) if options.segments else None
+    classifier = Classifier.load(options.adapter, base=options.base)
+    if options.segments or options.embeddings is not None or options.batch_size is not None:
+        _predict_stream(classifier, options, rules)
     else:
-        _plainly(options)
+        _predict_files(classifier, options)
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises UsageError for flags that do not go together."""
+    """Raise UsageError for flags that exclude each other."""
     for name in ONLY_WITH_SEGMENTS:
         if not options.segments and getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} needs --segments; add it")
     if options.segments and options.json:
-        raise UsageError("--json tells windows, --segments has --format json: give one of them")
+        raise UsageError("--json prints predictions; with --segments use --format json")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"--batch-size {options.batch_size} must be at least 1")
     if options.format == "audacity" and len(options.files) > 1:
@@ -94,134 +93,30 @@ def _check(options: argparse.Namespace) -> None:
             "another --format"
         )
     if options.format == "rttm":
-        from aatjax.inference.segmentation import field
+        from aatjax.inference.segment_formats import format_rttm_field
 
         names: dict[str, str] = {}
         for path in options.files:
-            if names.setdefault(field(path), path) != path:
+            other = names.setdefault(format_rttm_field(path), path)
+            if other != path:
                 raise UsageError(
-                    f"{names[field(path)]!r} and {path!r} have the same name in RTTM, which has "
-                    "no spaces: rename one, or give them one at a time"
+                    f"{other!r} and {path!r} have the same name in RTTM, which has no spaces: "
+                    "rename one, or give them one at a time"
                 )
     for flag in ("out", "embeddings"):
         path = getattr(options, flag)
         if path is not None and path.is_dir():
             raise UsageError(f"--{flag} {path} is a folder: give the name of a file")
     if options.embeddings is not None:
-        from aatjax.inference.stream import check_ending
+        from aatjax.inference.embeddings import check_embeddings_path
 
-        check_ending(options.embeddings)
+        check_embeddings_path(options.embeddings)
     if options.embeddings is not None and options.embeddings == options.out:
         raise UsageError("--out and --embeddings name the same file: give two")
 
 
-def _plainly(options: argparse.Namespace) -> None:
-    """File by file, each whole or not at all."""
-    from aatjax.audio.waveform import AudioError
-    from aatjax.inference.classifier import Classifier
-
-    classifier = Classifier.load(options.adapter, base=options.base)
-    failed: list[AudioError] = []
-    for path in options.files:
-        try:
-            prediction = classifier.predict(path, hop=options.hop)
-        except AudioError as error:
-            failed.append(error)
-            print(f"aatjax: {error}", file=sys.stderr)
-            continue
-        _show(prediction, options)
-    if failed:
-        raise DataError(f"{len(failed)} of {len(options.files)} files could not be read")
-
-
-def _show(prediction: Prediction, options: argparse.Namespace) -> None:
-    import json
-
-    from aatjax.errors import printable
-
-    if options.json:
-        print(json.dumps(prediction.to_json()), flush=True)
-        return
-    best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
-    print(f"{printable(prediction.path)}  {best}{_doubt(prediction)}", flush=True)
-
-
-def _streamed(options: argparse.Namespace) -> None:
-    """The same lines from batches that files share; vectors are written besides."""
-    import numpy as np
-
-    from aatjax.inference.classifier import Classifier
-    from aatjax.inference.stream import Heard
-
-    classifier = Classifier.load(options.adapter, base=options.base)
-    told = _Told(options.files)
-    heard: list[Heard] = []
-    with _vectors(options, classifier) as vectors:
-        for event in _events(options, classifier):
-            if isinstance(event, Heard):
-                if vectors is not None:
-                    vectors.add(options.files[event.file], event)
-                heard.append(event)
-                continue
-            if event.error is not None:
-                told.add(event.error, cut=event.samples > 0)
-            if event.samples:
-                found, plain = (
-                    np.concatenate([getattr(part, name) for part in heard])
-                    for name in ("probabilities", "plain")
-                )
-                spans = [span for part in heard for span in part.spans]
-                _show(classifier.summary(options.files[event.file], found, plain, spans), options)
-            heard = []
-        told.refuse_nothing()
-    told.finish()
-
-
-def _segments(options: argparse.Namespace) -> None:
-    """What is heard when."""
-    from aatjax.audio.waveform import AudioError
-    from aatjax.inference.classifier import Classifier
-    from aatjax.inference.stream import Heard, Joined
-
-    rules = _rules(options)
-    classifier = Classifier.load(options.adapter, base=options.base)
-    joined = Joined(classifier, options.files, rules, options.hop)
-    told = _Told(options.files)
-    form: Format = options.format or "table"
-    first = True
-    with _vectors(options, classifier) as vectors, _out(options) as out:
-        for event in _events(options, classifier):
-            if vectors is not None and isinstance(event, Heard):
-                vectors.add(options.files[event.file], event)
-            track = joined.take(event)
-            if isinstance(track, AudioError):
-                told.add(track)
-            elif track is not None:
-                if not isinstance(event, Heard) and event.error is not None:
-                    told.add(event.error, cut=True)
-                _write(track, form, out, first=first)
-                first = False
-        told.refuse_nothing()
-    told.finish()
-
-
-def _write(track: Track, form: Format, out: OutputFile | None, *, first: bool) -> None:
-    """One file's segments to a file, or to standard output; names keep their bytes."""
-    from aatjax.inference.segmentation import written
-
-    text = written(track, form, first=first)
-    if out is not None:
-        out.write(text.encode("utf-8", "surrogateescape"))
-    elif form == "table":
-        print(text, end="", flush=True)
-    else:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-        sys.stdout.buffer.flush()
-
-
-def _rules(options: argparse.Namespace) -> Rules:
-    from aatjax.inference.segmentation import Rules
+def _make_rules(options: argparse.Namespace) -> SegmentationRules:
+    from aatjax.inference.segmentation import SegmentationRules
 
     on, off = None, None
     if options.threshold is not None:
@@ -235,73 +130,172 @@ def _rules(options: argparse.Namespace) -> Rules:
                 f"--threshold {options.threshold}: give a probability such as 0.6, or two such as "
                 "0.6:0.4"
             ) from None
-    return Rules(
-        options.smooth or 0.0, "median", on, off, options.min_duration or 0.0, options.gap or 0.0
-    )
+    try:
+        return SegmentationRules(
+            smooth=options.smooth or 0.0,
+            on=on,
+            off=off,
+            min_duration=options.min_duration or 0.0,
+            gap=options.gap or 0.0,
+        )
+    except UsageError as error:  # NAME=VALUE must be ...
+        name, _, rest = str(error).partition("=")
+        flag = "threshold" if name in ("on", "off") else name.replace("_", "-")
+        raise UsageError(f"--{flag} {rest}") from None
 
 
-def _events(options: argparse.Namespace, classifier: Classifier) -> Any:
+def _predict_files(classifier: Classifier, options: argparse.Namespace) -> None:
+    """Predict file by file; a truncated file is an error."""
+    from aatjax.audio.waveform import AudioError
+
+    problems = _Problems(len(options.files))
+    for path in options.files:
+        try:
+            prediction = classifier.predict(path, hop=options.hop)
+        except AudioError as error:
+            problems.add(error)
+        else:
+            _print_prediction(prediction, options)
+    problems.finish()
+
+
+def _predict_stream(
+    classifier: Classifier, options: argparse.Namespace, rules: SegmentationRules | None
+) -> None:
+    """Predict in batches that files share; a truncated file is used up to the damage."""
     from aatjax.inference.classifier import BATCH
-    from aatjax.inference.stream import hear
+    from aatjax.inference.embeddings import open_embeddings
+    from aatjax.inference.stream import StreamResult, stream_windows
+    from aatjax.io.atomic import open_output
 
-    return hear(
-        classifier,
-        options.files,
-        hop=options.hop,
-        batch=options.batch_size or BATCH,
-        vectors=options.embeddings is not None,
-    )
+    problems = _Problems(len(options.files))
+    with contextlib.ExitStack() as stack:
+        add = out = None
+        if options.embeddings is not None:
+            size = classifier.model.config.dim
+            add = stack.enter_context(open_embeddings(options.embeddings, size))
+        if options.out is not None:
+            out = stack.enter_context(open_output(options.out))
+
+        def stream() -> Iterator[StreamResult | StreamEnd]:
+            batch, vectors = options.batch_size or BATCH, add is not None
+            for event in stream_windows(
+                classifier, options.files, hop=options.hop, batch=batch, vectors=vectors
+            ):
+                if not isinstance(event, StreamResult):
+                    if event.error is not None:
+                        problems.add(event.error, used=event.samples > 0)
+                elif add is not None:
+                    add(options.files[event.file], event)
+                yield event
+
+        if rules is None:
+            _print_predictions(stream(), classifier, options)
+        else:
+            _write_segments(stream(), classifier, options, rules, out)
+        problems.raise_if_none_read()
+    problems.finish()
 
 
-def _vectors(
-    options: argparse.Namespace, classifier: Classifier
-) -> contextlib.AbstractContextManager[NpzVectors | ParquetVectors | None]:
-    from aatjax.inference.stream import vectors_to
+def _print_predictions(
+    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: argparse.Namespace
+) -> None:
+    """Print a line per file."""
+    import numpy as np
 
-    if options.embeddings is None:
-        return contextlib.nullcontext()
-    return vectors_to(options.embeddings, classifier.model.config.dim)
+    from aatjax.inference.stream import StreamResult
+
+    results: list[StreamResult] = []
+    for event in events:
+        if isinstance(event, StreamResult):
+            results.append(event)
+        elif results:
+            logits = np.concatenate([result.logits for result in results])
+            spans = [span for result in results for span in result.spans]
+            path = options.files[event.file]
+            _print_prediction(classifier.summarize(path, logits, spans), options)
+            results = []
 
 
-def _out(options: argparse.Namespace) -> contextlib.AbstractContextManager[OutputFile | None]:
-    from aatjax.inference.stream import OutputFile
+def _write_segments(
+    events: Iterator[StreamResult | StreamEnd],
+    classifier: Classifier,
+    options: argparse.Namespace,
+    rules: SegmentationRules,
+    out: BinaryIO | None,
+) -> None:
+    """Write the segments of each file; names keep their bytes."""
+    from aatjax.inference.segment_formats import format_segments
+    from aatjax.inference.segmentation import Track
+    from aatjax.inference.stream import segment_stream
+    from aatjax.io.atomic import report_write_errors
 
-    return contextlib.nullcontext() if options.out is None else OutputFile(options.out)
+    form = options.format or "table"
+    first = True
+    for track in segment_stream(classifier, options.files, events, rules, hop=options.hop):
+        if not isinstance(track, Track):
+            continue
+        text = format_segments(track, form, first=first)
+        first = False
+        if out is not None:
+            with report_write_errors(options.out):
+                out.write(text.encode("utf-8", "surrogateescape"))
+        elif form == "table":
+            print(text, end="", flush=True)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+            sys.stdout.buffer.flush()
 
 
-class _Told:
-    """Says what is wrong with files as it comes, and ends with the exit code for that."""
+def _print_prediction(prediction: Prediction, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(prediction.to_json()), flush=True)
+        return
+    best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
+    print(f"{printable(prediction.path)}  {best}{format_unsure(prediction)}", flush=True)
 
-    def __init__(self, files: list[str]) -> None:
-        self._all, self._unread, self._cut = len(files), 0, 0
 
-    def add(self, error: AudioError, *, cut: bool = False) -> None:
-        self._cut += cut
-        self._unread += not cut
-        rest = "; what comes before is given" if cut else ""
-        print(f"aatjax: {error}{rest}", file=sys.stderr)
+def format_unsure(prediction: Prediction, most: int = 5) -> str:
+    """Return the possible classes of an unsure prediction as text; empty for a sure one."""
+    possible = prediction.possible
+    if not prediction.unsure or possible is None:
+        return ""
+    more = len(possible) - most
+    named = ", ".join(possible[:most]) + (f" and {more} more" if more > 0 else "")
+    if len(possible) == len(prediction.classes):
+        named = "any class"
+    return f"  unsure: {named} ({prediction.coverage:.0%})"
 
-    def refuse_nothing(self) -> None:
-        """Raises where no file could be read, so that nothing is written."""
-        if self._unread == self._all:
+
+class _Problems:
+    """Reports file errors as they occur; raises at the end if there were any."""
+
+    def __init__(self, files: int) -> None:
+        self._files, self._unread, self._truncated = files, 0, 0
+
+    def add(self, error: AudioError, *, used: bool = False) -> None:
+        """Report an error; `used`: the file was used up to the damage."""
+        self._truncated += used
+        self._unread += not used
+        note = ""
+        if used:
+            note = "; the part before is used"
+        elif error.reason == "truncated" and error.__cause__ is None:
+            note = "; --batch-size or --segments use the part before"
+        print(f"aatjax: {error}{note}", file=sys.stderr)
+
+    def raise_if_none_read(self) -> None:
+        """Raise DataError if no file could be read, so that nothing is written."""
+        if self._unread == self._files:
             self.finish()
 
     def finish(self) -> None:
-        """Raises where a file could not be read to its end."""
-        parts = [f"{self._unread} of {self._all} files could not be read"] * (self._unread > 0)
-        parts += [f"{self._cut} of {self._all} files could not be read to the end"] * (
-            self._cut > 0
-        )
+        """Raise DataError if a file could not be read to its end."""
+        parts = [
+            f"{count} of {self._files} files could not be read{to_the_end}"
+            for count, to_the_end in ((self._unread, ""), (self._truncated, " to the end"))
+            if count
+        ]
         if parts:
             raise DataError(", ".join(parts))
-
-
-def _doubt(prediction: Any, most: int = 5) -> str:
-    """What is said of a sound that may be one of several classes; nothing where that is unknown."""
-    if not prediction.unsure:
-        return ""
-    names, more = prediction.possible[:most], len(prediction.possible) - most
-    named = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-    if len(prediction.possible) == len(prediction.classes):
-        named = "any class"
-    return f"  unsure: {named} ({prediction.coverage:.0%})"

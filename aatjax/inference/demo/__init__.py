@@ -1,4 +1,7 @@
-"""`aatjax demo`: a page on this machine to try an adapter on microphone and files."""
+"""`aatjax demo`: a local page to try an adapter on microphone and files.
+
+The exported web page (`aatjax export --to web`) has the same files, with the model beside them.
+"""
 
 import json
 import os
@@ -6,28 +9,31 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from aatjax.inference.classifier import RATE, Classifier
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.windows import RATE
 
-PAGE = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    **dict.fromkeys(
-        ("page.js", "decide.js", "sound.js", "resample.js", "recorder.js", "server.js"),
-        "text/javascript; charset=utf-8",
-    ),
-}
-"""Files of the page and their types."""
+PAGE = (
+    "index.html",
+    "page.css",
+    "page.js",
+    "decide.js",
+    "sound.js",
+    "resample.js",
+    "recorder.js",
+    "server.js",
+)
+"""Files of the page."""
 ONNX = "onnx.js"
 THRESHOLD = 0.5
 
 
-def page_file(name: str) -> bytes:
-    """The content of one of the page's files."""
+def read_page_file(name: str) -> bytes:
+    """Return the content of one of the page's files."""
     return (files("aatjax.inference.demo") / "page" / name).read_bytes()
 
 
-def page_config(classifier: Classifier, *, title: str, method: str, backend: str) -> str:
-    """What the page knows of the model, as JSON.
+def make_page_config(classifier: Classifier, *, title: str, method: str, backend: str) -> str:
+    """Return the JSON that describes the model to the page.
 
     Args:
         classifier: classes, front end and calibration.
@@ -36,7 +42,7 @@ def page_config(classifier: Classifier, *, title: str, method: str, backend: str
         backend: `server` or `onnx`.
     """
     frontend, calibration = classifier.frontend, classifier.calibration
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "title": title,
         "method": method,
         "backend": backend,
@@ -50,10 +56,10 @@ def page_config(classifier: Classifier, *, title: str, method: str, backend: str
         "threshold": THRESHOLD,
         "calibration": None if calibration is None else calibration.to_json(),
     }
-    return json.dumps(told, indent=1)
+    return json.dumps(config, indent=1)
 
 
-def title_of(path: str | os.PathLike[str]) -> str:
-    """What a page calls an adapter: its run folder's name, or the file's."""
+def find_title(path: str | os.PathLike[str]) -> str:
+    """Return the title for an adapter: its run folder's name, or the file's."""
     path = Path(path).absolute()
     return path.parent.name if path.stem == "adapter" else path.stem

@@ -1,163 +1,84 @@
-"""The page's server: one model, this machine only, nothing written to disk."""
+"""The demo page on the server's application: one adapter, this machine only."""
 
-import json
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+import math
+import os
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
+from fastapi import FastAPI, Response
 
-from aatjax.audio.decode import decode
-from aatjax.errors import AatjaxError, UsageError
-from aatjax.inference.classifier import RATE, Classifier, Cut, Prediction
-from aatjax.inference.demo import PAGE, page_file
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.demo import PAGE, find_title, make_page_config, read_page_file
+from aatjax.inference.server.adapters import AdapterStore
+from aatjax.inference.server.app import make_app
+from aatjax.inference.server.limits import RefusedError, ServerLimits
+from aatjax.inference.server.serve import LOCAL_HOSTS, open_socket, run_server
+from aatjax.inference.windows import RATE
 
-MOST_BYTES = 64 * 2**20
-MOST_SECONDS = 600.0
-HOSTS = ("localhost", "127.0.0.1")
-BODY = "application/octet-stream"
-SLOW = 30.0
-"""Seconds that a connection may be silent."""
+NAME = "demo"
+"""The adapter's name in requests; the page asks for it."""
+MAX_SECONDS = 600.0
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+}
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-class Server(ThreadingHTTPServer):
-    """Serves the page and answers for one classifier.
+def serve_page(
+    source: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    port: int = 7860,
+    browser: bool = True,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until SIGINT or SIGTERM.
 
     Args:
-        classifier: the model.
-        config: what the page knows of it (`page_config`).
-        port: 0 takes a free one.
+        source: an adapter file, or weights with a head.
+        base: the backbone's weights if they moved since training.
+        port: 0 for a free one.
+        browser: open the page in a browser.
+        report: gets the address.
 
     Raises:
-        UsageError: the port is taken or is none.
+        UsageError: the port is invalid or in use.
+        DataError: the source cannot be read.
     """
-
-    daemon_threads = True
-
-    def __init__(self, classifier: Classifier, config: str, port: int) -> None:
-        self.classifier, self.config = classifier, config.encode()
-        self.turn = threading.Lock()
-        if not 0 <= port <= 65535:
-            raise UsageError(f"--port {port} must lie between 0 and 65535")
-        try:
-            super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise UsageError(
-                f"port {port} cannot be listened at: {error.strerror or error}; give another "
-                "--port (0 takes a free one)"
-            ) from error
-
-    @property
-    def address(self) -> str:
-        """Where the page is."""
-        return f"http://localhost:{self.server_address[1]}/"
-
-    def window(self, body: bytes) -> dict[str, Any]:
-        """An answer to mono int16 samples at 16 kHz, little-endian, one window at most."""
-        samples = np.frombuffer(body[: len(body) // 2 * 2], "<i2").astype(np.int16)
-        if not 0 < samples.size <= self.classifier.frontend.samples:
-            raise UsageError(
-                f"{samples.size} samples are not between 1 and "
-                f"{self.classifier.frontend.samples}, a window"
-            )
-        audio, length = self.classifier.frontend.fit(samples)
-        window = Cut(audio, length, (0, samples.size))
-        with self.turn:  # a batch of one: those of files are larger, and would be slower here
-            found, plain = (np.asarray(part) for part in self.classifier.run([window], 1))
-        return _told(self.classifier.summary("", found, plain, [window.span]))
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a browser that went away before its answer came."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-    def file(self, body: bytes) -> dict[str, Any]:
-        """An answer to the bytes of a sound file."""
-        channels = self.classifier.frontend.channels
-        sound = decode(
-            body, channels=channels, max_seconds=MOST_SECONDS + 1, truncated="keep"
-        ).waveform
-        most = round(MOST_SECONDS * RATE)
-        with self.turn:
-            told = _told(self.classifier.predict_waveform(sound[:most]))
-        if sound.size > most:
-            told["note"] = f"only the first {MOST_SECONDS / 60:g} minutes were heard"
-        return told
+    listening = open_socket("127.0.0.1", port)
+    app, limits = make_page_app(Classifier.load(source, base=base), find_title(source))
+    address = f"http://localhost:{listening.getsockname()[1]}/"
+    report(f"{address} (Ctrl-C ends)")
+    if browser:
+        webbrowser.open(address)
+    run_server(app, listening, limits)
 
 
-def _told(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as the page reads it: masks over the classes in their order."""
-    given = (prediction.label,) if prediction.given is None else prediction.given
-    possible = prediction.possible
-    return {
-        "calibrated": list(prediction.probabilities),
-        "given": [name in given for name in prediction.classes],
-        "possible": None if possible is None else [n in possible for n in prediction.classes],
-        "windows": [
-            {"start": w.start, "end": w.end, "calibrated": list(w.probabilities)}
-            for w in prediction.windows
-        ],
-    }
+def make_page_app(classifier: Classifier, title: str) -> tuple[FastAPI, ServerLimits]:
+    """Return the application that serves the page and predicts by one classifier."""
+    windows = math.ceil(MAX_SECONDS * RATE / classifier.frontend.samples)
+    limits = ServerLimits(
+        max_bytes=64 * 2**20, max_seconds=MAX_SECONDS, timeout=600.0, queue=max(1024, 2 * windows)
+    )
+    store = AdapterStore(largest=limits.batch_size)
+    method = store.add(NAME, classifier).method
+    app = make_app(store, limits, hosts=LOCAL_HOSTS)
+    pages = {name: read_page_file(name) for name in PAGE}
+    config = make_page_config(classifier, title=title, method=method, backend="server")
+    pages["config.json"] = config.encode()
 
+    async def send_page(name: str) -> Response:
+        if name not in pages:
+            raise RefusedError(404, "there is no such page")
+        return Response(pages[name], media_type=TYPES[Path(name).suffix], headers=HEADERS)
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    timeout = SLOW
-    server_version, sys_version = "aatjax", ""
+    async def send_index() -> Response:
+        return await send_page("index.html")
 
-    def do_GET(self) -> None:
-        name = self.path.split("?")[0].lstrip("/") or "index.html"
-        if not self._at_home():
-            return
-        if name == "config.json":
-            self._send(200, self.server.config, "application/json")
-        elif name in PAGE:
-            self._send(200, page_file(name), PAGE[name])
-        else:
-            self._refuse(404, "there is no such page")
-
-    def do_POST(self) -> None:
-        answer = {"/hear": self.server.window, "/file": self.server.file}.get(self.path)
-        if not self._at_home():
-            return
-        length = self.headers.get("Content-Length", "")
-        if answer is None:
-            self._refuse(404, "there is no such page")
-        elif self.headers.get("Content-Type") != BODY:
-            self._refuse(415, f"the content type must be {BODY}")
-        elif not length.isdecimal():
-            self._refuse(411, "the length of the body must be told")
-        elif int(length) > MOST_BYTES:
-            self._refuse(413, f"the file has more than {MOST_BYTES >> 20} MiB")
-        else:
-            try:
-                told = answer(self.rfile.read(int(length)))
-            except AatjaxError as error:
-                self._refuse(422, str(error).replace("<bytes>: ", ""))
-            else:
-                self._send(200, json.dumps(told).encode(), "application/json")
-
-    def _at_home(self) -> bool:
-        """Whether the page was asked for by this machine's name: not by another site's (DNS)."""
-        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
-        if host in HOSTS:
-            return True
-        self._refuse(403, f"ask for {self.server.address}")
-        return False
-
-    def _refuse(self, status: int, message: str) -> None:
-        self.close_connection = True
-        self._send(status, json.dumps({"error": message}).encode(), "application/json")
-
-    def _send(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing of every request."""
+    app.get("/", include_in_schema=False)(send_index)
+    app.get("/{name}", include_in_schema=False)(send_page)
+    return app, limits

@@ -1,151 +1,139 @@
-"""Many adapters on one frozen backbone, held by name and let go by name."""
+"""Many adapters on one frozen backbone, by name."""
 
 import contextlib
 import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from aatjax.errors import AatjaxError, DataError
-from aatjax.inference.adapters import check_same_backbone, sharing
-from aatjax.inference.calibration import compute_probabilities, read_calibration
-from aatjax.inference.classifier import Classifier, Cut, Prediction
-from aatjax.inference.server.stacked import Group, own, structure
+from aatjax.inference.adapters import check_same_backbone, share_frozen
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.server.stacked import AdapterGroup, collect_trained, find_structure
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
-from aatjax.train.adapter_file import TrainedAdapter, load_adapter, load_base, read_info
+from aatjax.train.adapter_file import load_adapter, load_base, read_info
 
 
 @dataclasses.dataclass
-class Held:
+class ServedAdapter:
     """An adapter in memory.
 
     Attributes:
-        name: what requests call it.
-        key: its own number; a file loaded again has another one.
-        adapter: on the shared backbone.
-        classifier: its classes, front end and calibration. Its own program is never compiled.
-        group: the adapters whose clips run in the same pass.
-        parameters: parameters and statistics of its own.
-        users: requests under way.
-        dropped: whether it goes with the last of them.
+        name: its name in requests.
+        key: its number; a file loaded again has another one.
+        classifier: model on the shared backbone, classes, front end and calibration. Its own
+            forward pass is never compiled.
+        group: the adapters that share its forward pass.
+        parameters: number of its own parameters and statistics.
+        requests: requests in progress.
+        dropped: whether it is removed after the last of them.
     """
 
     name: str
     key: int
-    adapter: TrainedAdapter
     classifier: Classifier
-    group: Group
+    group: AdapterGroup
     parameters: int
-    users: int = 0
+    requests: int = 0
     dropped: bool = False
 
-    def prediction(
-        self, path: str, logits: Sequence[Float[np.ndarray, " c"]], windows: Sequence[Cut]
-    ) -> Prediction:
-        """What `aatjax predict` says of a file, from the logits of its windows."""
-        rows = np.stack(logits).astype(np.float64)
-        calibration, many = self.classifier.calibration, self.classifier.multi_label
-        temperature = 1.0 if calibration is None else calibration.temperature
-        spans = [window.span for window in windows]
-        heard = compute_probabilities(rows, temperature, many)
-        return self.classifier.summary(path, heard, compute_probabilities(rows, 1.0, many), spans)
+    @property
+    def method(self) -> str:
+        """Name of the adaptation method."""
+        return getattr(self.classifier.model.method, "name", "no adapter")
 
 
-class Bank:
-    """Adapters by name on one backbone, whose arrays are in memory once. Any thread may ask.
+class AdapterStore:
+    """Adapters by name on one backbone, whose arrays are in memory once; thread-safe.
 
     Args:
-        base: the backbone's weights where they are not where they were in training.
-        largest: clips of the largest batch.
+        base: the backbone's weights if they moved since training.
+        largest: largest batch.
     """
 
     def __init__(self, base: str | os.PathLike[str] | None = None, *, largest: int = 16) -> None:
         self._base = base
         self._bases: dict[Any, AST] = {}
-        self._held: dict[str, Held] = {}
-        self._groups: dict[Any, Group] = {}
+        self._served: dict[str, ServedAdapter] = {}
+        self._groups: dict[Any, AdapterGroup] = {}
         self._keys = itertools.count()
         self._largest = largest
         self._lock = threading.RLock()
         self._loading = threading.Lock()
 
-    def load(self, name: str, path: str | os.PathLike[str]) -> Held:
-        """Loads an adapter, in the place of the one of that name.
+    def load(self, name: str, path: str | os.PathLike[str]) -> ServedAdapter:
+        """Load an adapter file; it replaces the adapter of that name.
 
         Raises:
-            DataError: it cannot be read, or is of another backbone than the adapters held.
+            DataError: the file cannot be read, or its backbone differs from that of the others.
         """
-        with self._loading:  # one at a time; requests go on meanwhile
-            adapter = load_adapter(path, base=self._base_of(path))
+        with self._loading:  # one at a time; requests continue meanwhile
+            adapter = load_adapter(path, base=self._load_base(path))
             try:
-                calibration = read_calibration(adapter.info, len(adapter.classes))
-                for held in self.all():
-                    if held.name != name:
-                        check_same_backbone(held.adapter, adapter, held.name, name)
-                        break
+                return self.add(name, Classifier.from_adapter(adapter))
             except AatjaxError as error:
                 raise DataError(f"{path}: {error}") from error
-            classifier = Classifier(
-                adapter.model,
-                adapter.classes,
-                adapter.frontend,
-                multi_label=adapter.multi_label,
-                calibration=calibration,
-            )
-            place = structure(adapter)
-            size = sum(value.size for value in own(adapter.model).values())
-            with self._lock:
-                group = self._groups.get(place) or Group(adapter, self._largest)
-                held = Held(name, next(self._keys), adapter, classifier, group, size)
-                group.add(held.key, adapter)
-                self._groups[place] = group
-                self.drop(name)
-                self._held[name] = held
-            return held
+
+    def add(self, name: str, classifier: Classifier) -> ServedAdapter:
+        """Add a classifier; it replaces the adapter of that name.
+
+        Raises:
+            UsageError: its backbone differs from that of the others.
+        """
+        model = classifier.model
+        if other := next((one for one in self.list_adapters() if one.name != name), None):
+            check_same_backbone(other.classifier.model, model, other.name, name)
+        structure = find_structure(classifier)
+        size = sum(value.size for value in collect_trained(model).values())
+        with self._lock:
+            group = self._groups.get(structure) or AdapterGroup(classifier, self._largest)
+            served = ServedAdapter(name, next(self._keys), classifier, group, size)
+            group.add(served.key, classifier)
+            self._groups[structure] = group
+            self.drop(name)
+            self._served[name] = served
+        return served
 
     def drop(self, name: str) -> bool:
-        """Lets an adapter go once the requests under way are answered; False if there is none."""
+        """Remove an adapter after the requests in progress; return whether there was one."""
         with self._lock:
-            held = self._held.pop(name, None)
-            if held is not None:
-                held.dropped = True
-                self._clear(held)
-            return held is not None
+            served = self._served.pop(name, None)
+            if served is not None:
+                served.dropped = True
+                self._clean(served)
+            return served is not None
 
     @contextlib.contextmanager
-    def using(self, name: str) -> Iterator[Held | None]:
-        """The adapter of a name, which stays until the block ends; None if there is none."""
+    def use(self, name: str) -> Iterator[ServedAdapter | None]:
+        """Keep the adapter of a name in memory until the block ends; None if there is none."""
         with self._lock:
-            held = self._held.get(name)
-            if held is not None:
-                held.users += 1
+            served = self._served.get(name)
+            if served is not None:
+                served.requests += 1
         try:
-            yield held
+            yield served
         finally:
-            if held is not None:
+            if served is not None:
                 with self._lock:
-                    held.users -= 1
-                    self._clear(held)
+                    served.requests -= 1
+                    self._clean(served)
 
-    def all(self) -> list[Held]:
-        """The adapters in memory by name."""
+    def list_adapters(self) -> list[ServedAdapter]:
+        """Return the adapters ordered by name."""
         with self._lock:
-            return [self._held[name] for name in sorted(self._held)]
+            return [self._served[name] for name in sorted(self._served)]
 
-    def _clear(self, held: Held) -> None:
-        if held.dropped and not held.users:
-            held.group.remove(held.key)
-            self._groups = {place: g for place, g in self._groups.items() if len(g)}
+    def _clean(self, served: ServedAdapter) -> None:
+        if served.dropped and not served.requests:
+            served.group.remove(served.key)
+            self._groups = {key: group for key, group in self._groups.items() if len(group)}
 
-    def _base_of(self, path: str | os.PathLike[str]) -> AST | str | os.PathLike[str] | None:
-        """The backbone that a file asks for, loaded once for each shape of it."""
+    def _load_base(self, path: str | os.PathLike[str]) -> AST | str | os.PathLike[str] | None:
+        """The backbone of an adapter file, loaded once per shape."""
         info = read_info(path)
         try:
             origin = Origin(**(info or {})["base"])
@@ -154,8 +142,8 @@ class Bank:
             if key not in self._bases:
                 model = load_base(self._base, config, origin)
                 for other in self._bases.values():
-                    model = sharing(model, other)
+                    model = share_frozen(model, other)
                 self._bases[key] = model
             return self._bases[key]
         except (AatjaxError, KeyError, TypeError):
-            return self._base  # load_adapter says what is wrong
+            return self._base  # load_adapter reports what is wrong

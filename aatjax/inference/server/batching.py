@@ -1,4 +1,4 @@
-"""Windows of many requests, put together into batches by one thread that runs the model."""
+"""Batches of the windows of many requests, computed by one thread."""
 
 import asyncio
 import dataclasses
@@ -7,77 +7,74 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from jaxtyping import Float
 
-from aatjax.inference.classifier import Cut
-from aatjax.inference.server.adapters import Held
-from aatjax.inference.server.metrics import Gauges
+from aatjax.inference.server.adapters import ServedAdapter
+from aatjax.inference.server.limits import ServerLimits
+from aatjax.inference.server.metrics import ServerMetrics
+from aatjax.inference.windows import Window
 
 Logits = Float[np.ndarray, " c"]
 
 
-class Full(Exception):
-    """More windows wait than may."""
+class QueueFullError(Exception):
+    """More windows wait than `ServerLimits.queue` allows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    held: Held
-    window: Cut
-    answer: "asyncio.Future[Logits]"
+    served: ServedAdapter
+    window: Window
+    answer: "Future[Logits]"
 
 
-class Batches:
-    """Takes windows from any number of requests and runs what waits in as few passes as it can.
+class Batcher:
+    """Collects windows from any number of requests and computes them in few batches.
 
     Args:
-        gauges: what is counted.
-        size: windows of a batch.
-        wait: seconds that the first window of a batch waits for company.
-        longest: windows that may wait.
+        metrics: counts the batches.
+        limits: `batch_size`, `wait` and `queue`.
     """
 
-    def __init__(self, gauges: Gauges, *, size: int, wait: float, longest: int) -> None:
-        self._gauges = gauges
-        self._size, self._wait, self._longest = size, wait, longest
+    def __init__(self, metrics: ServerMetrics, limits: ServerLimits) -> None:
+        self._metrics, self._limits = metrics, limits
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Windows that wait."""
+        """Number of waiting windows."""
         return self._jobs.qsize()
 
-    async def logits(self, held: Held, windows: Sequence[Cut]) -> list[Logits]:
-        """Logits of every window of a request.
+    async def compute_logits(
+        self, served: ServedAdapter, windows: Sequence[Window]
+    ) -> Float[np.ndarray, "w c"]:
+        """Return the logits of every window of a request.
 
         Raises:
-            Full: too many wait already.
+            QueueFullError: too many windows wait.
         """
-        if self._jobs.qsize() + len(windows) > self._longest:
-            raise Full
-        loop = asyncio.get_running_loop()
-        jobs = [_Job(held, window, loop.create_future()) for window in windows]
+        if self.waiting + len(windows) > self._limits.queue:
+            raise QueueFullError
+        jobs = [_Job(served, window, Future()) for window in windows]
         for job in jobs:
             self._jobs.put(job)
-        try:
-            return list(await asyncio.gather(*(job.answer for job in jobs)))
-        finally:
-            for job in jobs:  # a request that gave up is not computed any more
-                job.answer.cancel()
+        # A request that times out cancels its jobs, which are then not computed.
+        return np.stack(await asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs)))
 
     def close(self) -> None:
-        """Ends the thread after what waits."""
+        """End the thread after it computed what waits."""
         self._jobs.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         while (first := self._jobs.get()) is not None:
-            jobs, until = [first], time.monotonic() + self._wait
-            while len(jobs) < self._size:
+            jobs, until = [first], time.monotonic() + self._limits.wait
+            while len(jobs) < self._limits.batch_size:
                 try:
                     job = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
@@ -88,39 +85,24 @@ class Batches:
                 jobs.append(job)
             by_group: dict[int, list[_Job]] = defaultdict(list)
             for job in jobs:
-                if not job.answer.cancelled():
-                    by_group[id(job.held.group)].append(job)
-            for together in by_group.values():
-                self._run(together)
+                if job.answer.set_running_or_notify_cancel():
+                    by_group[id(job.served.group)].append(job)
+            for group_jobs in by_group.values():
+                self._compute(group_jobs)
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _compute(self, jobs: list[_Job]) -> None:
         began = time.perf_counter()
-        group = jobs[0].held.group
+        group = jobs[0].served.group
         try:
-            ready = group.ready()
-            # Those that are not in it gave up, and their adapters were dropped.
-            jobs = [job for job in jobs if job.held.key in ready.places]
-            found = group.logits(ready, [j.held.key for j in jobs], [j.window for j in jobs])
+            stack = group.stack()
+            # An adapter that is not in the stack was dropped: its request timed out.
+            jobs = [job for job in jobs if job.served.key in stack.rows]
+            keys, windows = [job.served.key for job in jobs], [job.window for job in jobs]
+            results = group.compute_logits(stack, keys, windows)
         except Exception as error:
             for job in jobs:
-                _tell(job, error)
+                job.answer.set_exception(error)
             return
-        self._gauges.batch(len(jobs), time.perf_counter() - began)
-        for job, row in zip(jobs, found, strict=True):
-            _tell(job, row)
-
-
-def _tell(job: _Job, outcome: Logits | Exception) -> None:
-    """Gives the answer to the request's own thread; one that has ended does not ask any more."""
-
-    def tell() -> None:
-        if job.answer.done():
-            return
-        if isinstance(outcome, Exception):
-            job.answer.set_exception(outcome)
-        else:
-            job.answer.set_result(outcome)
-
-    loop = job.answer.get_loop()
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(tell)
+        self._metrics.count_batch(len(jobs), time.perf_counter() - began)
+        for job, logits in zip(jobs, results, strict=True):
+            job.answer.set_result(logits)

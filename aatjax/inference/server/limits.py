@@ -1,22 +1,53 @@
-"""What a request may be: how large, how slow, of which kind; each refusal has its status."""
+"""Limits of requests, and how a request is refused."""
 
 import asyncio
+import dataclasses
 import time
-from typing import Any
+from typing import Annotated, Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from aatjax.errors import Range, check_fields
 
-TYPES = ("audio/", "application/octet-stream", "application/ogg")
-SLOW_HEADERS = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+AUDIO_TYPES = ("audio/", "application/octet-stream", "application/ogg")
+CLOSE = {"Connection": "close"}
+
+Count = Annotated[int, Range(1)]
+Seconds = Annotated[float, Range(above=0)]
 
 
-class Refused(Exception):
+@dataclasses.dataclass(frozen=True)
+class ServerLimits:
+    """Limits of the server.
+
+    Attributes:
+        max_bytes: bytes of a request body.
+        max_seconds: seconds of a sound.
+        body_timeout: seconds for the headers, and for the body, to arrive.
+        timeout: seconds from then to the answer.
+        concurrency: requests in progress; one more is answered with 429.
+        queue: windows that may wait.
+        batch_size: windows per batch.
+        wait: seconds that a batch waits for more windows.
+    """
+
+    max_bytes: Count = 32 * 2**20
+    max_seconds: Seconds = 600.0
+    body_timeout: Seconds = 20.0
+    timeout: Seconds = 60.0
+    concurrency: Count = 64
+    queue: Count = 1024
+    batch_size: Count = 16
+    wait: Annotated[float, Range(0)] = 0.005
+
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+
+
+class RefusedError(Exception):
     """A request that is answered with an error.
 
     Attributes:
-        status: of HTTP.
-        message: what was wrong and what to do.
+        status: HTTP status.
+        message: what is wrong and what to do.
         headers: more headers of the answer.
     """
 
@@ -25,80 +56,44 @@ class Refused(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
-async def read_body(request: Any, *, most: int, seconds: float) -> bytes:
-    """The body of a request, never more of it in memory than `most` bytes and a chunk.
+async def read_body(request: Any, limits: ServerLimits) -> bytes:
+    """Return the body of a request, holding at most `max_bytes` and a chunk of it in memory.
 
     Raises:
-        Refused: 415 for a wrong content type, 413 for more bytes, 408 where it takes longer, 400
-            where the client went away or sent nothing.
+        RefusedError: 415 for a wrong content type, 413 for too many bytes, 408 if it takes too
+            long, 400 if the client closed the connection or sent nothing.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if not kind.startswith(TYPES):
-        raise Refused(
+    if not kind.startswith(AUDIO_TYPES):
+        raise RefusedError(
             415,
             f"content type {kind or 'none'!r}: send the bytes of a sound file as audio/* or "
             "application/octet-stream",
         )
-    large = Refused(
+    too_large = RefusedError(
         413,
-        f"the body has more than {most} bytes: send a shorter sound, or raise --max-bytes",
-        {"Connection": "close"},
+        f"the body has more than {limits.max_bytes} bytes: send a shorter sound, or raise "
+        "--max-bytes",
+        CLOSE,
     )
-    told = request.headers.get("content-length")
-    if told is not None and int(told) > most:
-        raise large
+    declared = request.headers.get("content-length")
+    if declared is not None and int(declared) > limits.max_bytes:
+        raise too_large
     parts: list[bytes] = []
-    size, until = 0, time.monotonic() + seconds
-    while True:
+    size, until, more = 0, time.monotonic() + limits.body_timeout, True
+    while more:
         try:
             message = await asyncio.wait_for(request.receive(), until - time.monotonic())
         except TimeoutError:
-            raise Refused(
-                408,
-                f"the body did not arrive within {seconds:g} s ({size} bytes did)",
-                {"Connection": "close"},
-            ) from None
+            reason = f"the body did not arrive within {limits.body_timeout:g} s ({size} bytes did)"
+            raise RefusedError(408, reason, CLOSE) from None
         if message["type"] == "http.disconnect":
-            raise Refused(400, "the connection was closed before the body was there")
+            raise RefusedError(400, "the connection was closed before the body was complete")
         parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
         size += len(parts[-1])
-        if size > most:
-            raise large
-        if not message.get("more_body", False):
-            break
+        if size > limits.max_bytes:
+            raise too_large
     if not size:
-        raise Refused(400, "the body is empty: send the bytes of a sound file")
+        raise RefusedError(400, "the body is empty: send the bytes of a sound file")
     return b"".join(parts)
-
-
-def protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP/1.1 that closes connections whose request line and headers take longer."""
-
-    class Impatient(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._timer = self.loop.call_later(seconds, self._check)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            super().connection_lost(exc)
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self.loop.call_later(seconds, self._check)
-
-        def _check(self) -> None:
-            busy = self.cycle is not None and not self.cycle.response_complete
-            if busy or self.transport.is_closing():
-                return
-            partial = self.conn.trailing_data[0]
-            if partial and self.conn.our_state is h11.IDLE:
-                self.transport.write(SLOW_HEADERS)
-            self.transport.close()
-
-    return Impatient

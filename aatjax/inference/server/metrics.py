@@ -1,60 +1,41 @@
-"""What the server counts, as Prometheus reads it (text format 0.0.4)."""
+"""Server metrics for Prometheus."""
 
-import threading
-from collections import Counter
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class Gauges:
-    """Counts of requests and batches; any thread may count."""
+class ServerMetrics:
+    """Counts of requests and batches, in a registry of their own; thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._requests: Counter[int] = Counter()
-        self._latency = [0] * (len(LATENCIES) + 1)
-        self._seconds = 0.0
-        self._batches = self._windows = 0
-        self._computing = 0.0
+        self.registry = CollectorRegistry()
+        options = {"namespace": "aatjax", "registry": self.registry}
+        self._requests = Counter("requests", "Answered requests.", ["status"], **options)
+        self._latency = Histogram(
+            "request_seconds", "Seconds from request to answer.", buckets=LATENCIES, **options
+        )
+        self._batches = Counter("batches", "Batches that the model computed.", **options)
+        self._windows = Counter("windows", "Windows that the model computed.", **options)
+        self._compute = Counter("compute_seconds", "Seconds of computing batches.", **options)
 
-    def request(self, status: int, seconds: float) -> None:
-        """One request was answered."""
-        with self._lock:
-            self._requests[status] += 1
-            place = sum(seconds > limit for limit in LATENCIES)
-            self._latency[place] += 1
-            self._seconds += seconds
+    def add_gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """Report the current value of a function as `aatjax_NAME`."""
+        Gauge(name, help, namespace="aatjax", registry=self.registry).set_function(read)
 
-    def batch(self, windows: int, seconds: float) -> None:
-        """One pass of the model was made."""
-        with self._lock:
-            self._batches += 1
-            self._windows += windows
-            self._computing += seconds
+    def count_request(self, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(str(status)).inc()
+        self._latency.observe(seconds)
 
-    def text(self, now: dict[str, int]) -> str:
-        """All counts; `now` are figures of this moment by name."""
-        with self._lock:
-            total, below = sum(self._latency), 0
-            lines = ["# TYPE aatjax_requests_total counter"]
-            for status, count in sorted(self._requests.items()):
-                lines.append(f'aatjax_requests_total{{status="{status}"}} {count}')
-            lines.append("# TYPE aatjax_request_seconds histogram")
-            for limit, count in zip(LATENCIES, self._latency, strict=False):
-                below += count
-                lines.append(f'aatjax_request_seconds_bucket{{le="{limit}"}} {below}')
-            lines += [
-                f'aatjax_request_seconds_bucket{{le="+Inf"}} {total}',
-                f"aatjax_request_seconds_sum {self._seconds:.6f}",
-                f"aatjax_request_seconds_count {total}",
-            ]
-            counters = {
-                "batches": self._batches,
-                "windows": self._windows,
-                "compute_seconds": round(self._computing, 6),
-            }
-        for name, value in counters.items():
-            lines += [f"# TYPE aatjax_{name}_total counter", f"aatjax_{name}_total {value}"]
-        for name, value in now.items():
-            lines += [f"# TYPE aatjax_{name} gauge", f"aatjax_{name} {value}"]
-        return "\n".join(lines) + "\n"
+    def count_batch(self, windows: int, seconds: float) -> None:
+        """Count a computed batch."""
+        self._batches.inc()
+        self._windows.inc(windows)
+        self._compute.inc(seconds)
+
+    def format(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

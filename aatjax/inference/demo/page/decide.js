@@ -1,4 +1,4 @@
-// From logits to calibrated probabilities and decisions, as aatjax.inference.calibration has them.
+// From logits to calibrated probabilities and prediction sets, as in aatjax.inference.calibration.
 
 export function probabilities(logits, temperature, multiLabel) {
   const scaled = Array.from(logits, (x) => x / temperature);
@@ -9,17 +9,17 @@ export function probabilities(logits, temperature, multiLabel) {
   return parts.map((x) => x / sum);
 }
 
-// Which classes are given, and which are possible (null where nothing was tuned).
+// The given classes and the possible ones (null without calibration).
 export function decide(calibrated, plain, config) {
-  const tuned = config.calibration;
+  const { calibration } = config;
   const best = calibrated.indexOf(Math.max(...calibrated));
-  const thresholds = tuned && tuned.thresholds;
+  const thresholds = calibration && calibration.thresholds;
   const given = calibrated.map((p, i) => (thresholds ? p >= thresholds[i] : i === best));
-  const possible = tuned && plain.map((p, i) => given[i] || 1 - p <= tuned.quantile);
+  const possible = calibration && plain.map((p, i) => given[i] || 1 - p <= calibration.quantile);
   return { calibrated, given, possible };
 }
 
-// The mean over windows by their length, and what is decided on it.
+// The mean over windows weighted by their length, and its prediction sets.
 export function summary(windows, config) {
   const whole = windows.reduce((sum, w) => sum + w.end - w.start, 0);
   const mean = (key) => config.classes.map((_, i) =>

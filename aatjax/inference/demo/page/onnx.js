@@ -1,7 +1,7 @@
-// Answers from the ONNX model beside this page, by onnxruntime-web; no server is asked.
+// Answers of the ONNX model beside this page, by onnxruntime-web, without a server.
 import * as ort from "./runtime/ort.wasm.min.mjs";
 import { decide, probabilities, summary } from "./decide.js";
-import { decoded } from "./sound.js";
+import { decode } from "./sound.js";
 
 export async function open(config) {
   ort.env.wasm.wasmPaths = new URL("runtime/", location.href).href;
@@ -12,8 +12,8 @@ export async function open(config) {
   });
   const temperature = config.calibration ? config.calibration.temperature : 1;
 
-  // Samples are int16; a short window is filled as the front end fills it.
-  async function heard(samples) {
+  // Samples are int16; a short window is padded as the front end pads it.
+  async function run(samples) {
     const waveform = new Float32Array(config.samples);
     let length = Math.max(samples.length, 400);
     if (config.pad === "repeat") {
@@ -22,11 +22,11 @@ export async function open(config) {
     } else {
       samples.forEach((x, i) => { waveform[i] = x / 32768; });
     }
-    const given = {
+    const inputs = {
       waveform: new ort.Tensor("float32", waveform, [1, config.samples]),
       length: new ort.Tensor("int64", [BigInt(length)], [1]),
     };
-    const { logits } = await session.run(given);
+    const { logits } = await session.run(inputs);
     return {
       calibrated: probabilities(logits.data, temperature, config.multi_label),
       plain: probabilities(logits.data, 1, config.multi_label),
@@ -35,15 +35,15 @@ export async function open(config) {
 
   return {
     async window(samples) {
-      const { calibrated, plain } = await heard(samples);
+      const { calibrated, plain } = await run(samples);
       return decide(calibrated, plain, config);
     },
     async file(file) {
-      const samples = await decoded(await file.arrayBuffer(), config.rate, config.channels);
+      const samples = await decode(await file.arrayBuffer(), config.rate, config.channels);
       const windows = [];
       for (let start = 0; start < samples.length; start += config.samples) {
         const end = Math.min(start + config.samples, samples.length);
-        const found = await heard(samples.subarray(start, end));
+        const found = await run(samples.subarray(start, end));
         windows.push({ start: start / config.rate, end: end / config.rate, ...found });
       }
       return { ...summary(windows, config), windows };

@@ -1,5 +1,5 @@
-// The page: microphone or files in, what the model hears out. Names are only ever set as text.
-import { decoded, logMel, microphone } from "./sound.js";
+// The page: microphone or files in, predicted classes out. Names are only ever set as text.
+import { decode, logMel, microphone } from "./sound.js";
 
 const HOP = 0.5; // seconds between answers
 const KEPT = 120; // answers in the chart
@@ -28,7 +28,7 @@ function problem(error) {
 const percent = (p) => `${Math.round(100 * p)} %`;
 const named = (mask) => config.classes.filter((_, i) => mask[i]);
 
-// What is said of an answer, at the threshold of the slider.
+// The text for an answer, at the threshold of the slider.
 function verdict({ calibrated, given, possible }) {
   const limit = Number($("threshold").value);
   const sure = named(given.map((yes, i) => yes && calibrated[i] >= limit));
@@ -42,10 +42,10 @@ function verdict({ calibrated, given, possible }) {
 
 function show(answer) {
   last = answer;
-  const told = verdict(answer);
-  if ($("answer").textContent !== told.text) $("answer").textContent = told.text;
-  $("answer").className = told.sure ? "answer" : "answer unsure";
-  $("possible").textContent = told.note;
+  const result = verdict(answer);
+  if ($("answer").textContent !== result.text) $("answer").textContent = result.text;
+  $("answer").className = result.sure ? "answer" : "answer unsure";
+  $("possible").textContent = result.note;
   const order = answer.calibrated.map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]).slice(0, 5);
   $("classes").replaceChildren();
   for (const [p, i] of order) {
@@ -132,7 +132,7 @@ async function record() {
   $("record").textContent = recording ? "Stop the microphone" : "Start the microphone";
 }
 
-// One answer after the other: a slow machine gives fewer, none pile up.
+// One request at a time: a slow machine answers less often, nothing queues.
 async function listen(source) {
   while (recording === source) {
     const until = performance.now() + 1000 * HOP;
@@ -155,32 +155,32 @@ async function open(file) {
   box.className = "file";
   $("list").prepend(box);
   text(box, "h3", file.name);
-  const said = text(box, "p", "listening");
+  const status = text(box, "p", "analysing");
   try {
     const answer = await backend.file(file);
-    const told = verdict(answer);
+    const result = verdict(answer);
     const top = Math.max(...answer.calibrated);
-    said.textContent = `${told.text} (${config.classes[answer.calibrated.indexOf(top)]} ${percent(top)})`;
+    status.textContent = `${result.text} (${config.classes[answer.calibrated.indexOf(top)]} ${percent(top)})`;
     box.dataset.top = config.classes[answer.calibrated.indexOf(top)];
-    if (told.note) text(box, "p", told.note, "quiet");
+    if (result.note) text(box, "p", result.note, "quiet");
     if (answer.note) text(box, "p", answer.note, "quiet");
     if (answer.windows.length > 1) strip(box, answer);
     history.splice(0, history.length, ...answer.windows.slice(-KEPT).map((w) => ({ calibrated: w.calibrated })));
     show(answer);
     chart();
   } catch (error) {
-    said.textContent = `not heard: ${error.message}`;
-    said.className = "warn";
+    status.textContent = `not analysed: ${error.message}`;
+    status.className = "warn";
     return;
   }
   try {
-    picture((await decoded(await file.arrayBuffer(), config.rate, config.channels)).subarray(0, config.samples));
-  } catch { // aatjax reads more kinds of files than browsers do
+    picture((await decode(await file.arrayBuffer(), config.rate, config.channels)).subarray(0, config.samples));
+  } catch { // aatjax decodes more formats than browsers do
     text(box, "p", "No picture: this browser cannot decode the file.", "quiet");
   }
 }
 
-// A window a mark: as dark as the file's first class is probable there.
+// One mark per window, with the probability of the file's top class as its opacity.
 function strip(box, answer) {
   const best = answer.calibrated.indexOf(Math.max(...answer.calibrated));
   const bar = text(box, "div", "", "strip");
@@ -200,7 +200,7 @@ async function files(list) {
 
 async function start() {
   if (location.protocol === "file:") {
-    throw new Error("Browsers do not let a page opened as a file read its model: run " +
+    throw new Error("Browsers do not let a page opened as a file read its model. Run " +
       "`python -m http.server` in this folder and open http://localhost:8000");
   }
   config = await (await fetch("config.json")).json();

@@ -1,4 +1,4 @@
-// Hands the microphone's samples to the page, some at a time.
+// Sends the microphone's samples to the page in blocks.
 class Recorder extends AudioWorkletProcessor {
   constructor() {
     super();

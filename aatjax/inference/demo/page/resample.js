@@ -1,8 +1,8 @@
-// Another sampling rate, by a filter as steep as that of aatjax's decoder. Browsers' own resamplers
-// are softer near half the rate, which is enough to change what a model hears in noise-like sounds.
+// Resampling with a filter as steep as that of aatjax's decoder. Browsers' own resamplers roll off
+// earlier, which changes the predictions for noise-like sounds.
 
-const HALF = 93; // how far the filter reaches, in samples of the lower rate
-const EDGE = 0.956; // middle of the slope, in shares of half the lower rate
+const HALF = 93; // half the filter's length, in samples of the lower rate
+const EDGE = 0.956; // middle of the slope, relative to half the lower rate
 const BETA = 12.8; // of the Kaiser window: 125 dB
 
 function bessel(x) {
@@ -13,7 +13,7 @@ function bessel(x) {
 
 const gcd = (a, b) => (b ? gcd(b, a % b) : a);
 
-// The filter's weights for each place that an output can have between two inputs.
+// The filter's weights per phase: position of an output between two inputs.
 function weights(from, to, up, reach) {
   const share = (EDGE * Math.min(from, to)) / from;
   const scale = bessel(BETA);
@@ -26,7 +26,7 @@ function weights(from, to, up, reach) {
   }));
 }
 
-// Takes samples at `from` Hz as they come, gives those at `to` Hz that are known by then.
+// Resamples a stream: push a block at `from` Hz, get the samples at `to` Hz known so far.
 export class Resampler {
   constructor(from, to) {
     const common = gcd(from, to);
@@ -76,7 +76,7 @@ export function resample(samples, from, to) {
 const ANY = 48000;
 const text = (bytes, at, size) => String.fromCharCode(...bytes.subarray(at, at + size));
 
-// The rate that a file says it has, so that it is decoded without being resampled; else 48000.
+// The sampling rate in a file's header, at which it is decoded unchanged; else 48000.
 export function rateOf(buffer) {
   const bytes = new Uint8Array(buffer), view = new DataView(buffer);
   const found = headerRate(bytes, view);

@@ -1,12 +1,12 @@
-// Sound in the browser: files, microphone, and the log-mel picture.
+// Sound in the browser: files, microphone, log-mel spectrogram.
 import { Resampler, rateOf, resample } from "./resample.js";
 
 export function toInt16(samples) {
   return Int16Array.from(samples, (x) => Math.max(-32768, Math.min(32767, Math.round(x * 32768))));
 }
 
-// One channel of several: the mean, the left one, or that of an index.
-function heard(channels, rule) {
+// One channel of several: the mean, the left one, or the one of an index.
+function downmix(channels, rule) {
   if (rule !== "mean") {
     const index = rule === "left" ? 0 : rule;
     if (!channels[index]) throw new Error(`the file has no channel ${index}`);
@@ -17,8 +17,8 @@ function heard(channels, rule) {
   return mono;
 }
 
-// A sound file as mono int16 at `rate`; which channels is "mean", "left" or an index.
-export async function decoded(bytes, rate, which) {
+// A sound file as mono int16 at `rate`; `which` channel is "mean", "left" or an index.
+export async function decode(bytes, rate, which) {
   let buffer;
   try {
     buffer = await new OfflineAudioContext(1, 1, rateOf(bytes)).decodeAudioData(bytes);
@@ -27,7 +27,7 @@ export async function decoded(bytes, rate, which) {
   }
   if (!buffer.length) throw new Error("the file has no samples");
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i));
-  return toInt16(resample(heard(channels, which), buffer.sampleRate, rate));
+  return toInt16(resample(downmix(channels, which), buffer.sampleRate, rate));
 }
 
 // The microphone's last `size` samples at `rate`, until stopped.
@@ -85,7 +85,7 @@ function fft(re, im) {
   }
 }
 
-// Log-mel frames of int16 samples, for the picture: Kaldi's filterbank as the front end has it.
+// Log-mel frames of int16 samples for the spectrogram: Kaldi's filterbank, as in the front end.
 export function logMel(samples, rate, mels) {
   const low = mel(20), step = (mel(rate / 2) - low) / (mels + 1);
   const window = Array.from({ length: FRAME }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / (FRAME - 1)));

@@ -1,0 +1,119 @@
+"""Running the server: sockets, adapters of a folder, uvicorn."""
+
+import math
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aatjax.errors import AatjaxError, UsageError
+from aatjax.inference.server.limits import ServerLimits
+from aatjax.io.optional import need
+
+LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+"""Names by which requests may call a local server."""
+REQUIRED = ("fastapi", "prometheus_client", "uvicorn")
+
+
+def serve_adapters(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    base: str | None = None,
+    limits: ServerLimits | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Serve the adapters of a folder until SIGINT or SIGTERM; requests in progress are answered.
+
+    Args:
+        folder: holds NAME.safetensors and NAME/adapter.safetensors.
+        host: address to listen at. There is no password: another than the default is public.
+        port: 0 for a free one.
+        base: the backbone's weights if they moved since training.
+        limits: limits of requests.
+        report: gets a line per adapter that is loaded or skipped, and the address.
+
+    Raises:
+        UsageError: no adapter in the folder can be loaded, or the address is in use.
+        UnavailableError: the extra `serve` is not installed.
+    """
+    need(*REQUIRED, extra="serve")
+    from aatjax.inference.server.adapters import AdapterStore
+    from aatjax.inference.server.app import find_adapters, make_app
+
+    limits = limits or ServerLimits()
+    files = find_adapters(folder) if folder.is_dir() else {}
+    if not files:
+        raise UsageError(
+            f"{folder}: no adapters found; give a folder with NAME.safetensors or "
+            "NAME/adapter.safetensors in it"
+        )
+    listening = open_socket(host, port)
+    store = AdapterStore(base, largest=limits.batch_size)
+    for name, path in files.items():
+        try:
+            served = store.load(name, path)
+            classes = len(served.classifier.classes)
+            report(f"{name}: {served.method}, {classes} classes, {served.parameters:,} parameters")
+        except AatjaxError as error:
+            report(f"skipped: {error}")
+    count = len(store.list_adapters())
+    if not count:
+        raise UsageError(f"{folder}: none of its {len(files)} adapters could be loaded")
+    local = host in ("127.0.0.1", "localhost", "::1")
+    if not local:
+        report(f"warning: {host} is open to other machines, and there is no password")
+    app = make_app(store, limits, folder=folder, hosts=LOCAL_HOSTS if local else None)
+    address = f"[{host}]" if ":" in host else host
+    adapters = "1 adapter" if count == 1 else f"{count} adapters"
+    report(f"serving {adapters} at http://{address}:{listening.getsockname()[1]}")
+    run_server(app, listening, limits)
+
+
+def run_server(app: Any, listening: socket.socket, limits: ServerLimits) -> None:
+    """Run an application on a socket until SIGINT or SIGTERM."""
+    import uvicorn
+
+    from aatjax.inference.server.protocol import make_protocol
+
+    config = uvicorn.Config(
+        app,
+        http=make_protocol(limits.body_timeout),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(limits.body_timeout + limits.timeout),
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UsageError: the port is invalid or in use.
+    """
+    _raise_file_limit()
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port} must be between 0 and 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"cannot listen at {host}:{port}: {reason}; give another --port (0 takes a free one)"
+        ) from error
+
+
+def _raise_file_limit() -> None:
+    """Raise the process' limit of open connections to what the system allows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
