@@ -1,4 +1,4 @@
-"""The door to the kernels: every op with a choice of implementation is called from here."""
+"""Ops with a choice of implementation: the only module of aatjax that imports the kernels."""
 
 from jaxtyping import Array, Bool, Float
 
@@ -6,8 +6,6 @@ from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
 from aatjax_kernels import elementwise, matmul, mesh
 from aatjax_kernels import soft_moe as soft_moe_kernels
-
-Implementation = soft_moe_kernels.Implementation
 
 
 def attention(
@@ -23,7 +21,7 @@ def attention(
         query: `[b, n, h, k]`.
         key: `[b, m, h, k]`.
         value: `[b, m, h, k]`.
-        mask: which keys are seen; None for all. A clip must have one at least.
+        mask: False for keys that are masked out; None for none. Each clip needs one True.
 
     Returns:
         `[b, n, h, k]` in the type of `value`.
@@ -49,19 +47,13 @@ def soft_moe(
     *,
     mask: Bool[Array, "b n"] | None = None,
     normalize: bool = False,
-    implementation: Implementation = None,
+    implementation: soft_moe_kernels.SoftMoeImplementation | None = None,
 ) -> Float[Array, "b n d"]:
     """Soft mixture of bottleneck experts (2402.00828): see `aatjax_kernels.soft_moe.soft_moe`.
 
     Raises:
         UsageError: an implementation of that name does not exist, or cannot run here.
     """
-    known = soft_moe_kernels.IMPLEMENTATIONS
-    if implementation not in (None, *known):
-        raise UsageError(
-            f"soft_moe has no implementation {implementation!r}: use "
-            f"{', '.join(map(repr, known))} or None"
-        )
     try:
         return soft_moe_kernels.soft_moe(
             x,

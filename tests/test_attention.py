@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,117 +19,134 @@ from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax_kernels import matmul, platform, triton
-from aatjax_kernels.attention import IMPLEMENTATIONS, attention, blocked, tpu
+from aatjax_kernels.attention import AttentionImplementation, attention, blocked, tpu
+from aatjax_kernels.dispatch import Options
 from aatjax_kernels.soft_moe import gpu as soft_moe_gpu
 
-NAMES = ("query", "key", "value")
+IMPLEMENTATIONS = get_args(AttentionImplementation)
+NAMES = ("output", "query", "key", "value")
 
 
-def arrays(n: int = 37, m: int = 41) -> list[np.ndarray]:
+def arrays(n: int = 37, m: int = 41, heads: int = 4, width: int = 16) -> list[np.ndarray]:
+    """Query, key, value and cotangent of the output."""
     rng = np.random.default_rng(0)
-    shapes = ((3, n, 4, 16), (3, m, 4, 16), (3, m, 4, 16), (3, n, 4, 16))
+    batch = 3 if n < 50 else 2
+    shapes = [(batch, tokens, heads, width) for tokens in (n, m, m, n)]
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def mask_keys(m: int, batch: int) -> np.ndarray:
+    return np.arange(m)[None] < np.array([m, 1, m // 2])[:batch, None]
 
 
 def truth(values: list[np.ndarray], mask: np.ndarray | None) -> list[np.ndarray]:
     """Output and gradients in float64."""
     *given, cotangent = (torch.tensor(np.asarray(v, np.float64)).transpose(1, 2) for v in values)
     given = [tensor.requires_grad_() for tensor in given]
-    seen = None if mask is None else torch.tensor(mask)[:, None, None]
-    out = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=seen)
+    valid = None if mask is None else torch.tensor(mask)[:, None, None]
+    out = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=valid)
     grads = torch.autograd.grad(out, given, cotangent)
     return [each.detach().transpose(1, 2).numpy() for each in (out, *grads)]
 
 
-@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
-@pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("heads", [1, 3, 12])
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_values_and_gradients(monkeypatch, implementation, hidden, heads, dtype, bound):
-    """All heads at once, and a few at a time as on CPU."""
-    monkeypatch.setattr(blocked, "BLOCK", heads * 37 * 41)
-    values = arrays()
-    mask = np.arange(41)[None] < np.array([41, 1, 17])[:, None] if hidden else None
-    given = [jnp.asarray(value, dtype) for value in values]
-    expected = truth([np.asarray(each.astype(jnp.float32)) for each in given], mask)
-    out, pull = jax.vjp(
-        lambda *qkv: attention(
-            *qkv,
-            mask=None if mask is None else jnp.asarray(mask),
-            implementation=implementation,
-            interpret=implementation in ("tpu", "gpu"),
-        ),
-        *given[:3],
-    )
-    assert out.dtype == given[2].dtype
-    for name, mine, theirs in zip(("out", *NAMES), (out, *pull(given[3])), expected, strict=True):
+def assert_close(found: tuple, expected: list[np.ndarray], bound: float) -> None:
+    for name, mine, theirs in zip(NAMES, found, expected, strict=True):
         gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
         assert gap < bound, f"{name}: {gap}"
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "heads", "width"),
-    [(300, 300, 2, 64), (700, 64, 2, 64), (1300, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)],
-)
-@pytest.mark.parametrize("hidden", [False, True])
-def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, width, hidden):
+def check(values: list[np.ndarray], mask: np.ndarray | None, bound: float, dtype, **options):
+    given = [jnp.asarray(value, dtype) for value in values]
+    expected = truth([np.asarray(each.astype(jnp.float32)) for each in given], mask)
+    valid = None if mask is None else jnp.asarray(mask)
+
+    @jax.jit
+    def both(query, key, value, dout):
+        run = functools.partial(attention, mask=valid, **options)
+        out, pull = jax.vjp(run, query, key, value)
+        return out, *pull(dout)
+
+    found = both(*given)
+    assert found[0].dtype == given[2].dtype
+    assert_close(found, expected, bound)
+
+
+@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_values_and_gradients(implementation, masked, dtype, bound):
+    interpret = implementation in ("tpu", "gpu")
+    mask = mask_keys(41, 3) if masked else None
+    check(arrays(), mask, bound, dtype, implementation=implementation, interpret=interpret)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_few_heads_at_a_time_on_cpu(monkeypatch, masked, heads):
+    monkeypatch.setattr(blocked, "BLOCK", heads * 37 * 41)
+    jax.clear_caches()
+    check(arrays(), mask_keys(41, 3) if masked else None, 1e-5, "float32")
+    jax.clear_caches()
+
+
+LONG = [(300, 300, 2, 64), (700, 64, 2, 64), (1300, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)]
+
+
+@pytest.mark.parametrize(("n", "m", "heads", "width"), LONG)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, width, masked):
     """The last block reaches past the end, where the interpreter puts NaN."""
-    rng = np.random.default_rng(1)
-    shapes = ((2, n, heads, width), (2, m, heads, width), (2, m, heads, width))
-    values = [rng.normal(size=s).astype(np.float32) for s in (*shapes, shapes[0])]
-    mask = np.arange(m)[None] < np.array([m, 5])[:, None] if hidden else None
-    expected = truth(values, mask)
-    given = [jnp.asarray(v) for v in values]
-    poisoned = pltpu.InterpretParams(uninitialized_memory="nan")
-    seen = None if mask is None else jnp.asarray(mask)
-    plan = tpu.plan_of((n, m), heads, width, 4)
-    run = inspect.unwrap(tpu.forward)
-    out, sums = run(plan, *given[:3], seen, interpret=poisoned)
-    grads = inspect.unwrap(tpu.backward)(
-        plan, *given[:3], seen, out, sums, given[3], interpret=poisoned
-    )
-    for name, mine, theirs in zip(("out", *NAMES), (out, *grads), expected, strict=True):
-        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
-        assert gap < 1e-5, f"{name}: {gap}"
+    values = arrays(n, m, heads, width)
+    mask = mask_keys(m, len(values[0])) if masked else None
+    options = Options(pltpu.InterpretParams(uninitialized_memory="nan"))
+    given = (*map(jnp.asarray, values[:3]), None if mask is None else jnp.asarray(mask))
+
+    out, log_sum = tpu.forward(options, *given, keep=True)
+    grads = tpu.backward(options, jnp.asarray(values[3]), (out, log_sum), *given)
+    assert_close((out, *grads), truth(values, mask), 1e-5)
 
 
 @pytest.mark.parametrize(
     ("n", "m", "heads", "width"),
     [(300, 300, 2, 64), (130, 64, 1, 32), (14, 520, 2, 128), (128, 192, 1, 16)],
 )
-@pytest.mark.parametrize("hidden", [False, True])
-def test_the_gpu_kernel_over_several_blocks(n, m, heads, width, hidden):
-    rng = np.random.default_rng(1)
-    shapes = ((2, n, heads, width), (2, m, heads, width), (2, m, heads, width))
-    values = [rng.normal(size=s).astype(np.float32) for s in (*shapes, shapes[0])]
-    mask = np.arange(m)[None] < np.array([m, 5])[:, None] if hidden else None
-    seen = None if mask is None else jnp.asarray(mask)
-    out, pull = jax.vjp(
-        lambda *qkv: attention(*qkv, mask=seen, implementation="gpu", interpret=True),
-        *map(jnp.asarray, values[:3]),
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gpu_kernel_over_several_blocks(n, m, heads, width, masked):
+    values = arrays(n, m, heads, width)
+    mask = mask_keys(m, len(values[0])) if masked else None
+    check(values, mask, 1e-5, "float32", implementation="gpu", interpret=True)
+
+
+def test_shapes_and_platforms_that_a_named_kernel_does_not_support_raise():
+    narrow, short, plain = (
+        [jnp.zeros(shape)] * 3 for shape in ((1, 16, 2, 48), (1, 4, 2, 64), (1, 16, 2, 64))
     )
-    found = (out, *pull(jnp.asarray(values[3])))
-    for name, mine, theirs in zip(("out", *NAMES), found, truth(values, mask), strict=True):
-        gap = np.linalg.norm(np.asarray(mine, np.float64) - theirs) / np.linalg.norm(theirs)
-        assert gap < 1e-5, f"{name}: {gap}"
-
-
-def test_what_the_gpu_kernel_does_not_take_is_said():
-    values = [jnp.zeros((1, 16, 2, 48))] * 3
-    with pytest.raises(ValueError, match="'gpu' does not take heads of width 48: it must be 16"):
-        attention(*values, implementation="gpu")
+    with pytest.raises(ValueError, match="'gpu': does not take heads of width 48: it must be 16"):
+        attention(*narrow, implementation="gpu")
     with pytest.raises(ValueError, match="'gpu' runs on NVIDIA GPU only"):
-        attention(*[jnp.zeros((1, 16, 2, 64))] * 3, implementation="gpu")
-
-
-def test_what_the_tpu_kernel_does_not_take_is_said():
-    values = [jnp.zeros((1, 4, 2, 64))] * 3
-    with pytest.raises(ValueError, match="'tpu' does not take 4 tokens, fewer than 8"):
-        attention(*values, implementation="tpu")
-    assert attention(*values).shape == (1, 4, 2, 64)  # None takes another
-    assert "VMEM is too small" in tpu.plan_of((60000, 60000), 12, 64, 4)
+        attention(*plain, implementation="gpu")
+    with pytest.raises(ValueError, match="'tpu': does not take 4 tokens, fewer than 8"):
+        attention(*short, implementation="tpu")
     with pytest.raises(ValueError, match="'tpu' runs on TPU only"):
-        attention(*[jnp.zeros((1, 16, 2, 64))] * 3, implementation="tpu")
+        attention(*plain, implementation="tpu")
+    assert attention(*short).shape == (1, 4, 2, 64)  # None takes another
+    huge = jax.ShapeDtypeStruct((1, 60000, 12, 64), jnp.float32)
+    assert "VMEM is too small" in tpu.fit(Options(), huge, huge)
+
+
+def test_a_batch_or_heads_that_the_mesh_cannot_split_evenly():
+    values = arrays(16, 16, heads=3)
+    given = [jnp.asarray(value) for value in values[:3]]
+    axes = (AxisType.Auto, AxisType.Auto)
+    plain = attention(*given)
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "model"), axis_types=axes)):
+        with pytest.raises(ValueError, match="batch of 3 cannot be split over the mesh axes data"):
+            attention(*given, implementation="tpu", interpret=True)
+        with pytest.raises(ValueError, match="3 heads cannot be split over the mesh axis model"):
+            attention(*(x[:2] for x in given), implementation="tpu", interpret=True)
+        with pytest.warns(UserWarning, match="'blocked' runs on every platform"):
+            uneven = attention(*given)
+    np.testing.assert_allclose(uneven, plain, atol=1e-6)
 
 
 def calls_on_cuda(
@@ -153,8 +171,8 @@ def test_the_gpu_kernel_lowers_for_cuda(tokens, dtype):
     assert len(calls_on_cuda("gpu", tokens, dtype)) == 3
 
 
-def test_the_gpu_kernel_sees_one_devices_clips_and_heads_under_a_mesh():
-    """Plain jit would gather them on every device without a word."""
+def test_the_gpu_kernel_gets_the_clips_and_heads_of_one_device_under_a_mesh():
+    """Plain jit would gather them on every device without a warning."""
     assert all("tensor<4x590x12x64xbf16>" in call for call in calls_on_cuda("gpu"))
     axes = (AxisType.Auto, AxisType.Auto)
     with jax.set_mesh(jax.make_mesh((2, 2), ("data", "model"), axis_types=axes)):
@@ -167,33 +185,41 @@ def test_a_jax_without_triton_leaves_the_gpu_kernels_out(monkeypatch):
     monkeypatch.setattr(triton, "load", None)
     monkeypatch.setenv(platform.VARIABLE, "gpu")
     assert not calls_on_cuda(None)
-    with pytest.raises(ValueError, match="'gpu' does not take any shape with this jax"):
+    with pytest.raises(ValueError, match="'gpu': does not take any shape with this jax"):
         calls_on_cuda("gpu")
     x, phi = jnp.zeros((1, 9, 64)), jnp.zeros((64, 2, 1))
-    assert "no Triton backend" in str(soft_moe_gpu.refuses(x, phi, 6))
+    assert "no Triton backend" in str(soft_moe_gpu.fit(Options(), x, phi, None))
 
 
-def test_the_environment_says_which_kernels_run_unasked(monkeypatch):
+def test_the_environment_names_the_kernels_that_are_chosen_by_default(monkeypatch):
     assert not calls_on_cuda(None)
     monkeypatch.setenv(platform.VARIABLE, "tpu, gpu")
     assert len(calls_on_cuda(None)) == 3
-    assert platform.unasked() == ("tpu", "gpu")
+    assert platform.default_kernels() == ("tpu", "gpu")
     assert not calls_on_cuda("blocked")
     monkeypatch.setenv(platform.VARIABLE, "none")
-    assert platform.unasked() == ()
+    assert platform.default_kernels() == ()
     monkeypatch.setenv(platform.VARIABLE, "gpu,cudnn")
     values = [jnp.zeros((1, 16, 2, 64))] * 3
-    with pytest.raises(UsageError, match="no kernel is called 'cudnn'; write tpu, gpu, several"):
+    with pytest.raises(UsageError, match="unknown kernel 'cudnn'; use tpu, gpu, a list"):
         ops.attention(*values)
     with pytest.raises(ValueError, match="AATJAX_KERNELS='gpu,cudnn'"):
         attention(*values)
 
 
+CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
+DEFAULT = {("v5e:2x2", 110), ("v5p:2x2x1", 602), ("v6e:2x2", 1214)}
 
 
-@pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(
+    ("chip", "tokens"),
+    [
+        pytest.param(chip, n, marks=[] if (chip, n) in DEFAULT else pytest.mark.slow)
+        for chip in CHIPS
+        for n in TOKENS
+    ],
+)
 def test_the_tpu_kernel_compiles(chip, tokens):
     """Forward and backward of AST-base's attention, bfloat16, by libtpu without a TPU."""
     pytest.importorskip("libtpu", reason="the TPU's compiler comes with aatjax[tpu]")

@@ -56,8 +56,13 @@ def inputs(b=2, n=7, d=6, e=3, p=2, r=4, seed=0) -> Inputs:
     return {name: rng.normal(size=shapes[name]).astype(np.float32) for name in NAMES}
 
 
+@jax.jit
+def run(*arrays: jax.Array) -> jax.Array:
+    return ops.soft_moe(*arrays)
+
+
 def op(values: Inputs) -> np.ndarray:
-    return np.asarray(ops.soft_moe(*(jnp.asarray(values[name]) for name in NAMES)))
+    return np.asarray(run(*(jnp.asarray(values[name]) for name in NAMES)))
 
 
 def finite_differences(f, values: Inputs, step: float = 1e-5) -> Inputs:
@@ -151,7 +156,7 @@ def test_a_zero_up_projection_gives_zero():
     np.testing.assert_array_equal(op(values), 0)
 
 
-def test_clips_do_not_see_each_other():
+def test_clips_are_independent():
     values = inputs()
     alone = op({**values, "x": values["x"][:1]})
     np.testing.assert_allclose(op(values)[:1], alone, rtol=1e-6, atol=1e-6)
@@ -199,12 +204,12 @@ def masked_numpy(values: Inputs, mask: np.ndarray | None, normalize: bool) -> np
         here = np.flatnonzero(np.ones(len(tokens), bool) if mask is None else mask[clip])
         if not len(here):
             continue
-        seen = tokens[here]
-        unit = seen / np.sqrt((seen**2).sum(-1, keepdims=True) + 1e-6) if normalize else seen
+        valid = tokens[here]
+        unit = valid / np.sqrt((valid**2).sum(-1, keepdims=True) + 1e-6) if normalize else valid
         scores = np.einsum("nd,dep->nep", unit, phi)
         down, b_down, up, b_up = rest
         dispatch = np.exp(scores - scores.max(axis=0))
-        slots = np.einsum("nep,nd->epd", dispatch / dispatch.sum(axis=0), seen)
+        slots = np.einsum("nep,nd->epd", dispatch / dispatch.sum(axis=0), valid)
         hidden = gelu(np.einsum("epd,edr->epr", slots, down) + b_down[:, None])
         answers = np.einsum("epr,erd->epd", hidden, up) + b_up[:, None]
         flat = scores.reshape(len(here), -1)
@@ -222,30 +227,32 @@ def masks(kind: str) -> np.ndarray | None:
     return mask
 
 
-every_implementation = pytest.mark.parametrize("implementation", ["reference", "xla"])
-
-
-@every_implementation
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kind", ["all", "some", "one clip empty"])
-def test_values_and_cotangents_of_every_implementation(implementation, normalize, kind):
+def test_values_and_cotangents_of_every_implementation(normalize, kind):
     values = inputs(b=2, n=5, d=4, e=2, p=2, r=3)
     mask = masks(kind)
     seed = np.random.default_rng(9).normal(size=values["x"].shape)
-
-    def run(*arrays: jax.Array) -> jax.Array:
-        shown = None if mask is None else jnp.asarray(mask)
-        return ops.soft_moe(*arrays, mask=shown, normalize=normalize, implementation=implementation)
-
-    out, pull = jax.vjp(run, *(jnp.asarray(values[name]) for name in NAMES))
-    np.testing.assert_allclose(out, masked_numpy(values, mask, normalize), rtol=1e-5, atol=1e-5)
-    expected = finite_differences(
+    out = masked_numpy(values, mask, normalize)
+    slopes = finite_differences(
         lambda v: float((masked_numpy(v, mask, normalize) * seed).sum()), values
     )
-    for name, gradient in zip(NAMES, pull(jnp.asarray(seed, jnp.float32)), strict=True):
-        scale = np.abs(expected[name]).max()
-        assert scale > 1e-3, name
-        np.testing.assert_allclose(gradient, expected[name], atol=2e-5 * scale, err_msg=name)
+    for implementation in ("reference", "xla"):
+
+        @jax.jit
+        def both(*arrays: jax.Array, name=implementation) -> tuple:
+            valid = None if mask is None else jnp.asarray(mask)
+            more = dict(mask=valid, normalize=normalize, implementation=name)
+            found, pull = jax.vjp(lambda *a: ops.soft_moe(*a, **more), *arrays)
+            return found, pull(jnp.asarray(seed, jnp.float32))
+
+        found, gradients = both(*(jnp.asarray(values[name]) for name in NAMES))
+        np.testing.assert_allclose(found, out, rtol=1e-5, atol=1e-5)
+        for name, gradient in zip(NAMES, gradients, strict=True):
+            scale = np.abs(slopes[name]).max()
+            assert scale > 1e-3, name
+            message = f"{implementation}: {name}"
+            np.testing.assert_allclose(gradient, slopes[name], atol=2e-5 * scale, err_msg=message)
 
 
 def gradients(implementation: str, values: Inputs, dtype: str = "float32", **more) -> list:
@@ -265,7 +272,7 @@ def relative(one, other) -> float:
     return float(np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     n=st.sampled_from([1, 2, 7, 13, 110, 146]),
     d=st.sampled_from([8, 64, 192]),
@@ -339,7 +346,7 @@ def test_the_backward_pass_keeps_nothing_of_the_size_of_tokens_times_experts():
 sizes = st.integers(1, 6)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(b=st.integers(1, 3), n=st.integers(1, 9), d=sizes, e=sizes, p=st.integers(1, 3), r=sizes)
 def test_any_shape_agrees_with_the_equations(b, n, d, e, p, r):
     values = inputs(b, n, d, e, p, r, seed=b + n + d)

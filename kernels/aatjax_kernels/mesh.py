@@ -1,7 +1,7 @@
-"""Kernels under a mesh: XLA cannot partition them, so each device runs its own part of the batch.
+"""Kernels under a mesh (`jax.set_mesh`): each device runs them on its own part of the batch.
 
-On TPU a kernel in a program over several devices is refused; on GPU the whole batch would silently
-be gathered on every device. Hence `shard_map`, over the batch alone: clips do not see each other.
+XLA cannot partition a kernel. On TPU it refuses the program; on GPU it would gather the whole batch
+on every device without a warning. Hence `shard_map`, over clips and heads, which are independent.
 """
 
 import math
@@ -18,21 +18,8 @@ HEAD_AXIS = "model"
 """Name of the mesh axis that attention heads are split over."""
 
 
-def shards(batch: int) -> tuple[tuple[str, ...], bool]:
-    """Axes of the mesh in use that the batch is split over, and whether that can be done.
-
-    No axes where there is no mesh (`jax.set_mesh`), or where the caller is inside `shard_map`
-    already. The batch must be a multiple of their size.
-    """
-    mesh = _mesh()
-    if mesh is None:
-        return (), True
-    axes = _axes(mesh)
-    return axes, batch % math.prod(mesh.shape[name] for name in axes) == 0
-
-
 def _mesh() -> AbstractMesh | None:
-    """The mesh in use, where a kernel has to be split over it."""
+    """Return the mesh in use; None inside `shard_map` or where it has one device."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = AxisType.Manual in mesh.axis_types
     return None if mesh.empty or manual or mesh.size == 1 else mesh
@@ -42,17 +29,41 @@ def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
     return tuple(name for name in BATCH_AXES if name in mesh.axis_names)
 
 
+def count_head_shards(heads: int) -> int:
+    """Return the number of devices that the heads of a clip are split over; 1 if unevenly."""
+    mesh = _mesh()
+    size = 1 if mesh is None or HEAD_AXIS not in mesh.axis_names else mesh.shape[HEAD_AXIS]
+    return size if heads % size == 0 else 1
+
+
+def explain_uneven(batch: int, heads: int = 0) -> str | None:
+    """Return why the mesh in use cannot split a batch and its heads evenly, or None."""
+    mesh = _mesh()
+    if mesh is None:
+        return None
+    axes, across = _axes(mesh), mesh.shape.get(HEAD_AXIS, 1)
+    size = math.prod(mesh.shape[name] for name in axes)
+    if batch % size:
+        return (
+            f"a batch of {batch} cannot be split over the mesh axes {', '.join(axes)}: make it a "
+            f"multiple of {size}"
+        )
+    if heads % across:
+        return f"{heads} heads cannot be split over the mesh axis {HEAD_AXIS} of size {across}"
+    return None
+
+
 def over_batch(
     function: Callable[..., Any], batched: Any, shared: Any, *, summed: bool = False
 ) -> Any:
-    """`function(batched, shared)`, every device on its own clips.
+    """Call `function(batched, shared)` on every device with its own clips.
 
     Args:
         function: takes the two trees; returns a tree of arrays with a leading batch axis. With
             `summed` it returns two trees, the second of sums over the batch.
-        batched: arrays with a leading batch axis.
-        shared: arrays that all devices have.
-        summed: add the second tree up over the devices.
+        batched: arrays with a leading batch axis, a multiple of the devices.
+        shared: arrays that every device holds whole.
+        summed: add up the second tree over the devices.
     """
     mesh = _mesh()
     if mesh is None:
@@ -61,8 +72,8 @@ def over_batch(
     split, whole = PartitionSpec(axes or None), PartitionSpec()
 
     def local(batched: Any, shared: Any) -> Any:
-        found = function(batched, shared)
-        return (found[0], jax.lax.psum(found[1], axes)) if summed and axes else found
+        results = function(batched, shared)
+        return (results[0], jax.lax.psum(results[1], axes)) if summed and axes else results
 
     return jax.shard_map(
         local,
@@ -72,60 +83,42 @@ def over_batch(
     )(batched, shared)
 
 
-def head_shards(heads: int) -> int:
-    """Devices that the heads of a clip are split over; 1 where they do not divide."""
-    mesh = _mesh()
-    size = 1 if mesh is None or HEAD_AXIS not in mesh.axis_names else mesh.shape[HEAD_AXIS]
-    return size if heads % size == 0 else 1
+def over_heads(function: Callable[..., Any], arrays: Any, axes: Any, out_axes: Any) -> Any:
+    """Call `function(arrays)` on every device with its own clips and heads.
 
-
-def over_heads(
-    function: Callable[..., Any],
-    given: Any,
-    heads: Any,
-    out_heads: Any,
-    *,
-    otherwise: Callable[..., Any],
-) -> Any:
-    """`function(given)`, every device on its own clips and heads.
+    A batch or heads that cannot be split evenly are left to XLA.
 
     Args:
         function: takes the tree and returns a tree, all arrays with a leading batch axis.
-        given: arrays with a leading batch axis.
-        heads: for each of them the axis of the heads, or -1 where it has none.
-        out_heads: the same for the results.
-        otherwise: the same function in plain operations, which XLA splits as it can, for a batch
-            or heads that are no multiple of the mesh's axes.
+        arrays: arrays with a leading batch axis.
+        axes: for each of them the axis of the heads, or -1 where it has none.
+        out_axes: the same for the results.
     """
     mesh = _mesh()
     if mesh is None:
-        return function(given)
-    axes = _axes(mesh)
+        return function(arrays)
+    first, axis = jax.tree.leaves(arrays)[0], jax.tree.leaves(axes)[0]
+    if explain_uneven(first.shape[0], first.shape[axis]):
+        return function(arrays)
     across = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
-    size = math.prod(mesh.shape[name] for name in axes)
-    uneven = [x.shape[0] % size for x in jax.tree.leaves(given)]
-    if across is not None:
-        counts = jax.tree.map(lambda x, axis: 0 if axis < 0 else x.shape[axis], given, heads)
-        uneven += [count % mesh.shape[across] for count in jax.tree.leaves(counts)]
-    if any(uneven):
-        return otherwise(given)
+    batch = _axes(mesh) or None
 
     def spec(axis: int) -> PartitionSpec:
         if axis < 0 or across is None:
-            return PartitionSpec(axes or None)
-        return PartitionSpec(axes or None, *[None] * (axis - 1), across)
+            return PartitionSpec(batch)
+        return PartitionSpec(batch, *[None] * (axis - 1), across)
 
     return jax.shard_map(
         function,
-        in_specs=(jax.tree.map(spec, heads),),
-        out_specs=jax.tree.map(spec, out_heads),
+        in_specs=(jax.tree.map(spec, axes),),
+        out_specs=jax.tree.map(spec, out_axes),
         check_vma=False,
-    )(given)
+    )(arrays)
 
 
 def pin(x: jax.Array) -> jax.Array:
-    """Activations `[b, ...]` split over the batch and nothing else: never along a sequence."""
+    """Constrain activations `[b, ...]` to be split over the batch alone, never along a sequence."""
     mesh = _mesh()
-    if mesh is None or x.shape[0] % math.prod(mesh.shape[name] for name in _axes(mesh)):
+    if mesh is None or explain_uneven(x.shape[0]):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_axes(mesh) or None))

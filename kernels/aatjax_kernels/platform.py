@@ -1,4 +1,4 @@
-"""Choosing a branch by the platform that a program is compiled for, not the one it is traced on."""
+"""Branches by the platform that a program is compiled for, not the one it is traced on."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,38 +9,36 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-PLATFORMS = {"tpu": "TPU", "cuda": "NVIDIA GPU", "cpu": "CPU"}
+PLATFORM_LABELS = {"tpu": "TPU", "cuda": "NVIDIA GPU", "cpu": "CPU"}
 
-PLATFORM = {"tpu": "tpu", "gpu": "cuda"}
-"""The platform of each Pallas kernel, by the name of the implementation."""
+KERNEL_PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
+"""Name of a kernel to its platform in JAX."""
 
-UNASKED = ("tpu",)
-"""Kernels that run unasked on their platform, where they take the shape.
+DEFAULT_KERNELS = ("tpu",)
+"""Kernels that `implementation=None` chooses on their platform, for the shapes that they take.
 
 TPU: by the static schedules and bytes of the compiled programs, at every shape tried
-(kernels/README.md). The GPU kernels were not timed yet.
+(kernels/README.md). The GPU kernels have not been timed.
 """
 
 VARIABLE = "AATJAX_KERNELS"
 
 
-def unasked() -> tuple[str, ...]:
-    """Names of the kernels that run unasked: `UNASKED`, or what the environment says instead.
-
-    `AATJAX_KERNELS=gpu`, `tpu,gpu` or `none`.
+def default_kernels() -> tuple[str, ...]:
+    """Return `DEFAULT_KERNELS`, or those of the environment: `AATJAX_KERNELS=tpu,gpu` or `none`.
 
     Raises:
-        ValueError: the variable names something else.
+        ValueError: the variable names an unknown kernel.
     """
-    said = os.environ.get(VARIABLE)
-    if said is None:
-        return UNASKED
-    names = tuple(name.strip() for name in said.split(",") if name.strip() not in ("", "none"))
+    value = os.environ.get(VARIABLE)
+    if value is None:
+        return DEFAULT_KERNELS
+    names = tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "none"))
     for name in names:
-        if name not in PLATFORM:
+        if name not in KERNEL_PLATFORMS:
             raise ValueError(
-                f"{VARIABLE}={said!r}: no kernel is called {name!r}; write "
-                f"{', '.join(PLATFORM)}, several with commas, or none"
+                f"{VARIABLE}={value!r}: unknown kernel {name!r}; use "
+                f"{', '.join(KERNEL_PLATFORMS)}, a list with commas, or none"
             )
     return names
 
@@ -48,12 +46,12 @@ def unasked() -> tuple[str, ...]:
 def branch(
     branches: Mapping[str, Callable[..., Any]], default: Callable[..., Any] | str, *args: Any
 ) -> Any:
-    """Calls the branch of the platform, by its name in JAX, or the default.
+    """Call the branch of the platform, or the default.
 
     Args:
-        branches: what runs on which platform; all must return the same shapes.
-        default: what runs on any other platform; a string is the message of the ValueError that
-            compiling for it raises.
+        branches: functions by the platform's name in JAX; all return the same shapes.
+        default: the function for all other platforms, or a message: compiling for one of them
+            raises a ValueError with it.
         args: arguments.
     """
     if not branches:
@@ -61,38 +59,22 @@ def branch(
         return default(*args)
     if callable(default):
         return jax.lax.platform_dependent(*args, default=default, **branches)
-    message = default
-    shapes = jax.eval_shape(next(iter(branches.values())), *args)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(next(iter(branches.values())), *args))
+    avals = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
 
     def refuse(*_: Any) -> Any:
-        leaves, tree = jax.tree.flatten(shapes)
-        avals = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
-        return tree.unflatten(_refuse.bind(avals=avals, message=message))
+        return tree.unflatten(_refuse.bind(avals=avals, message=default))
 
     return jax.lax.platform_dependent(*args, default=refuse, **branches)
 
 
+def _raise(*_: Any, avals: Any, message: str) -> Any:
+    raise ValueError(message)
+
+
 _refuse = Primitive("refuse")
 _refuse.multiple_results = True
-
-
-@_refuse.def_abstract_eval
-def _(*, avals: Any, message: str) -> Any:
-    return avals
-
-
-@_refuse.def_impl
-def _(*, avals: Any, message: str) -> Any:
-    raise ValueError(message)
-
-
-def _lower(ctx: Any, *, avals: Any, message: str) -> Any:
-    raise ValueError(message)
-
-
-def _batch(args: Any, dims: Any, *, avals: Any, message: str) -> Any:
-    raise ValueError(message)
-
-
-mlir.register_lowering(_refuse, _lower)
-batching.primitive_batchers[_refuse] = _batch
+_refuse.def_impl(_raise)
+_refuse.def_abstract_eval(lambda *, avals, message: avals)
+mlir.register_lowering(_refuse, _raise)
+batching.primitive_batchers[_refuse] = _raise

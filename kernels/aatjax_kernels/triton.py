@@ -1,4 +1,4 @@
-"""Pallas's Triton backend: deprecated from jax 0.11 on, so that some jax will come without it."""
+"""Pallas's Triton backend, which is deprecated from jax 0.11 on: a later jax may lack it."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ load: Any = getattr(_triton, "load", None)
 store: Any = getattr(_triton, "store", None)
 
 
-def missing() -> str | None:
-    """Why no kernel can run, or None."""
+def explain_missing() -> str | None:
+    """Return why no kernel can run, or None."""
     if load is None:
         return "any shape with this jax, which has no Triton backend in Pallas"
     return None

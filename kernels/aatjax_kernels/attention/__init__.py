@@ -4,16 +4,16 @@
 few heads at a time; `tpu` and `gpu` are Pallas kernels.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels import dispatch
 from aatjax_kernels.attention import fused, reference
 
-Implementation = Literal["blocked", "tpu", "gpu", "reference"] | None
-IMPLEMENTATIONS = ("blocked", "tpu", "gpu", "reference")
+AttentionImplementation = Literal["blocked", "tpu", "gpu", "reference"]
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "attention"]
+__all__ = ["AttentionImplementation", "attention"]
 
 
 def attention(
@@ -22,7 +22,7 @@ def attention(
     value: Float[Array, "b m h k"],
     *,
     mask: Bool[Array, "b m"] | None = None,
-    implementation: Implementation = None,
+    implementation: AttentionImplementation | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b n h k"]:
     """softmax(Q K^T / sqrt(k)) V with a float32 softmax (Vaswani et al. 2017, eq. 1).
@@ -31,23 +31,21 @@ def attention(
         query: `[b, n, h, k]`.
         key: `[b, m, h, k]`.
         value: `[b, m, h, k]`.
-        mask: which keys are seen; None for all. A clip must have one at least.
+        mask: False for keys that are masked out; None for none. Each clip needs one True.
         implementation: `"blocked"`, `"tpu"`, `"gpu"`, `"reference"` (which alone has forward-mode
-            derivatives), or None for the best on the platform that the program is compiled for.
+            derivatives), or None for the fastest on the platform that the program is compiled for.
         interpret: run the kernel in Pallas's interpreter, on any platform.
 
     Returns:
         `[b, n, h, k]` in the type of `value`.
 
     Raises:
-        ValueError: an implementation of that name does not exist, or cannot take these shapes.
+        ValueError: an implementation of that name does not exist, does not take these shapes or,
+            when the program is compiled, does not run on its platform; or a kernel was named and
+            the mesh in use cannot split the batch or the heads evenly.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"attention has no implementation {implementation!r}: use "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))} or None"
-        )
+    dispatch.check_name("attention", implementation, get_args(AttentionImplementation))
     if implementation == "reference":
         return reference.attention(query, key, value, mask)
-    static = fused.static(implementation, query, key, interpret=interpret)
-    return fused.attention(static, query, key, value, mask)
+    choice = fused.choose_attention(implementation, query, key, mask, interpret)
+    return fused.attention(choice, query, key, value, mask)

@@ -1,10 +1,10 @@
-"""Attention for TPU (Pallas, Mosaic): the weights never leave VMEM.
+"""Attention for TPU (Pallas, Mosaic): the weights stay in VMEM.
 
-Keys and values of a few heads are held whole (3,590 tokens of two heads are 0.9 MB in bfloat16)
-while blocks of queries go by, so the softmax needs no second look. Logits lie as [keys, queries]:
-their sums run over sublanes, and what belongs to a query is a row. Heads lie side by side on lanes
-as the projections leave them, without a transpose; a product of one head reads all lanes with the
-others' set to zero, which costs a systolic array of 128 lanes no more than 64 would.
+Keys and values of a few heads are held whole (3,590 tokens of two heads: 0.9 MB in bfloat16); the
+softmax of a block of queries needs one pass. Logits lie as [keys, queries]: they are summed over
+sublanes, and a row holds one number per query. Heads lie side by side on lanes as the projections
+leave them, without a transpose; the product of one head reads all lanes with those of the others
+set to zero, which costs a systolic array of 128 lanes no more than 64 would.
 
 Forward 4N bytes (three tensors read, one written), backward 8N.
 """
@@ -20,74 +20,71 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, ROWS, dot
+from aatjax_kernels.dispatch import Options
+from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 
 VMEM = 60 * 2**20
-"""Bytes that a kernel may take: v5p has 64 MiB a core, v5e and v6e 128."""
+"""Bytes that a kernel may use: v5p has 64 MiB per core, v5e and v6e 128."""
 
 QUERIES = (640, 512, 384, 256, 128)
-"""Queries a step, at most.
+"""Queries per step, at most.
 
 Sums over the keys are chains of additions, one for every 128 queries, and few chains side by side
-leave the vector unit waiting: 640 queries a step halve the schedule of 256 at 590 tokens (v6e).
+leave the vector unit waiting: 640 queries per step halve the schedule of 256 at 590 tokens (v6e).
 """
 
+STEP_TOKENS = 640
+"""Tokens per step at most, if a step holds several clips."""
 
-ROWS_A_STEP = 640
-"""Tokens a step, if several clips have no more."""
 
-
-class Plan(NamedTuple):
-    """How a shape is cut: heads that lie on one step's lanes, and queries a step."""
+class TpuAttentionTiling(NamedTuple):
+    """Heads that lie on the lanes of one step, and queries per step."""
 
     group: int
     queries: int
 
 
-def plan_of(tokens: tuple[int, int], heads: int, width: int, size: int) -> Plan | str:
-    """The cut of a shape, or what of it the kernel does not take.
-
-    Args:
-        tokens: queries and keys.
-        heads: heads.
-        width: features of a head.
-        size: bytes of a number.
-    """
-    if min(tokens) < 8:
-        return f"{min(tokens)} tokens, fewer than 8"
+def fit(options: Options, query: Any, key: Any, *rest: Any) -> TpuAttentionTiling | str:
+    """Return the tiling of a shape; see `Backend`."""
+    queries, keys, (heads, width) = query.shape[1], key.shape[1], query.shape[2:]
+    if min(queries, keys) < 8:
+        return f"{min(queries, keys)} tokens, fewer than 8"
     groups = [g for g in range(1, heads + 1) if heads % g == 0 and g * width % 128 == 0]
     group = groups[0] if groups else heads
-    lanes = group * width
-    if lanes > 512:
-        return f"{heads} heads of width {width}: no few of them fill 128 lanes"
-    padded = -(-lanes // 128) * 128
+    if group * width > 512:
+        return f"{heads} heads of width {width}: no small group of them fills 128 lanes"
+    padded = -(-group * width // 128) * 128
     fitting = []
-    for block in {min(queries, tokens[0]) for queries in QUERIES}:
-        moved = 2 * size * padded * (4 * tokens[1] + 5 * block)
-        if moved + 4 * (2 * padded * tokens[1] + 8 * block * tokens[1]) <= VMEM:
+    for block in {min(most, queries) for most in QUERIES}:
+        moved = 2 * query.dtype.itemsize * padded * (4 * keys + 5 * block)
+        if moved + 4 * (2 * padded * keys + 8 * block * keys) <= VMEM:
             fitting.append(block)
     if not fitting:
-        return f"{tokens[1]} keys: VMEM is too small"
+        return f"{keys} keys: VMEM is too small"
     # The fewest queries in all, those past the end counted; of these the fewest steps.
-    return Plan(group, min(fitting, key=lambda block: (pl.cdiv(tokens[0], block) * block, -block)))
+    block = min(fitting, key=lambda block: (pl.cdiv(queries, block) * block, -block))
+    return TpuAttentionTiling(group, block)
 
 
-def _lanes(shape: tuple[int, ...], head: int, width: int) -> Array:
-    """Which lanes are a head's."""
-    lane = lax.broadcasted_iota(jnp.int32, shape, 1)
-    return (lane >= head * width) & (lane < (head + 1) * width)
+def _select_lanes(x: Array, head: int, width: int) -> Array:
+    """Set all lanes to zero but those of a head."""
+    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, 0)
 
 
-def _of(head: int, width: int, x: Array) -> Array:
-    """A head's features of `[m, lanes]`."""
+def _slice_head(x: Array, head: int, width: int) -> Array:
+    """Return the features of a head of `[m, lanes]`."""
     return x[:, head * width : (head + 1) * width]
 
 
-def _ahead(make: Callable[..., Any], heads: list[tuple[int, int]]) -> Iterator[Any]:
-    """Each (clip, head), and what `make` makes for it, one ahead.
+def _prefetch(
+    make: Callable[..., Any], tiling: TpuAttentionTiling, clips: int
+) -> Iterator[tuple[int, int, Any]]:
+    """Yield each (clip, head) with `make(clip, head)`, which is computed one step ahead.
 
-    So its products run beside the vector unit's work on the one before.
+    So its products run beside the vector unit's work on the previous head.
     """
+    heads = [(clip, head) for clip in range(clips) for head in range(tiling.group)]
     following = make(*heads[0])
     for at, head in enumerate(heads):
         current = following
@@ -95,44 +92,41 @@ def _ahead(make: Callable[..., Any], heads: list[tuple[int, int]]) -> Iterator[A
         yield *head, current
 
 
-def _heads(plan: Plan, clips: int) -> list[tuple[int, int]]:
-    return [(clip, head) for clip in range(clips) for head in range(plan.group)]
-
-
-def _scores(key: Array, query: Array, bias: Array | None) -> Array:
-    """Logits `[m, n]` of one head; what is not seen is far below all else."""
+def _scores(key: Array, query: Array, mask: Array | None) -> Array:
+    """Return the logits `[m, n]` of one head."""
     scores = dot(key, query, LANES)
-    return scores if bias is None else jnp.where(bias > 0, scores, LOW)
+    return scores if mask is None else jnp.where(mask > 0, scores, LOW)
 
 
-def _forward_kernel(static: Any, *refs: Any) -> None:
-    plan, width, masked = static
+def _forward_kernel(tiling: TpuAttentionTiling, width: int, masked: bool, *refs: Any) -> None:
     query_ref, key_ref, value_ref = refs[:3]
-    seen_ref = refs[3] if masked else None
+    mask_ref = refs[3] if masked else None
     out_ref, sum_ref = refs[3 + masked :]
-    answers: list[Array] = []
+    outputs: list[Array] = []
 
-    def scored(clip: int, head: int) -> Array:
+    def make(clip: int, head: int) -> Array:
         query = query_ref[clip] * jnp.asarray(width**-0.5, query_ref.dtype)
-        query = jnp.where(_lanes(query.shape, head, width), query, 0)
-        return _scores(key_ref[clip], query, None if seen_ref is None else seen_ref[clip])
+        query = _select_lanes(query, head, width)
+        return _scores(key_ref[clip], query, None if mask_ref is None else mask_ref[clip])
 
-    for clip, head, scores in _ahead(scored, _heads(plan, query_ref.shape[0])):
+    for clip, head, scores in _prefetch(make, tiling, query_ref.shape[0]):
         peak = scores.max(axis=0, keepdims=True)
         raw = jnp.exp(scores - peak)
         total = raw.sum(axis=0, keepdims=True)
-        answer = dot(_of(head, width, value_ref[clip]), raw.astype(value_ref.dtype), COLUMNS)
-        answers.append(answer * (1.0 / total))
+        value = _slice_head(value_ref[clip], head, width)
+        output = dot(value, raw.astype(value_ref.dtype), COLUMNS)
+        outputs.append(output * (1.0 / total))
         sum_ref[clip, 0, head : head + 1] = peak + jnp.log(total)
-        if head + 1 == plan.group:
-            out_ref[clip] = jnp.concatenate(answers).T.astype(out_ref.dtype)
-            answers.clear()
+        if head + 1 == tiling.group:
+            out_ref[clip] = jnp.concatenate(outputs).T.astype(out_ref.dtype)
+            outputs.clear()
 
 
-def _backward_kernel(static: Any, *refs: Any) -> None:
-    plan, width, masked, queries = static
+def _backward_kernel(
+    tiling: TpuAttentionTiling, width: int, masked: bool, queries: int, *refs: Any
+) -> None:
     query_ref, key_ref, value_ref, out_ref, dout_ref, sum_ref = refs[:6]
-    seen_ref = refs[6] if masked else None
+    mask_ref = refs[6] if masked else None
     dquery_ref, dkey_ref, dvalue_ref, dkey_sum, dvalue_sum = refs[6 + masked :]
     step = pl.program_id(2)
 
@@ -141,34 +135,32 @@ def _backward_kernel(static: Any, *refs: Any) -> None:
         dkey_sum[...] = jnp.zeros(dkey_sum.shape, F32)
         dvalue_sum[...] = jnp.zeros(dvalue_sum.shape, F32)
 
-    def inside(x: Array, axis: int) -> Array:
-        """Zero past the end, which the last block reaches: what is there is anything."""
-        if queries % plan.queries == 0:
+    def clear_end(x: Array, axis: int) -> Array:
+        """Set what lies past the last query to zero: memory there is undefined."""
+        if queries % tiling.queries == 0:
             return x
-        at = lax.broadcasted_iota(jnp.int32, x.shape, axis) + step * plan.queries
+        at = lax.broadcasted_iota(jnp.int32, x.shape, axis) + step * tiling.queries
         return jnp.where(at < queries, x, 0)
 
-    def multiplied(clip: int, head: int) -> tuple[Array, ...]:
-        query = inside(query_ref[clip], 0) * jnp.asarray(width**-0.5, query_ref.dtype)
-        dout = inside(dout_ref[clip], 0)
-        mine = _lanes(query.shape, head, width)
-        asked, answer = jnp.where(mine, query, 0), jnp.where(mine, dout, 0)
-        scores = _scores(key_ref[clip], asked, None if seen_ref is None else seen_ref[clip])
-        return asked, answer, scores, dot(value_ref[clip], answer, LANES)
+    def make(clip: int, head: int) -> tuple[Array, ...]:
+        query = clear_end(query_ref[clip], 0) * jnp.asarray(width**-0.5, query_ref.dtype)
+        dout = clear_end(dout_ref[clip], 0)
+        query, dout = _select_lanes(query, head, width), _select_lanes(dout, head, width)
+        scores = _scores(key_ref[clip], query, None if mask_ref is None else mask_ref[clip])
+        return query, dout, scores, dot(value_ref[clip], dout, LANES)
 
-    agreed, dqueries = jnp.zeros(()), []
-    for clip, head, products in _ahead(multiplied, _heads(plan, query_ref.shape[0])):
-        asked, answer, scores, dweights = products
+    products, dqueries = jnp.zeros(()), []
+    for clip, head, (query, dout, scores, dweights) in _prefetch(make, tiling, query_ref.shape[0]):
         if head == 0:
-            out, dout = (inside(ref[clip], 0).astype(F32) for ref in (out_ref, dout_ref))
-            agreed = (out * dout).T
-        weights = jnp.exp(scores - inside(sum_ref[clip, 0], 1)[head : head + 1])
-        dvalue_sum[clip] += dot(weights.astype(value_ref.dtype), answer, ROWS)
-        along = agreed[head * width : (head + 1) * width].sum(axis=0, keepdims=True)
-        dscores = (weights * (dweights - along)).astype(query_ref.dtype)
-        dkey_sum[clip] += dot(dscores, asked, ROWS)
-        dqueries.append(dot(_of(head, width, key_ref[clip]), dscores, COLUMNS))
-        if head + 1 == plan.group:
+            out, whole = (clear_end(ref[clip], 0).astype(F32) for ref in (out_ref, dout_ref))
+            products = (out * whole).T
+        weights = jnp.exp(scores - clear_end(sum_ref[clip, 0], 1)[head : head + 1])
+        dvalue_sum[clip] += dot(weights.astype(value_ref.dtype), dout)
+        inner = products[head * width : (head + 1) * width].sum(axis=0, keepdims=True)
+        dscores = (weights * (dweights - inner)).astype(query_ref.dtype)
+        dkey_sum[clip] += dot(dscores, query)
+        dqueries.append(dot(_slice_head(key_ref[clip], head, width), dscores, COLUMNS))
+        if head + 1 == tiling.group:
             dquery = jnp.concatenate(dqueries).T
             dquery_ref[clip] = (dquery * width**-0.5).astype(dquery_ref.dtype)
             dqueries.clear()
@@ -179,113 +171,105 @@ def _backward_kernel(static: Any, *refs: Any) -> None:
         dvalue_ref[...] = dvalue_sum[...].astype(dvalue_ref.dtype)
 
 
-def _flat(x: Array) -> Array:
-    """[b, n, h, k] as [b, n, h k]."""
+def _flatten(x: Array) -> Array:
+    """Reshape [b, n, h, k] to [b, n, h k]."""
     return x.reshape(*x.shape[:2], -1)
 
 
-def _specs(
-    plan: Plan, clips: int, width: int, keys: int
-) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """Blocks of queries, of all keys, and of the logarithms of the sums."""
-    lanes = plan.group * width
-    of_queries = pl.BlockSpec((clips, plan.queries, lanes), lambda b, g, i: (b, i, g))
-    of_keys = pl.BlockSpec((clips, keys, lanes), lambda b, g, i: (b, 0, g))
-    of_sums = pl.BlockSpec((clips, 1, plan.group, plan.queries), lambda b, g, i: (b, g, 0, i))
-    return of_queries, of_keys, of_sums
+class _Layout(NamedTuple):
+    """Grid of a call, and the blocks of queries, keys, sums `[b, groups, group, n]` and mask."""
+
+    tiling: TpuAttentionTiling
+    grid: tuple[int, int, int]
+    queries: pl.BlockSpec
+    keys: pl.BlockSpec
+    sums: pl.BlockSpec
+    mask: list[pl.BlockSpec]
+    sums_shape: tuple[int, int, int, int]
+    key_sums: tuple[int, int, int]
 
 
-def _clips(plan: Plan, batch: int, queries: int, keys: int) -> int:
-    """Clips a step: several short ones, since a step has a price of its own."""
-    if plan.queries < queries:
-        return 1
-    most = max(1, ROWS_A_STEP // max(queries, keys))
-    return max(clips for clips in range(1, min(most, batch) + 1) if batch % clips == 0)
+def _lay_out(options: Options, query: Array, key: Array, mask: Array | None) -> _Layout:
+    tiling: Any = fit(options, query, key)
+    (batch, queries, heads, width), keys = query.shape, key.shape[1]
+    clips = 1
+    if tiling.queries >= queries:  # several short clips, since every step has a fixed cost
+        most = min(batch, max(1, STEP_TOKENS // max(queries, keys)))
+        clips = max(n for n in range(1, most + 1) if batch % n == 0)
+    groups, lanes = heads // tiling.group, tiling.group * width
+    spec = pl.BlockSpec
+    return _Layout(
+        tiling,
+        (batch // clips, groups, pl.cdiv(queries, tiling.queries)),
+        spec((clips, tiling.queries, lanes), lambda b, g, i: (b, i, g)),
+        spec((clips, keys, lanes), lambda b, g, i: (b, 0, g)),
+        spec((clips, 1, tiling.group, tiling.queries), lambda b, g, i: (b, g, 0, i)),
+        [] if mask is None else [spec((clips, keys, 1), lambda b, g, i: (b, 0, 0))],
+        (batch, groups, tiling.group, queries),
+        (clips, keys, lanes),
+    )
 
 
-def _mask(mask: Array | None, clips: int) -> tuple[list[Array], list[pl.BlockSpec]]:
-    if mask is None:
-        return [], []
-    column = mask.astype(F32)[:, :, None]
-    return [column], [pl.BlockSpec((clips, mask.shape[1], 1), lambda b, g, i: (b, 0, 0))]
+def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
+    """Return the output `[b, n, h, k]` and the logarithms of the softmax's sums `[b, h, n]`."""
+    query, key, value, mask = arrays
+    layout = _lay_out(options, query, key, mask)
+    batch, queries, heads, width = query.shape
+    out, sums = pl.pallas_call(
+        functools.partial(_forward_kernel, layout.tiling, width, mask is not None),
+        grid=layout.grid,
+        in_specs=[layout.queries, layout.keys, layout.keys, *layout.mask],
+        out_specs=[layout.queries, layout.sums],
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, queries, heads * width), value.dtype),
+            jax.ShapeDtypeStruct(layout.sums_shape, F32),
+        ],
+        compiler_params=_parameters("parallel"),
+        cost_estimate=_estimate(query, key, products=2, tensors=2),
+        interpret=options.interpret,
+    )(*map(_flatten, (query, key, value)), *_column(mask))
+    return out.reshape(query.shape), sums.reshape(batch, heads, queries)
 
 
-def _params(last: Any) -> Any:
+def backward(options: Options, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+    """Return the gradients of query, key and value."""
+    (query, key, _, mask), (out, log_sum) = arrays, kept
+    layout = _lay_out(options, query, key, mask)
+    of_queries, of_keys = layout.queries, layout.keys
+    _, queries, heads, width = query.shape
+    grads = pl.pallas_call(
+        functools.partial(_backward_kernel, layout.tiling, width, mask is not None, queries),
+        grid=layout.grid,
+        in_specs=[of_queries, of_keys, of_keys, of_queries, of_queries, layout.sums, *layout.mask],
+        out_specs=[of_queries, of_keys, of_keys],
+        out_shape=[
+            jax.ShapeDtypeStruct((*x.shape[:2], heads * width), x.dtype) for x in arrays[:3]
+        ],
+        scratch_shapes=[pltpu.VMEM(layout.key_sums, F32)] * 2,
+        compiler_params=_parameters("arbitrary"),
+        cost_estimate=_estimate(query, key, products=5, tensors=4),
+        interpret=options.interpret,
+    )(*map(_flatten, (*arrays[:3], out, dout)), log_sum.reshape(layout.sums_shape), *_column(mask))
+    return tuple(grad.reshape(x.shape) for grad, x in zip(grads, arrays[:3], strict=True))
+
+
+def _column(mask: Array | None) -> list[Array]:
+    """Return the mask `[b, m]` as `[b, m, 1]`, or nothing."""
+    return [] if mask is None else [mask.astype(F32)[:, :, None]]
+
+
+def _parameters(last: Any) -> Any:
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "parallel", last), vmem_limit_bytes=VMEM
     )
 
 
-def forward(
-    plan: Plan, query: Array, key: Array, value: Array, mask: Array | None, *, interpret: Any
-) -> tuple[Array, Array]:
-    """Output `[b, n, h, k]`, and the logarithms of the softmax's sums `[b, h, n]`."""
+def _estimate(query: Array, key: Array, *, products: int, tensors: int) -> pl.CostEstimate:
+    """Return the cost of products of queries and keys, and of the tensors moved of each."""
     batch, queries, heads, width = query.shape
-    groups = heads // plan.group
-    clips = _clips(plan, batch, queries, key.shape[1])
-    of_queries, of_keys, of_sums = _specs(plan, clips, width, key.shape[1])
-    masks, mask_specs = _mask(mask, clips)
-    cost = 4 * batch * heads * width * queries * key.shape[1]
-    out, sums = pl.pallas_call(
-        functools.partial(_forward_kernel, (plan, width, len(masks))),
-        grid=(batch // clips, groups, pl.cdiv(queries, plan.queries)),
-        in_specs=[of_queries, of_keys, of_keys, *mask_specs],
-        out_specs=[of_queries, of_sums],
-        out_shape=[
-            jax.ShapeDtypeStruct((batch, queries, heads * width), value.dtype),
-            jax.ShapeDtypeStruct((batch, groups, plan.group, queries), F32),
-        ],
-        compiler_params=_params("parallel"),
-        cost_estimate=pl.CostEstimate(
-            flops=cost,
-            transcendentals=batch * heads * queries * key.shape[1],
-            bytes_accessed=2 * query.size * query.dtype.itemsize + 2 * key.size * 2,
-        ),
-        interpret=interpret,
-    )(*map(_flat, (query, key, value)), *masks)
-    return out.reshape(query.shape), sums.reshape(batch, heads, queries)
-
-
-def backward(
-    plan: Plan,
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    out: Array,
-    log_sum: Array,
-    dout: Array,
-    *,
-    interpret: Any,
-) -> tuple[Array, Array, Array]:
-    """Cotangents of query, key and value."""
-    batch, queries, heads, width = query.shape
-    keys, lanes, groups = key.shape[1], plan.group * width, heads // plan.group
-    clips = _clips(plan, batch, queries, keys)
-    of_queries, of_keys, of_sums = _specs(plan, clips, width, keys)
-    masks, mask_specs = _mask(mask, clips)
-    sums = log_sum.reshape(batch, groups, plan.group, queries)
-    grads = pl.pallas_call(
-        functools.partial(_backward_kernel, (plan, width, len(masks), queries)),
-        grid=(batch // clips, groups, pl.cdiv(queries, plan.queries)),
-        in_specs=[of_queries, of_keys, of_keys, of_queries, of_queries, of_sums, *mask_specs],
-        out_specs=[of_queries, of_keys, of_keys],
-        out_shape=[
-            jax.ShapeDtypeStruct((batch, queries, heads * width), query.dtype),
-            jax.ShapeDtypeStruct((batch, keys, heads * width), key.dtype),
-            jax.ShapeDtypeStruct((batch, keys, heads * width), value.dtype),
-        ],
-        scratch_shapes=[pltpu.VMEM((clips, keys, lanes), F32)] * 2,
-        compiler_params=_params("arbitrary"),
-        cost_estimate=pl.CostEstimate(
-            flops=10 * batch * heads * width * queries * keys,
-            transcendentals=batch * heads * queries * keys,
-            bytes_accessed=4 * query.size * query.dtype.itemsize + 4 * key.size * 2,
-        ),
-        interpret=interpret,
-    )(*map(_flat, (query, key, value, out, dout)), sums, *masks)
-    return (
-        grads[0].reshape(query.shape),
-        grads[1].reshape(key.shape),
-        grads[2].reshape(value.shape),
+    weights = batch * heads * queries * key.shape[1]
+    return pl.CostEstimate(
+        flops=2 * products * weights * width,
+        transcendentals=weights,
+        bytes_accessed=tensors * (query.size * query.dtype.itemsize + key.size * 2),
     )

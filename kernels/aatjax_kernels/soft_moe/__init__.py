@@ -1,22 +1,21 @@
 """Soft mixture of experts: dispatch, experts, combine.
 
 `reference` is the truth in plain einsums; `xla` the same with a hand-written backward pass; `tpu`
-fused kernels. Under a mesh (`jax.set_mesh`) kernels run on each device's part of the batch, which
-is split over the axes named in `aatjax_kernels.mesh.BATCH_AXES`.
+and `gpu` are fused Pallas kernels. Under a mesh (`jax.set_mesh`) kernels run on each device's part
+of the batch, which is split over the axes named in `aatjax_kernels.mesh.BATCH_AXES`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels.dispatch import Options, check_name
 from aatjax_kernels.soft_moe import fused, reference
-from aatjax_kernels.soft_moe.packing import Options
 from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
 
-Implementation = Literal["xla", "tpu", "gpu", "reference"] | None
-IMPLEMENTATIONS = ("xla", "tpu", "gpu", "reference")
+SoftMoeImplementation = Literal["xla", "tpu", "gpu", "reference"]
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "combine", "dispatch", "routing", "soft_moe"]
+__all__ = ["SoftMoeImplementation", "combine", "dispatch", "routing", "soft_moe"]
 
 
 def soft_moe(
@@ -29,7 +28,7 @@ def soft_moe(
     *,
     mask: Bool[Array, "b n"] | None = None,
     normalize: bool = False,
-    implementation: Implementation = None,
+    implementation: SoftMoeImplementation | None = None,
     interpret: Any = False,
 ) -> Float[Array, "b n d"]:
     """Soft mixture of bottleneck experts (arXiv 2402.00828; 2308.00951, eq. 1-3).
@@ -39,27 +38,25 @@ def soft_moe(
         phi: slot parameters `[d, e, p]` for e experts of p slots.
         w_down, b_down: stacked down-projections `[e, d, r]` and `[e, r]`.
         w_up, b_up: stacked up-projections `[e, r, d]` and `[e, d]`.
-        mask: which tokens are dispatched and read back; the others come out as zero. None for all.
-        normalize: tokens have unit length in the scores (not in the slots).
-        implementation: `"xla"`, `"tpu"`, `"reference"` (which alone has forward-mode derivatives),
-            or None for the fastest one on the platform that the program is compiled for.
-        interpret: run a kernel that was named in Pallas's interpreter, on any platform.
+        mask: False for tokens that are masked out: they are not dispatched, and their output is
+            zero. None for none.
+        normalize: scale tokens to unit length in the scores (not in the slots).
+        implementation: `"xla"`, `"tpu"`, `"gpu"`, `"reference"` (which alone has forward-mode
+            derivatives), or None for the fastest on the platform that the program is compiled for.
+        interpret: run a named kernel in Pallas's interpreter, on any platform.
 
     Returns:
         `[b, n, d]` in the type of `x`. Scores, softmaxes and sums are float32.
 
     Raises:
-        ValueError: an implementation of that name does not exist or, when the program is compiled,
-            does not run on its platform; or the mesh in use cannot split the batch evenly.
+        ValueError: an implementation of that name does not exist, does not take these shapes or,
+            when the program is compiled, does not run on its platform; or a kernel was named and
+            the mesh in use cannot split the batch evenly.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"soft_moe has no implementation {implementation!r}: use "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))} or None"
-        )
-    given = (x, phi, w_down, b_down, w_up, b_up)
+    check_name("soft_moe", implementation, get_args(SoftMoeImplementation))
+    arrays = (x, phi, w_down, b_down, w_up, b_up)
     if implementation == "reference":
-        return reference.soft_moe(*given, mask=mask, normalize=normalize)
-    options = Options(normalize, interpret)
-    static = fused.static(implementation, x, phi, w_down.shape[2], options)
-    return fused.soft_moe(static, *given, mask)
+        return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
+    options = Options(interpret, normalize)
+    choice = fused.choose_soft_moe(implementation, options, *arrays, mask)
+    return fused.soft_moe(choice, *arrays, mask)

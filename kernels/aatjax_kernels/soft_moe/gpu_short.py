@@ -1,8 +1,8 @@
-"""Short clips on NVIDIA GPUs: a program holds one clip, so that tokens come from memory once.
+"""Short clips on NVIDIA GPUs: a program holds one clip, so that its tokens are read once.
 
-One kernel in each direction instead of two and the experts between them. The second look at the
-tokens is served by the caches of the program's own core (110 tokens are 169 kB in bfloat16). The
-equations are those of `xla.py`; experts are two products over all of them, as in `packed.py`.
+One kernel per direction instead of two and the experts between them. Repeated reads of the tokens
+hit the L1 cache (110 tokens are 169 kB in bfloat16). The equations are those of `xla.py`; the
+experts are two products over all of them, as in `packing.py`.
 """
 
 import functools
@@ -13,39 +13,47 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
+from aatjax_kernels.dispatch import Options
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
-from aatjax_kernels.soft_moe import gpu_tiles as pieces
-from aatjax_kernels.soft_moe.gpu_tiles import Plan
-from aatjax_kernels.soft_moe.packing import Options, Packed, gelu, ownership, pack
-from aatjax_kernels.soft_moe.reference import experts as apply
+from aatjax_kernels.soft_moe.gpu_tiles import (
+    GpuMixtureTiling,
+    constant,
+    load_tile,
+    mask_argument,
+    mask_tokens,
+    per_clip,
+    store_tile,
+)
+from aatjax_kernels.soft_moe.packing import gelu_and_slope, make_ownership, pack
+from aatjax_kernels.soft_moe.reference import experts as apply_experts
 
-MOST_TOKENS = {16: 160, 32: 128}
+MAX_TOKENS = {16: 160, 32: 128}
 """Tokens of a clip at most, by the padded slots: more do not fit 255 registers a thread."""
 
-FEWEST_CLIPS = 64
-"""With fewer clips half of an H100's 132 cores would have nothing to do."""
+MIN_CLIPS = 64
+"""With fewer clips half of an H100's 132 cores would be idle."""
 
 
-def plan_of(plan: Plan) -> Plan | None:
-    """The plan with one block of rows that holds a clip, or None where that is no use."""
-    if plan.tokens > MOST_TOKENS.get(plan.padded, 0) or plan.batch < FEWEST_CLIPS:
+def fit_short(tiling: GpuMixtureTiling) -> GpuMixtureTiling | None:
+    """Return the tiling with one block of rows that holds a clip, or None where it does not pay."""
+    if tiling.tokens > MAX_TOKENS.get(tiling.padded, 0) or tiling.batch < MIN_CLIPS:
         return None
-    rows = pl.next_power_of_2(plan.tokens)
-    # No spills on an H100 so.
-    chunk = min(plan.chunk, 32 if rows > 128 or plan.padded > 16 else 128)
-    return plan._replace(rows=rows, blocks=1, chunk=chunk, group=plan.dim // chunk)
+    rows = pl.next_power_of_2(tiling.tokens)
+    # These do not spill on an H100.
+    chunk = min(tiling.chunk, 32 if rows > 128 or tiling.padded > 16 else 128)
+    return tiling._replace(rows=rows, blocks=1, chunk=chunk, group=tiling.dim // chunk)
 
 
-def _clip(plan: Plan, scores: Array, seen: Array) -> tuple[Array, Array]:
-    """Dispatch and combine weights of a clip, [tokens, slots]."""
-    shown = jnp.where(seen[:, None], scores, LOW)
-    raw = jnp.where(seen[:, None], jnp.exp(shown - jnp.max(shown, axis=0)[None]), 0.0)
+def _weights(tiling: GpuMixtureTiling, scores: Array, valid: Array) -> tuple[Array, Array]:
+    """Return dispatch and combine weights of a clip, [tokens, slots]."""
+    masked = jnp.where(valid[:, None], scores, LOW)
+    raw = jnp.where(valid[:, None], jnp.exp(masked - jnp.max(masked, axis=0)[None]), 0.0)
     total = jnp.maximum(jnp.sum(raw, axis=0), 1e-30)
-    return raw / total[None], pieces.read(plan, scores, seen)
+    return raw / total[None], tiling.compute_combine(scores, valid)
 
 
-def _below(x: Array) -> Array:
-    """The normal distribution function, within 2.1e-7 in float32: Triton has no erf.
+def normal_cdf(x: Array) -> Array:
+    """Normal distribution function, within 2.1e-7 in float32: Triton has no erf.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
     """
@@ -57,182 +65,156 @@ def _below(x: Array) -> Array:
     return jnp.where(x < 0, tail, 1.0 - tail)
 
 
-def _forward_kernel(plan: Plan, *refs: Any) -> None:
+def _forward_kernel(tiling: GpuMixtureTiling, *refs: Any) -> None:
     x, phi, w_down, b_down, w_up, b_up, own = refs[:7]
-    valid = refs[7] if plan.masked else None
-    out, *kept = refs[7 + plan.masked :]
-    rows, inside = pieces.inside(plan, 0)
-    scores, _ = pieces.score(plan, x, phi, rows, inside)
-    sent, read = _clip(plan, scores, pieces.seen(valid, rows, inside))
+    mask_ref = refs[7] if tiling.masked else None
+    out, *kept = refs[7 + tiling.masked :]
+    rows, inside = tiling.slice_block(0)
+    scores, _ = tiling.compute_scores(x, phi, rows, inside)
+    dispatch, combine = _weights(tiling, scores, mask_tokens(mask_ref, rows, inside))
     if kept:
-        pieces.store(kept[1], rows, slice(None), scores, inside)
-    sent, read = sent.astype(x.dtype), read.astype(x.dtype)
+        store_tile(kept[1], rows, slice(None), scores, inside)
+    dispatch, combine = dispatch.astype(x.dtype), combine.astype(x.dtype)
 
     def gather(chunk: Any, before: Array) -> Array:
-        columns = pieces.columns(plan, chunk)
-        slots = dot(sent, pieces.load(x, rows, columns, inside), COLUMNS)
+        columns = tiling.slice_chunk(chunk)
+        slots = dot(dispatch, load_tile(x, rows, columns, inside), COLUMNS)
         if kept:
-            pieces.put(plan, kept[0], columns, slots)
+            tiling.store_slots(kept[0], columns, slots)
         return before + dot(slots, w_down[:, columns], LANES)
 
-    hidden = pieces.over_chunks(plan, gather, jnp.zeros(own.shape, F32)) + b_down[...]
-    answer = hidden * _below(hidden) * own[...]
+    hidden = tiling.over_chunks(gather, jnp.zeros(own.shape, F32)) + b_down[...]
+    hidden = hidden * normal_cdf(hidden) * own[...]
 
-    def answers(chunk: Any, carry: Any) -> Any:
-        columns = pieces.columns(plan, chunk)
-        outputs = (dot(answer, w_up[:, columns]) + b_up[:, columns]).astype(x.dtype)
-        pieces.store(out, rows, columns, dot(read, outputs).astype(out.dtype), inside)
+    def scatter(chunk: Any, carry: Any) -> Any:
+        columns = tiling.slice_chunk(chunk)
+        outputs = (dot(hidden, w_up[:, columns]) + b_up[:, columns]).astype(x.dtype)
+        store_tile(out, rows, columns, dot(combine, outputs).astype(out.dtype), inside)
         return carry
 
-    pieces.over_chunks(plan, answers, 0)
+    tiling.over_chunks(scatter, 0)
 
 
-def _backward_kernel(plan: Plan, *refs: Any) -> None:
+def _backward_kernel(tiling: GpuMixtureTiling, *refs: Any) -> None:
     x, dout, phi, scores_ref, slots, outputs, slope, w_down, w_up = refs[:9]
-    valid = refs[9] if plan.masked else None
+    mask_ref = refs[9] if tiling.masked else None
     dx, dphi, doutputs_ref = refs[-3:]
-    rows, inside = pieces.inside(plan, 0)
-    scores = pieces.load(scores_ref, rows, slice(None), inside)
-    sent, read = _clip(plan, scores, pieces.seen(valid, rows, inside))
-    length = pieces.lengths(plan, x, rows, inside) if plan.normalize else None
-    small = read.astype(x.dtype)
+    rows, inside = tiling.slice_block(0)
+    scores = load_tile(scores_ref, rows, slice(None), inside)
+    dispatch, combine = _weights(tiling, scores, mask_tokens(mask_ref, rows, inside))
+    length = tiling.compute_lengths(x, rows, inside) if tiling.normalize else None
+    small = combine.astype(x.dtype)
 
-    def outputs_of(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        columns = pieces.columns(plan, chunk)
-        cotangent = pieces.load(dout, rows, columns, inside)
+    def gather_outputs(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        columns = tiling.slice_chunk(chunk)
+        cotangent = load_tile(dout, rows, columns, inside)
         doutputs = dot(small, cotangent, COLUMNS)
-        pieces.put(plan, doutputs_ref, columns, doutputs)
-        dread = carry[0] + dot(cotangent, outputs[:, columns], LANES)
-        return dread, carry[1] + dot(doutputs, w_up[:, columns], LANES)
+        tiling.store_slots(doutputs_ref, columns, doutputs)
+        dcombine = carry[0] + dot(cotangent, outputs[:, columns], LANES)
+        return dcombine, carry[1] + dot(doutputs, w_up[:, columns], LANES)
 
-    blank = jnp.zeros((plan.rows, plan.padded), F32)
+    blank = jnp.zeros((tiling.rows, tiling.padded), F32)
     first = (blank, jnp.zeros(slope.shape, F32))
-    dread, dhidden = pieces.over_chunks(plan, outputs_of, first)
+    dcombine, dhidden = tiling.over_chunks(gather_outputs, first)
     dhidden = dhidden * slope[...]
 
-    def slots_of(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        columns = pieces.columns(plan, chunk)
+    def gather_slots(chunk: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        columns = tiling.slice_chunk(chunk)
         dslots = dot(dhidden, w_down[:, columns])
-        tokens = pieces.load(x, rows, columns, inside)
-        dsent = carry[0] + dot(tokens, dslots.astype(x.dtype), LANES)
-        return dsent, carry[1] + jnp.sum(slots[:, columns] * dslots, axis=1)
+        tokens = load_tile(x, rows, columns, inside)
+        ddispatch = carry[0] + dot(tokens, dslots.astype(x.dtype), LANES)
+        return ddispatch, carry[1] + jnp.sum(slots[:, columns] * dslots, axis=1)
 
-    dsent, delta = pieces.over_chunks(plan, slots_of, (blank, jnp.zeros((plan.padded,), F32)))
-    of_tokens = jnp.sum(read * dread, axis=1)[:, None]
-    dscores = read * (dread - of_tokens) + sent * (dsent - delta[None])
+    first = (blank, jnp.zeros((tiling.padded,), F32))
+    ddispatch, delta = tiling.over_chunks(gather_slots, first)
+    of_tokens = jnp.sum(combine * dcombine, axis=1)[:, None]
+    dscores = combine * (dcombine - of_tokens) + dispatch * (ddispatch - delta[None])
     scaled = dscores if length is None else dscores * length[:, None]
-    weights, slopes = sent.astype(x.dtype), scaled.astype(x.dtype)
+    weights, slopes = dispatch.astype(x.dtype), scaled.astype(x.dtype)
 
     def finish(chunk: Any, carry: Any) -> Any:
-        columns = pieces.columns(plan, chunk)
+        columns = tiling.slice_chunk(chunk)
         dslots = dot(dhidden, w_down[:, columns]).astype(x.dtype)
         value = dot(weights, dslots) + dot(slopes, phi[:, columns])
-        tokens = pieces.load(x, rows, columns, inside)
+        tokens = load_tile(x, rows, columns, inside)
         if length is not None:
-            along = length * length * jnp.sum(dscores * scores, axis=1)
-            value -= along[:, None] * tokens.astype(F32)
-        pieces.store(dx, rows, columns, value.astype(dx.dtype), inside)
-        pieces.put(plan, dphi, columns, dot(slopes, tokens, COLUMNS))
+            inner = length * length * jnp.sum(dscores * scores, axis=1)
+            value -= inner[:, None] * tokens.astype(F32)
+        store_tile(dx, rows, columns, value.astype(dx.dtype), inside)
+        tiling.store_slots(dphi, columns, dot(slopes, tokens, COLUMNS))
         return carry
 
-    pieces.over_chunks(plan, finish, 0)
+    tiling.over_chunks(finish, 0)
 
 
-def _wide(packed: Packed, own: Array, plan: Plan) -> tuple[Packed, Array]:
-    """Slots padded as the plan has them, hidden units to a power of two."""
-    units = packed.w_down.shape[0]
+def _pack_padded(
+    tiling: GpuMixtureTiling, phi: Array, *experts: Array
+) -> tuple[tuple[Array, ...], Array]:
+    """Return packed expert weights and `own`, hidden units padded to a power of two."""
+    own = make_ownership(phi.shape[1], phi.shape[2], experts[0].shape[2])
+    _, w_down, b_down, w_up, b_up = pack(phi, *(each.astype(F32) for each in experts))
+    units, slots = w_down.shape[0], tiling.padded - tiling.slots
     more = max(16, pl.next_power_of_2(units)) - units
-    slots = plan.padded - plan.slots
-    rows, across, both = ((0, more), (0, 0)), ((0, 0), (0, more)), ((0, slots), (0, more))
-    return Packed(
-        packed.phi,
-        jnp.pad(packed.w_down, rows),
-        jnp.pad(packed.b_down, across),
-        jnp.pad(packed.w_up, rows),
-        jnp.pad(packed.b_up, ((0, slots), (0, 0))),
-    ), jnp.pad(own, both)
-
-
-def _experts(plan: Plan, phi: Array, *experts: Array) -> tuple[Packed, Array]:
-    slots = phi.shape[2]
-    own = jnp.asarray(ownership(phi.shape[1], slots, experts[0].shape[2]))
-    packed = pack(phi, *(each.astype(F32) for each in experts))
-    return _wide(packed, own, plan)
+    return (
+        jnp.pad(w_down, ((0, more), (0, 0))),
+        jnp.pad(b_down, ((0, 0), (0, more))),
+        jnp.pad(w_up, ((0, more), (0, 0))),
+        jnp.pad(b_up, ((0, slots), (0, 0))),
+    ), jnp.pad(jnp.asarray(own), ((0, slots), (0, more)))
 
 
 def forward(
-    plan: Plan,
-    options: Options,
-    x: Array,
-    phi: Array,
-    *experts: Array,
-    mask: Array | None,
-    keep: bool,
+    tiling: GpuMixtureTiling, options: Options, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The output, and slots and scores if they are to be kept."""
+    """Return the output, and with `keep` slots and scores."""
+    *experts, mask = rest
     batch, tokens, dim = x.shape
-    packed, own = _experts(plan, phi, *experts)
-    flat, size = pieces.packed_phi(plan, phi, x.dtype), plan.padded
-    fixed = [flat, packed.w_down, packed.b_down, packed.w_up, packed.b_up, own]
-    whole = pieces.clip((tokens, dim))
-    sums = (batch, plan.slots, dim)
-    kept = [
-        (pieces.shaped(sums), pieces.clip(sums[1:])),
-        (pieces.shaped((batch, tokens, size)), pieces.clip((tokens, size))),
-    ]
-    out, *found = pieces.call(
-        plan,
+    packed, own = _pack_padded(tiling, phi, *experts)
+    shared = (tiling.flatten_phi(phi, x.dtype), *packed, own)
+    kept = [(batch, tiling.slots, dim), (batch, tokens, tiling.padded)] if keep else []
+    out, *kept = tiling.call(
         options,
         _forward_kernel,
-        [(x, whole), *((each, pieces.constant(each)) for each in fixed), *pieces.valid(plan, mask)],
-        [(pieces.shaped(x.shape, x.dtype), whole), *(kept if keep else [])],
+        [per_clip(x), *map(constant, shared), *mask_argument(mask)],
+        [
+            per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype)),
+            *(per_clip(jax.ShapeDtypeStruct(shape, F32)) for shape in kept),
+        ],
     )
-    return out, tuple(found)
+    return out, tuple(kept)
 
 
 def backward(
-    plan: Plan,
+    tiling: GpuMixtureTiling,
     options: Options,
     dout: Array,
     kept: tuple[Array, ...],
     x: Array,
     phi: Array,
-    *experts: Array,
-    mask: Array | None,
+    *rest: Any,
 ) -> tuple[Array, ...]:
-    """Gradients of x, phi and the experts' weights."""
+    """Return the gradients of x, phi and the experts' weights."""
+    *experts, mask = rest
     real, scores = kept
-    batch, tokens, dim = x.shape
-    packed, own = _experts(plan, phi, *experts)
-    slots = pieces.pad(plan, real)
-    hidden = jnp.einsum("bsd,hd->bsh", slots, packed.w_down) + packed.b_down[None]
-    outputs, pull = jax.vjp(apply, real.reshape(batch, *phi.shape[1:], dim), *experts)
-    flat = pieces.packed_phi(plan, phi, x.dtype)
-    answers = pieces.pad(plan, outputs.reshape(batch, plan.slots, dim).astype(x.dtype))
-    clip = pieces.clip
-    wide, whole = clip((plan.padded, dim)), clip((tokens, dim))
-    sums = (batch, plan.slots, dim)
-    dx, dphi, doutputs = pieces.call(
-        plan,
+    batch, _, dim = x.shape
+    (w_down, b_down, w_up, _), own = _pack_padded(tiling, phi, *experts)
+    slots = tiling.pad_slots(real)
+    hidden = jnp.einsum("bsd,hd->bsh", slots, w_down) + b_down[None]
+    outputs, pull = jax.vjp(apply_experts, real.reshape(batch, *phi.shape[1:], dim), *experts)
+    answers = outputs.reshape(batch, tiling.slots, dim).astype(x.dtype)
+    slope = gelu_and_slope(hidden)[1] * own[None]
+    sums = per_clip(jax.ShapeDtypeStruct((batch, tiling.slots, dim), F32))
+    dx, dphi, doutputs = tiling.call(
         options,
         _backward_kernel,
         [
-            (x, whole),
-            (dout, whole),
-            (flat, pieces.constant(flat)),
-            (scores, clip((tokens, plan.padded))),
-            (slots, wide),
-            (answers, wide),
-            (gelu(hidden)[1] * own[None], clip(own.shape)),
-            (packed.w_down, pieces.constant(packed.w_down)),
-            (packed.w_up, pieces.constant(packed.w_up)),
-            *pieces.valid(plan, mask),
+            *map(per_clip, (x, dout)),
+            constant(tiling.flatten_phi(phi, x.dtype)),
+            *map(per_clip, (scores, slots, tiling.pad_slots(answers), slope)),
+            *map(constant, (w_down, w_up)),
+            *mask_argument(mask),
         ],
-        [
-            (pieces.shaped(x.shape, x.dtype), whole),
-            (pieces.shaped(sums), clip(sums[1:])),
-            (pieces.shaped(sums), clip(sums[1:])),
-        ],
+        [per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype)), sums, sums],
     )
     _, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
     return dx, dphi.sum(axis=0).T.reshape(phi.shape), *dweights

@@ -1,10 +1,10 @@
-"""The parameters as kernels take them: slots and hidden units of all experts on one axis each.
+"""Parameters in the layout of the kernels: slots and hidden units of all experts on one axis each.
 
 Phi becomes [s, d], the down- and up-projections [h, d] with h = e r hidden units, and `own` [s, h]
 says which hidden units belong to a slot's expert, so that all experts are two products.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-class Options(NamedTuple):
-    """What is fixed when a program is made: the form of the scores, Pallas's interpreter."""
-
-    normalize: bool = False
-    interpret: Any = False
-
-
-class Packed(NamedTuple):
+class PackedParams(NamedTuple):
     """Slot and expert parameters, or their gradients, with the experts on one axis."""
 
     phi: Float[Array, "s d"]
@@ -29,10 +22,10 @@ class Packed(NamedTuple):
     b_up: Float[Array, "s d"]
 
 
-def pack(phi: Array, w_down: Array, b_down: Array, w_up: Array, b_up: Array) -> Packed:
-    """From phi [d, e, p], w_down [e, d, r], b_down [e, r], w_up [e, r, d] and b_up [e, d]."""
+def pack(phi: Array, w_down: Array, b_down: Array, w_up: Array, b_up: Array) -> PackedParams:
+    """Pack phi [d, e, p], w_down [e, d, r], b_down [e, r], w_up [e, r, d] and b_up [e, d]."""
     dim, _, slots = phi.shape
-    return Packed(
+    return PackedParams(
         phi.reshape(dim, -1).T,
         jnp.swapaxes(w_down, 1, 2).reshape(-1, dim),
         b_down.reshape(1, -1),
@@ -41,8 +34,8 @@ def pack(phi: Array, w_down: Array, b_down: Array, w_up: Array, b_up: Array) -> 
     )
 
 
-def unpack(packed: Packed, experts: int, slots: int) -> tuple[Array, ...]:
-    """The adjoint of `pack`: gradients in the shapes of the parameters."""
+def unpack(packed: PackedParams, experts: int, slots: int) -> tuple[Array, ...]:
+    """Return gradients in the shapes of the parameters: the adjoint of `pack`."""
     dim = packed.phi.shape[1]
     return (
         packed.phi.T.reshape(dim, experts, slots),
@@ -53,13 +46,13 @@ def unpack(packed: Packed, experts: int, slots: int) -> tuple[Array, ...]:
     )
 
 
-def ownership(experts: int, slots: int, width: int) -> np.ndarray:
-    """`own` [e p, e r] in float32: one where a slot and a hidden unit are of the same expert."""
+def make_ownership(experts: int, slots: int, width: int) -> np.ndarray:
+    """Return `own` [e p, e r]: 1 where a slot and a hidden unit belong to the same expert."""
     return np.kron(np.eye(experts), np.ones((slots, width))).astype(np.float32)
 
 
-def gelu(x: Array) -> tuple[Array, Array]:
-    """Exact GELU and its slope, x Phi(x) and Phi(x) + x phi(x)."""
-    below = 0.5 * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5)))
+def gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    """Return the exact GELU and its slope, x Phi(x) and Phi(x) + x phi(x)."""
+    cdf = 0.5 * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5)))
     density = jnp.exp(-0.5 * x * x) * np.float32((2.0 * np.pi) ** -0.5)
-    return x * below, below + x * density
+    return x * cdf, cdf + x * density

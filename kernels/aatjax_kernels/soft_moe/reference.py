@@ -1,7 +1,7 @@
-"""Soft mixture of bottleneck adapters as plain einsums: the truth that kernels are held against.
+"""Soft mixture of bottleneck adapters as plain einsums: the truth that kernels are tested against.
 
 Soft-MoA (arXiv 2402.00828), after "From Sparse to Soft Mixtures of Experts" (arXiv 2308.00951),
-eq. 1-3. Axes: b batch, n tokens, d width, e experts, p slots an expert, r bottleneck width.
+eq. 1-3. Axes: b batch, n tokens, d width, e experts, p slots per expert, r bottleneck width.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 NORM_EPS = 1e-6
-"""Added to the squared length of a token before it is divided by it."""
+"""Added to the squared length of a token before division by it."""
 
 
 def routing(
@@ -19,16 +19,16 @@ def routing(
     mask: Bool[Array, "b n"] | None = None,
     normalize: bool = False,
 ) -> tuple[Float[Array, "b n e p"], Float[Array, "b n e p"]]:
-    """Dispatch and combine weights in float32.
+    """Compute dispatch and combine weights in float32.
 
-    Dispatch is a softmax over the tokens, for each slot; combine is a softmax jointly over all
-    e*p slots, for each token.
+    Dispatch is a softmax over the tokens, for each slot; combine a softmax over all e*p slots, for
+    each token.
 
     Args:
         x: tokens.
         phi: slot parameters.
-        mask: tokens that take part; both weights of the others are zero. None for all.
-        normalize: scale every token to unit length for the scores, x / sqrt(|x|^2 + 1e-6).
+        mask: False for tokens that are masked out: both weights are zero. None for none.
+        normalize: scale tokens to unit length for the scores, x / sqrt(|x|^2 + 1e-6).
     """
     scored = x
     if normalize:
@@ -38,27 +38,27 @@ def routing(
     logits = jnp.einsum(
         "bnd,dep->bnep", scored, phi.astype(x.dtype), preferred_element_type=jnp.float32
     )
-    sent, read = weights(logits.reshape(*x.shape[:2], -1), mask)
-    return sent.reshape(logits.shape), read.reshape(logits.shape)
+    both = weights(logits.reshape(*x.shape[:2], -1), mask)
+    return both[0].reshape(logits.shape), both[1].reshape(logits.shape)
 
 
 def weights(
     logits: Float[Array, "b n s"], mask: Bool[Array, "b n"] | None
 ) -> tuple[Float[Array, "b n s"], Float[Array, "b n s"]]:
-    """Softmax over the tokens (dispatch) and over all slots (combine); zero outside the mask."""
+    """Softmax of logits over the tokens (dispatch) and over all slots (combine)."""
     combine = jax.nn.softmax(logits, axis=2)
     if mask is None:
         return jax.nn.softmax(logits, axis=1), combine
-    taking = mask[:, :, None]
-    # A clip of nothing but padding: its weights are zero, not 0/0.
-    peak = jnp.max(logits, axis=1, keepdims=True, where=taking, initial=-1e30)
-    scores = jnp.where(taking, jnp.exp(jnp.where(taking, logits - peak, 0.0)), 0.0)
+    valid = mask[:, :, None]
+    # The weights of a clip that is masked out are zero, not 0/0.
+    peak = jnp.max(logits, axis=1, keepdims=True, where=valid, initial=-1e30)
+    scores = jnp.where(valid, jnp.exp(jnp.where(valid, logits - peak, 0.0)), 0.0)
     dispatch = scores / jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
-    return dispatch, jnp.where(taking, combine, 0.0)
+    return dispatch, jnp.where(valid, combine, 0.0)
 
 
 def dispatch(x: Float[Array, "b n d"], weights: Float[Array, "b n e p"]) -> Float[Array, "b e p d"]:
-    """Slots S = D^T X, float32: each a weighted mean of the tokens."""
+    """Compute slots S = D^T X in float32: each a weighted mean of the tokens."""
     return jnp.einsum(
         "bnep,bnd->bepd", weights.astype(x.dtype), x, preferred_element_type=jnp.float32
     )
@@ -71,7 +71,7 @@ def experts(
     w_up: Float[Array, "e r d"],
     b_up: Float[Array, "e d"],
 ) -> Float[Array, "b e p d"]:
-    """Every expert on its own slots."""
+    """Apply every expert to its own slots."""
     hidden = jnp.einsum("bepd,edr->bepr", slots, w_down) + b_down[None, :, None]
     outputs = jnp.einsum("bepr,erd->bepd", jax.nn.gelu(hidden, approximate=False), w_up)
     return outputs + b_up[None, :, None]
@@ -80,7 +80,7 @@ def experts(
 def combine(
     outputs: Float[Array, "b e p d"], weights: Float[Array, "b n e p"], dtype: jnp.dtype
 ) -> Float[Array, "b n d"]:
-    """What the tokens read back, C Y, in `dtype`."""
+    """Compute the output of the tokens, C Y, in `dtype`."""
     return jnp.einsum(
         "bnep,bepd->bnd",
         weights.astype(dtype),
@@ -100,7 +100,7 @@ def soft_moe(
     mask: Bool[Array, "b n"] | None = None,
     normalize: bool = False,
 ) -> Float[Array, "b n d"]:
-    """Every expert works on p convex combinations of all tokens; tokens read the slots back.
+    """Apply every expert to p convex combinations of all tokens, and mix the results per token.
 
     Slots S = D^T X; slot outputs Y = W_up GELU(W_down S + b_down) + b_up, each expert its own
     weights; output C Y. GELU is the exact (erf) form. Products accumulate in float32.
@@ -109,5 +109,6 @@ def soft_moe(
     Returns:
         `[b, n, d]` in the type of `x`.
     """
-    sent, read = routing(x, phi, mask=mask, normalize=normalize)
-    return combine(experts(dispatch(x, sent), w_down, b_down, w_up, b_up), read, x.dtype)
+    to_slots, to_tokens = routing(x, phi, mask=mask, normalize=normalize)
+    outputs = experts(dispatch(x, to_slots), w_down, b_down, w_up, b_up)
+    return combine(outputs, to_tokens, x.dtype)

@@ -1,15 +1,15 @@
-"""Shapes that real workloads have: what kernels must compile for."""
+"""Shapes of real workloads, for which the kernels must compile."""
 
 from typing import NamedTuple
 
 
-class Shape(NamedTuple):
+class MixtureShape(NamedTuple):
     """One Soft-MoA layer of AST-base (d = 768).
 
     Attributes:
         batch: clips.
         tokens: 12 floor((frames - 16) / 10 + 1) + 2 at 100 frames a second.
-        experts, slots, width: N, slots an expert and bottleneck width.
+        experts, slots, width: experts, slots per expert and bottleneck width.
     """
 
     batch: int
@@ -23,10 +23,10 @@ TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
 """1, 1.3, 4 and 5 seconds, 512 and 1,024 frames, 30 seconds."""
 
 MIXTURES = ((7, 1, 6), (15, 1, 2), (24, 1, 1), (7, 2, 6), (16, 8, 6))
-"""Experts, slots an expert and bottleneck width: the papers' settings, and 128 slots."""
+"""Experts, slots per expert and bottleneck width: the papers' settings, and 128 slots."""
 
 SHAPES = tuple(
-    Shape(max(4, 32 * 602 // tokens // 4 * 4), tokens, *mixture)
+    MixtureShape(max(4, 32 * 602 // tokens // 4 * 4), tokens, *mixture)
     for tokens in TOKENS
     for mixture in MIXTURES
 )

@@ -1,0 +1,165 @@
+"""Choice of an op's implementation by platform, and the derivative rule that all of them share.
+
+An op has one implementation in plain JAX, which runs everywhere, and kernels, each a module of the
+form `Backend` that runs on one platform.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import jax
+from jaxtyping import Array
+
+from aatjax_kernels import platform
+
+
+class Options(NamedTuple):
+    """What is fixed when a program is traced.
+
+    Attributes:
+        interpret: run kernels in Pallas's interpreter, on any platform.
+        normalize: scores of tokens scaled to unit length (`soft_moe` only).
+    """
+
+    interpret: Any = False
+    normalize: bool = False
+
+
+class Backend(Protocol):
+    """Functions of a module that implements an op.
+
+    `arrays` are the op's arguments as one device holds them, the mask (or None) last.
+    """
+
+    def fit(self, options: Options, *arrays: Any, **_: Any) -> Any:
+        """Return how the arrays are tiled, or a string: the property that is not supported."""
+
+    def forward(self, options: Options, *arrays: Any, **keep: Any) -> tuple[Array, Any]:
+        """Return the output and, if `keep`, what `backward` needs beside the arguments."""
+        ...
+
+    def backward(
+        self, options: Options, dout: Array, kept: Any, *arrays: Any, **_: Any
+    ) -> tuple[Array, ...]:
+        """Return the gradients of all arrays but the mask."""
+        ...
+
+
+class Choice(NamedTuple):
+    """The implementations of an op that may run.
+
+    Attributes:
+        op: name of the op.
+        kernels: kernels, each on its platform.
+        plain: the implementation on all other platforms; None where a kernel was named.
+        options: options of all of them.
+    """
+
+    op: str
+    kernels: tuple[str, ...]
+    plain: str | None
+    options: Options
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.kernels if self.plain is None else (*self.kernels, self.plain)
+
+
+def check_name(op: str, implementation: str | None, known: Sequence[str]) -> None:
+    """Raise a ValueError for an implementation that does not exist."""
+    if implementation not in (None, *known):
+        raise ValueError(
+            f"{op} has no implementation {implementation!r}: use {', '.join(map(repr, known))} "
+            "or None"
+        )
+
+
+def choose(
+    op: str,
+    implementation: str | None,
+    plain: str,
+    fit: Callable[[str], Any],
+    options: Options,
+    uneven: str | None,
+) -> Choice:
+    """Choose the implementations of an op for some shapes.
+
+    Args:
+        op: name of the op.
+        implementation: a name, or None for the fastest on each platform.
+        plain: name of the implementation in plain JAX.
+        fit: `Backend.fit` of a kernel, by its name.
+        options: options of all implementations.
+        uneven: why the mesh in use cannot split the arrays, or None. With None as implementation
+            `plain` then runs on every platform, with a warning.
+
+    Raises:
+        ValueError: a kernel was named that does not take these shapes.
+    """
+    if implementation == plain:
+        return Choice(op, (), plain, options)
+    if implementation is None:
+        names = platform.default_kernels()
+        kernels = tuple(name for name in names if not isinstance(fit(name), str))
+        if kernels and uneven:
+            warnings.warn(f"{op}: {uneven}; {plain!r} runs on every platform", stacklevel=5)
+            kernels = ()
+        return Choice(op, kernels, plain, options)
+    tiling = fit(implementation)
+    reason = f"does not take {tiling}" if isinstance(tiling, str) else uneven
+    if reason:
+        raise ValueError(
+            f"{op} implementation={implementation!r}: {reason}; use implementation={plain!r}, or "
+            "None for the fastest one"
+        )
+    return Choice(op, (implementation,), None, options)
+
+
+def run(choice: Choice, make: Callable[[str], Callable[..., Any]], *args: Any) -> Any:
+    """Call `make(name)` of the implementation for the platform that the program is compiled for."""
+    branches = {platform.KERNEL_PLATFORMS[name]: make(name) for name in choice.kernels}
+    if choice.plain is not None:
+        return platform.branch(branches, make(choice.plain), *args)
+    ((where, kernel),) = branches.items()
+    if choice.options.interpret:
+        return kernel(*args)
+    message = (
+        f"{choice.op} implementation={choice.kernels[0]!r} runs on "
+        f"{platform.PLATFORM_LABELS[where]} only: use implementation=None for the fastest one, or "
+        "interpret=True to test it"
+    )
+    return platform.branch(branches, message, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
+def call(function: Callable[..., Any], options: Options, *args: Any, **keep: Any) -> Any:
+    """Call a function of a `Backend`; the layers of a model share one trace of it."""
+    return function(options, *args, **keep)
+
+
+def make_op(
+    forward: Callable[..., tuple[Array, Any]], backward: Callable[..., tuple[Array, ...]]
+) -> Callable[..., Array]:
+    """Make `op(choice, *arrays)`, which is differentiable in reverse mode.
+
+    Args:
+        forward: `(choice, *arrays, keep=...)` to the output and what is kept.
+        backward: `(choice, dout, kept, *arrays)` to the gradients of all arrays but the last.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def op(choice: Choice, *arrays: Any) -> Array:
+        return forward(choice, *arrays, keep=False)[0]
+
+    def run_forward(choice: Choice, *arrays: Any) -> tuple[Array, Any]:
+        out, kept = forward(choice, *arrays, keep=True)
+        return out, (kept, arrays)
+
+    def run_backward(choice: Choice, saved: Any, dout: Array) -> tuple[Array | None, ...]:
+        kept, arrays = saved
+        return *backward(choice, dout, kept, *arrays), None
+
+    op.defvjp(run_forward, run_backward)
+    return cast("Callable[..., Array]", op)
