@@ -332,7 +332,9 @@ class TestFolds:
         ):
             partial.fold(1)
         leaking = listed([0, 0, 0, 1], ["rec7", "rec7", "rec8", None], ["1", "2", "2", "1"])
-        with pytest.raises(DataError, match=r"groups in more than one fold \(1\), .*'rec7' in 1, 2"):
+        with pytest.raises(
+            DataError, match=r"groups in more than one fold \(1\), .*'rec7' in 1, 2"
+        ):
             leaking.fold(2)
         with pytest.raises(UsageError, match="no fold '9'; the folds are 1, 2"):
             listed([0, 1], folds=["1", "2"]).fold("9")

@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -514,6 +515,21 @@ def test_confusion_matrices_of_any_size(size: int) -> None:
     matrix = np.eye(size, dtype=int) * 3
     chart = charts.draw_confusion(matrix, [f"<{i}>" for i in range(size)])
     assert len(chart) < 200_000 and ("<0>" in "".join(Page(chart).text)) == (size <= 30)
+
+
+def test_a_missing_extra_is_named_and_adapt_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aatjax.cli.commands.adapt import write_report
+
+    for name in [name for name in sys.modules if name.startswith("aatjax.reports.html")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("aatjax.io.optional.find_spec", lambda name: None)
+    assert run(["report", "run"]) == 69
+    assert "pip install 'aatjax[report]'" in capsys.readouterr().err
+    line = write_report(Path("run"), ["aatjax", "adapt"])
+    assert line.startswith("report not written: ") and "aatjax[report]" in line
+    assert line.endswith("then run aatjax report run")
 
 
 def test_run_folders_are_found(tmp_path: Path) -> None:

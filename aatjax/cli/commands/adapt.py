@@ -82,7 +82,7 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
     show = None if options.quiet else sys.stderr
     result = run.train(config, run_dir=folder, show=show)
     write_json(folder / "diagnosis.json", diagnosis.to_json())
-    report = _write_report(folder, ["aatjax", "adapt", *arguments])
+    report = write_report(folder, ["aatjax", "adapt", *arguments])
     metric = result.headline[0] if result.headline else "test"
     row = [
         result.method,
@@ -100,7 +100,7 @@ def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: li
     print(f"aatjax predict {result.artefact} FILES...")
 
 
-def _write_report(folder: Path, command: list[str]) -> str:
+def write_report(folder: Path, command: list[str]) -> str:
     """Write the report, and return the line that names it, or says why there is none."""
     from aatjax.errors import UnavailableError
     from aatjax.io.atomic import write_text
