@@ -17,11 +17,17 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int16
+from jaxtyping import Array, Bool, Float, Int, Int16
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from aatjax.convert.load import load, make_front_end
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Finding, Item, LabelCheck
+from aatjax.models.ast import AST
+from aatjax.train.forward import bind_forward
 
 FEWEST_CLIPS = 20
 FEWEST_PER_CLASS = 3
@@ -41,26 +47,9 @@ class ClipEmbedder:
     """
 
     def __init__(self, base: str, frames: int | None) -> None:
-        import jax
-        import jax.numpy as jnp
-        from flax import nnx
-
-        from aatjax.convert.load import load, make_front_end
-
         model = load(base, num_classes=2, frames=frames)
         self.frontend = make_front_end(model)
-        graph, state = nnx.split(model)
-
-        def embed(state: nnx.State, audio: jax.Array, length: jax.Array) -> jax.Array:
-            whole = nnx.merge(graph, state, copy=True)
-            tokens = whole.tokens(self.frontend(audio, length))
-            mask = whole.embed.mask(self.frontend.count_frames(length))
-            first = whole.config.num_prefix
-            patches = tokens[:, first:].mean(axis=1, where=mask[:, first:, None])
-            return jnp.concatenate([tokens[:, :first].mean(axis=1), patches], axis=1)
-
-        compiled = jax.jit(embed)
-        self._embed = lambda audio, length: np.asarray(compiled(state, audio, length))
+        self._embed = bind_forward(model, self.frontend, read_embedding)
         self._waiting: list[tuple[int, np.ndarray, int]] = []
         self._embedded: dict[int, list[np.ndarray]] = {}
 
@@ -91,8 +80,19 @@ class ClipEmbedder:
         full = group + [group[-1]] * (BATCH - len(group))
         audio = np.stack([samples for _, samples, _ in full])
         length = np.array([valid for *_, valid in full], np.int32)
-        for (index, *_), row in zip(group, self._embed(audio, length), strict=False):
+        for (index, *_), row in zip(group, np.asarray(self._embed(audio, length)), strict=False):
             self._embedded.setdefault(index, []).append(row)
+
+
+def read_embedding(
+    model: AST, x: Float[Array, "b t f"], valid: Int[Array, " b"]
+) -> Float[Array, "b d"]:
+    """The mean class token beside the mean patch of the sounding frames."""
+    tokens = model.tokens(x)
+    mask = model.embed.mask(valid)
+    first = model.config.num_prefix
+    patches = tokens[:, first:].mean(axis=1, where=mask[:, first:, None])
+    return jnp.concatenate([tokens[:, :first].mean(axis=1), patches], axis=1)
 
 
 def explain_skip(source: Source) -> str:
@@ -206,9 +206,6 @@ def find_suspects(
 
 def _group_clips(source: Source, same: Iterable[tuple[int, int]]) -> Int[np.ndarray, " n"]:
     """A number for each clip, the same for one recording and for copies of one sound."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     first: dict[str, int] = {}
     pairs = [
         (i, first.setdefault(clip.group, i))

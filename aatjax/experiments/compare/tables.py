@@ -45,7 +45,7 @@ def format_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+def make_comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Everything: rows, every run with its curve, notes."""
     return {
         "title": comparison.title,

@@ -140,7 +140,7 @@ def draw_curves(
 
     def build(axes: Axes) -> None:
         for number, curve in enumerate(curves):
-            axes.plot(curve.x, curve.y, label=clean(curve.name), **series_style(number))
+            axes.plot(curve.x, curve.y, label=clean(curve.name), **choose_style(number))
         axes.set(xlabel="epoch", ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")
@@ -161,7 +161,7 @@ def draw_reliability(curves: Sequence[tuple[str, Reliability]]) -> Markup:
         for number, (name, curve) in enumerate(curves):
             filled = curve.count > 0
             x, y, count = curve.confidence[filled], curve.accuracy[filled], curve.count[filled]
-            style = series_style(number)
+            style = choose_style(number)
             axes.plot(x, y, **{**style, "marker": None, "linewidth": 1})
             area = 15 + 250 * count / count.sum()
             axes.scatter(
@@ -271,7 +271,7 @@ def encode_sound(samples: Int16[np.ndarray, " s"], rate: int) -> str:
     return f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def series_style(index: int) -> dict[str, Any]:
+def choose_style(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of row number `index`."""
     return {
         "color": SERIES[index % len(SERIES)],

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from aatjax.experiments.compare import tables
 from aatjax.experiments.compare.runs import Comparison
 from aatjax.io.atomic import write_file, write_text
-from aatjax.reports.html.charts import QUIET, embed_figure, make_figure, save_figure, series_style
+from aatjax.reports.html.charts import QUIET, embed_figure, make_figure, save_figure, choose_style
 from aatjax.reports.html.page import clean, render_page
 
 PARETO = "The metric against {}; the dashed line is the Pareto front."
@@ -38,7 +38,7 @@ def write_comparison(comparison: Comparison, folder: Path, command: str) -> list
     """
     texts = {
         "results.csv": tables.format_csv(comparison),
-        "results.json": json.dumps(tables.comparison_to_json(comparison), indent=2) + "\n",
+        "results.json": json.dumps(tables.make_comparison_json(comparison), indent=2) + "\n",
         "table.md": tables.format_markdown(comparison),
         "table.tex": tables.format_latex(comparison),
     }
@@ -108,7 +108,7 @@ def _draw_pareto(comparison: Comparison, costs: list[float], label: str, scale: 
             reach = None
             if summary.low is not None and summary.high is not None:
                 reach = [[values[i] - 100 * summary.low], [100 * summary.high - values[i]]]
-            style = {**series_style(i), "linestyle": "none", "markersize": 7}
+            style = {**choose_style(i), "linestyle": "none", "markersize": 7}
             axes.errorbar(costs[i], values[i], yerr=reach, capsize=3, label=clean(name), **style)
         front = find_pareto_front(costs, values)
         x, y = [costs[i] for i in front], [values[i] for i in front]
@@ -131,7 +131,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
                 curves = [cell.curve for cell in comparison.cells if cell.entry == name]
                 length = min(map(len, curves))
                 values = np.array([[p[column] for p in curve[:length]] for curve in curves], float)
-                style = {**series_style(i), "markevery": max(1, length // 6)}
+                style = {**choose_style(i), "markevery": max(1, length // 6)}
                 epochs = [point[0] for point in curves[0][:length]]
                 axes.plot(epochs, np.nanmean(values, axis=0), label=clean(name), **style)
             axes.set(xlabel="epoch", ylabel=("training loss", "validation metric")[column - 1])
