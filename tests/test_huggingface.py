@@ -16,7 +16,7 @@ import soundfile
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.folders import AudioFolder
 from aatjax.data.huggingface.dataset import HuggingFace, is_hub_dataset
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import DataError, UnavailableError, WriteError
 
 NAMES = ["zebra", "ape", "cow"]
 LABEL = {"names": NAMES, "_type": "ClassLabel"}
@@ -218,7 +218,7 @@ class TestParquet:
         assert [clip.id for clip in source.clips] == ["test/row-4", "test/row-5"]
         assert labels(source) == [("ape",), ("zebra",)] and same(source, [4, 5])
         made = table([sound(0)], [-1], {"label": LABEL})
-        with pytest.raises(DataError, match=r"no clip; 1 rows were left out, such as .*row 0"):
+        with pytest.raises(DataError, match=r"no clip; rows skipped: 1, such as .*row 0"):
             HuggingFace(parquet(tmp_path / "secret" / "test.parquet", made))
 
     def test_names_of_two_files_go_by_name(self, tmp_path):
@@ -260,7 +260,7 @@ class TestColumns:
             ({}, "no column 'label' or 'labels'; the columns are audio, lable, text; did you mean"),
             ({"label": "txt"}, "no column 'txt'; the columns are .*; did you mean 'text'.*label="),
             ({"audio": "wave", "label": "text"}, "no column 'wave'; the columns are .*audio="),
-            ({"audio": "text", "label": "lable"}, "named are missing, first 'hello' .*row 0"),
+            ({"audio": "text", "label": "lable"}, "named files are missing .*first 'hello' .*row 0"),
             ({"audio": "lable", "label": "text"}, "column 'lable': holds a int, not sound"),
             ({"label": "audio"}, "row 0, column 'audio': .* is no label"),
         ],
@@ -372,7 +372,7 @@ class TestSoundFolder:
         found = {clip.id: clip.split for clip in source.clips}
         assert found == {"train/a.wav": "train", "dev/a.wav": "valid"}
         assert source.classes == ("glad",)
-        with pytest.raises(DataError, match="the columns are file_name, mood; say which"):
+        with pytest.raises(DataError, match="the columns are file_name, mood; choose one"):
             HuggingFace(tmp_path)
 
     def test_numbers_lists_and_secrets(self, tmp_path):
@@ -537,7 +537,7 @@ class TestDamage:
         file = parquet(tmp_path / "train.parquet", table([sound(0)], ["x"]))
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         assert is_hub_dataset(file)
-        with pytest.raises(UsageError, match="pip install pyarrow"):
+        with pytest.raises(UnavailableError, match=r"pip install 'aatjax\[huggingface\]'"):
             HuggingFace(file)
         recording(tmp_path / "csv" / "a.wav", 0)
         sheet(tmp_path / "csv" / "metadata.csv", [["file_name", "label"], ["a.wav", "x"]])

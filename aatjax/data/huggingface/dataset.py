@@ -13,27 +13,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aatjax.data.decode_cache import find_user_cache
+from aatjax.data.folders import make_relative
 from aatjax.data.huggingface.layout import (
     METADATA,
-    audio_files,
-    below,
-    class_folders,
     detect_layout,
-    homes_in,
-    is_home,
+    is_inside,
+    list_audio_files,
+    list_class_folders,
+    list_homes,
     open_tables,
 )
 from aatjax.data.huggingface.tables import (
     HubRow,
     HubTable,
-    audio_column,
-    cell_text,
+    find_audio_column,
+    find_escape,
+    find_label_column,
+    format_cell,
     guess_suffix,
-    label_column,
-    leads_out,
-    plain_name,
     read_label,
     read_sound,
+    strip_folders,
 )
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
@@ -57,27 +57,27 @@ class HuggingFace(Source):
     - Sound files with `metadata.csv`, `.jsonl` or `.parquet` (column `file_name`) at the root or
       in each split folder; or in `train/<class>/<file>`, `test/<class>/<file>`.
 
-    Class names stored with the data (a ClassLabel) keep their order and are all kept; else the
+    Class names stored with the data (a ClassLabel) keep their order and are all kept; otherwise the
     classes are the labels that occur, sorted. A column of lists makes a multi-label set. Rows
-    without sound or label, and rows whose label is -1 (kept secret), are in `skipped`; rows are
-    counted from 0 in Parquet and Arrow files and as a spreadsheet does in CSV. A column `fold` is
-    the fold, `group`, `speaker`, `speaker_id` or `source` the group.
+    without sound or label, and rows whose label is -1 (kept secret), are in `skipped`; rows count
+    from 0 in Parquet and Arrow files and as in a spreadsheet in CSV. A column `fold` is the fold,
+    `group`, `speaker`, `speaker_id` or `source` the group.
 
-    Sounds held inside the data are written out as files, in a folder named after the data set's
-    place, files, sizes and dates; files that are there already are left as they are.
+    Sounds inside the data are extracted to files, in a folder named after the data set's path,
+    files, sizes and dates; files that are there already stay unchanged.
 
     Args:
         path: the folder, or one .parquet file.
         audio: name of the column with the sound: its bytes, or a path inside the folder.
         label: name of the column with the label; by default `label`, `labels`, or the only
             ClassLabel.
-        extract_to: where sounds held inside the data are written; the user's cache by default.
+        extract_to: folder for extracted sounds; the user's cache by default.
 
     Raises:
         DataError: no such layout, a damaged file, a column that is missing, a label out of range,
             or a path that leads out of the folder or to no file.
-        UsageError: pyarrow, which reads Parquet and Arrow files, is not installed.
-        WriteError: a sound cannot be written out.
+        UnavailableError: pyarrow, which reads Parquet and Arrow files, is not installed.
+        WriteError: a sound cannot be extracted.
     """
 
     def __init__(
@@ -94,28 +94,27 @@ class HuggingFace(Source):
         layout = detect_layout(path, audio)
         if layout is None:
             raise DataError(f"{printable(path)}: not a data set of Hugging Face's; {EXPECTED}")
-        root = path if path.is_dir() else path.parent
-        name = path.name if path.is_dir() else path.stem
+        root, name = (path, path.name) if path.is_dir() else (path.parent, path.stem)
         kept: list[list[str] | None] = []
         multi_label = False
         if layout == "folders":
-            rows, skipped = class_folders(root)
+            rows, skipped = list_class_folders(root)
         else:
             tables = open_tables(path, layout)
             if layout == "metadata" and audio == "audio":
                 audio = "file_name"
-            label = label_column(tables, label)
-            place = _place(root, tables, audio, extract_to)
-            opened = _Opened(root, layout == "metadata", audio, label, place)
+            label = find_label_column(tables, label)
+            place = _choose_folder(root, tables, audio, extract_to)
+            collector = _Collector(root, layout == "metadata", audio, label, place)
             for table in tables:
-                opened.add(table)
+                collector.add(table)
                 kept.append(table.names.get(label))
-            opened.finish()
-            rows, skipped, multi_label = opened.rows, opened.skipped, opened.multi_label
+            collector.finish()
+            rows, skipped, multi_label = collector.rows, collector.skipped, collector.multi_label
         if not rows:
             first = f", such as {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-            raise DataError(f"{printable(path)}: no clip; {len(skipped)} rows were left out{first}")
-        classes = _classes(rows, kept)
+            raise DataError(f"{printable(path)}: no clip; rows skipped: {len(skipped)}{first}")
+        classes = _collect_classes(rows, kept)
         position = {name: i for i, name in enumerate(classes)}
         super().__init__(
             (
@@ -127,7 +126,7 @@ class HuggingFace(Source):
                     split=row.split,
                     group=row.group,
                 )
-                for id, row in zip(_ids(rows), rows, strict=True)
+                for id, row in zip(_make_ids(rows), rows, strict=True)
             ),
             classes,
             name=name,
@@ -142,16 +141,16 @@ def is_hub_dataset(path: str | Path) -> bool:
 
 
 @dataclass
-class _Opened:
+class _Collector:
     """Collects the rows of all tables of a data set.
 
     Attributes:
         root: the folder of the set.
         metadata: whether the tables list all sound files of the folder.
         audio, label: the columns.
-        place: where sounds held inside the tables are written.
-        missing: files that are named and not there.
-        count: how many rows each part has so far.
+        place: folder for extracted sounds.
+        missing: named files that are not there.
+        count: rows per part.
         seen: where each file is named.
     """
 
@@ -168,19 +167,18 @@ class _Opened:
     seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.homes = homes_in(self.root)
+        self.homes = list_homes(self.root)
 
     def add(self, table: HubTable) -> None:
-        """Takes in the rows of a table; the sounds in it are written out."""
-        audio = audio_column(table, self.audio)
+        """Take in the rows of a table and extract its sounds."""
+        audio = find_audio_column(table, self.audio)
         names = table.names.get(self.label)
+        choices = {"fold": ("fold",), "split": ("split",), "group": GROUP_COLUMNS}
         extra = {
-            "fold": next((c for c in table.columns if c == "fold"), None),
-            "split": next((c for c in table.columns if c == "split"), None),
-            "group": next((c for c in GROUP_COLUMNS if c in table.columns), None),
+            key: next((c for c in cs if c in table.columns), "") for key, cs in choices.items()
         }
-        extra = {key: c for key, c in extra.items() if c not in (audio, self.label)}
-        columns = dict.fromkeys([audio, self.label, *(c for c in extra.values() if c)])
+        extra = {key: "" if c in (audio, self.label) else c for key, c in extra.items()}
+        columns = dict.fromkeys([audio, self.label, *filter(None, extra.values())])
         for number, row in table.rows(list(columns)):
             index = self.count[table.part]
             self.count[table.part] += 1
@@ -192,48 +190,37 @@ class _Opened:
             if not why and content is None and given is None:
                 why = "no sound"
             if why:
-                self.skipped.append(
-                    (f"{printable(below(self.root, table.file))}: row {number}", why)
-                )
+                file = printable(make_relative(self.root, table.file))
+                self.skipped.append((f"{file}: row {number}", why))
                 continue
-            cells = {key: cell_text(row.get(c)) if c else None for key, c in extra.items()}
+            cells = {key: format_cell(row.get(c)) if c else None for key, c in extra.items()}
             split = table.split or SPLITS.get((cells["split"] or "").lower())
             part, name = table.part, given
             if content is not None:
-                found, name = str(self._extract(part, index, given, content)), plain_name(given)
+                found = str(self._extract(part, index, given, content))
+                name = strip_folders(given)
             else:
                 found = self._find(table, str(given), where)
             if self.metadata and found:
-                part, name = "", below(self.root, found)
+                part, name = "", make_relative(self.root, found)
                 split = split or SPLITS.get(name.removeprefix("data/").split("/")[0].lower())
             if found:
-                self.rows.append(
-                    HubRow(
-                        part,
-                        index,
-                        name,
-                        found,
-                        labels,
-                        where,
-                        split,
-                        cells["fold"],
-                        cells["group"],
-                    )
-                )
+                rest = (split, cells["fold"], cells["group"])
+                self.rows.append(HubRow(part, index, name, found, labels, where, *rest))
 
     def finish(self) -> None:
-        """Lists the sound files that nothing names.
+        """List the sound files that no table names.
 
         Raises:
-            DataError: files are named that are not there.
+            DataError: a named file is missing.
         """
         if self.missing:
             raise DataError(
-                f"{printable(self.root)}: {len(self.missing)} files that are named are missing, first "
+                f"{printable(self.root)}: named files are missing ({len(self.missing)}), first "
                 f"{self.missing[0]}; download or unpack the whole set"
             )
         if self.metadata:
-            files, skipped = audio_files(self.root)
+            files, skipped = list_audio_files(self.root)
             self.skipped += [(i, "not named in the metadata") for i in files if i not in self.seen]
             self.skipped += [(i, why) for i, why in skipped if Path(i).name not in METADATA]
 
@@ -244,15 +231,14 @@ class _Opened:
         target = self.place / folder / f"{index:07d}{guess_suffix(given, content)}"
         same = False
         with report_write_errors(target), contextlib.suppress(FileNotFoundError):
-            with target.open("rb") as file:
-                same = os.fstat(file.fileno()).st_size == len(content) and file.read() == content
+            same = target.stat().st_size == len(content) and target.read_bytes() == content
         if not same:
             write_bytes(target, content, durable=False)  # compared with the table when read again
         return target
 
     def _find(self, table: HubTable, given: str, where: str) -> str:
         """Path of a file that a row names, or '' if it is not there."""
-        what = leads_out(given)
+        what = find_escape(given)
         found = ""
         if not what:
             forms = (unicodedata.normalize(form, given) for form in ("NFC", "NFD"))
@@ -262,13 +248,13 @@ class _Opened:
             if not found:
                 self.missing.append(f"{given[:200]!r} ({where})")
                 return ""
-            what = "" if is_home(found, self.homes) else "is a link out of the folder"
+            what = "" if is_inside(found, self.homes) else "is a link out of the folder"
         if what:
             raise DataError(
                 f"{where}: {given[:200]!r} {what}; only files inside the folder are read: put the "
                 "sounds there, or into the data"
             )
-        first = self.seen.setdefault(below(self.root, found), where)
+        first = self.seen.setdefault(make_relative(self.root, found), where)
         if first != where:
             raise DataError(
                 f"{where}: {given[:200]!r} is named before, in {first}; keep one of them"
@@ -276,20 +262,19 @@ class _Opened:
         return found
 
 
-def _place(
+def _choose_folder(
     root: Path, tables: Sequence[HubTable], audio: str, extract_to: str | Path | None
 ) -> Path:
-    """The folder for the sounds of this data set."""
+    """The folder for the sounds of this version of the data set."""
     if extract_to is None:
         extract_to = find_user_cache() / "huggingface"
-    files = [(below(root, table.file), os.stat(table.file)) for table in tables]
+    files = [(make_relative(root, table.file), os.stat(table.file)) for table in tables]
     about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     text = json.dumps([os.path.realpath(root), audio, about])
-    folder = hash_bytes(text)[:16]
-    return Path(extract_to).expanduser().absolute() / folder
+    return Path(extract_to).expanduser().absolute() / hash_bytes(text)[:16]
 
 
-def _classes(rows: Sequence[HubRow], kept: Sequence[list[str] | None]) -> tuple[str, ...]:
+def _collect_classes(rows: Sequence[HubRow], kept: Sequence[list[str] | None]) -> tuple[str, ...]:
     """Class names kept with the data, in their order, or those that occur."""
     known = tuple(dict.fromkeys(name for names in kept for name in names or ()))
     if not known:
@@ -304,7 +289,7 @@ def _classes(rows: Sequence[HubRow], kept: Sequence[list[str] | None]) -> tuple[
     return known
 
 
-def _ids(rows: Sequence[HubRow]) -> list[str]:
+def _make_ids(rows: Sequence[HubRow]) -> list[str]:
     """An id for each row: its name where no other row has it, else its number."""
     before = [f"{row.part}/" if row.part else "" for row in rows]
     named = [start + (row.name or "") for start, row in zip(before, rows, strict=True)]

@@ -16,15 +16,30 @@ from typing import Any
 
 from aatjax.audio.listing import EXTENSIONS
 from aatjax.data.tables import Problems, read_rows
-from aatjax.errors import DataError, UsageError, printable
+from aatjax.errors import DataError, printable
+from aatjax.io.optional import need
 
 LABEL_COLUMNS = ("label", "labels")
 BATCH = 16  # rows held at a time: their sounds are in memory
+MAGIC = {
+    **{b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"FORM": ".aiff"},
+    **{b".snd": ".au", b"caff": ".caf", b"\x1aE\xdf\xa3": ".webm"},
+}
 
 
 @dataclass
 class HubRow:
-    """One clip to be: what it is called if that is unique, else it gets its number in its part."""
+    """One clip in the making.
+
+    Attributes:
+        part: prefix of its id.
+        number: number of the row in its part.
+        name: name of the sound; the id if no other row of the part has it.
+        path: the audio file.
+        labels: label names.
+        where: file and row, for messages.
+        split, fold, group: as in `Clip`.
+    """
 
     part: str
     number: int
@@ -42,12 +57,12 @@ class HubTable:
     """A file of rows.
 
     Attributes:
-        file: where it lies; names of sound files in it are relative to its folder.
-        part: what the ids of its clips begin with.
-        split: the split of all its rows, where that is known.
+        file: the file; names of sound files in it are relative to its folder.
+        part: prefix of the ids of its clips.
+        split: the split of all its rows, where known.
         columns: names of the columns.
         names: class names of the columns that have them.
-        sounds: the columns that say they hold sound.
+        sounds: the columns declared to hold sound.
         text: the rows of a CSV or JSON-lines file.
     """
 
@@ -60,49 +75,36 @@ class HubTable:
     text: list[tuple[int, dict[str, Any]]] | None = None
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and cells of every row, few at a time."""
+        """Yield number and cells of every row, with few rows in memory."""
         if self.text is not None:
             yield from self.text
             return
-        import pyarrow
-
-        number = 0
-        read = _parquet_rows if self.file.suffix.lower() == ".parquet" else _arrow_rows
-        batches = read(self.file, columns)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pyarrow.ArrowException, OSError, ValueError) as error:
-                raise _damaged(self.file, error) from error
-            if batch is None:
-                return
-            for row in batch:
-                yield number, row
-                number += 1
+        read = _read_parquet if self.file.suffix.lower() == ".parquet" else _read_arrow
+        with _report_damage(self.file):
+            yield from enumerate(row for batch in read(self.file, columns) for row in batch)
 
 
 def describe_columns(table: HubTable) -> None:
-    """Finds out the columns of a table, their class names, and which hold sound."""
+    """Fill in the columns of a table, their class names, and which hold sound.
+
+    Raises:
+        DataError: the file is damaged.
+        UnavailableError: pyarrow is not installed.
+    """
     if table.file.suffix in (".csv", ".jsonl"):
-        table.text = _text_rows(table.file)
+        table.text = _read_text(table.file)
         table.columns = list(dict.fromkeys(key for _, row in table.text for key in row))
         return
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(
-            f"{printable(table.file)}: reading it needs pyarrow, which is not installed: "
-            "pip install pyarrow"
-        ) from error
-    try:
+    need("pyarrow", extra="huggingface")
+    import pyarrow
+    import pyarrow.parquet
+
+    with _report_damage(table.file):
         if table.file.suffix.lower() == ".parquet":
             schema = pyarrow.parquet.read_schema(table.file)
         else:
             with pyarrow.memory_map(str(table.file)) as file, pyarrow.ipc.open_stream(file) as s:
                 schema = s.schema
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _damaged(table.file, error) from error
     table.columns = list(schema.names)
     for column in schema:
         if pyarrow.types.is_struct(column.type):
@@ -115,7 +117,7 @@ def describe_columns(table: HubTable) -> None:
 
 
 def take_features(table: HubTable, features: Any) -> None:
-    """Takes class names and columns of sound from the features that `datasets` wrote."""
+    """Take class names and sound columns from the features that `datasets` wrote."""
     for column, feature in features.items() if isinstance(features, dict) else ():
         if column not in table.columns:
             continue
@@ -134,7 +136,7 @@ def take_features(table: HubTable, features: Any) -> None:
                 table.names[column] = [unicodedata.normalize("NFC", name) for name in names]
 
 
-def _text_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_text(file: Path) -> list[tuple[int, dict[str, Any]]]:
     problems: Problems = []
     rows = read_rows(file, None, problems)
     if problems:
@@ -149,7 +151,7 @@ def _text_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as opened:
@@ -157,7 +159,7 @@ def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str,
             yield batch.to_pylist()
 
 
-def _arrow_rows(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+def _read_arrow(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     import pyarrow
 
     with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
@@ -168,17 +170,30 @@ def _arrow_rows(file: Path, columns: Sequence[str]) -> Iterator[list[dict[str, A
                 yield chosen.slice(start, BATCH).to_pylist()
 
 
-def _damaged(file: Path, error: Exception) -> DataError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-    todo = "copy or download it again"
-    with contextlib.suppress(OSError), file.open("rb") as opened:
-        if opened.read(20).startswith(b"version https://git-"):
-            why, todo = "it only points to the content, kept by Git LFS", "run: git lfs pull"
-    return DataError(f"{printable(file)}: cannot be read: {why}; {todo}")
+@contextlib.contextmanager
+def _report_damage(file: Path) -> Iterator[None]:
+    """Turn an error of pyarrow into a DataError that names the file."""
+    import pyarrow
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        advice = "copy or download it again"
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            if opened.read(20).startswith(b"version https://git-"):
+                why, advice = "a pointer of Git LFS, not the content", "run: git lfs pull"
+        raise DataError(f"{printable(file)}: cannot be read: {why}; {advice}") from error
 
 
-def label_column(tables: Sequence[HubTable], asked: str | None) -> str:
-    """The column with the labels, which every table has."""
+def find_label_column(tables: Sequence[HubTable], asked: str | None) -> str:
+    """Return the column with the labels, which every table has.
+
+    Raises:
+        DataError: a table lacks it.
+    """
     first = tables[0]
     only = list(first.names) if len(first.names) == 1 else []
     names = [asked, asked.lower()] if asked is not None else [*LABEL_COLUMNS, *only]
@@ -186,30 +201,39 @@ def label_column(tables: Sequence[HubTable], asked: str | None) -> str:
     for table in tables:
         if found not in table.columns:
             wanted = " or ".join(repr(name) for name in ([asked] if asked else LABEL_COLUMNS))
-            raise DataError(_no_column(table, found, wanted, "label"))
+            raise _report_column(table, found, wanted, "label")
     return found
 
 
-def audio_column(table: HubTable, asked: str) -> str:
-    """The column of sounds, or of names of their files; a DataError where there is none."""
+def find_audio_column(table: HubTable, asked: str) -> str:
+    """Return the column of sounds, or of names of their files.
+
+    Raises:
+        DataError: there is none.
+    """
     if asked in table.columns:
         return asked
     if asked == "audio" and len(table.sounds) == 1:
         return table.sounds[0]
-    raise DataError(_no_column(table, asked, repr(asked), "audio"))
+    raise _report_column(table, asked, repr(asked), "audio")
 
 
-def _no_column(table: HubTable, name: str, wanted: str, option: str) -> str:
+def _report_column(table: HubTable, name: str, wanted: str, option: str) -> DataError:
     near = difflib.get_close_matches(name, table.columns, 1)
-    return (
-        f"{printable(table.file)}: no column {wanted}; the columns are {printable(', '.join(table.columns))}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + f"; say which one with {option}="
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    columns = printable(", ".join(table.columns))
+    return DataError(
+        f"{printable(table.file)}: no column {wanted}; the columns are {columns}{hint}; choose one "
+        f"with {option}="
     )
 
 
 def read_label(cell: Any, names: Sequence[str] | None, where: str) -> tuple[list[str], str]:
-    """The label names in a cell, and why the row is to be left out, if it is."""
+    """Return the label names in a cell, and why the row is to be skipped, if it is.
+
+    Raises:
+        DataError: the cell holds no label, or a class number out of range.
+    """
     found: list[str] = []
     for item in cell if isinstance(cell, list) else [cell]:
         if isinstance(item, float) and (math.isnan(item) or item.is_integer()):
@@ -229,14 +253,18 @@ def read_label(cell: Any, names: Sequence[str] | None, where: str) -> tuple[list
             return [], "label -1: kept secret"
         elif item < 0 or (names is not None and item >= len(names)):
             classes = f"among the {len(names)} classes" if names is not None else "a class number"
-            raise DataError(f"{where}: label {item} is not {classes}; mend or remove the row")
+            raise DataError(f"{where}: label {item} is not {classes}; fix or remove the row")
         else:
             found.append(names[item] if names is not None else str(item))
     return found, ""
 
 
 def read_sound(cell: Any, where: str) -> tuple[bytes | None, str | None]:
-    """The bytes of a sound, and its path as it is written there."""
+    """Return the bytes of a sound, and its path as given there.
+
+    Raises:
+        DataError: the cell holds no sound.
+    """
     content, given = (cell, None) if isinstance(cell, bytes) else (None, cell)
     if isinstance(cell, dict):
         if not {"bytes", "path"} & cell.keys():
@@ -248,12 +276,12 @@ def read_sound(cell: Any, where: str) -> tuple[bytes | None, str | None]:
         content, given = cell.get("bytes"), cell.get("path")
     if not isinstance(content, bytes | None) or not isinstance(given, str | None):
         kind = type(cell).__name__
-        raise DataError(f"{where}: holds a {kind}, not sound; say which column does with audio=")
+        raise DataError(f"{where}: holds a {kind}, not sound; choose its column with audio=")
     return content or None, given or None
 
 
-def cell_text(cell: Any) -> str | None:
-    """A cell as text, whole numbers without a point; None where it is no plain value."""
+def format_cell(cell: Any) -> str | None:
+    """Return a cell as text, whole numbers without a point; None if it is no plain value."""
     if cell is None or isinstance(cell, list | dict | bytes):
         return None
     if isinstance(cell, float) and cell.is_integer():
@@ -261,30 +289,28 @@ def cell_text(cell: Any) -> str | None:
     return unicodedata.normalize("NFC", str(cell)).strip() or None
 
 
-def plain_name(given: str | None) -> str | None:
-    """A path kept beside the bytes of a sound, as a name: without folders of another machine."""
+def strip_folders(given: str | None) -> str | None:
+    """Return the path kept beside the bytes of a sound as a name, without foreign folders."""
     name = (given or "").replace("\\", "/")
-    if leads_out(name):
+    if find_escape(name):
         name = name.rpartition("/")[2]
     return name if name.isprintable() and name not in ("", "..") else None
 
 
 def guess_suffix(given: str | None, content: bytes) -> str:
-    """The extension that the kept path has, if it is one of sound, or that the first bytes mean."""
+    """Return the audio extension of the kept path, or the one of the first bytes."""
     kept = os.path.splitext(given or "")[1].lower()
     if kept in EXTENSIONS:
         return kept
-    starts = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"FORM": ".aiff", b".snd": ".au"}
-    starts |= {b"caff": ".caf", b"RF64": ".wav", b"\x1aE\xdf\xa3": ".webm"}
     if content[4:8] == b"ftyp":
         return ".m4a"
     if content[:3] == b"ID3" or (content[0] == 0xFF and content[1:2] >= b"\xe0"):
         return ".mp3"
-    return starts.get(content[:4], "")
+    return MAGIC.get(content[:4], "")
 
 
-def leads_out(given: str) -> str:
-    """Why a path is not one inside a folder, or nothing."""
+def find_escape(given: str) -> str:
+    """Return why a path does not stay inside a folder; '' if it does."""
     slashed = given.replace("\\", "/")
     if slashed.startswith("/") or re.match("[A-Za-z]:/", slashed) or "\0" in slashed:
         return "is not a path relative to the folder"
