@@ -12,9 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aatjax.data.synthetic.primitives import Take, convolve, fast_length, noise, place_at, tone
-from aatjax.data.synthetic.registry import MAKERS
-from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, SOUNDS, TARGET_SOUNDS, synthesize
+from aatjax.data.synthetic.primitives import Take, convolve, fast_length, place_at
+from aatjax.data.synthetic.synthesize import (
+    MAKERS,
+    PRETRAIN_SOUNDS,
+    SOUNDS,
+    TARGET_SOUNDS,
+    synthesize,
+)
 from aatjax.errors import UsageError
 
 GOLDEN = [
@@ -154,7 +159,7 @@ def test_fast_length_is_the_least_smooth_number() -> None:
 
 
 def test_tone_has_its_pitch_and_no_alias() -> None:
-    spectrum = np.abs(np.fft.rfft(tone(take(), 3000.0, [1.0, 0.5, 0.25]) * np.hanning(16000)))
+    spectrum = np.abs(np.fft.rfft(take().tone(3000.0, [1.0, 0.5, 0.25]) * np.hanning(16000)))
     spectrum /= spectrum[3000]
     assert spectrum[6000] == pytest.approx(0.5, rel=1e-3)
     spectrum[2990:3011] = spectrum[5990:6011] = 0.0
@@ -162,7 +167,7 @@ def test_tone_has_its_pitch_and_no_alias() -> None:
 
 
 def test_noise_keeps_to_its_band_at_unit_level() -> None:
-    sound = noise(take(), 500.0, 1500.0)
+    sound = take().noise(500.0, 1500.0)
     power = np.abs(np.fft.rfft(sound)) ** 2
     assert np.sqrt(np.mean(sound**2)) == pytest.approx(1.0)
     assert power[300:2500].sum() > 0.99 * power.sum()

@@ -1,4 +1,4 @@
-"""`Synthetic`: a labelled set of sounds that are made when they are asked for."""
+"""`Synthetic`: a labelled set of sounds that are synthesized on demand."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from aatjax.errors import UsageError
 class Synthetic(Source):
     """Sounds made on demand: nothing on disk, the same for the same arguments anywhere.
 
-    Clip k of a sound has one waveform for a seed, whatever else is asked for, so a training set
+    Clip k of a sound has one waveform per seed, whatever else is requested, so a training set
     `Synthetic(clips=40)` and a test set `Synthetic(clips=10, first=40)` never share a clip.
 
     Args:
         sounds: names of the classes, from `aatjax.data.synthetic.synthesize.SOUNDS`.
-        clips: clips in each class.
+        clips: clips per class.
         seed: which stream of clips.
         seconds: length of each clip.
         first: number of the first clip of each class.
@@ -44,24 +44,19 @@ class Synthetic(Source):
                 f"Synthetic(sounds={sounds!r}, clips={clips}, seed={seed}, first={first}): give a "
                 "list of sounds, one clip or more, and numbers that are not negative"
             )
-        reader = SoundMaker(seed, seconds)
         for sound in sounds:
             synthesize(sound, 0, seconds=min(seconds, 0.1))  # refuses unknown names at once
-        super().__init__(
-            (
-                Clip(f"{sound}/{k:05d}", (label,), None)
-                for label, sound in enumerate(sounds)
-                for k in range(first, first + clips)
-            ),
-            sounds,
-            name="synthetic",
-            reader=reader,
-        )
+        made = [
+            Clip(f"{sound}/{k:05d}", (label,), None)
+            for label, sound in enumerate(sounds)
+            for k in range(first, first + clips)
+        ]
+        super().__init__(made, sounds, name="synthetic", reader=SoundMaker(seed, seconds))
 
 
 @dataclass(frozen=True)
 class SoundMaker(Reader):
-    """Makes the clips of `Synthetic` from their ids."""
+    """Synthesizes the clips of `Synthetic` from their ids."""
 
     seed: int
     seconds: float
@@ -74,6 +69,6 @@ class SoundMaker(Reader):
         return f"synthetic {self.number(clip)} {self.seconds:g}"
 
     def number(self, clip: Clip) -> int:
-        """The seed of one clip: 63 bits of a hash, so that seeds of nearby clips are unrelated."""
+        """Return the seed of a clip: 63 bits of a hash, so that nearby clips are unrelated."""
         digest = hashlib.sha256(f"{self.seed}/{clip.id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1

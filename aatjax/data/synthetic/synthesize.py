@@ -1,4 +1,4 @@
-"""Environmental sounds made from nothing: a labelled data set that needs no download.
+"""Synthetic environmental sounds: a labelled data set that needs no download.
 
 Thirty classes, each clip drawn with its own pitch, pace, timbre, number of events, room,
 background noise, stray events, microphone and level. Twenty classes are meant for pretraining and
@@ -7,22 +7,37 @@ ten others, with near neighbours among themselves and among the twenty, for adap
 
 import difflib
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int16
 
-from aatjax.data.synthetic.primitives import Take
-from aatjax.data.synthetic.registry import MAKERS
+from aatjax.data.synthetic import nature, objects, tonal
+from aatjax.data.synthetic.primitives import Samples, Take
 from aatjax.data.synthetic.scene import record_scene
 from aatjax.errors import UsageError
 
+# The order is part of what a seed means: the place of a sound seeds its random stream.
+MAKERS: dict[str, Callable[[Take], Samples]] = {
+    make.__name__.removesuffix("_ticks"): make
+    for make in (
+        *(nature.rain, nature.wind, nature.waves, nature.thunder, nature.fire),
+        *(objects.clock_ticks, tonal.bell, tonal.siren, tonal.alarm, objects.helicopter),
+        *(objects.engine, objects.chainsaw, nature.bark, nature.crow, nature.bird),
+        *(nature.cricket, nature.frog, nature.drops, objects.knock, objects.steps),
+        *(nature.glass, tonal.phone, tonal.horn, objects.applause, objects.typing),
+        *(tonal.whistle, tonal.pluck, tonal.organ, tonal.flute, tonal.brass),
+    )
+}
+"""Functions that draw a clean sound, at any level, for a take."""
+
 SOUNDS: tuple[str, ...] = tuple(MAKERS)
-"""The thirty class names. Their order is fixed: it is part of what a seed means."""
+"""The thirty class names, in a fixed order."""
 
 TARGET_SOUNDS: tuple[str, ...] = (
-    *("siren", "alarm", "whistle"),  # pitched signals: told apart by how the pitch moves
-    *("bark", "crow", "frog"),  # calls: by length, roughness and pulses
-    *("drops", "knock", "clock", "fire"),  # short hits: by rhythm and resonance
+    *("siren", "alarm", "whistle"),  # pitched signals: they differ in how the pitch moves
+    *("bark", "crow", "frog"),  # calls: in length, roughness and pulses
+    *("drops", "knock", "clock", "fire"),  # short hits: in rhythm and resonance
 )
 """The ten classes kept for adaptation; none of them is in `PRETRAIN_SOUNDS`."""
 
@@ -35,20 +50,20 @@ LOWEST_RATE = 4000
 def synthesize(
     sound: str, seed: int, *, seconds: float = 2.0, rate: int = 16000
 ) -> Int16[np.ndarray, " s"]:
-    """One clip of a class, the same bytes for the same arguments.
+    """Return one clip of a class, the same bytes for the same arguments.
 
     Args:
-        sound: One of `SOUNDS`.
-        seed: Which clip of the class: any whole number from 0 on.
-        seconds: Length of the clip.
-        rate: Sample rate in Hz, at least 4000. Another rate gives another clip, not the same
-            one resampled.
+        sound: one of `SOUNDS`.
+        seed: which clip of the class: any whole number from 0 on.
+        seconds: length of the clip.
+        rate: sample rate in Hz, at least 4000. Another rate gives another clip, not the same one
+            resampled.
 
     Returns:
         Mono 16-bit PCM, shape (round(seconds * rate),), with a peak of -30 to -3 dB full scale.
 
     Raises:
-        UsageError: For an unknown sound, a negative seed, or a length or rate out of range.
+        UsageError: an unknown sound, a negative seed, or a length or rate out of range.
     """
     if sound not in MAKERS:
         near = difflib.get_close_matches(sound, SOUNDS, n=1, cutoff=0.5)
