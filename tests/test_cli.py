@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -360,18 +361,19 @@ def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[st
     ("arguments", "words"),
     [
         (["trian"], "unknown command 'trian', did you mean 'train'?"),
-        (["frobnicate"], "there are adapt, train, eval, predict, convert"),
+        (["frobnicate"], "there are adapt, compare, eval, report, train, demo"),
         (["train", "--method", "lineer"], "unknown method 'lineer', did you mean 'linear'?"),
         (["train", "--metod", "linear"], "unknown flag '--metod', did you mean '--method'?"),
         (["train", "foldr"], "no config 'foldr', did you mean 'folder'?"),
         (["train", "gone.py"], "gone.py: no such config file"),
-        (["train", "--method"], "--method: expected one argument"),
-        (["predict"], "required: adapter, files"),
+        (["train", "--method"], "missing value for argument '--method'; see aatjax train --help"),
+        (["predict"], "required: ADAPTER; see aatjax predict --help"),
+        (["predict", "a.safetensors"], "required: FILES"),
         (["predict", "a.safetensors", "x.wav", "--jsn"], "did you mean '--json'?"),
         (["predict", "a.safetensors", "x.wav", "--top", "three"], "--top"),
-        (["eval"], "required: adapter"),
+        (["eval"], "required: ADAPTER"),
         (["eval", "a", "--bas", "x"], "did you mean '--base'?"),
-        (["convert", "x"], "required: out"),
+        (["convert", "x"], "required: OUT"),
         (["convert", "x", "y", "--to", "onnx"], "onnx"),
     ],
 )
@@ -409,13 +411,54 @@ def test_a_wrong_field_ends_with_2_and_a_word(
 def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 0
     out = capfd.readouterr().out
-    assert all(verb in out for verb in main.VERBS)
+    assert all(verb in out for verb in main.COMMANDS)
 
 
-@pytest.mark.parametrize("verb", sorted(main.VERBS))
-def test_every_verb_has_help(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main.run([verb, "--help"]) == 0
-    assert f"usage: aatjax {verb}" in capfd.readouterr().out
+FLAGS = {
+    "adapt": "base dry-run format method no-labels pattern quiet run",
+    "bench flops": "classes frames json markdown methods size",
+    "bench scaling": "batch-size budget classes experts frames json lengths markdown rounds size "
+    "slots time",
+    "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
+    "chaos": "interruptions seed workdir",
+    "compare": "budget cross-validate flags methods out protocol seeds verbose",
+    "convert": "dtype frames revision rgb to",
+    "demo": "base no-browser port",
+    "doctor": "base format frames ignore json no-labels pattern quiet show strict workers",
+    "eval": "base format json",
+    "export": "base check licence platforms runtime to tolerance",
+    "methods": "body-norm classes frames json size",
+    "plan": "advise classes flags json method per-device topology",
+    "predict": "base batch-size embeddings format gap hop json min-duration out segments smooth "
+    "threshold top",
+    "prepare": "download from max-bad quiet subset to workers",
+    "recipes": "json",
+    "report": "base clips format out",
+    "serve": "base batch-size body-timeout concurrency host max-bytes max-seconds port queue "
+    "timeout wait",
+    "summary": "flags method",
+    "train": "allow-change coordinator cross-validate draws flags method process processes "
+    "protocol quiet run stuck-after",
+    "verify": "base",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_command_explains_each_of_its_flags(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main.run([*command.split(), "--help"]) == 0
+    out = capfd.readouterr().out
+    assert f"usage: aatjax {command} [-h]" in out
+    rows = re.findall(r"^│ (?:-h, )?--([a-z-]+)(.*?)(?=^│ -|^╰)", out, re.MULTILINE | re.DOTALL)
+    assert {flag for flag, _ in rows} == {"help", *FLAGS[command].split()}
+    empty = [flag for flag, text in rows if not re.search(r"  \w", text)]
+    assert not empty, "flags without a help text"
+
+
+def test_the_table_of_flags_has_every_command() -> None:
+    assert {name.split()[0] for name in FLAGS} == set(main.COMMANDS)
 
 
 def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:

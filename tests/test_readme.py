@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 import aatjax
-from aatjax.cli.main import VERBS
+from aatjax.cli.main import COMMANDS
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
 
@@ -50,7 +50,7 @@ def test_both_commands_are_there_once_each():
 
 
 def test_every_verb_and_method_is_named():
-    for verb in VERBS:
+    for verb in COMMANDS:
         assert f"`aatjax {verb}" in README, verb
     for name, method in METHODS.items():
         assert f"`{name}`" in README and f"`{method.__name__}(" in README

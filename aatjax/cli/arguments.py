@@ -1,129 +1,226 @@
-"""What the verbs share: their arguments, one-line complaints, tables."""
+"""Arguments of the commands, parsed by tyro; errors in one line."""
 
-import argparse
 import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import itertools
+import os
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from aatjax.cli.commands import VERBS
+import tyro
+from tyro.conf import Positional
+
 from aatjax.errors import UsageError
 
+if TYPE_CHECKING:
+    from aatjax.config import Config
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, with the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = next((w for w in message.split() if w.startswith("--")), None)
-        hint = "" if wrong is None else nearest(wrong, list(self._option_string_actions))
-        raise UsageError(f"{message}{hint}; see {self.prog} --help")
-
-
-def parser_of(verb: str) -> argparse.ArgumentParser:
-    return Parser(prog=f"aatjax {verb}", description=VERBS[verb], allow_abbrev=False)
+MARKERS = (
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.DisallowNone,
+    tyro.conf.PositionalMetavarFromFieldName,
+    tyro.conf.HelptextFromCommentsOff,
+)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`, did you mean ...?` where one of the known words is near."""
-    import difflib
+NO_HINT = tyro.conf.arg(help_behavior_hint="")  # no "(default: None)" in the help
+T = TypeVar("T")
+Unset = Annotated[T | None, NO_HINT]
+"""Type of an optional flag in a dataclass of flags; parameters of functions need none."""
+Switch = Annotated[bool, NO_HINT]
+"""Type of a flag without a value in a dataclass of flags."""
 
-    near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
-    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""
 
+@dataclasses.dataclass(frozen=True)
+class ConfigChoice:
+    """The experiment.
 
-def config_of(
-    verb: str,
-    arguments: list[str],
-    text: str,
-    flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-) -> tuple[Any, argparse.Namespace]:
-    """CONFIG, the flags of the verb, and every other flag as a field of the config.
-
-    Args:
-        verb: for the messages.
-        arguments: of the command line.
-        text: of `--help`, with places for `{configs}` and `{methods}`.
-        flags: adds the verb's own flags to the parser.
+    Attributes:
+        config: name of a config (default, folder, esc, one of `aatjax recipes`), or a .py or .json
+            file; every field of it is a flag, such as --optim.lr 1e-3
+        method: another adaptation method: a row of `aatjax methods`, a method at its defaults, or
+            several joined by +
+        flags: list every field of the config as a flag and exit
     """
-    import textwrap
 
-    from aatjax.config import list_configs, load_config
-    from aatjax.petl import METHODS
+    config: Positional[str] = "default"
+    method: Unset[str] = None
+    flags: Switch = False
 
-    if any(a in ("-h", "--help") for a in arguments):
-        indent = " " * 21
-        names = ", ".join(sorted(METHODS.keys() - {"combined"}))
-        methods = textwrap.fill(names, 98, initial_indent=indent, subsequent_indent=indent)
-        print(
-            text.format(
-                methods=methods,
-                configs=", ".join([*list_configs(), "and those of `aatjax recipes`"]),
-            )
-        )
+    def load(self, command: str, fields: Sequence[str]) -> "Config":
+        """Return the config with the method and the fields replaced."""
+        from aatjax.config import load_config
+
+        config = load_config(self.config)
+        if self.method:
+            config = config.with_method(self.method)
+        fields = ["--help"] if self.flags else fields
+        return replace_fields(config, fields, f"aatjax {command} {self.config}")
+
+
+ConfigArguments = Annotated[ConfigChoice, tyro.conf.OmitArgPrefixes]
+
+
+def bind(
+    function: Callable[..., None], arguments: Sequence[str], prog: str, description: str
+) -> Callable[[], None]:
+    """Parse the arguments of a command; the result runs it.
+
+    A command is a typed function: its parameters are its arguments and flags, its docstring their
+    help. A parameter `fields` takes every flag that is not the command's own, a parameter `command`
+    the whole command line.
+
+    Raises:
+        UsageError: a wrong, unknown or missing argument.
+        SystemExit: after `--help`.
+    """
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function, include_extras=True)
+    line = [*prog.split(), *arguments]
+    more: dict[str, Any] = {}
+    if "fields" in signature.parameters:
+        own = [f"--{name.replace('_', '-')}" for name, _ in _list_arguments(signature, hints)]
+        arguments, more["fields"] = split_fields(arguments, own)
+    if "command" in signature.parameters:
+        more["command"] = line
+    for name, parameter in signature.parameters.items():
+        if parameter.default in (None, False, ()):
+            hints[name] = Annotated[hints[name], NO_HINT]
+
+    def call(*args: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **options, **more)
+
+    call.__annotations__ = hints
+    call.__doc__ = (inspect.getdoc(function) or "").replace("\n" + 8 * " ", " ")  # one line a flag
+    typed = [
+        p.replace(annotation=hints[n]) for n, p in signature.parameters.items() if n not in more
+    ]
+    call.__signature__ = signature.replace(parameters=typed)
+    bound = _parse(call, arguments, prog=prog, description=description)
+    values = dict(bound.keywords)
+    for group in filter(dataclasses.is_dataclass, bound.keywords.values()):
+        values |= vars(group)
+    for name, required in _list_arguments(signature, hints):
+        if required and values.get(name) == ():  # tyro lets a list be empty
+            raise UsageError(f"required: {name.upper()}; see {prog} --help")
+    return bound
+
+
+def bind_kind(
+    kinds: dict[str, Callable[..., None]], arguments: Sequence[str], prog: str, description: str
+) -> Callable[[], None]:
+    """Parse the arguments of a command that has several kinds; the first argument selects one."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<9} {(f.__doc__ or '').splitlines()[0]}" for name, f in kinds.items()]
+        usage = f"usage: {prog} {{{','.join(kinds)}}} ...\n\n{description.strip()}\n"
+        print("\n".join([usage, *lines, f"\n{prog} KIND --help lists the flags of one"]))
         raise SystemExit(0)
-    parser = Parser(prog=f"aatjax {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--method")
-    parser.add_argument("--flags", action="store_true")
-    flags(parser)
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    options, fields = parser.parse_known_args(arguments[1 if name else 0 :])
-    for field in fields:
-        hint = nearest(field, list(parser._option_string_actions))
-        if field.startswith("--") and "." not in field and hint:
-            raise UsageError(f"unknown flag {field!r}{hint}")
-    config = load_config(name or "default")
-    if options.method:
-        config = config.with_method(options.method)
-    if options.flags:
-        fields = ["--help"]
-    config = with_fields(config, fields, f"aatjax {verb} {name or 'default'}")
-    return config, options
+    kind = arguments[0]
+    if kind not in kinds:
+        hint = nearest(kind, list(kinds)) or f" (there are {', '.join(kinds)})"
+        raise UsageError(f"{prog} has no kind {kind!r}{hint}")
+    return bind(
+        kinds[kind], arguments[1:], f"{prog} {kind}", (kinds[kind].__doc__ or "").split("\n")[0]
+    )
 
 
-def with_fields(config: Any, fields: list[str], prog: str) -> Any:
-    """The config with fields replaced by flags such as `--optim.lr 1e-3`.
+def _list_arguments(
+    signature: inspect.Signature, hints: dict[str, Any]
+) -> Iterator[tuple[str, bool]]:
+    """Names of a command's arguments, those in a dataclass too, and whether each is required."""
+    for name, parameter in signature.parameters.items():
+        group = next(iter(typing.get_args(hints[name])), None)  # of Annotated[group, ...]
+        if dataclasses.is_dataclass(group):
+            for field in dataclasses.fields(group):
+                yield field.name, field.default is dataclasses.MISSING
+        else:
+            yield name, parameter.default is parameter.empty
+
+
+def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the fields of the config, with their values, from a command's own arguments.
+
+    Raises:
+        UsageError: an unknown flag that looks like one of the command's own.
+    """
+    rest: list[str] = []
+    fields: list[str] = []
+    target = rest
+    for argument in arguments:
+        flag, has_value, _ = argument.partition("=")
+        if flag.startswith("--"):
+            target = rest if flag in (*own, "--help", "--") else fields
+            if target is fields and "." not in flag and (hint := nearest(flag, own)):
+                raise UsageError(f"unknown flag {flag!r}{hint}")
+        target.append(argument)
+        if has_value or flag.rpartition(".")[2].startswith("no-"):
+            target = rest
+    return rest, fields
+
+
+def replace_fields(config: Any, fields: Sequence[str], prog: str) -> Any:
+    """Return the config with fields replaced by flags such as `--optim.lr 1e-3`.
 
     Raises:
         UsageError: an unknown field or a wrong value.
     """
-    import tyro
+    return _parse(
+        tyro.conf.AvoidSubcommands[type(config)],
+        fields,
+        default=config,
+        prog=prog,
+        description="Every field of the config as a flag.",
+    )
 
-    said = io.StringIO()
+
+def _parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
+    """Run tyro; its boxed errors become a UsageError."""
+    errors = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    markers = () if "default" in options else MARKERS
+    if not {"-h", "--help"} & set(arguments):
+        os.environ["COLUMNS"] = "1000"  # no line breaks inside a message
     try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(
-                tyro.conf.AvoidSubcommands[type(config)],
-                default=config,
-                args=fields,
-                prog=prog,
-                description="Every field of the config as a flag.",
-            )
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(target, args=arguments, prog=prog, config=markers, **options)
     except SystemExit as end:
-        if not said.getvalue():
+        if not errors.getvalue():
             raise
-        raise UsageError(unbox(said.getvalue())) from end
-    return config
+        raise UsageError(f"{_join_lines(errors.getvalue())}; see {prog} --help") from end
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
 
 
-def unbox(text: str) -> str:
-    """What tyro says of a wrong flag in a box of several lines, as one line."""
-    inside = (line.strip(" │") for line in text.splitlines()[1:])  # the first is a title
-    words = (line for line in inside if line.strip("─-╰╯"))
-    return " ".join(words).partition(" For full helptext")[0]
+def _join_lines(box: str) -> str:
+    """The text of one of tyro's error boxes as one line, the help of flags left out."""
+    lines = [line[2:].rstrip(" │|") for line in box.splitlines()[1:-1]]
+    message = ""
+    for ruled, group in itertools.groupby(lines, lambda line: not line.strip("─-")):
+        if ruled:
+            continue
+        head, *rest = group
+        names = [line.strip() for line in rest if line[:5].count(" ") == 4]
+        if head.startswith("For full helptext"):
+            break
+        if head.startswith("Perhaps you meant"):
+            message += f", did you mean {names[0].split()[0]!r}?"
+        elif head.startswith("Argument helptext"):
+            message += f" ({names[0]})"
+        elif head.startswith("Missing from"):
+            message += f"required: {', '.join(names)}"
+        else:
+            message += " ".join([head, *(line.strip() for line in rest)]).replace("  ", " ")
+    return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")
 
 
-def with_interval(headline: tuple[str, float | None, float | None, float | None] | None) -> str:
-    if headline is None or headline[1] is None:
-        return "n/a"
-    _, value, low, high = headline
-    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{bounds}"
-
-
-def text_table(heads: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in [heads, *rows]
-    ]
-    return "\n".join(lines)
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return `, did you mean ...?` where one of the known words is near, else nothing."""
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
+    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""

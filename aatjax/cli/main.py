@@ -1,15 +1,38 @@
-"""The command line: `aatjax VERB ...`. Heavy imports happen inside the verbs."""
+"""The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
 import contextlib
+import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 
-from aatjax.cli.commands import VERBS
 from aatjax.errors import AatjaxError, UsageError
 from aatjax.io.signals import catch_sigterm
+
+GROUPS = ("train", "use", "data", "weights", "plan")
+"""Order of the groups in the overview; a command's file states its own."""
+
+
+def find_commands() -> dict[str, tuple[str, str]]:
+    """Group and summary of every command: the file's GROUP, and the first line of its docstring."""
+    found = {}
+    for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"):
+        text = path.read_text(encoding="utf-8")
+        group = re.search(r'^GROUP = "(\w+)"$', text, re.MULTILINE)
+        found[path.stem] = (
+            group[1] if group else "other",
+            text.split('"""')[1].split(".\n")[0].rstrip("."),
+        )
+    order = {group: number for number, group in enumerate(GROUPS)}
+    return dict(sorted(found.items(), key=lambda c: (order.get(c[1][0], len(order)), c[0])))
+
+
+COMMANDS = find_commands()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,44 +44,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code; a user's mistake gives one line, no traceback."""
+    """Run one command and return its exit code; a user's mistake gives one line, no traceback."""
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(overview())
-            return 0
-        if arguments[0] == "--version":
-            from importlib.metadata import version
-
+            print(format_overview())
+        elif arguments[0] == "--version":
             print(version("aatjax"))
-            return 0
-        verb, rest = arguments[0], arguments[1:]
-        if verb not in VERBS:
-            import difflib
-
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(VERBS)})"
-            raise UsageError(f"unknown command {verb!r}{hint}")
-        command: Callable[[list[str]], None] = import_module(f"aatjax.cli.commands.{verb}").main
-        _quiet_libraries()
-        with catch_sigterm():
-            command(rest)
-        sys.stdout.flush()
+        else:
+            command = find_command(*arguments)
+            _quiet_libraries()
+            with catch_sigterm():
+                command()
+            sys.stdout.flush()
         return 0
     except AatjaxError as error:
         print(f"aatjax: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return _leave(error.exit_code)
-    except SystemExit as end:  # --help, and what tyro says of a flag
+    except SystemExit as end:  # --help, and commands whose exit code is a result
         return end.code if isinstance(end.code, int) else 2 * (end.code is not None)
     except KeyboardInterrupt:
         print("aatjax: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as if SIGPIPE had ended it: not everything was written
+        return 141  # as after SIGPIPE: part of the output was lost
+
+
+def find_command(name: str, *arguments: str) -> Callable[[], None]:
+    """The command of a name, bound to its arguments.
+
+    A file in `commands/` holds one: its function `main`, or the functions of its dictionary
+    `KINDS` by the word that selects one.
+
+    Raises:
+        UsageError: no such command, or wrong arguments.
+    """
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(COMMANDS)})"
+        raise UsageError(f"unknown command {name!r}{hint}")
+    from aatjax.cli.arguments import bind, bind_kind
+
+    module = import_module(f"aatjax.cli.commands.{name}")
+    kinds = getattr(module, "KINDS", None)
+    if kinds is not None:
+        return bind_kind(kinds, arguments, f"aatjax {name}", module.__doc__ or "")
+    return bind(module.main, arguments, f"aatjax {name}", module.__doc__ or "")
 
 
 def _leave(code: int) -> int:
-    """The exit code; where other processes run, ends at once instead of waiting for them."""
+    """Return the exit code; where other processes take part, exit without waiting for them."""
     if "aatjax.train.distributed" in sys.modules:
         from aatjax.train.distributed import is_distributed
 
@@ -70,18 +105,23 @@ def _leave(code: int) -> int:
     return code
 
 
-def overview() -> str:
-    """The text of `aatjax --help`."""
-    width = max(map(len, VERBS))
+def format_overview() -> str:
+    """Return the text of `aatjax --help`."""
+    width = max(map(len, COMMANDS))
     lines = [
-        "usage: aatjax VERB ...",
+        "usage: aatjax COMMAND ...",
         "",
         "Parameter-efficient fine-tuning of the Audio Spectrogram Transformer.",
+    ]
+    group = None
+    for name, (its_group, summary) in COMMANDS.items():
+        lines += [""] * (its_group != group)
+        lines.append(f"  {name:<{width}}  {summary}")
+        group = its_group
+    lines += [
         "",
-        *(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()),
-        "",
-        "aatjax train            runs at once, on synthetic sounds and the weights in the package",
-        "aatjax VERB --help      more about one verb",
+        "aatjax train            needs no data: synthetic sounds, and the weights in the package",
+        "aatjax COMMAND --help   arguments and flags of a command",
     ]
     return "\n".join(lines)
 

@@ -1,96 +1,85 @@
-"""`aatjax adapt`: one command from a folder of sounds to an adapter, a report and what to mend."""
+"""Checks your sounds, picks settings, trains, evaluates and writes a report, in one command."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from aatjax.cli.arguments import Parser, text_table, with_fields
-from aatjax.cli.progress import StageBar
+from tyro.conf import Positional
 
-TEXT = (
-    "Looks the sounds over (as `aatjax doctor`), chooses length, division, method, batch and "
-    "augmentation by rules that it prints, trains, evaluates and writes a report. Every field of "
-    "the config that is given as a flag (--model.frames 128) replaces the choice."
-)
+GROUP = "train"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax adapt`."""
-    parser = Parser(prog="aatjax adapt", description=TEXT, allow_abbrev=False)
-    parser.add_argument("path", help="a folder of class folders, a CSV or JSON-lines file, ...")
-    parser.add_argument(
-        "--base",
-        default="embedded",
-        help="the backbone's weights: a file, a folder, a Hugging Face id (default embedded)",
-    )
-    parser.add_argument("--format", default="auto", help="as data.format (default auto)")
-    parser.add_argument("--pattern", help="regular expression for --format names")
-    parser.add_argument("--method", help="another method than the chosen one")
-    parser.add_argument("--run", type=Path, help="run folder (default runs/adapt-NAME)")
-    parser.add_argument("--dry-run", action="store_true", help="print the choices and stop")
-    parser.add_argument(
-        "--no-labels", action="store_true", help="do not look for labels that look wrong"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    options, fields = parser.parse_known_args(arguments)
+def main(
+    path: Positional[str],
+    *,
+    fields: list[str],
+    command: list[str],
+    base: str = "embedded",
+    format: str = "auto",
+    pattern: str | None = None,
+    method: str | None = None,
+    run: Path | None = None,
+    dry_run: bool = False,
+    no_labels: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run `aatjax adapt`.
+
+    Args:
+        path: a folder of class folders, a CSV or JSON-lines file, ...; every field of the config
+            given as a flag (--model.frames 128) replaces the setting that was picked
+        base: weights of the backbone: a file, a folder or a Hugging Face id
+        format: how PATH is read, as --data.format of `aatjax train`
+        pattern: regular expression for --format names
+        method: another adaptation method than the one that was picked
+        run: run folder (default: runs/adapt-NAME)
+        dry_run: print the settings and stop
+        no_labels: skip the search for labels that look wrong
+        quiet: no progress
+    """
+    from aatjax.cli.arguments import replace_fields
+    from aatjax.cli.progress import StageBar
     from aatjax.convert.load import load
     from aatjax.data.formats import open_source
     from aatjax.doctor import diagnose
     from aatjax.experiments import autoconfig
 
-    source = open_source(options.path, options.format, pattern=options.pattern)
-    shape = load(options.base, num_classes=len(source.classes)).config
-    with StageBar(quiet=options.quiet) as bar:
-        diagnosis = diagnose(
-            source, frames=shape.frames, labels=not options.no_labels, progress=bar.tell
-        )
+    source = open_source(path, format, pattern=pattern)
+    shape = load(base, num_classes=len(source.classes)).config
+    with StageBar(quiet=quiet) as bar:
+        diagnosis = diagnose(source, frames=shape.frames, labels=not no_labels, progress=bar.tell)
     print(diagnosis.text(most=3))
+    data = {"path": path, "format": format, "pattern": pattern}
     config, made = autoconfig.choose(
-        source,
-        diagnosis,
-        path=str(options.path),
-        format=options.format,
-        pattern=options.pattern,
-        base=options.base,
-        base_shape=(shape.frames, shape.dim),
+        source, diagnosis, **data, base=base, base_shape=(shape.frames, shape.dim)
     )
-    if options.method:
-        config = config.with_method(options.method)
-    config = with_fields(config, fields, "aatjax adapt")
-    print("\nchosen:")
+    if method:
+        config = config.with_method(method)
+    config = replace_fields(config, fields, "aatjax adapt")
+    print("\nsettings:")
     for choice in made:
         print(f"  {choice.what:<20} {choice.value}\n      {choice.why}")
     print()
-    if options.method or fields:
-        given = " ".join([f"--method {options.method}" if options.method else "", *fields])
-        print(f"replaced by you: {given.strip()}\n")
-    if options.dry_run:
-        print(f"nothing was trained; {config.petl.name} on {len(source)} clips would be")
+    if method or fields:
+        given = " ".join([*(["--method", method] if method else []), *fields])
+        print(f"replaced by your flags: {given}\n")
+    if dry_run:
+        print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
         return
-    _train(config, source, diagnosis, options, arguments)
+    folder = run or autoconfig.run_folder_of(source)
+    _train(config, folder, diagnosis, command, show=None if quiet else sys.stderr)
 
 
-def _train(config: Any, source: Any, diagnosis: Any, options: Any, arguments: list[str]) -> None:
-
-    from aatjax.cli.arguments import with_interval
-    from aatjax.cli.commands.train import keep_compiled
+def _train(config: Any, folder: Path, diagnosis: Any, command: list[str], *, show: Any) -> None:
+    from aatjax.cli.output import format_result, keep_compiled
     from aatjax.experiments import autoconfig, run
     from aatjax.io.json_file import write_json
 
     keep_compiled()
-    folder: Path = options.run or autoconfig.run_folder_of(source)
-    show = None if options.quiet else sys.stderr
     result = run.train(config, run_dir=folder, show=show)
     write_json(folder / "diagnosis.json", diagnosis.to_json())
-    report = write_report(folder, ["aatjax", "adapt", *arguments])
-    metric = result.headline[0] if result.headline else "test"
-    row = [
-        result.method,
-        f"{result.trainable:,}",
-        with_interval(result.headline),
-        f"{result.seconds:.0f}",
-    ]
-    print(text_table(["method", "trainable", metric, "seconds"], [row]))
+    report = write_report(folder, command)
+    print(format_result(result))
     outcome = None if result.run is None else result.run.test
     steps = autoconfig.next_steps(diagnosis, outcome, config.model.source)
     if steps:

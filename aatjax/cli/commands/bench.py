@@ -1,20 +1,14 @@
-"""`aatjax bench`: what the methods cost, counted (flops), measured (step), and as they grow."""
+"""Counts and times the methods, and Soft-MoA against Dense-MoA as they grow."""
 
-import argparse
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from aatjax.cli.arguments import Parser, nearest
-from aatjax.errors import UsageError
+from tyro.conf import OmitArgPrefixes
 
-HELP = """usage: aatjax bench flops|step|scaling [...]
+from aatjax.cli.arguments import Switch
 
-flops     FLOPs of a clip by part, activations kept, parameters and file, of each method
-step      measured training step and inference of each method, in turn in one process
-scaling   Soft-MoA against Dense-MoA: experts at a fixed budget, slots, input lengths
-
-aatjax bench KIND --help tells its flags
-"""
+GROUP = "plan"
 DEFAULTS = ("soft_moa", "dense_moa", "bottleneck_budget", "aat_ms", "lora", "linear", "full")
 BUDGET = 903_672  # of Soft-MoA at N = 7, r = 6, p = 1 on AST-base
 STEP_ROWS = (
@@ -30,29 +24,30 @@ STEP_ROWS = (
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax bench`."""
-    kinds = {"flops": _flops, "step": _step, "scaling": _scaling}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return
-    if arguments[0] not in kinds:
-        hint = nearest(arguments[0], list(kinds)) or f" (there are {', '.join(kinds)})"
-        raise UsageError(f"bench has no kind {arguments[0]!r}{hint}")
-    kinds[arguments[0]](arguments[1:])
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The backbone and the output.
+
+    Attributes:
+        size: size of the backbone
+        frames: input length in 10 ms frames
+        classes: number of classes
+        json: print one JSON object per row
+        markdown: print a table for a document
+    """
+
+    size: Literal["tiny", "small", "base"] = "base"
+    frames: int = 1024
+    classes: int = 50
+    json: Switch = False
+    markdown: Switch = False
 
 
-def _parser(kind: str, *, size: str, frames: int, what: str) -> argparse.ArgumentParser:
-    parser = Parser(prog=f"aatjax bench {kind}", description=what, allow_abbrev=False)
-    parser.add_argument("--size", default=size, choices=("tiny", "small", "base"))
-    parser.add_argument("--frames", type=int, default=frames, help=f"(default {frames})")
-    parser.add_argument("--classes", type=int, default=50)
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    parser.add_argument("--markdown", action="store_true", help="a table for a document")
-    return parser
+Common = OmitArgPrefixes[Options]
+SMALL = Options("small", 256)
 
 
-def _config(options: argparse.Namespace, **changes: Any) -> Any:
+def _config(options: Options, **changes: Any) -> Any:
     from aatjax.models.config import ASTConfig
 
     return ASTConfig.size(
@@ -60,7 +55,7 @@ def _config(options: argparse.Namespace, **changes: Any) -> Any:
     )
 
 
-def _methods(names: list[str], config: Any) -> dict[str, Any]:
+def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
     """Rows of the papers' tables, `looped_moa`, and `bottleneck_budget` (of Soft-MoA's size)."""
     from aatjax.analysis.step_timing import LoopedMoA
     from aatjax.petl import Adapter
@@ -77,26 +72,28 @@ def _methods(names: list[str], config: Any) -> dict[str, Any]:
     return {name: method(name) for name in names}
 
 
-def _print(options: argparse.Namespace, heads: list[str], rows: list[list[str]]) -> None:
-    from aatjax.cli.arguments import text_table
+def _print(options: Options, heads: list[str], rows: list[list[str]]) -> None:
+    from aatjax.cli.output import format_table
 
     if options.markdown:
         lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
     else:
-        print(text_table(heads, rows))
+        print(format_table(heads, rows))
 
 
-def _flops(arguments: list[str]) -> None:
-    parser = _parser("flops", size="base", frames=1024, what="FLOPs of a clip, counted")
-    parser.add_argument("--methods", nargs="+", default=list(DEFAULTS))
-    options = parser.parse_args(arguments)
+def count_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None:
+    """Count FLOPs, kept activations, parameters and file size per clip and method.
+
+    Args:
+        methods: rows of `aatjax methods`
+    """
     import json
 
     from aatjax.analysis.method_costs import method_cost
 
     config = _config(options)
-    costs = [method_cost(config, n, m) for n, m in _methods(options.methods, config).items()]
+    costs = [method_cost(config, n, m) for n, m in _make_methods(methods, config).items()]
     if options.json:
         for cost in costs:
             print(json.dumps(cost.to_json()))
@@ -130,16 +127,24 @@ def _flops(arguments: list[str]) -> None:
     _print(options, heads, rows)
 
 
-def _step(arguments: list[str]) -> None:
-    parser = _parser("step", size="small", frames=256, what="measured time of steps, in turn")
-    parser.add_argument("--methods", nargs="+", default=list(STEP_ROWS))
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument(
-        "--variants", action="store_true", help="each method plain, scanned, and scanned with remat"
-    )
-    options = parser.parse_args(arguments)
+def measure_steps(
+    options: Common = SMALL,
+    *,
+    methods: tuple[str, ...] = STEP_ROWS,
+    batch_size: int = 8,
+    rounds: int = 9,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    variants: bool = False,
+) -> None:
+    """Measure training steps and inference of each method, in turn in one process.
+
+    Args:
+        methods: rows of `aatjax methods`
+        batch_size: clips per step
+        rounds: measurements of each method
+        dtype: compute type
+        variants: measure each method plain, scanned, and scanned with remat
+    """
     import json
 
     import jax
@@ -147,18 +152,18 @@ def _step(arguments: list[str]) -> None:
     from aatjax.analysis.step_timing import ready
     from aatjax.analysis.timing import in_turn
 
-    plain = _config(options, dtype=options.dtype)
+    plain = _config(options, dtype=dtype)
     variants = {"": plain}
-    if options.variants:
+    if variants:
         variants["+scan"] = dataclasses.replace(plain, scan=True)
         variants["+scan+remat"] = dataclasses.replace(plain, scan=True, remat=True)
     made = {
-        name + mark: ready(config, method, batch_size=options.batch_size)
-        for name, method in _methods(options.methods, plain).items()
+        name + mark: ready(config, method, batch_size=batch_size)
+        for name, method in _make_methods(methods, plain).items()
         for mark, config in variants.items()
     }
-    train = in_turn({n: r.train for n, r in made.items()}, rounds=options.rounds)
-    infer = in_turn({n: r.infer for n, r in made.items()}, rounds=options.rounds)
+    train = in_turn({n: r.train for n, r in made.items()}, rounds=rounds)
+    infer = in_turn({n: r.infer for n, r in made.items()}, rounds=rounds)
     linear, dense = train.get("linear"), train.get("dense_moa")
     device = jax.devices()[0]
     found = [
@@ -197,7 +202,7 @@ def _step(arguments: list[str]) -> None:
     ]
     print(
         f"{device.device_kind}, jax {jax.__version__}: AST-{options.size}, {options.frames} "
-        f"frames, {options.batch_size} clips a step, {options.dtype}, {options.rounds} rounds\n"
+        f"frames, {batch_size} clips a step, {dtype}, {rounds} rounds\n"
     )
     heads = [
         "method",
@@ -212,36 +217,40 @@ def _step(arguments: list[str]) -> None:
     _print(options, heads, rows)
 
 
-def _scaling(arguments: list[str]) -> None:
-    parser = _parser(
-        "scaling", size="base", frames=1024, what="Soft-MoA and Dense-MoA as they grow"
-    )
-    parser.add_argument("--experts", nargs="+", type=int, default=[1, 2, 4, 7, 8, 15, 16, 24, 32])
-    parser.add_argument("--slots", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument(
-        "--lengths",
-        nargs="+",
-        type=int,
-        default=[100, 512, 1024, 3000],
-        help="input lengths in frames",
-    )
-    parser.add_argument("--budget", type=int, default=BUDGET, help="of all mixtures together")
-    parser.add_argument("--time", action="store_true", help="also measure the training step")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
+def sweep_sizes(
+    options: Common,
+    *,
+    experts: tuple[int, ...] = (1, 2, 4, 7, 8, 15, 16, 24, 32),
+    slots: tuple[int, ...] = (1, 2, 4, 8),
+    lengths: tuple[int, ...] = (100, 512, 1024, 3000),
+    budget: int = BUDGET,
+    time: bool = False,
+    batch_size: int = 4,
+    rounds: int = 5,
+) -> None:
+    """Compare Soft-MoA with Dense-MoA over experts, slots and input lengths.
+
+    Args:
+        experts: numbers of experts at a fixed budget
+        slots: numbers of slots per expert
+        lengths: input lengths in 10 ms frames
+        budget: parameters of all mixtures together
+        time: also measure the training step
+        batch_size: clips per step
+        rounds: measurements of each
+    """
     import json
 
     from aatjax.analysis.scaling import sweep
 
     found = sweep(
-        lambda frames: _config(argparse.Namespace(**{**vars(options), "frames": frames})),
+        lambda frames: _config(dataclasses.replace(options, frames=frames)),
         frames=options.frames,
-        experts=options.experts,
-        slots=options.slots,
-        lengths=options.lengths,
-        budget=options.budget,
-        timed=(options.batch_size, options.rounds) if options.time else None,
+        experts=experts,
+        slots=slots,
+        lengths=lengths,
+        budget=budget,
+        timed=(batch_size, rounds) if time else None,
     )
     if options.json:
         for row in found:
@@ -263,7 +272,7 @@ def _scaling(arguments: list[str]) -> None:
         for r in found
     ]
     print(
-        f"AST-{options.size}, budget {options.budget:,}: training GFLOPs a clip in the mixtures, "
+        f"AST-{options.size}, budget {budget:,}: training GFLOPs a clip in the mixtures, "
         "Dense over Soft there and in the whole step\n"
     )
     heads = [
@@ -279,3 +288,6 @@ def _scaling(arguments: list[str]) -> None:
         "measured",
     ]
     _print(options, heads, rows)
+
+
+KINDS = {"flops": count_flops, "step": measure_steps, "scaling": sweep_sizes}

@@ -1,19 +1,27 @@
-"""`aatjax demo`: a local page to try an adapter."""
+"""Opens a page in the browser to try an adapter on microphone and files."""
 
 from pathlib import Path
 
-from aatjax.cli.arguments import parser_of
+from tyro.conf import Positional
+
+GROUP = "use"
 
 
-def main(arguments: list[str]) -> None:
-    """Run `aatjax demo`."""
-    parser = parser_of("demo")
-    parser.add_argument("adapter", type=Path, help="adapter.safetensors, or weights with a head")
-    parser.add_argument("--base", help="the backbone's weights, if they moved since training")
-    parser.add_argument("--port", type=int, default=7860, help="default 7860; 0 takes a free one")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    options = parser.parse_args(arguments)
+def main(
+    adapter: Positional[Path],
+    *,
+    base: str | None = None,
+    port: int = 7860,
+    no_browser: bool = False,
+) -> None:
+    """Run `aatjax demo`.
 
+    Args:
+        adapter: adapter.safetensors, or weights with a head
+        base: the backbone's weights, if they moved since training
+        port: port on this machine; 0 takes a free one
+        no_browser: print the address and open no browser
+    """
     from aatjax.inference.server.serve import REQUIRED
     from aatjax.io.optional import need
 
@@ -21,9 +29,9 @@ def main(arguments: list[str]) -> None:
     from aatjax.inference.demo.server import serve_page
 
     serve_page(
-        options.adapter,
-        base=options.base,
-        port=options.port,
-        browser=not options.no_browser,
+        adapter,
+        base=base,
+        port=port,
+        browser=not no_browser,
         report=lambda line: print(line, flush=True),
     )

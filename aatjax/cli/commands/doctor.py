@@ -1,71 +1,69 @@
-"""`aatjax doctor`: what is wrong with a set of labelled sounds, before training on it."""
+"""Checks a set of labelled sounds before training: files, labels, leaks and duplicates."""
 
-from aatjax.cli.arguments import parser_of
-from aatjax.cli.progress import StageBar
+from tyro.conf import Positional, UseAppendAction
 
-EPILOG = (
-    "exit code: 0 no error was found, 1 an error was found (with --strict, or a warning), 2 wrong "
-    "usage, 65 nothing usable lies there. error: training stops, leaves the clip out, or a figure "
-    "would be too high; warning: it is trained on as it is; note: good to know."
-)
+GROUP = "data"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax doctor`."""
-    parser = parser_of("doctor")
-    parser.epilog = EPILOG
-    parser.add_argument("path", help="a folder of class folders, a CSV or JSON-lines file, ...")
-    parser.add_argument("--format", default="auto", help="as data.format (default auto)")
-    parser.add_argument("--pattern", help="regular expression for --format names")
-    parser.add_argument(
-        "--frames", type=int, help="input length in 10 ms frames (default: that of --base)"
-    )
-    parser.add_argument(
-        "--no-labels", action="store_true", help="do not look for labels that look wrong"
-    )
-    parser.add_argument(
-        "--base", default="embedded", help="weights that listen to the labels (default embedded)"
-    )
-    parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="FINDING",
-        help="a finding that does not count for the exit code",
-    )
-    parser.add_argument("--show", type=int, default=5, help="cases shown of each (default 5)")
-    parser.add_argument("--workers", type=int, help="decoding threads (default: one a core)")
-    parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    options = parser.parse_args(arguments)
-    import json
+def main(
+    path: Positional[str],
+    *,
+    format: str = "auto",
+    pattern: str | None = None,
+    frames: int | None = None,
+    no_labels: bool = False,
+    base: str = "embedded",
+    strict: bool = False,
+    ignore: UseAppendAction[tuple[str, ...]] = (),
+    show: int = 5,
+    workers: int | None = None,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run `aatjax doctor`.
+
+    Args:
+        path: a folder of class folders, a CSV or JSON-lines file, ...
+        format: how PATH is read, as --data.format of `aatjax train`
+        pattern: regular expression for --format names
+        frames: input length in 10 ms frames (default: that of --base)
+        no_labels: skip the search for labels that look wrong
+        base: weights of the model that checks the labels
+        strict: exit with 1 on warnings too
+        ignore: a finding that does not change the exit code
+        show: cases shown per finding
+        workers: decoding threads (default: one per core)
+        json: print everything as one JSON object
+        quiet: no progress
+    """
+    from json import dumps
 
     from aatjax.cli.arguments import nearest
+    from aatjax.cli.progress import StageBar
     from aatjax.doctor import KINDS, diagnose
     from aatjax.errors import UsageError
 
-    for kind in options.ignore:
+    for kind in ignore:
         if kind not in KINDS:
             hint = nearest(kind, list(KINDS)) or f"; there are {', '.join(KINDS)}"
             raise UsageError(f"--ignore {kind}: no such finding{hint}")
-    if options.show < 0:
-        raise UsageError(f"--show is {options.show}; give 0 or more")
-    with StageBar(quiet=options.quiet) as bar:
+    if show < 0:
+        raise UsageError(f"--show {show} must be 0 or more")
+    with StageBar(quiet=quiet) as bar:
         diagnosis = diagnose(
-            options.path,
-            format=options.format,
-            pattern=options.pattern,
-            frames=options.frames,
-            labels=not options.no_labels,
-            base=options.base,
-            workers=options.workers,
+            path,
+            format=format,
+            pattern=pattern,
+            frames=frames,
+            labels=not no_labels,
+            base=base,
+            workers=workers,
             progress=bar.tell,
         )
-    if options.json:
-        print(json.dumps(diagnosis.to_json(), indent=2, allow_nan=False))
+    if json:
+        print(dumps(diagnosis.to_json(), indent=2, allow_nan=False))
     else:
-        print(diagnosis.text(most=options.show))
-    code = diagnosis.exit_code(strict=options.strict, ignore=options.ignore)
+        print(diagnosis.text(most=show))
+    code = diagnosis.exit_code(strict=strict, ignore=ignore)
     if code:
         raise SystemExit(code)

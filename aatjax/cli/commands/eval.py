@@ -1,30 +1,39 @@
-"""`aatjax eval`: metrics of an adapter."""
+"""Evaluates an adapter on labelled sounds and prints its metrics."""
 
 from pathlib import Path
 
-from aatjax.cli.arguments import parser_of
+from tyro.conf import Positional
+
+GROUP = "train"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax eval`."""
-    parser = parser_of("eval")
-    parser.add_argument("adapter", type=Path, help="adapter.safetensors")
-    parser.add_argument("path", nargs="?", help="labelled sounds; default: the run's own test part")
-    parser.add_argument("--format", default="auto", help="auto, folder, manifest, esc or names")
-    parser.add_argument("--base", help="the backbone's weights, where they have moved")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    import json
+def main(
+    adapter: Positional[Path],
+    path: Positional[str | None] = None,
+    *,
+    format: str = "auto",
+    base: str | None = None,
+    json: bool = False,
+) -> None:
+    """Run `aatjax eval`.
+
+    Args:
+        adapter: adapter.safetensors
+        path: labelled sounds (default: the test clips of the run that wrote the adapter)
+        format: how PATH is read: auto, folder, manifest, esc or names
+        base: the backbone's weights, if they moved since training
+        json: print one JSON object
+    """
+    from json import dumps
 
     from aatjax.config import Data
-    from aatjax.experiments import run
+    from aatjax.experiments.run import evaluate_adapter
     from aatjax.train.adapter_file import load_adapter
 
-    adapter = load_adapter(options.adapter, base=options.base)
-    data = None if options.path is None else Data(path=options.path, format=options.format)
-    result, source = run.evaluate_adapter(adapter, data)
-    if options.json:
-        print(json.dumps(result.to_json(), indent=2))
+    data = None if path is None else Data(path=path, format=format)  # pyright: ignore[reportArgumentType]
+    result, source = evaluate_adapter(load_adapter(adapter, base=base), data)
+    if json:
+        print(dumps(result.to_json(), indent=2))
     else:
-        print(f"{options.adapter} on {source.name}")
+        print(f"{adapter} on {source.name}")
         print(result.table())

@@ -1,32 +1,38 @@
-"""`aatjax methods`: what each method trains and costs."""
+"""Lists the adaptation methods with what each trains and costs."""
 
-from aatjax.cli.arguments import parser_of, text_table
+from typing import Literal
+
+from aatjax.cli.output import format_table
+
+GROUP = "plan"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax methods`."""
-    parser = parser_of("methods")
-    parser.add_argument("--size", default="base", choices=("tiny", "small", "base"))
-    parser.add_argument("--frames", type=int, default=500, help="input length (default 500)")
-    parser.add_argument("--classes", type=int, default=50, help="classes (default 50)")
-    parser.add_argument(
-        "--body-norm",
-        action="store_true",
-        help="the head is a linear layer alone, after the mean of all tokens (arXiv 2312.03694)",
-    )
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    import json
+def main(
+    *,
+    size: Literal["tiny", "small", "base"] = "base",
+    frames: int = 500,
+    classes: int = 50,
+    body_norm: bool = False,
+    json: bool = False,
+) -> None:
+    """Run `aatjax methods`.
+
+    Args:
+        size: size of the backbone
+        frames: input length in 10 ms frames
+        classes: number of classes
+        body_norm: the head is a linear layer alone, after the mean of all tokens
+            (arXiv 2312.03694)
+        json: print JSON
+    """
+    from json import dumps
 
     from aatjax.analysis.method_table import compare
     from aatjax.models.config import ASTConfig
 
-    changes = {"pool": "mean_all", "head_norm": False} if options.body_norm else {}
-    config = ASTConfig.size(
-        options.size, frames=options.frames, num_classes=options.classes, **changes
-    )
-    costs = compare(config)
-    if options.json:
+    changes = {"pool": "mean_all", "head_norm": False} if body_norm else {}
+    costs = compare(ASTConfig.size(size, frames=frames, num_classes=classes, **changes))
+    if json:
         rows = [
             {
                 "name": c.name,
@@ -37,7 +43,7 @@ def main(arguments: list[str]) -> None:
             }
             for c in costs
         ]
-        print(json.dumps(rows, indent=2))
+        print(dumps(rows, indent=2))
         return
     table = [
         [
@@ -50,5 +56,5 @@ def main(arguments: list[str]) -> None:
         ]
         for c in costs
     ]
-    heads = ["row", "method", "placement", "trainable", "share", "GFLOPs a clip"]
-    print(text_table(heads, table))
+    heads = ["row", "method", "placement", "trainable", "share", "GFLOPs per clip"]
+    print(format_table(heads, table))

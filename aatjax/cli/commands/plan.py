@@ -1,57 +1,58 @@
-"""`aatjax plan`: whether a step fits a machine that is not here."""
+"""Estimates memory, FLOPs and traffic of a config's train step on a TPU, without one."""
 
-import argparse
 import sys
 from typing import Any
 
-from aatjax.cli.arguments import config_of
+from aatjax.cli.arguments import ConfigArguments
 from aatjax.errors import UsageError
 
-HELP = """usage: aatjax plan [CONFIG] --topology NAME ... [--method NAME] [--FIELD VALUE ...]
-
-Compiles the train step of CONFIG for a TPU, a pod, fake CPU devices or the GPU here, and prints
-whether it fits, bytes a device, collectives, FLOPs, and lower bounds on time and input. Needs no
-TPU, no data and no weights. Exit code 1 where it does not fit.
-
-  --topology NAME    v4, v5e, v5p, v6e or tpu7x with a grid (v5e:16x16, v5p:4x4x4), cpu:8, gpu
-  --per-device N     clips a device a step (default: training.batch-size over all devices)
-  --classes N        outputs of the head where the data do not tell (default 50)
-  --advise           also compile what could be changed, as is done where it does not fit
-  --json             one JSON object a topology
-  --method NAME      another method: a row of `aatjax methods`, or one at its defaults
-
-configs: {configs}
-every field of the config is a flag: aatjax plan CONFIG --flags lists them
-"""
+GROUP = "plan"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax plan`."""
-    config, options = config_of("plan", arguments, HELP, _flags)
-    import json
+def main(
+    config: ConfigArguments,
+    *,
+    fields: list[str],
+    topology: tuple[str, ...] = (),
+    per_device: int | None = None,
+    classes: int | None = None,
+    advise: bool = False,
+    json: bool = False,
+) -> None:
+    """Compile the train step for a TPU, a pod, fake CPU devices or the GPU of this machine.
+
+    Args:
+        topology: v4, v5e, v5p, v6e or tpu7x with a grid (v5e:16x16, v5p:4x4x4), cpu:8, gpu
+        per_device: clips per device and step (default: training.batch-size over all devices)
+        classes: outputs of the head where the data do not determine them (default 50)
+        advise: also compile the changes that save memory, as is done where the step does not fit
+        json: print one JSON object per topology
+    """
+    settings = config.load("plan", fields)
+    from json import dumps
 
     from aatjax.analysis import plan
 
-    if not options.topology:
+    if not topology:
         raise UsageError("plan needs --topology, such as v5e:4x4, cpu:8 or gpu")
-    plan.prepare_environment(options.topology)
-    classes = options.classes or plan.classes_of(config) or 50
-    more = {"num_classes": classes, "batch_per_device": options.per_device}
-    _, remark = plan.shape_of(config.model, classes)
+    plan.prepare_environment(topology)
+    classes = classes or plan.classes_of(settings) or 50
+    more = {"num_classes": classes, "batch_per_device": per_device}
+    _, remark = plan.shape_of(settings.model, classes)
     if remark is not None:
         print(f"aatjax: {remark}", file=sys.stderr)
     fits = True
-    for topology in options.topology:
-        found = plan.plan(config, topology, **more)
+    for name in topology:
+        found = plan.plan(settings, name, **more)
         fits = fits and found.fits
         rows = []
-        if options.advise or not found.fits:
-            rows = plan.advice(config, topology, found, **more)
-        if options.json:
+        if advise or not found.fits:
+            rows = plan.advice(settings, name, found, **more)
+        if json:
             changes = {what: one.to_json() for what, one in rows}
-            print(json.dumps({**found.to_json(), "advice": changes}), flush=True)
+            print(dumps({**found.to_json(), "advice": changes}), flush=True)
         else:
-            print(_plan_text(config.petl.name, found, rows), flush=True)
+            print(_plan_text(settings.petl.name, found, rows), flush=True)
     if not fits:
         raise SystemExit(1)
 
@@ -97,11 +98,3 @@ def _plan_text(method: str, found: Any, rows: list[tuple[str, Any]]) -> str:
             f"  {what:<26} {word} {saved}: {gib(one.needed)}, {'fits' if one.fits else 'too much'}"
         )
     return "\n".join(lines)
-
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--topology", nargs="+", default=[])
-    parser.add_argument("--per-device", type=int)
-    parser.add_argument("--classes", type=int)
-    parser.add_argument("--advise", action="store_true")
-    parser.add_argument("--json", action="store_true")

@@ -1,16 +1,18 @@
-"""`aatjax predict`: classes of sound files of any length."""
+"""Predicts the classes of sound files of any length, or when each class begins and ends."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from aatjax.cli.arguments import parser_of
+from tyro.conf import OmitArgPrefixes, Positional
+
+from aatjax.cli.arguments import Switch, Unset
 from aatjax.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -19,53 +21,54 @@ if TYPE_CHECKING:
     from aatjax.inference.segmentation import SegmentationRules
     from aatjax.inference.stream import StreamEnd, StreamResult
 
-FORMATS = ("table", "csv", "json", "audacity", "rttm")
+GROUP = "use"
 ONLY_WITH_SEGMENTS = ("format", "out", "smooth", "threshold", "min_duration", "gap")
 
 
-def main(arguments: list[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The prediction.
+
+    Attributes:
+        adapter: adapter.safetensors, or weights with a head
+        files: sound files of any length
+        base: the backbone's weights, if they moved since training
+        hop: seconds between window starts (default: no overlap)
+        top: classes to print
+        json: print one JSON object per file, with the windows
+        batch_size: windows per batch, of one file or several (default 8)
+        embeddings: write the mean patch token of each window to this .npz or .parquet file
+        segments: print classes with start and end times
+        format: with --segments: form of the output (default table); json: one line per file
+        out: with --segments: write to this file, complete or not at all, instead of to standard
+            output
+        smooth: with --segments: median filter over the windows of this many seconds
+        threshold: with --segments: ON[:OFF], the probability at which a class begins, and below
+            which it ends (default: as calibrated in training)
+        min_duration: with --segments: omit segments shorter than this many seconds
+        gap: with --segments: join segments of a class at most this many seconds apart
+    """
+
+    adapter: Positional[Path]
+    files: Positional[tuple[str, ...]]
+    base: Unset[str] = None
+    hop: Unset[float] = None
+    top: int = 3
+    json: Switch = False
+    batch_size: Unset[int] = None
+    embeddings: Unset[Path] = None
+    segments: Switch = False
+    format: Unset[Literal["table", "csv", "json", "audacity", "rttm"]] = None
+    out: Unset[Path] = None
+    smooth: Unset[float] = None
+    threshold: Unset[str] = None
+    min_duration: Unset[float] = None
+    gap: Unset[float] = None
+
+
+def main(prediction: OmitArgPrefixes[Options]) -> None:
     """Run `aatjax predict`."""
-    parser = parser_of("predict")
-    parser.add_argument("adapter", type=Path, help="adapter.safetensors, or weights with a head")
-    parser.add_argument("files", nargs="+", help="sound files of any length")
-    parser.add_argument("--base", help="the backbone's weights, if they moved since training")
-    parser.add_argument(
-        "--hop", type=float, metavar="SECONDS", help="between window starts (default: no overlap)"
-    )
-    parser.add_argument("--top", type=int, default=3, help="classes to print (default 3)")
-    parser.add_argument("--json", action="store_true", help="a JSON object per file, with windows")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="windows per batch, of one file or several (default 8)",
-    )
-    parser.add_argument(
-        "--embeddings",
-        type=Path,
-        metavar="FILE",
-        help="write the mean patch token of each window to .npz or .parquet",
-    )
-    parser.add_argument("--segments", action="store_true", help="classes with start and end times")
-    late = parser.add_argument_group("with --segments")
-    late.add_argument("--format", choices=FORMATS, help="default table; json: a line per file")
-    late.add_argument(
-        "--out", type=Path, metavar="FILE", help="write to a file instead of standard output"
-    )
-    late.add_argument(
-        "--smooth", type=float, metavar="SECONDS", help="median over the windows in this time"
-    )
-    late.add_argument(
-        "--threshold",
-        metavar="ON[:OFF]",
-        help="probability from which a class begins, and below which it ends "
-        "(default: as calibrated in training)",
-    )
-    late.add_argument("--min-duration", type=float, metavar="SECONDS", help="omit shorter segments")
-    late.add_argument(
-        "--gap", type=float, metavar="SECONDS", help="join segments of a class this close"
-    )
-    options = parser.parse_args(arguments)
+    options = prediction
     _check(options)
 
     from aatjax.inference.classifier import Classifier
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> None:
         _predict_files(classifier, options)
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: Options) -> None:
     """Raise UsageError for flags that exclude each other."""
     for name in ONLY_WITH_SEGMENTS:
         if not options.segments and getattr(options, name) is not None:
@@ -115,7 +118,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--out and --embeddings name the same file: give two")
 
 
-def _make_rules(options: argparse.Namespace) -> SegmentationRules:
+def _make_rules(options: Options) -> SegmentationRules:
     from aatjax.inference.segmentation import SegmentationRules
 
     on, off = None, None
@@ -144,7 +147,7 @@ def _make_rules(options: argparse.Namespace) -> SegmentationRules:
         raise UsageError(f"--{flag} {rest}") from None
 
 
-def _predict_files(classifier: Classifier, options: argparse.Namespace) -> None:
+def _predict_files(classifier: Classifier, options: Options) -> None:
     """Predict file by file; a truncated file is an error."""
     from aatjax.audio.waveform import AudioError
 
@@ -160,7 +163,7 @@ def _predict_files(classifier: Classifier, options: argparse.Namespace) -> None:
 
 
 def _predict_stream(
-    classifier: Classifier, options: argparse.Namespace, rules: SegmentationRules | None
+    classifier: Classifier, options: Options, rules: SegmentationRules | None
 ) -> None:
     """Predict in batches that files share; a truncated file is used up to the damage."""
     from aatjax.inference.classifier import BATCH
@@ -198,7 +201,7 @@ def _predict_stream(
 
 
 def _print_predictions(
-    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: argparse.Namespace
+    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: Options
 ) -> None:
     """Print a line per file."""
     import numpy as np
@@ -220,7 +223,7 @@ def _print_predictions(
 def _write_segments(
     events: Iterator[StreamResult | StreamEnd],
     classifier: Classifier,
-    options: argparse.Namespace,
+    options: Options,
     rules: SegmentationRules,
     out: BinaryIO | None,
 ) -> None:
@@ -248,7 +251,7 @@ def _write_segments(
             sys.stdout.buffer.flush()
 
 
-def _print_prediction(prediction: Prediction, options: argparse.Namespace) -> None:
+def _print_prediction(prediction: Prediction, options: Options) -> None:
     if options.json:
         print(json.dumps(prediction.to_json()), flush=True)
         return

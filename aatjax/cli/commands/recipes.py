@@ -1,37 +1,39 @@
-"""`aatjax recipes`: the papers' benchmarks with the papers' methods, and how to run them."""
+"""Lists the papers' benchmarks and methods: settings, published figures, commands."""
 
 from importlib import import_module
 from typing import Any
 
-from aatjax.cli.arguments import nearest, parser_of, text_table
+from tyro.conf import Positional
+
+from aatjax.cli.arguments import nearest
+from aatjax.cli.output import format_table
 from aatjax.errors import UsageError
 
+GROUP = "plan"
 PEAK = 197e12  # bfloat16 FLOPs a second of one TPU v5e chip
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax recipes`."""
-    parser = parser_of("recipes")
-    parser.add_argument("name", nargs="?", help="one recipe, to read it whole")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    import json
+def main(name: Positional[str | None] = None, *, json: bool = False) -> None:
+    """Run `aatjax recipes`.
+
+    Args:
+        name: one recipe, with its settings, expected figure and commands (default: the list)
+        json: print the configs as JSON
+    """
+    from json import dumps
 
     recipes: dict[str, Any] = import_module("aatjax.configs.recipes").RECIPES
-    if options.name is None:
-        if options.json:
-            print(json.dumps({name: r.config.to_json() for name, r in recipes.items()}, indent=2))
+    if name is None:
+        if json:
+            print(dumps({key: r.config.to_json() for key, r in recipes.items()}, indent=2))
         else:
             print(_overview(recipes))
         return
-    if options.name not in recipes:
-        hint = nearest(options.name, list(recipes))
-        raise UsageError(f"no recipe {options.name!r}{hint}; `aatjax recipes` lists them")
-    found = recipes[options.name]
-    if options.json:
-        print(json.dumps(found.config.to_json(), indent=2))
-    else:
-        print(_text(options.name, found))
+    if name not in recipes:
+        hint = nearest(name, list(recipes))
+        raise UsageError(f"no recipe {name!r}{hint}; `aatjax recipes` lists them")
+    found = recipes[name]
+    print(dumps(found.config.to_json(), indent=2) if json else _text(name, found))
 
 
 def _overview(recipes: dict[str, Any]) -> str:
@@ -52,7 +54,7 @@ def _overview(recipes: dict[str, Any]) -> str:
     heads = ["benchmark", "clips", "classes", "metric", "--download", "protocols"]
     return "\n".join(
         [
-            text_table(heads, rows),
+            format_table(heads, rows),
             "",
             f"methods: {', '.join(methods)}",
             "a recipe is BENCHMARK_METHOD; `aatjax recipes esc50_soft_moa` tells one whole",

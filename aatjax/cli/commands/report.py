@@ -1,29 +1,38 @@
-"""`aatjax report`: everything about a trained adapter in one HTML file."""
+"""Writes everything about a trained adapter into one HTML file."""
 
 from pathlib import Path
 
-from aatjax.cli.arguments import parser_of
+from tyro.conf import Positional
+
+GROUP = "train"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax report`."""
-    parser = parser_of("report")
-    parser.add_argument("run", type=Path, help="a run folder, or an adapter file")
-    parser.add_argument(
-        "--out", type=Path, help="the file (default: report.html beside the adapter)"
-    )
-    parser.add_argument("--clips", help="labelled sounds; default: the run's own test part")
-    parser.add_argument("--format", default="auto", help="auto, folder, manifest, esc or names")
-    parser.add_argument("--base", help="the backbone's weights, where they have moved")
-    options = parser.parse_args(arguments)
+def main(
+    run: Positional[Path],
+    *,
+    command: list[str],
+    out: Path | None = None,
+    clips: str | None = None,
+    format: str = "auto",
+    base: str | None = None,
+) -> None:
+    """Run `aatjax report`.
+
+    Args:
+        run: a run folder, or an adapter file
+        out: the file to write (default: report.html beside the adapter)
+        clips: labelled sounds (default: the test clips of the run)
+        format: how CLIPS is read: auto, folder, manifest, esc or names
+        base: the backbone's weights, if they moved since training
+    """
     from aatjax.config import Data
     from aatjax.io.atomic import write_text
     from aatjax.reports.html.collect import collect_report
     from aatjax.reports.html.report import render_report
 
-    data = None if options.clips is None else Data(path=options.clips, format=options.format)
-    found = collect_report(options.run, data, base=options.base)
-    text = render_report(found, ["aatjax", "report", *arguments])
-    out: Path = options.out or found.path.parent / "report.html"
-    write_text(out, text)
-    print(f"{out} ({len(text.encode()) / 1e6:.2f} MB)")
+    data = None if clips is None else Data(path=clips, format=format)  # pyright: ignore[reportArgumentType]
+    evidence = collect_report(run, data, base=base)
+    page = render_report(evidence, command)
+    out = out or evidence.path.parent / "report.html"
+    write_text(out, page)
+    print(f"{out} ({len(page.encode()) / 1e6:.2f} MB)")

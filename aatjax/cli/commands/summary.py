@@ -1,28 +1,20 @@
-"""`aatjax summary`: trained and frozen parameters of a config."""
+"""Counts the trainable and frozen parameters of a config, module by module."""
 
-from aatjax.cli.arguments import config_of
+from aatjax.cli.arguments import ConfigArguments
 
-HELP = """usage: aatjax summary [CONFIG] [--method NAME] [--FIELD VALUE ...]
-
-Prints the trained and frozen parameters of what CONFIG says, module by module; trains nothing.
-
-  --method NAME      another method: a row of `aatjax methods`, a method at its defaults, or
-                     several joined by +
-
-configs: {configs}
-every field of the config is a flag: aatjax summary CONFIG --flags lists them
-"""
+GROUP = "plan"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax summary`."""
-    config, _ = config_of("summary", arguments, HELP)
+def main(config: ConfigArguments, *, fields: list[str]) -> None:
+    """Run `aatjax summary`."""
+    settings = config.load("summary", fields)
     from aatjax import petl
-    from aatjax.experiments import run
+    from aatjax.experiments.partition import divide
+    from aatjax.experiments.run import load_backbone
     from aatjax.models.summary import summary
 
     classes = 10
-    if config.data.format == "synthetic" or config.data.path is not None:
-        classes = len(run.divide(config.data).train.classes)
-    model = run.load_backbone(config.model, num_classes=classes, seed=0)
-    print(summary(petl.adapt(model, config.petl)))
+    if settings.data.format == "synthetic" or settings.data.path is not None:
+        classes = len(divide(settings.data).train.classes)
+    model = load_backbone(settings.model, num_classes=classes, seed=0)
+    print(summary(petl.adapt(model, settings.petl)))

@@ -1,22 +1,24 @@
-"""`aatjax verify`: whether an adapter or an export still says what it said when it was written."""
+"""Checks that an adapter or an export still computes what it did when it was written."""
 
 from pathlib import Path
 
-from aatjax.cli.arguments import parser_of
+from tyro.conf import Positional
+
+GROUP = "weights"
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `aatjax verify`."""
-    parser = parser_of("verify")
-    parser.add_argument("file", type=Path, help="adapter.safetensors, or the folder of an export")
-    parser.add_argument("--base", help="the backbone's weights, where they have moved")
-    options = parser.parse_args(arguments)
+def main(file: Positional[Path], *, base: str | None = None) -> None:
+    """Run `aatjax verify`.
 
+    Args:
+        file: adapter.safetensors, or the folder of an export
+        base: the backbone's weights, if they moved since training
+    """
     from aatjax.errors import printable
     from aatjax.export import verify
 
-    done = verify(options.file, base=options.base)
+    done = verify(file, base=base)
     print(
-        f"{printable(options.file)}: as it was, logits within {done.largest:.2g} "
-        f"({done.allowed:.2g} is allowed), run by {done.by}"
+        f"{printable(file)}: unchanged, logits within {done.largest:.2g} "
+        f"({done.allowed:.2g} is allowed), computed by {done.by}"
     )

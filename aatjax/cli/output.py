@@ -1,0 +1,55 @@
+"""Tables of results; compiled programs kept between commands."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+Headline = tuple[str, float | None, float | None, float | None]
+
+
+def format_interval(headline: Headline | None) -> str:
+    """Return `value [low, high]` of (metric, value, low, high)."""
+    if headline is None or headline[1] is None:
+        return "n/a"
+    _, value, low, high = headline
+    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}{bounds}"
+
+
+def format_table(heads: list[str], rows: list[list[str]]) -> str:
+    """Return the rows with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [heads, *rows]
+    )
+
+
+def format_result(result: Any) -> str:
+    """A table of one row: method, trainable parameters, test metric, seconds."""
+    metric = result.headline[0] if result.headline else "test"
+    row = [
+        result.method,
+        f"{result.trainable:,}",
+        format_interval(result.headline),
+        f"{result.seconds:.0f}",
+    ]
+    return format_table(["method", "trainable", metric, "seconds"], [row])
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, for this version and kind of machine."""
+    import jax
+
+    from aatjax.data.decode_cache import find_user_cache
+    from aatjax.io.digest import hash_bytes
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    try:
+        about = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    except OSError:
+        about = platform.processor()
+    machine = hash_bytes(f"{platform.machine()} {about}")[:12]
+    folder = find_user_cache() / "compiled" / f"{jax.__version__}-{machine}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
