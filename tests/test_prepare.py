@@ -103,11 +103,11 @@ def test_a_set_that_is_whole_is_said_to_be(esc10, tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(BENCHMARKS, "esc10", small("esc10", 40))
     command = ["prepare", "esc10", "--from", str(esc10), "--to", str(tmp_path / "d"), "--quiet"]
     assert run(command) == 0
-    assert "ESC-10 prepared: whole, 40 of 40 clips" in capsys.readouterr().out
+    assert "ESC-10 prepared: complete, 40 of 40 clips" in capsys.readouterr().out
     files = [p for p in (tmp_path / "d").rglob("*") if p.is_file() and p.name != ".lock"]
     before = {p: p.stat().st_mtime_ns for p in files}
     assert run(command) == 0
-    assert "ESC-10 was there before: whole" in capsys.readouterr().out
+    assert "ESC-10 was prepared before: complete" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
