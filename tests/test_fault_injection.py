@@ -59,7 +59,7 @@ def test_a_difference_breaks_the_certificate(tmp_path: Path) -> None:
         "it: 1 of 1 tensors differ, first w",
         "it: metrics.jsonl differs",
     ]
-    assert "BROKEN" in trial.found.text() and "survived" not in trial.found.text()
+    assert "BROKEN" in trial.found.to_text() and "survived" not in trial.found.to_text()
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Watched:
     def after(self, seconds: float) -> list[str]:
         """Whom the watchdog ends when that much time has gone by."""
         self.now += seconds
-        self.dog._look_for_stuck(self.now)
+        self.dog._check_stuck(self.now)
         return self.ended
 
 
@@ -67,6 +67,6 @@ def test_a_peer_that_has_said_goodbye_is_told_nothing(watched: Watched) -> None:
 
     watched.dog._links[1] = Link()
     watched.dog._send(1, {"rank": 0})
-    assert watched.dog._hear(1, {"bye": None})
+    assert watched.dog._receive(1, {"bye": None})
     watched.dog._send(1, {"rank": 0})  # its link is gone by now: no error ends the heartbeat
     assert len(sent) == 1

@@ -322,9 +322,7 @@ def _step(
     parts = surgery.split(model)
     training = config.training
     tx = make_optimizer(config.optim, steps_per_epoch=100, epochs=training.epochs)
-    state, layout = make_abstract_state(
-        parts.trainable, parts.stats, tx, mesh, average=training.average is not None
-    )
+    state, layout = make_abstract_state(parts, tx, mesh, average=training.average is not None)
     frontend = FrontEnd(frames=shape.frames, mels=shape.mels, pad=config.data.pad)
     steps = make_steps(
         parts.graphdef,

@@ -56,9 +56,7 @@ def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) 
     frontend = FrontEnd(frames=config.frames, mels=config.mels)
     tx = make_optimizer(Optim(), steps_per_epoch=1000, epochs=1)
     mesh = MeshShape().make(jax.local_devices()[:1])
-    begin = start_state(
-        parts.trainable, parts.stats, parts.frozen, tx, mesh, average=False, dtype=config.dtype
-    )
+    begin = start_state(parts, tx, mesh, average=False, dtype=config.dtype)
     steps = make_steps(
         parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
     )

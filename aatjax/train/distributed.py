@@ -40,11 +40,12 @@ class Processes:
                 "--coordinator, --processes and --process go together: give all three, or none "
                 "under SLURM, Open MPI, GKE and on TPU hosts"
             )
-        if self.count is not None and self.index is not None:
-            if self.count < 1:
-                raise UsageError(f"--processes {self.count} must be at least 1")
-            if not 0 <= self.index < self.count:
-                raise UsageError(f"--process {self.index} must lie between 0 and {self.count - 1}")
+        if self.count is None or self.index is None:
+            return
+        if self.count < 1:
+            raise UsageError(f"--processes {self.count} must be at least 1")
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"--process {self.index} must lie between 0 and {self.count - 1}")
 
 
 def is_main() -> bool:
@@ -60,22 +61,20 @@ def is_distributed() -> bool:
 def detect_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Return (processes, hosts) from the variables of SLURM, Open MPI or TPU hosts, or None."""
 
-    def number(name: str, default: int = 0) -> int:
+    def read(name: str, default: int = 0) -> int:
         text = environment.get(name, "")
         return int(text) if text.isdigit() else default
 
-    if number("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
-        return number("SLURM_STEP_NUM_TASKS"), number("SLURM_STEP_NUM_NODES", 1)
-    if number("OMPI_COMM_WORLD_SIZE") > 1:
-        size = number("OMPI_COMM_WORLD_SIZE")
-        return size, -(-size // max(1, number("OMPI_COMM_WORLD_LOCAL_SIZE", size)))
     workers = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    if len(workers) > 1:
-        return len(workers), len(workers)
-    if number("MEGASCALE_NUM_SLICES") > 1:
-        slices = number("MEGASCALE_NUM_SLICES")
-        return slices * max(1, len(workers)), slices * max(1, len(workers))
-    return None
+    if read("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
+        return read("SLURM_STEP_NUM_TASKS"), read("SLURM_STEP_NUM_NODES", 1)
+    if (size := read("OMPI_COMM_WORLD_SIZE")) > 1:
+        return size, -(-size // max(1, read("OMPI_COMM_WORLD_LOCAL_SIZE", size)))
+    hosts = len(workers)
+    if hosts <= 1:
+        slices = read("MEGASCALE_NUM_SLICES")
+        hosts = slices * max(1, hosts) if slices > 1 else 0
+    return (hosts, hosts) if hosts else None
 
 
 def start_processes(given: Processes | None = None) -> None:
@@ -92,11 +91,9 @@ def start_processes(given: Processes | None = None) -> None:
     cluster = detect_cluster(os.environ)
     if given.coordinator is None and cluster is None:
         return
-    hosts = 1 if cluster is None else cluster[1]
-    if given.coordinator is not None:
-        _preflight(given.coordinator, given.index or 0, hosts)
     arguments: dict[str, Any] = {}
     if given.coordinator is not None:
+        _check_coordinator(given.coordinator, given.index or 0, cluster[1] if cluster else 1)
         arguments = {
             "coordinator_address": given.coordinator,
             "num_processes": given.count,
@@ -130,7 +127,7 @@ def check_devices() -> None:
         ) from error
 
 
-def _preflight(address: str, index: int, hosts: int) -> None:
+def _check_coordinator(address: str, index: int, hosts: int) -> None:
     """Try the coordinator with a plain connection: JAX itself would abort the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -147,10 +144,8 @@ def _preflight(address: str, index: int, hosts: int) -> None:
             f"coordinator {address} is {', '.join(sorted(found))}, which is each host itself, and "
             f"the job has {hosts} hosts: give --coordinator a name or address that all reach"
         )
-    if index == 0:
-        return
     until = time.monotonic() + PREFLIGHT
-    while True:
+    while index > 0:
         try:
             socket.create_connection((host, int(port)), timeout=2.0).close()
             return
@@ -167,13 +162,12 @@ def gather_bytes(data: bytes) -> list[bytes]:
     """Return the data of every process, in their order, on all of them."""
     if not is_distributed():
         return [data]
-    from jax.experimental import multihost_utils
+    from jax.experimental.multihost_utils import process_allgather
 
-    length = np.array([len(data)], np.int32)
-    lengths = np.asarray(multihost_utils.process_allgather(length)).reshape(-1)
+    lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).reshape(-1)
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    rows = np.asarray(process_allgather(padded)).reshape(len(lengths), -1)
     return [row[:size].tobytes() for row, size in zip(rows, lengths, strict=True)]
 
 
@@ -249,12 +243,9 @@ def _compare(first: dict[str, Any], other: dict[str, Any], rank: int) -> Iterato
 
 def find_differences(one: Any, two: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Return (path, value in one, value in two) where two trees of dictionaries differ."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return [
-            difference
-            for key in sorted(set(one) | set(two))
-            for difference in find_differences(
-                one.get(key), two.get(key), f"{path}.{key}" if path else key
-            )
-        ]
-    return [] if one == two else [(path, one, two)]
+    if not (isinstance(one, dict) and isinstance(two, dict)):
+        return [] if one == two else [(path, one, two)]
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(set(one) | set(two)):
+        found += find_differences(one.get(key), two.get(key), f"{path}.{key}" if path else key)
+    return found

@@ -275,15 +275,8 @@ def _prepare(
     per_epoch = count_batches(train, training.batch_size, buckets.get("train", ()))
     steps_of_run = {"steps_per_epoch": per_epoch, "epochs": training.epochs}
     tx = make_optimizer(setup.optim, **steps_of_run)
-    begin = start_state(
-        parts.trainable,
-        parts.stats,
-        parts.frozen,
-        tx,
-        setup.mesh,
-        average=training.average is not None,
-        dtype=model.config.dtype,
-    )
+    average = training.average is not None
+    begin = start_state(parts, tx, setup.mesh, average=average, dtype=model.config.dtype)
     prefix = None
     if training.cache_prefix:
         prefix = _store_prefix(model, parts.graphdef, begin, sources, setup, context)

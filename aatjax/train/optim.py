@@ -1,6 +1,7 @@
 """The optimiser of the two papers: AdamW on the trainable tree, with their schedules."""
 
 import dataclasses
+import functools
 from typing import Annotated, Any, Literal
 
 import jax
@@ -79,10 +80,14 @@ def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
     return optax.join_schedules([warmup, main], [optim.warmup_steps])
 
 
+@functools.lru_cache(64)
 def make_optimizer(
     optim: Optim, *, steps_per_epoch: int, epochs: int
 ) -> optax.GradientTransformation:
-    """Return the optax chain for a trainable tree; its state has exactly that tree's leaves."""
+    """Return the optax chain for a trainable tree; its state has exactly that tree's leaves.
+
+    Equal arguments give the same object, so that compiled steps are found again (`make_steps`).
+    """
     clip = [] if optim.clip is None else [optax.clip_by_global_norm(optim.clip)]
     adamw = optax.adamw(
         make_schedule(optim, steps_per_epoch=steps_per_epoch, epochs=epochs),

@@ -1,6 +1,7 @@
 """The arrays that training changes, as one pytree."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import tree_map_with_path
 
+from aatjax.surgery import SplitModel
 from aatjax.train.sharding import join_path, make_shardings, place_arrays
 
 FLOAT32_PARTS = {"ln1", "ln2", "norm", "head", "batch_norm"}
@@ -70,21 +72,16 @@ class Start:
 
 
 def make_abstract_state(
-    trainable: Any, stats: Any, tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
+    parts: SplitModel, tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
 ) -> tuple[TrainState, TrainState]:
     """Return the shapes of a state and the sharding of each of its arrays; computes nothing."""
-
-    def make(trainable: Any, stats: Any) -> TrainState:
-        return init_state(trainable, stats, tx, average=average)
-
-    shapes = jax.eval_shape(make, trainable, stats)
+    make = functools.partial(init_state, tx=tx, average=average)
+    shapes = jax.eval_shape(make, parts.trainable, parts.stats)
     return shapes, make_shardings(shapes, mesh)
 
 
 def start_state(
-    trainable: Any,
-    stats: Any,
-    frozen: Any,
+    parts: SplitModel,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -94,20 +91,26 @@ def start_state(
     """Return the first state and the frozen parameters, made or placed where they will lie.
 
     Args:
-        trainable, stats, frozen: the parts of a model (`surgery.split`), on the host or a device.
+        parts: a model from `surgery.split`, on the host or a device.
         tx: optimiser over the trainable tree.
         mesh: the devices of the run.
         average: whether the state has a moving average.
         dtype: the model's compute type; see `cast_frozen`.
     """
-    _, layout = make_abstract_state(trainable, stats, tx, mesh, average=average)
-
-    def make(trainable: Any, stats: Any) -> TrainState:
-        return init_state(trainable, stats, tx, average=average)
-
+    _, layout = make_abstract_state(parts, tx, mesh, average=average)
+    leaves, structure = jax.tree.flatten(layout)
     with jax.set_mesh(mesh):
-        state = jax.jit(make, out_shardings=layout)(*jax.device_get((trainable, stats)))
-    return Start(state, place_arrays(cast_frozen(frozen, dtype), mesh), layout)
+        init = _compile_init(tx, average, tuple(leaves), structure)
+        state = init(*jax.device_get((parts.trainable, parts.stats)))
+    return Start(state, place_arrays(cast_frozen(parts.frozen, dtype), mesh), layout)
+
+
+@functools.lru_cache(16)
+def _compile_init(
+    tx: optax.GradientTransformation, average: bool, leaves: tuple[Any, ...], structure: Any
+) -> Any:
+    make = functools.partial(init_state, tx=tx, average=average)
+    return jax.jit(make, out_shardings=structure.unflatten(leaves))
 
 
 def cast_frozen(frozen: Any, dtype: Any) -> Any:

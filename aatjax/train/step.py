@@ -1,6 +1,7 @@
 """The compiled training step, with gradients of the trainable tree only."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
@@ -79,7 +80,7 @@ def make_steps(
     layout: TrainState | None = None,
     start: int | None = None,
 ) -> Steps:
-    """Return the jitted steps.
+    """Return the jitted steps; equal arguments share their compiled programs.
 
     What a method adds to the loss (`surgery.Penalty`) is in the gradient, not in the loss shown.
     The gradient is taken with respect to the trainable tree alone, so no weight gradient of a
@@ -97,6 +98,25 @@ def make_steps(
         start: block that batches enter: their `audio` holds tokens, and nothing is augmented.
     """
 
+    leaves, structure = jax.tree.flatten(layout)
+    train = _compile_step(
+        graphdef, tx, frontend, augment, loss, average, start, tuple(leaves), structure
+    )
+    return Steps(train, make_forward(graphdef, frontend, start=start))
+
+
+@functools.lru_cache(16)
+def _compile_step(
+    graphdef: Any,
+    tx: optax.GradientTransformation,
+    frontend: FrontEnd,
+    augment: Augment,
+    loss: Loss,
+    average: float | None,
+    start: int | None,
+    leaves: tuple[Any, ...],
+    structure: Any,
+) -> Any:
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -117,11 +137,10 @@ def make_steps(
         (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         return _update(state, grads, stats, sums, tx, average)
 
-    forward = make_forward(graphdef, frontend, start=start)
+    layout: TrainState | None = structure.unflatten(leaves)
     if layout is None:
-        return Steps(jax.jit(train_step, donate_argnums=0), forward)
-    copied: Any = layout.step
-    return Steps(jax.jit(train_step, donate_argnums=0, out_shardings=(layout, copied)), forward)
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, layout.step))
 
 
 def _prepare_batch(

@@ -1,8 +1,8 @@
-"""A watchdog over the processes of a run: who is lost or stuck ends the run for all, by name.
+"""Watchdog over the processes of a run: a lost or stuck process ends the run and is named.
 
-JAX itself notices a dead peer after a minute and a half and then aborts without saying which. Here
-every process tells process 0 once a second what it is doing; process 0 tells all others. A broken
-connection, silence, or no progress ends every process that is left with exit code 69.
+JAX itself notices a dead peer after a minute and a half and aborts without naming it. Here every
+process reports to process 0 once per second, and process 0 to all others. A broken connection,
+silence, or no progress ends every remaining process with exit code 69.
 """
 
 import contextlib
@@ -22,29 +22,29 @@ from aatjax.train.distributed import gather_bytes, is_distributed
 
 EXIT = UnavailableError.exit_code
 ALONE = ("start", "report")
-"""Phases of any length, as nobody waits in them: decoding a large set, the last figures."""
+"""Phases without a time limit, as no peer waits in them: decoding a large set, final figures."""
 
 
 @dataclasses.dataclass
 class _Peer:
-    """What is known of one process."""
+    """The last report of one process."""
 
     host: str = "?"
     phase: str = "start"
     step: int = 0
     since: float = dataclasses.field(default_factory=time.monotonic)
-    heard: float = dataclasses.field(default_factory=time.monotonic)
-    warm: bool = False  # has been through this phase before: it is no compilation
+    reported: float = dataclasses.field(default_factory=time.monotonic)
+    warm: bool = False  # has been in this phase before: it is no compilation
 
 
 class Watchdog:
-    """Heartbeats between the processes of a run; does nothing where there is one process.
+    """Heartbeats between the processes of a run; does nothing in a single process.
 
     Args:
         rank: number of this process.
         silence: seconds without a heartbeat after which a process counts as lost.
         stuck: seconds in one phase of one step after which a process counts as stuck.
-        compiling: the same the first time that it is in that phase, and compiles.
+        compiling: the same for the first time in that phase, which compiles.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Watchdog:
         self._done = False
 
     def beat(self, phase: str, step: int) -> None:
-        """Tells what this process is about to do, again for every part of it; cheap."""
+        """Record what this process is about to do; cheap, to be called for every part of it."""
         own = self._own
         if phase != own.phase:
             self._known.add(own.phase)
@@ -68,66 +68,73 @@ class Watchdog:
         own.phase, own.step, own.since = phase, step, time.monotonic()
 
     def start(self) -> None:
-        """Connects all processes; every one must call it."""
+        """Connect all processes; every one must call it."""
         if not is_distributed():
             return
-        server = None
+        server = socket.create_server(("", 0)) if self._rank == 0 else None
         offer: dict[str, Any] = {}
-        if self._rank == 0:
-            server = socket.create_server(("", 0))
+        if server is not None:
             offer = {
                 "port": server.getsockname()[1],
                 "token": secrets.token_hex(16),
-                "host": socket.gethostname(),
+                "host": self._own.host,
             }
         everyone = gather_bytes(json.dumps(offer).encode())
         offer = json.loads(everyone[0])
-        if server is not None:
-            threading.Thread(
-                target=self._serve, args=(server, len(everyone), offer["token"]), daemon=True
-            ).start()
+        if server is None:
+            self._connect(offer)
         else:
-            local = offer["host"] == socket.gethostname()
-            address = ("127.0.0.1" if local else offer["host"], offer["port"])
-            try:
-                link = socket.create_connection(address, timeout=10.0)
-            except OSError as error:
-                raise UnavailableError(
-                    f"process 0 at {address[0]}:{address[1]} does not answer ({error}): hosts must "
-                    "reach each other by name, on any port"
-                ) from error
-            self._links[0] = link
-            self._send(0, {"token": offer["token"]})
-            self._peers[0] = _Peer(offer["host"])
-            threading.Thread(target=self._listen, args=(0, link), daemon=True).start()
-        threading.Thread(target=self._tell, daemon=True).start()
+            self._run(self._serve, server, len(everyone), offer["token"])
+        self._run(self._report)
 
     def finish(self, reason: str | None = None) -> None:
-        """Says goodbye: what this process does from now on concerns nobody.
+        """Take this process out of the watch.
 
         Args:
             reason: why it ends before the others; ends them too.
         """
-        if self._done:
-            return
-        self._done = True
-        for peer in list(self._links):
-            self._send(peer, {"rank": self._rank, "bye": reason})
+        if not self._done:
+            self._done = True
+            self._send_all({"rank": self._rank, "bye": reason})
 
     def blame(self, seconds: float = 25.0) -> None:
-        """After an error of the network: waits for the watchdog to end the process by name."""
+        """After a network error, wait for the watchdog to end the process and name the cause."""
         if self._links:
             time.sleep(seconds)
 
+    @staticmethod
+    def _run(target: Any, *args: Any) -> None:
+        threading.Thread(target=target, args=args, daemon=True).start()
+
+    def _connect(self, offer: dict[str, Any]) -> None:
+        host = "127.0.0.1" if offer["host"] == self._own.host else offer["host"]
+        try:
+            link = socket.create_connection((host, offer["port"]), timeout=10.0)
+        except OSError as error:
+            raise UnavailableError(
+                f"process 0 at {host}:{offer['port']} does not answer ({error}): hosts must "
+                "reach each other by name, on any port"
+            ) from error
+        link.settimeout(None)
+        self._links[0] = link
+        self._send(0, {"token": offer["token"]})
+        self._peers[0] = _Peer(offer["host"])
+        self._run(self._read, 0, link.makefile("rb"))
+
     def _send(self, peer: int, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError, KeyError), self._lock:  # it may have said goodbye
+        with contextlib.suppress(OSError, KeyError), self._lock:  # it may have finished
             self._links[peer].sendall(json.dumps(message).encode() + b"\n")
 
+    def _send_all(self, message: dict[str, Any], skip: int | None = None) -> None:
+        for peer in list(self._links):
+            if peer != skip:
+                self._send(peer, message)
+
     def _serve(self, server: socket.socket, count: int, token: str) -> None:
-        """Process 0: takes the connection of every other process."""
+        """In process 0, accept the connection of every other process."""
         while len(self._links) < count - 1:
             link, _ = server.accept()
-            threading.Thread(target=self._welcome, args=(link, token), daemon=True).start()
+            self._run(self._welcome, link, token)
             time.sleep(0.01)
         server.close()
 
@@ -143,30 +150,26 @@ class Watchdog:
             link.settimeout(None)
             self._peers[rank] = _Peer(str(hello["host"]))
             self._links[rank] = link
-            self._hear(rank, hello)
+            self._receive(rank, hello)
             self._read(rank, file)
-
-    def _listen(self, peer: int, link: socket.socket) -> None:
-        link.settimeout(None)
-        self._read(peer, link.makefile("rb"))
 
     def _read(self, peer: int, file: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
             for line in file:
-                if self._hear(peer, json.loads(line)):
+                if self._receive(peer, json.loads(line)):
                     return
-        # A goodbye would have come before. Not a moment to lose: where process 0 is gone, JAX
-        # aborts this one as soon as it notices.
+        # A process that finishes says so first. At once: without process 0, JAX aborts this one as
+        # soon as it notices.
         if not self._done:
             self._end(peer, "was lost: its connection ended")
 
-    def _hear(self, peer: int, message: dict[str, Any]) -> bool:
-        """Takes a message in; whether it was the last one of that peer."""
+    def _receive(self, peer: int, message: dict[str, Any]) -> bool:
+        """Take in a message; return whether it was the last one of that peer."""
         if "end" in message:
-            self._finish_with(message["end"])
+            self._exit(message["end"])
         if "bye" in message:
             if message["bye"] is not None:
-                time.sleep(3.0)  # an error that all share is told by each in its own words
+                time.sleep(3.0)  # each process reports an error that all share in its own words
                 if not self._done:
                     self._end(peer, f"has ended: {message['bye']}")
             self._peers.pop(peer, None)
@@ -174,65 +177,51 @@ class Watchdog:
             return True
         known = self._peers.get(peer)
         if known is not None:
-            now = time.monotonic()
-            known.host, known.heard = message["host"], now
+            known.host, known.reported = message["host"], time.monotonic()
             known.phase, known.step = message["phase"], message["step"]
-            known.since, known.warm = now - message["age"], message["warm"]
+            known.since, known.warm = known.reported - message["age"], message["warm"]
         return False
 
-    def _tell(self) -> None:
-        """Once a second: what this process does, and a look at the others."""
+    def _report(self) -> None:
+        """Once per second, report what this process does and check the others."""
         while not self._done:
             own, now = self._own, time.monotonic()
-            message = {
-                "rank": self._rank,
-                "host": own.host,
-                "phase": own.phase,
-                "step": own.step,
-                "age": now - own.since,
-                "warm": own.warm,
-            }
-            for peer in list(self._links):
-                self._send(peer, message)
+            about = {"host": own.host, "phase": own.phase, "step": own.step, "warm": own.warm}
+            self._send_all({"rank": self._rank, "age": now - own.since, **about})
             for peer, known in list(self._peers.items()):
-                if now - known.heard > self._silence:
-                    self._end(peer, f"was lost: not heard of for {self._silence:.0f} s")
+                if now - known.reported > self._silence:
+                    self._end(peer, f"was lost: no heartbeat for {self._silence:.0f} s")
             if self._rank == 0:
-                self._look_for_stuck(now)
+                self._check_stuck(now)
             time.sleep(1.0)
 
-    def _look_for_stuck(self, now: float) -> None:
+    def _check_stuck(self, now: float) -> None:
         everyone = {**self._peers, 0: self._own}
-
-        def late(one: _Peer) -> bool:
-            if one.phase in ALONE:
-                return False
-            return now - one.since > (self._stuck if one.warm else self._compiling)
-
-        waiting = {rank: one for rank, one in everyone.items() if late(one)}
-        # Those in a step wait for the one that is not: it is the one to name.
+        waiting = {
+            rank: one
+            for rank, one in everyone.items()
+            if one.phase not in ALONE
+            and now - one.since > (self._stuck if one.warm else self._compiling)
+        }
         if not waiting or len(everyone) == 1:
             return
+        # Those in a step wait for one that is not: that one is to be named.
         outside = {rank: one for rank, one in waiting.items() if one.phase != "step"}
         rank, one = min((outside or waiting).items(), key=lambda item: item[1].step)
-        self._end(
-            rank,
-            f"is stuck: {now - one.since:.0f} s in {one.phase!r} after step {one.step}",
-            stacks=True,
-        )
+        text = f"is stuck: {now - one.since:.0f} s in {one.phase!r} after step {one.step}"
+        self._end(rank, text, stacks=True)
 
     def _end(self, rank: int, what: str, *, stacks: bool = False) -> NoReturn:
         host = self._own.host if rank == self._rank else self._peers.get(rank, _Peer()).host
         text = (
-            f"process {rank} (host {host}) {what}; the run is ended, and the same command goes on "
+            f"process {rank} (host {host}) {what}; the run has ended, and the same command goes on "
             "from the last checkpoint"
         )
-        for peer in list(self._links):
-            if peer != rank or stacks:
-                self._send(peer, {"end": {"text": text, "stacks": stacks}})
-        self._finish_with({"text": text, "stacks": stacks})
+        end = {"text": text, "stacks": stacks}
+        self._send_all({"end": end}, skip=None if stacks else rank)
+        self._exit(end)
 
-    def _finish_with(self, end: dict[str, Any]) -> NoReturn:
+    def _exit(self, end: dict[str, Any]) -> NoReturn:
         with contextlib.suppress(Exception):
             if end["stacks"]:
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)

@@ -38,7 +38,7 @@ def main(
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     found = trial.run(interruptions)
-    write_text(workdir / "certificate.txt", found.text() + "\n")
-    print(found.text())
+    write_text(workdir / "certificate.txt", found.to_text() + "\n")
+    print(found.to_text())
     if found.problems:
         raise SystemExit(1)
