@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import os
+import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -191,7 +192,8 @@ def _parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) 
     except SystemExit as end:
         if not errors.getvalue():
             raise
-        raise UsageError(f"{_join_lines(errors.getvalue())}; see {prog} --help") from end
+        see = "--flags" if "default" in options else "--help"
+        raise UsageError(f"{_join_lines(errors.getvalue())}; see {prog} {see}") from end
     finally:
         os.environ.pop("COLUMNS", None)
         if columns is not None:
@@ -217,6 +219,9 @@ def _join_lines(box: str) -> str:
             message += f"required: {', '.join(names)}"
         else:
             message += " ".join([head, *(line.strip() for line in rest)]).replace("  ", " ")
+    field = re.match(r"Error parsing [\w.-]+: ([\w.]+)=", message)  # a range was exceeded
+    if field:
+        message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"
     return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")
 
 

@@ -55,7 +55,7 @@ def main(
     )
     if method:
         config = config.with_method(method)
-    config = replace_fields(config, fields, "aatjax adapt")
+    config = replace_fields(config, fields, "aatjax train")
     print("\nsettings:")
     for choice in made:
         print(f"  {choice.what:<20} {choice.value}\n      {choice.why}")
