@@ -1,4 +1,4 @@
-"""Comparisons: the statistics against scipy, tables, pictures, resuming, and the page."""
+"""Comparisons: statistics against scipy, tables, charts, resuming, and the page."""
 
 import csv
 import dataclasses
@@ -44,7 +44,7 @@ def values(rng, mean, seeds=2, folds="1234"):
     return {(s, f): float(mean + 0.05 * rng.standard_normal()) for s in range(seeds) for f in folds}
 
 
-def test_means_intervals_and_paired_tests_are_scipys() -> None:
+def test_means_intervals_and_paired_tests_equal_scipys() -> None:
     rng = np.random.default_rng(0)
     given = {"a": values(rng, 0.6), "b": values(rng, 0.7), "c": values(rng, 0.61)}
     found = summarise_methods(["a", "b", "c"], given)
@@ -76,12 +76,12 @@ def test_one_division_counts_seeds_and_one_run_has_no_interval() -> None:
         summarise_methods(["a"], {"a": {(0, "2"): None}})
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_no_point_beats_the_pareto_front() -> None:
     assert find_pareto_front([1, 2, 3, 4], [50, 60, 55, 70]) == [0, 1, 3]
     assert find_pareto_front([2, 2, 1], [50, 60, 60]) == [2]
 
 
-def test_rows_are_of_the_same_clips_and_have_names() -> None:
+def test_rows_need_the_same_clips_and_different_names() -> None:
     config = load_config("default")
     rows = make_entries([config], ["soft_moa", "linear@0.01"], None)
     assert [(r.name, r.config.optim.lr) for r in rows] == [("soft_moa", 5e-3), ("linear", 0.01)]
@@ -154,17 +154,17 @@ def test_a_comparison_is_resumed_and_reported(tmp_path, capsys, monkeypatch) -> 
     monkeypatch.setattr(runs, "train", real)
     assert run(command) == 0
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
-    said = capsys.readouterr().out
-    assert "lora" in said and "2 seeds" in said
+    output = capsys.readouterr().out
+    assert "lora" in output and "2 seeds" in output
 
-    told = json.loads((out / "results.json").read_text())
-    assert len(told["cells"]) == 4 and told["metric"] == "accuracy"
-    for cell in told["cells"]:
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["cells"]) == 4 and results["metric"] == "accuracy"
+    for cell in results["cells"]:
         place = out / "runs" / cell["entry"] / f"seed{cell['seed']}" / "result.json"
         assert json.loads(place.read_text())["headline"][1] == cell["value"]
     rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
     assert [row["method"] for row in rows] == ["linear", "lora"]
-    mean = np.mean([c["value"] for c in told["cells"] if c["entry"] == "lora"])
+    mean = np.mean([c["value"] for c in results["cells"] if c["entry"] == "lora"])
     assert float(rows[1]["mean"]) == pytest.approx(mean)
     assert r"\toprule" in (out / "table.tex").read_text()
     for name in ("pareto_parameters", "pareto_flops", "curves"):
@@ -196,7 +196,7 @@ def test_names_are_escaped_everywhere(tmp_path) -> None:
     assert list_records(found)[0]["trainable"] > 0
 
 
-def test_what_cannot_be_compared_is_refused(capsys) -> None:
+def test_too_few_rows_are_refused(capsys) -> None:
     assert run(["compare", "default"]) == 2
     assert "needs two rows" in capsys.readouterr().err
     assert run(["compare", "default", "--method", "lora", "--methods", "a", "b"]) == 2

@@ -59,13 +59,11 @@ def diagnose(
 ) -> Diagnosis:
     """Check every clip of a set and the set as a whole.
 
-    Wrong rows of a manifest become findings. Samples are not kept: memory grows with the number of
-    clips only by their measurements and embeddings.
+    Wrong rows of a manifest become findings. Per clip only measurements and embeddings are kept.
 
     Args:
         source: the clips, or anything `aatjax.data.formats.open_source` opens.
-        format: as in `open_source`.
-        pattern: as in `open_source`.
+        format, pattern: as in `open_source`.
         frames: input length of the model in 10 ms frames; None takes that of `base`.
         labels: whether to search for wrong labels.
         base: weights of the embeddings for that, anything `aatjax.load` takes.
@@ -84,10 +82,10 @@ def diagnose(
     embedder = None if why else ClipEmbedder(base, frames)
     size = embedder.frontend.frames if embedder else frames or _read_frames(base)
     measurements, hashes, digests = [], [], []
-    for i, clip in enumerate(_visit_clips(whole, size, embedder, workers or os.cpu_count() or 2)):
-        measured, sound, digest, windows = clip
+    visits = _visit_clips(whole, size, embedder, workers or os.cpu_count() or 2)
+    for i, (measured, sound_hash, digest, windows) in enumerate(visits):
         measurements.append(measured)
-        hashes.append(sound)
+        hashes.append(sound_hash)
         digests.append(digest)
         if embedder and windows is not None:
             embedder.add(i, windows)
@@ -97,19 +95,23 @@ def diagnose(
     check, wrong = LabelCheck(why=why), list[Finding]()
     if embedder:
         check, wrong = find_wrong_labels(whole, embedder.finish(), same, base)
-    problems = find_clip_problems(measurements) + find_set_problems(whole, measurements, size)
-    order = list(KINDS)
-    counts = Counter(c for clip in whole.clips for c in clip.label)
-    parts = Counter(part for clip in whole.clips if (part := describe_part(clip)) is not None)
+    found = find_clip_problems(measurements) + find_set_problems(whole, measurements, size)
+    found = sorted([*found, *copies, *wrong], key=lambda one: list(KINDS).index(one.kind))
+    sizes = Counter(c for clip in whole.clips for c in clip.label)
     return Diagnosis(
         name=whole.name,
         frames=size,
-        classes={name: counts[c] for c, name in enumerate(whole.classes)},
-        parts={part: parts[part] for part in order_names(set(parts))},
+        classes={name: sizes[c] for c, name in enumerate(whole.classes)},
+        parts=_count_parts(whole),
         measurements=tuple(measurements),
-        findings=tuple(sorted([*problems, *copies, *wrong], key=lambda f: order.index(f.kind))),
+        findings=tuple(found),
         labels=check,
     )
+
+
+def _count_parts(source: Source) -> dict[str, int]:
+    sizes = Counter(part for clip in source.clips if (part := describe_part(clip)) is not None)
+    return {part: sizes[part] for part in order_names(set(sizes))}
 
 
 _Visited = tuple[ClipMeasurements, bytes | None, str, Any]

@@ -177,7 +177,7 @@ def _measure_blocks(blocks: Iterator[Float32[np.ndarray, "n c"]], rate: int) -> 
 
 
 def find_clip_problems(measurements: Sequence[ClipMeasurements]) -> list[Finding]:
-    """Find what is wrong with single files."""
+    """Find the problems of single files."""
     cases: dict[str, list[Item]] = {}
     for m in measurements:
         for kind, detail in _check_clip(m):

@@ -107,8 +107,8 @@ class ClipMeasurements:
 
     Attributes:
         id, path: the clip and its file.
-        problem, detail: why it cannot be used, or what is missing of it: a kind of finding, and
-            the reason in words; both empty where there is none.
+        problem, detail: why it cannot be used or is incomplete: a kind of finding, and the
+            reason in words; both empty where there is none.
         format, rate, channels: of the file, by its content; the rate in Hz.
         seconds: length at 16 kHz, and `short`, its samples, of a clip shorter than one frame.
         peak, offset: largest absolute and mean sample, 1 at full scale.

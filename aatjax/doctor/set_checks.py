@@ -37,7 +37,7 @@ def describe_part(clip: Clip) -> str | None:
 def find_set_problems(
     source: Source, measurements: Sequence[ClipMeasurements], frames: int
 ) -> list[Finding]:
-    """Find what is wrong with the set, except copies."""
+    """Find the problems of the set, except copies."""
     cases = {
         **_check_skipped(source),
         **_check_balance(source),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class RoutingIssue:
-    """Something odd about a mixture.
+    """An anomaly of a mixture.
 
     Attributes:
         kind: `collapsed`, `starved`, `alike` or `flat`.
@@ -88,7 +87,7 @@ class MixtureMap:
         balance: normalised entropy of the use of the experts, 0 (collapsed on one) to 1.
         combine_entropy: of what a token takes, over experts and slots, 0 to 1.
         similarity: mean cosine between the slots of a clip; None without slots or with one.
-        issues: what is odd.
+        issues: its anomalies.
     """
 
     path: str
@@ -169,7 +168,7 @@ def map_routing(
         source: clips with the classes of the model's head.
         frontend: the front end that the model was trained with.
         per_class: clips taken of each class, the first ones.
-        most: clips taken in all.
+        most: clips taken in total.
         batch_size: clips per step.
 
     Raises:
@@ -184,17 +183,7 @@ def map_routing(
             f"{model.config.num_classes}: give clips of the model's classes"
         )
     clips = take_per_class(source, per_class, most)
-    sums: dict[str, dict[str, np.ndarray]] = {}
-    run = _compile_sums(model)
-    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
-        length = jnp.asarray(batch["length"])
-        x = frontend(jnp.asarray(batch["audio"]), length)
-        target = np.nan_to_num(batch["target"])
-        found = jax.device_get(run(x, frontend.count_frames(length), batch["weight"], target))
-        for path, arrays in found.items():
-            total = sums.setdefault(path, {})
-            for name, array in arrays.items():
-                total[name] = total.get(name, 0.0) + np.asarray(array, np.float64)
+    sums = _sum_clips(model, clips, frontend, batch_size)
     config = model.config
     frame = HOP / frontend.rate
     start = np.arange(config.grid[1]) * config.stride[1] * frame
@@ -252,8 +241,10 @@ def _parse_block(path: str) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _compile_sums(model: AST) -> Callable[..., dict[str, dict[str, jax.Array]]]:
-    """A compiled function of (log-mel, frames, weight, target): sums over the clips of a batch."""
+def _sum_clips(
+    model: AST, clips: Source, frontend: FrontEnd, batch_size: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Sums over clips of the weights of every mixture, by its path."""
     graphdef, state = nnx.split(routing_weights.make_probe(model))
     keep = model.config.num_classes <= MOST_CLASSES
 
@@ -265,13 +256,23 @@ def _compile_sums(model: AST) -> Callable[..., dict[str, dict[str, jax.Array]]]:
         label = target * weight[:, None]
         return {path: _sum_weights(arrays, weight, label, keep) for path, arrays in found.items()}
 
-    return lambda *batch: run(state, *map(jnp.asarray, batch))
+    sums: dict[str, dict[str, np.ndarray]] = {}
+    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
+        length = jnp.asarray(batch["length"])
+        x = frontend(jnp.asarray(batch["audio"]), length)
+        weight, target = jnp.asarray(batch["weight"]), jnp.nan_to_num(batch["target"])
+        found = jax.device_get(run(state, x, frontend.count_frames(length), weight, target))
+        for path, arrays in found.items():
+            total = sums.setdefault(path, {})
+            for name, array in arrays.items():
+                total[name] = total.get(name, 0.0) + np.asarray(array, np.float64)
+    return sums
 
 
 def _sum_weights(
     arrays: dict[str, jax.Array], weight: jax.Array, label: jax.Array, keep: bool
 ) -> dict[str, jax.Array]:
-    """Sums over a batch `b` of one mixture's weights, in all and by class (`c`)."""
+    """Sums over a batch `b` of one mixture's weights, in total and by class (`c`)."""
     combine = arrays["combine"]
     gates = combine if combine.ndim == 3 else combine.sum(axis=3)
     present = gates.sum(axis=2)  # 0 where a token is masked, else 1

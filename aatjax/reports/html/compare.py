@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from aatjax.experiments.compare import tables
 from aatjax.experiments.compare.runs import Comparison
 from aatjax.io.atomic import write_file, write_text
-from aatjax.reports.html.charts import QUIET, embed_figure, make_figure, save_figure, choose_style
+from aatjax.reports.html.charts import QUIET, choose_style, embed_figure, make_figure, save_figure
 from aatjax.reports.html.page import clean, render_page
 
 PARETO = "The metric against {}; the dashed line is the Pareto front."
