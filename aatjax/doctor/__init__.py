@@ -83,13 +83,11 @@ def diagnose(
     size = embedder.frontend.frames if embedder else frames or _read_frames(base)
     measurements, hashes, digests = [], [], []
     visits = _visit_clips(whole, size, embedder, workers or os.cpu_count() or 2)
-    for i, (measured, sound_hash, digest, windows) in enumerate(visits):
+    for done, (measured, sound_hash, digest) in enumerate(visits, 1):
         measurements.append(measured)
         hashes.append(sound_hash)
         digests.append(digest)
-        if embedder and windows is not None:
-            embedder.add(i, windows)
-        progress("measure", i + 1, len(whole))
+        progress("measure", done, len(whole))
     progress("compare", 0, 0)
     copies, same = find_copies(whole, hashes, digests)
     check, wrong = LabelCheck(why=why), list[Finding]()
@@ -114,22 +112,23 @@ def _count_parts(source: Source) -> dict[str, int]:
     return {part: sizes[part] for part in order_names(set(sizes))}
 
 
-_Visited = tuple[ClipMeasurements, bytes | None, str, Any]
-
-
 def _visit_clips(
     source: Source, frames: int, embedder: ClipEmbedder | None, threads: int
-) -> Iterator[_Visited]:
-    """Measurements, hashes and windows of each clip, a few clips ahead in a pool of threads."""
+) -> Iterator[tuple[ClipMeasurements, bytes | None, str]]:
+    """Measure, hash and embed each clip, a few clips ahead in a pool of threads."""
 
-    def visit(i: int) -> _Visited:
+    def visit(i: int) -> tuple[ClipMeasurements, bytes | None, str, list[Any]]:
         measured, samples = measure_clip(source, i, frames)
         if samples is None:
-            return measured, None, "", None
-        windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else None
+            return measured, None, "", []
+        windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else []
         return measured, hash_audio(samples), hash_samples(samples), windows
 
-    return map_threads(visit, len(source), workers=threads)
+    visits = map_threads(visit, len(source), workers=threads)
+    for i, (measured, sound_hash, digest, windows) in enumerate(visits):
+        if embedder:
+            embedder.add(i, windows)
+        yield measured, sound_hash, digest
 
 
 def _open(path: str | Path, format: str, pattern: str | None) -> Source:
