@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aatjax import data, petl
     from aatjax.config import Config
-    from aatjax.convert.load import load
+    from aatjax.convert.load import LoadOptions, load
     from aatjax.inference.adapters import Adapters, average
     from aatjax.inference.classifier import Classifier, Prediction, predict
     from aatjax.models.ast import AST
@@ -29,6 +29,7 @@ _HOMES = {
     "Adapters": "aatjax.inference.adapters",
     "Classifier": "aatjax.inference.classifier",
     "Config": "aatjax.config",
+    "LoadOptions": "aatjax.convert.load",
     "Optim": "aatjax.train.optim",
     "Prediction": "aatjax.inference.classifier",
     "Run": "aatjax.train.fit",
@@ -52,6 +53,7 @@ __all__ = [
     "Adapters",
     "Classifier",
     "Config",
+    "LoadOptions",
     "Optim",
     "Prediction",
     "Run",

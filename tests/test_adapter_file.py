@@ -18,6 +18,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import load as loading
 from aatjax.convert import write_native
 from aatjax.convert.load import reset_weights
+from aatjax.io.digest import hash_arrays
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import FORMAT, read_info, save_adapter
@@ -158,11 +159,11 @@ def test_revision_and_colour_rule_travel_with_the_adapter(
 ) -> None:
     asked: list[Any] = []
 
-    def resolve(name: str, *, revision: str | None) -> Path:
+    def fetch_weights(name: str, *, revision: str | None) -> Path:
         asked.append(revision)
         return base
 
-    monkeypatch.setattr(loading, "resolve", resolve)
+    monkeypatch.setattr(loading, "fetch_weights", fetch_weights)
     model = load("some/where", num_classes=3, revision="abc123", rgb="mean")
     assert model.origin is not None
     assert (model.origin.revision, model.origin.rgb) == ("abc123", "mean")
@@ -279,8 +280,6 @@ def rewrite(path: Path, change: Any = None, tensors: dict[str, np.ndarray] | Non
         change(info)
     metadata["aatjax"] = json.dumps(info)
     if tensors is not None:
-        from aatjax.io.digest import hash_arrays
-
         metadata["sha256"] = hash_arrays(tensors)
     save_file(tensors or load_file(path), path, metadata)
 

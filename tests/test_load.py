@@ -1,6 +1,7 @@
 """`aatjax.load`: which weights, which head, which input length, and what is refused."""
 
 import dataclasses
+import inspect
 import json
 
 import ast_oracle
@@ -11,6 +12,8 @@ from flax import nnx
 
 import aatjax
 from aatjax import surgery
+from aatjax.config import Model
+from aatjax.convert.load import select_load_options
 from aatjax.errors import DataError, UnavailableError, UsageError
 from aatjax.models.provenance import fingerprint_backbone
 
@@ -132,10 +135,9 @@ def test_frames_cut_the_centre_of_the_positions(published, oracle):
 
 @pytest.mark.parametrize("frames", [10, 0, -5])
 def test_too_few_frames_are_refused(published, frames):
-    with pytest.raises(UsageError, match=f"{frames} frames is smaller than one patch"):
-        aatjax.load(published, frames=frames)
-    with pytest.raises(UsageError, match="smaller than one patch"):
-        aatjax.load("random:tiny", frames=frames)
+    for source in (published, "random:tiny"):
+        with pytest.raises(UsageError, match=rf"{frames} frames is smaller than one patch|frames={frames} "):
+            aatjax.load(source, frames=frames)
 
 
 def test_no_classes_are_refused(published):
@@ -241,7 +243,7 @@ def test_a_fingerprint_sees_every_bit_name_and_shape_outside_the_head():
         {"c" if name == "a" else name: value for name, value in base.items()},
         base | {"c": np.zeros((0,), np.float32)},
     ]
-    assert len({plain, *map(fingerprint, changed)}) == 1 + len(changed)
+    assert len({plain, *map(fingerprint_backbone, changed)}) == 1 + len(changed)
 
 
 # ------------------------------------------------------------------------------ bad sources
@@ -294,3 +296,18 @@ def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError) as info:
         aatjax.load(tmp_path)
     assert str(tmp_path) in str(info.value)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="load has no option 'frame': did you mean 'frames'"):
+        aatjax.load("embedded", num_classes=3, frame=100)  # pyright: ignore[reportCallIssue]
+
+
+def test_the_options_are_one_definition():
+    """A config and a stored model give their options by the same names."""
+    model = aatjax.load("embedded", num_classes=3, mask_padding=True, remat=None)
+    assert model.config.mask_padding and not model.config.remat
+    names = set(aatjax.LoadOptions.__annotations__)
+    assert set(select_load_options(model.config)) == names - {"rgb"}
+    assert set(select_load_options(Model())) == names - {"rgb", "mels"}
+    assert len(inspect.signature(aatjax.load).parameters) <= 8

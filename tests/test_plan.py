@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aatjax.analysis import flops
 from aatjax.analysis.hlo import Program, size
-from aatjax.analysis.plan import _over, devices_of, plan, shape_of
+from aatjax.analysis.plan import _over, devices_of, plan, read_shape
 from aatjax.config import Model, load_config
-from aatjax.errors import UsageError
+from aatjax.errors import DataError, UsageError
 from aatjax.train.sharding import MeshShape
 
 SMALL = dataclasses.replace(
@@ -122,11 +122,11 @@ def test_names_of_topologies_that_are_none():
         devices_of("gpu")
 
 
-def test_a_shape_without_its_weights_is_an_ast_base():
-    shape, remark = shape_of(Model(source="nowhere.pth"), 7)
-    assert (shape.dim, shape.frames, shape.num_classes) == (768, 1024, 7)
-    assert remark is not None and "nowhere.pth is not here" in remark
-    assert shape_of(Model(), 7)[1] is None
+def test_a_shape_without_its_weights_is_refused_and_named():
+    with pytest.raises(DataError, match=r"nowhere.pth: no such file.*--model.source random:base"):
+        read_shape(Model(source="nowhere.pth"), 7)
+    shape = read_shape(Model(source="random:base", scan=True), 7)
+    assert (shape.dim, shape.frames, shape.num_classes, shape.scan) == (768, 1024, 7, True)
 
 
 def test_a_plan_for_fake_devices_says_what_the_step_does():

@@ -26,7 +26,7 @@ from aatjax.analysis.hlo import Program
 from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Config, Model
 from aatjax.convert import read_checkpoint
-from aatjax.convert.load import locate_weights
+from aatjax.convert.load import apply_load_options, locate_weights, select_load_options
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
@@ -142,27 +142,24 @@ class Plan:
         }
 
 
-def shape_of(model: Model, num_classes: int) -> tuple[ASTConfig, str | None]:
-    """The shape of a config's backbone, and a remark where its weights were not there to ask."""
-    changes: dict[str, Any] = {
-        "num_classes": num_classes,
-        "dtype": model.dtype,
-        "scan": model.scan,
-        "remat": model.remat,
-        "positions": model.positions,
-        "mask_padding": model.mask_padding,
-    }
-    for name in ("frames", "pool", "head_norm"):
-        if getattr(model, name) is not None:
-            changes[name] = getattr(model, name)
-    if model.source.startswith("random:"):
-        return ASTConfig.size(model.source.partition(":")[2], **changes), None
+def read_shape(model: Model, num_classes: int) -> ASTConfig:
+    """Read the shape of a config's backbone from its weights.
+
+    Raises:
+        AatjaxError: the weights are not here; the message says how to plan without them.
+    """
+    source, options = model.source, select_load_options(model)
+    if source.startswith("random:"):
+        size = ASTConfig.size(source.removeprefix("random:"))
+        return apply_load_options(size, options, num_classes)
     try:
-        config = read_checkpoint(locate_weights(model.source, model.revision)).config
-    except AatjaxError:
-        remark = f"{model.source} is not here: taken for an AST-base, 1024 frames"
-        return ASTConfig.size("base", **{"frames": 1024, **changes}), remark
-    return dataclasses.replace(config, **changes), None
+        config = read_checkpoint(locate_weights(source, model.revision)).config
+    except AatjaxError as error:
+        raise type(error)(
+            f"{error}; to plan for the shape of AST-base without weights, add --model.source "
+            "random:base"
+        ) from error
+    return apply_load_options(config, options, num_classes)
 
 
 def devices_of(topology: str) -> tuple[list[Any], Chip | None]:
@@ -242,7 +239,7 @@ def plan(
     if batch_per_device is not None:
         batch_size = batch_per_device * count_batch_shards(mesh)
     check_batch(mesh, batch_size)
-    shape, _ = shape_of(config.model, num_classes)
+    shape = read_shape(config.model, num_classes)
     step, arguments, parts = _step(config, shape, mesh, batch_size)
     trainable = sum(leaf.size for leaf in jax.tree.leaves(parts.trainable))
     # Traced without a mesh, the jaxpr has the whole batch in one piece.

@@ -1,9 +1,10 @@
-"""`aatjax.load`: a model from any published weight layout, from the package, or at random."""
+"""Models from published weights, from the package, or at random."""
 
 import dataclasses
+import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -11,9 +12,9 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
-from aatjax.convert import Checkpoint, fetch_weights, read_checkpoint
+from aatjax.convert.read import Checkpoint, read_checkpoint
 from aatjax.errors import DataError, UsageError
-from aatjax.io.hub import is_repository_id
+from aatjax.io.hub import fetch_weights, is_repository_id
 from aatjax.models.ast import AST, Head
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
 from aatjax.models.positions import resize_positions
@@ -22,89 +23,106 @@ from aatjax.models.provenance import Origin, fingerprint_backbone
 EMBEDDED = Path(__file__).parents[1] / "weights" / "ast_mini_synthetic.safetensors"
 
 
+class LoadOptions(TypedDict, total=False):
+    """Options of `load`. One that is omitted or None keeps what the weights were made with.
+
+    Attributes:
+        frames: input length in 10 ms frames; the position grid is cut or interpolated for it
+            (AST, sec. 2.2).
+        mels: mel bins of the input.
+        pool: pooling of the tokens, see `ASTConfig`.
+        head_norm: whether a new head has a LayerNorm.
+        dtype: compute type; float32 by default.
+        scan: run the blocks as one scanned body, which compiles once.
+        remat: recompute activations in the backward pass.
+        positions: `learned`, or `zeros` to discard the checkpoint's, as the published
+            parameter-efficient code (arXiv 2312.03694, 2402.00828) does.
+        mask_padding: mask out patches that lie wholly in the padding of a clip, see `ASTConfig`.
+        rgb: sum the colour channels of an ImageNet patch kernel (published code), or average them
+            (`mean`).
+    """
+
+    frames: int | None
+    mels: int | None
+    pool: Pooling | None
+    head_norm: bool | None
+    dtype: Literal["float32", "bfloat16"] | None
+    scan: bool | None
+    remat: bool | None
+    positions: PositionInit | None
+    mask_padding: bool | None
+    rgb: Literal["sum", "mean"] | None
+
+
 def load(
     source: str | os.PathLike[str],
     *,
     num_classes: int | None = None,
-    frames: int | None = None,
-    mels: int | None = None,
-    pool: Pooling | None = None,
-    head_norm: bool | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    scan: bool = False,
-    remat: bool = False,
-    positions: PositionInit = "learned",
-    mask_padding: bool = False,
-    rgb: Literal["sum", "mean"] = "sum",
     revision: str | None = None,
     seed: int = 0,
+    **options: Unpack[LoadOptions],
 ) -> AST:
-    """Loads an AST; every expected tensor is found and every unexpected one is named.
+    """Load an AST; every expected tensor must be there and no other one.
 
     Args:
         source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
             Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
-            `embedded` for the small AST inside the package, or `random:tiny|small|base`.
-        num_classes: gives a new head with that many outputs; by default the checkpoint's head is
-            kept.
-        frames: input length in 10 ms frames; the position grid is cut or interpolated for it
-            (AST, sec. 2.2). By default the checkpoint's.
-        mels: mel bins of the input.
-        pool: pooling; by default what the checkpoint was made with.
-        head_norm: whether a new head has a LayerNorm.
-        dtype: compute type.
-        scan: run the blocks as one scanned body.
-        remat: recompute activations in the backward pass.
-        positions: `learned`, or `zeros` to throw the checkpoint's away, as the published
-            parameter-efficient code (arXiv 2312.03694, 2402.00828) does.
-        mask_padding: patches that lie wholly in a clip's padding are seen by nobody but adapters
-            that convolve along the tokens (conformer, convpass).
-        rgb: how the colour channels of an ImageNet patch kernel become one.
+            `embedded` for the small AST in the package, or `random:tiny|small|base`.
+        num_classes: outputs of a new head; None keeps the checkpoint's head.
         revision: commit or branch of a repository id.
-        seed: seed of a new head, or of everything in `random:...`.
+        seed: seed of a new head, or of all weights of `random:...`.
+        **options: see `LoadOptions`.
 
     Returns:
-        An AST whose parameters are all frozen, to be given to `aatjax.adapt`.
+        An AST with all parameters frozen, for `aatjax.adapt`.
 
     Raises:
-        UsageError: options that do not fit the checkpoint.
+        UsageError: an unknown option, or options that do not fit the checkpoint.
         DataError: the file is missing, damaged, or of another model.
         UnavailableError: a repository that cannot be reached and is not in the cache.
     """
-    changes: dict[str, Any] = {
-        "dtype": dtype,
-        "scan": scan,
-        "remat": remat,
-        "positions": positions,
-        "mask_padding": mask_padding,
-    }
-    given = {"num_classes": num_classes, "frames": frames, "mels": mels, "pool": pool}
-    changes |= {name: value for name, value in given.items() if value is not None}
+    _check_names(options)
     name = os.fspath(source)
     if name.startswith("random:"):
-        if head_norm is not None:
-            changes["head_norm"] = head_norm
-        return _random(name, changes, seed)
-
+        size = ASTConfig.size(name.removeprefix("random:"))
+        return _initialize(name, apply_load_options(size, options, num_classes), seed)
+    rgb = options.get("rgb") or "sum"
     checkpoint = read_checkpoint(locate_weights(name, revision), rgb=rgb)
     new_head = num_classes is not None
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
-    if head_norm is not None:
-        if not new_head and head_norm != checkpoint.config.head_norm:
-            raise UsageError(
-                "head_norm= changes the head, so it needs a new one: give num_classes="
-            )
-        changes["head_norm"] = head_norm
-    config = dataclasses.replace(checkpoint.config, **changes)
+    config = apply_load_options(checkpoint.config, options, num_classes)
+    if not new_head and config.head_norm != checkpoint.config.head_norm:
+        raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
     origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
     return build_model(checkpoint, config, origin=origin, new_head=new_head)
+
+
+def select_load_options(fields: object) -> LoadOptions:
+    """Return the options that an object, such as a config, has as attributes."""
+    names = [name for name in LoadOptions.__annotations__ if hasattr(fields, name)]
+    return LoadOptions(**{name: getattr(fields, name) for name in names})  # pyright: ignore
+
+
+def apply_load_options(
+    config: ASTConfig, options: LoadOptions, num_classes: int | None = None
+) -> ASTConfig:
+    """Return the config of a checkpoint with these options, and another head if asked for."""
+    changes = {**options, "num_classes": num_classes, "rgb": None}
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _check_names(options: LoadOptions) -> None:
+    for name in options:
+        if name not in LoadOptions.__annotations__:
+            near = difflib.get_close_matches(name, LoadOptions.__annotations__, 1, 0.0)[0]
+            raise UsageError(f"load has no option {name!r}: did you mean {near!r}?")
 
 
 def build_model(
     checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head: bool
 ) -> AST:
-    """An AST of `config` with the checkpoint's weights, positions fitted to the new grid."""
+    """Build an AST of `config` from a checkpoint, with positions fitted to its grid."""
     fitted = fit_positions(dataclasses.replace(checkpoint, config=config))
     values: dict[str, Any] = {
         path: value
@@ -125,7 +143,7 @@ def build_model(
 
 
 def reset_weights(model: AST, seed: int) -> None:
-    """Replaces every weight by a random one, in place: training from scratch in the same shape."""
+    """Replace every weight by a random one, in place, to train the same shape from scratch."""
     values = surgery.arrays(AST(model.config, rngs=nnx.Rngs(seed)))
     surgery.assign(model, values, what="random weights", complete=True)
     if model.origin is not None:
@@ -134,13 +152,13 @@ def reset_weights(model: AST, seed: int) -> None:
 
 
 def make_front_end(model: AST) -> FrontEnd:
-    """The front end that a model's weights were trained with: AudioSet's unless they tell."""
+    """Return the front end of a model's weights, with AudioSet's statistics unless they have some."""
     mean, std = model.statistics or PRESETS["audioset"]
     return FrontEnd(frames=model.config.frames, mels=model.config.mels, mean=mean, std=std)
 
 
 def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoint:
-    """The same weights with positions cut or interpolated to `frames` (default: the config's)."""
+    """Cut or interpolate the positions of a checkpoint to `frames`, by default the config's."""
     config = checkpoint.config
     if frames is not None:
         config = dataclasses.replace(config, frames=frames)
@@ -156,10 +174,10 @@ def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoi
 
 
 def locate_weights(name: str, revision: str | None = None) -> Path:
-    """The file or folder that a source names: a path, `embedded`, or a repository id.
+    """Find the file or folder of a source: a path, `embedded`, or a repository id.
 
     Raises:
-        DataError: nothing of that name.
+        DataError: there is none.
         UnavailableError: a repository that cannot be reached and is not in the cache.
     """
     if name == "embedded":
@@ -175,8 +193,7 @@ def locate_weights(name: str, revision: str | None = None) -> Path:
     )
 
 
-def _random(name: str, changes: dict[str, Any], seed: int) -> AST:
-    config = ASTConfig.size(name.removeprefix("random:"), **changes)
+def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
     # One compiled program: an eager init would pay a dispatch for each of some 200 tensors.
     parts = jax.jit(lambda: nnx.state(AST(config, rngs=nnx.Rngs(seed))))()
     model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))

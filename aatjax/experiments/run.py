@@ -12,7 +12,7 @@ import jax
 
 from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
-from aatjax.convert.load import load, make_front_end, reset_weights
+from aatjax.convert.load import load, make_front_end, reset_weights, select_load_options
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError
@@ -78,16 +78,9 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
     backbone = load(
         model.source,
         num_classes=num_classes,
-        frames=model.frames,
-        pool=model.pool,
-        head_norm=model.head_norm,
-        dtype=model.dtype,
-        scan=model.scan,
-        remat=model.remat,
-        positions=model.positions,
-        mask_padding=model.mask_padding,
         revision=model.revision,
         seed=seed,
+        **select_load_options(model),
     )
     if model.reset:
         reset_weights(backbone, seed)

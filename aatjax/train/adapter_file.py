@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import load, reset_weights
+from aatjax.convert.load import load, reset_weights, select_load_options
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import write_bytes
@@ -245,19 +245,14 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
     Raises:
         AatjaxError: see `aatjax.load`.
     """
+    options = select_load_options(config)
+    options["rgb"] = origin.rgb
     model = load(
         origin.source if base is None else base,
         num_classes=config.num_classes,
-        frames=config.frames,
-        mels=config.mels,
-        pool=config.pool,
-        head_norm=config.head_norm,
-        dtype=config.dtype,
-        positions=config.positions,
-        mask_padding=config.mask_padding,
-        rgb=origin.rgb,
         revision=origin.revision if base is None else None,
         seed=origin.seed,
+        **options,
     )
     if origin.reset:
         reset_weights(model, origin.seed)

@@ -1,6 +1,5 @@
 """Estimates memory, FLOPs and traffic of a config's train step on a TPU, without one."""
 
-import sys
 from typing import Any
 
 from aatjax.cli.arguments import ConfigArguments
@@ -38,9 +37,6 @@ def main(
     plan.prepare_environment(topology)
     classes = classes or plan.classes_of(settings) or 50
     more = {"num_classes": classes, "batch_per_device": per_device}
-    _, remark = plan.shape_of(settings.model, classes)
-    if remark is not None:
-        print(f"aatjax: {remark}", file=sys.stderr)
     fits = True
     for name in topology:
         found = plan.plan(settings, name, **more)
