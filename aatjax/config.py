@@ -18,6 +18,7 @@ from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_field
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, find_method, make_method
+from aatjax.petl.base import upgrade_fields
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
@@ -169,8 +170,8 @@ class Config:
             if not isinstance(part, dict):
                 raise UsageError(f"config.{name}={part!r} is not an object with fields")
             if cls is Method:
-                method = {key: value for key, value in part.items() if key != "name"}
-                _check_json(name, method, find_method(str(part.get("name"))))
+                method = upgrade_fields(part)
+                _check_json(name, method, find_method(str(method.pop("name", None))))
                 values[name] = Method.from_json(part)
             else:
                 _check_json(name, part, cls)

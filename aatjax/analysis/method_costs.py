@@ -137,7 +137,7 @@ def mixture_formula(config: ASTConfig, method: Method) -> int | None:
     combine, or router and the experts' biases, and the experts (arXiv 2402.00828, section 2).
     """
     from aatjax.petl.dense_moa import DenseMoA
-    from aatjax.petl.sites import bottleneck_width
+    from aatjax.petl.sizes import find_width
     from aatjax.petl.soft_moa import SoftMoA
 
     if not isinstance(method, DenseMoA | SoftMoA) or method.expert != "bottleneck":
@@ -146,7 +146,7 @@ def mixture_formula(config: ASTConfig, method: Method) -> int | None:
         return None
     sites = (method.last_blocks or config.depth) * (2 if method.location == "both" else 1)
     m, d, n = config.num_tokens, config.dim, method.num_experts
-    r = bottleneck_width(d, method.reduction)
+    r = find_width(method, d)
     if isinstance(method, SoftMoA):
         slots = n * method.slots
         return sites * 2 * (3 * m * slots * d + 2 * slots * d * r)

@@ -101,7 +101,7 @@ class LoopedMoA(DenseMoA):
     tell how much of a measured difference is the loop and how much the method.
     """
 
-    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
+    def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         return _Looped(shape, rngs)
 
 

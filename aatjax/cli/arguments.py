@@ -170,6 +170,12 @@ def replace_fields(config: Any, fields: Sequence[str], prog: str) -> Any:
     Raises:
         UsageError: an unknown field or a wrong value.
     """
+    from aatjax.petl.sizes import SIZES
+
+    given = {field.partition("=")[0] for field in fields}
+    if sizes := [s for s in SIZES if f"--petl.{s}" in given and hasattr(config.petl, s)]:
+        petl = config.petl.replace(**dict.fromkeys(sizes))  # omits the size in the config
+        config = dataclasses.replace(config, petl=petl)
     return _parse(
         tyro.conf.AvoidSubcommands[type(config)],
         fields,

@@ -85,7 +85,9 @@ class Subject:
         classes = (name.encode("utf-8", "backslashreplace").decode() for name in adapter.classes)
         adapter = dataclasses.replace(adapter, classes=tuple(classes))
         model = _in_float32(adapter.model)
-        merges = any(hasattr(module, "merged") for module in surgery.modules(model).values())
+        merges = any(
+            hasattr(module, "merge_into_base") for module in surgery.modules(model).values()
+        )
         served = merge(model) if merges else surgery.clone(model)
         return cls(adapter, model, served, _is_plain(served))
 

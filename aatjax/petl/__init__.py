@@ -1,15 +1,41 @@
-"""Adaptation methods, one file a family; each is found by its class name and by its short name."""
+"""Adaptation methods, one file per family; each has a class name and a short name (`soft_moa`)."""
 
+import difflib
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING
 
+from aatjax.petl.aat import AAT
+from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method, adapt, find_method
+from aatjax.petl.combined import Combined
+from aatjax.petl.dense_moa import DenseMoA, TopKMoA
+from aatjax.petl.lora import LoRA
 from aatjax.petl.merge import merge
+from aatjax.petl.prefix import Prefix
 from aatjax.petl.presets import TABLE, make_method
+from aatjax.petl.prompt import Prompt
 from aatjax.petl.routing_weights import Routing, diagnose_routing, routing
+from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
+from aatjax.petl.soft_moa import SoftMoA
 
 __all__ = [
+    # Methods: one line each, so that editors and type checkers know them.
+    "AAT",
+    "Adapter",
+    "BitFit",
+    "Combined",
+    "DenseMoA",
+    "Full",
+    "LayerNormTuning",
+    "Linear",
+    "LoRA",
+    "Partial",
+    "Prefix",
+    "Prompt",
+    "SoftMoA",
+    "TopKMoA",
+    # What is done with them.
     "METHODS",
     "Method",
     "Routing",
@@ -17,22 +43,26 @@ __all__ = [
     "adapt",
     "diagnose_routing",
     "find_method",
-    "merge",
     "make_method",
+    "merge",
     "routing",
 ]
 
+# A method in a file of this folder is found without a line above, too.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
+if not TYPE_CHECKING:  # to a type checker, only the names above exist
 
-def __getattr__(name: str) -> Any:
-    for method in METHODS.values():
-        if method.__name__ == name:
-            return method
-    known = ", ".join(sorted(method.__name__ for method in METHODS.values()))
-    raise AttributeError(f"aatjax.petl has no method {name!r}; there are {known}")
+    def __getattr__(name: str) -> type[Method]:
+        classes = {method.__name__: method for method in METHODS.values()}
+        if name in classes:
+            return classes[name]
+        near = difflib.get_close_matches(name, [*classes, *__all__], n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(
+            f"aatjax.petl has no {name!r}{hint} (methods: {', '.join(sorted(classes))})"
+        )
 
-
-def __dir__() -> list[str]:
-    return [*__all__, *(method.__name__ for method in METHODS.values())]
+    def __dir__() -> list[str]:
+        return sorted({*__all__, *(method.__name__ for method in METHODS.values())})

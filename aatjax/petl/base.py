@@ -1,4 +1,4 @@
-"""What every adaptation method is: a frozen dataclass that injects modules, marks what trains."""
+"""The base of all adaptation methods, and what places a method on a model."""
 
 import dataclasses
 import difflib
@@ -8,84 +8,100 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
 
 from aatjax import surgery
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, check_fields
 from aatjax.models.ast import AST
-from aatjax.models.tokens import call_masked
+from aatjax.models.tokens import Mask, Tokens, call_masked
+from aatjax.petl.sizes import SIZES, find_sizes
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
-"""(trainable, stats, frozen, normalised log-mel, sounding frames) -> numbers by name."""
+"""(trainable, stats, frozen, normalised log-mel, valid frames) -> numbers by name."""
 
 METHODS: dict[str, type["Method"]] = {}
+"""Every method class by its `name`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """One way to adapt a frozen AST.
 
-    A subclass sets `name`, has its hyper-parameters as fields, and implements `inject` with two
-    moves: `surgery.wrap` puts a module around a submodule, `surgery.retag` marks parameters as
-    Trainable. The head is trained by every method; so is the last LayerNorm before the
-    classifier: the head's own where it has one, else the final LayerNorm of the body.
-    Defining a subclass with a name of its own registers it under that name. Fields are plain
-    values or tuples of such, so that a method can be compared, hashed and written as JSON.
+    A subclass is a frozen dataclass. It sets `name`, under which it is registered, has its
+    hyper-parameters as fields (plain values or tuples of them, so that a method can be compared,
+    hashed and written as JSON; see `aatjax.errors.check_fields` for their ranges), and implements
+    `inject` by two operations: `surgery.wrap` puts a module around a submodule, `surgery.retag`
+    marks parameters as Trainable. The head is trained by every method, and so is the last LayerNorm
+    before the classifier: the head's own if it has one, else the final LayerNorm of the body.
 
-    Where a published repository's code ran something else than its paper says, the method's
-    default is the paper's form and `as_published=True` what the code ran; the docstring tells the
-    difference.
+    Where published code differs from its paper, the default is the paper's form, and
+    `as_published=True` is what the code computes; the docstring of the method says how they differ.
     """
 
     name: ClassVar[str] = ""
     trains_last_norm: ClassVar[bool] = True
+    default_size: ClassVar[tuple[str, float]] = ("reduction", 64)
+    """Of methods with a bottleneck: the size where none is given; see `petl.sizes.find_width`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if vars(cls).get("name"):
-            METHODS[cls.name] = cls
+        if "name" not in vars(cls):
+            return
+        owner = METHODS.setdefault(cls.name, cls)
+        if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(
+                f"the method name {cls.name!r} belongs to {owner.__module__}.{owner.__qualname__}: "
+                f"give {cls.__module__}.{cls.__qualname__} another name"
+            )
+        METHODS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        find_sizes(self)
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Adds this method's modules and marks its parameters, in place."""
+        """Add this method's modules and mark its parameters, in place."""
         raise NotImplementedError(f"{type(self).__name__} does not implement inject")
 
     def monitor(self, model: AST) -> Monitor | None:
-        """Numbers about the adapted model that training writes down after each epoch, if any."""
+        """Return a function of numbers that training records after each epoch, if any."""
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """The method's name and fields as a plain dictionary."""
+        """Return the method's name and fields as a plain dictionary."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> "Method":
-        """Rebuilds a method from `to_json`; lists, which JSON makes of tuples, become tuples.
+        """Rebuild a method from `to_json`, also that of an older version.
 
         Raises:
             UsageError: unknown method or field.
         """
         cls = find_method(str(fields.get("name")))
-        values = {key: cls.read(value) for key, value in fields.items() if key != "name"}
+        upgraded = upgrade_fields(fields)
+        values = {key: cls.read_field(value) for key, value in upgraded.items() if key != "name"}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(
-                f"method {cls.name} has no field {', '.join(unknown)}: it was made by another "
+                f"method {cls.name} has no field {', '.join(unknown)}: it was written by another "
                 f"version; the fields are {', '.join(sorted(known)) or 'none'}"
             )
         return cls(**values)
 
     @classmethod
-    def read(cls, value: Any) -> Any:
-        """A field's value from its JSON."""
+    def read_field(cls, value: Any) -> Any:
+        """Return a field's value from its JSON, in which tuples are lists."""
         return tuple(value) if isinstance(value, list) else value
 
     def replace(self, **changes: Any) -> "Method":
-        """A copy with fields changed."""
+        """Return a copy with some fields changed; a new size replaces the one that was given."""
+        if any(name in changes for name in SIZES):
+            changes = {**dict.fromkeys(find_sizes(self)), **changes}
         return dataclasses.replace(self, **changes)
 
 
 def find_method(name: str) -> type[Method]:
-    """The method class of a name such as `soft_moa`.
+    """Return the method class of a name such as `soft_moa`.
 
     Raises:
         UsageError: no such method; the message suggests the nearest name.
@@ -97,20 +113,44 @@ def find_method(name: str) -> type[Method]:
     raise UsageError(f"unknown method {name!r}{hint} (there are {', '.join(sorted(METHODS))})")
 
 
+def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's JSON in today's form.
+
+    Older versions wrote LoRA's targets as one word, and a reduction or ratio always, next to a
+    budget (which had priority) and as the default.
+    """
+    upgraded = dict(fields)
+    if isinstance(upgraded.get("targets"), str):
+        upgraded["targets"] = list(upgraded["targets"])
+    cls = find_method(str(fields.get("name")))
+    size, default = cls.default_size
+    is_old = not {"width", "rank"} & fields.keys()
+    if is_old and size in fields and (fields[size] == default or fields.get("budget") is not None):
+        upgraded[size] = None
+    return upgraded
+
+
 def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
-    """A copy of the model with the method's modules in place and its parameters trainable.
+    """Return a copy of a model with a method's modules added and its parameters trainable.
 
     Args:
-        model: an AST whose parameters are all frozen; it is left as it is.
-        method: what to add and train.
+        model: an AST whose parameters are all frozen; not changed.
+        method: what to add and train, such as `petl.SoftMoA()`.
         seed: seed of the new modules' initial weights.
 
     Returns:
         A new AST that shares the frozen arrays with `model`.
 
     Raises:
-        UsageError: the model is adapted already.
+        UsageError: `method` is no method, or the model is adapted already.
     """
+    if not isinstance(method, Method):
+        cls = METHODS.get(method) if isinstance(method, str) else method
+        name = cls.__name__ if isinstance(cls, type) and issubclass(cls, Method) else "SoftMoA"
+        raise UsageError(
+            f"adapt takes a method, not {method!r}: pass petl.{name}(), or petl.make_method(NAME) "
+            "for a name on the command line"
+        )
     if any(isinstance(v, surgery.Trainable) for v in surgery.variables(model).values()):
         raise UsageError("the model is adapted already: adapt the model that aatjax.load returned")
     adapted = surgery.clone(model)
@@ -124,35 +164,35 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
 
 
 def find_first_trained(model: AST) -> int | None:
-    """The number of the first block that has a trained parameter, or the depth if none has one.
+    """Return the index of the first block with a trained parameter; the depth if none has one.
 
-    None if something in front of the blocks is trained or was added.
+    None if something before the blocks is trained or was added.
     """
     trained = [
         path.split("/")
         for path, variable in surgery.variables(model).items()
         if isinstance(variable, surgery.Trainable)
     ]
-    if any(room not in ("blocks", "norm", "head", "pool") for room, *_ in trained):
+    if any(top not in ("blocks", "norm", "head", "pool") for top, *_ in trained):
         return None
-    numbers = (int(rest[0]) for room, *rest in trained if room == "blocks")
+    numbers = (int(rest[0]) for top, *rest in trained if top == "blocks")
     return min(numbers, default=model.config.depth)
 
 
 def zero_positions(model: AST) -> None:
-    """Sets the position embeddings to zero, in place.
+    """Set the position embeddings to zero, in place.
 
-    The published parameter-efficient code (arXiv 2312.03694, 2402.00828) loads its AST so that
-    every input length but 1024 frames starts with zero positions, which stay frozen.
+    The published parameter-efficient code (arXiv 2312.03694, 2402.00828) loads AST so that the
+    positions are zero, and frozen, for every input length but 1024 frames.
     """
     shape = surgery.variables(model)["embed/pos"].shape
     surgery.assign(model, {"embed/pos": np.zeros(shape)}, what="zero positions")
 
 
 class Wrapper(nnx.Module):
-    """A wrapped submodule, `base`, with an adapter beside it under the attribute `name`.
+    """A wrapped submodule `base` and an adapter, held as attribute `name`.
 
-    The adapter's parameters are found under the submodule's own path.
+    The adapter's parameters have paths below that of the submodule.
     """
 
     def __init__(self, base: nnx.Module, name: str, adapter: nnx.Module):
@@ -160,28 +200,22 @@ class Wrapper(nnx.Module):
         self.name = name
         setattr(self, name, adapter)
 
-    def adapted(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
-    ) -> Float[Array, "b n d"]:
-        """The adapter's output."""
+    def apply_adapter(self, x: Tokens, mask: Mask | None) -> Tokens:
+        """Apply the adapter."""
         with jax.named_scope("adapter"):
             return call_masked(getattr(self, self.name), x, mask)
 
 
 class Parallel(Wrapper):
-    """base(x) + adapter(x): the adapter reads what the wrapped submodule reads."""
+    """base(x) + adapter(x)."""
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
-        return call_masked(self.base, x, mask) + self.adapted(x, mask)
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
+        return call_masked(self.base, x, mask) + self.apply_adapter(x, mask)
 
 
 class After(Wrapper):
-    """z + adapter(z) with z = base(x): the adapter reads what the wrapped submodule wrote."""
+    """z + adapter(z) with z = base(x)."""
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         z: jax.Array = call_masked(self.base, x, mask)
-        return z + self.adapted(z, mask)
+        return z + self.apply_adapter(z, mask)

@@ -12,11 +12,11 @@ from aatjax.petl.base import Method, Monitor
 
 @dataclasses.dataclass(frozen=True)
 class Combined(Method):
-    """Several methods at once, injected in their order; what any of them trains is trained.
+    """Several methods, injected in order; what any of them trains is trained.
 
     `petl.Combined((petl.AAT(), petl.LoRA()))`, on the command line `--method aat+lora`. A method
-    that wraps a sub-layer sees what earlier ones put around it: an adapter after the attention
-    reads the attention with the earlier adapters' output.
+    that wraps a sub-layer wraps the modules that earlier methods put around it: an adapter after
+    the attention reads the attention with the output of the earlier adapters.
 
     Attributes:
         methods: two or more, of different kinds.
@@ -27,6 +27,7 @@ class Combined(Method):
     methods: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.methods) < 2:
             raise UsageError(
                 "Combined needs two methods or more: methods=(petl.AAT(), petl.LoRA())"
@@ -37,8 +38,8 @@ class Combined(Method):
                 f"Combined has {' and '.join(names)}: two of one kind would give their parameters "
                 "the same names"
             )
-        if any(isinstance(method, Combined) for method in self.methods):
-            raise UsageError("Combined holds a Combined: list all its methods side by side")
+        if self.name in names:
+            raise UsageError("Combined contains a Combined: list all its methods in one")
 
     @property
     def trains_last_norm(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -46,20 +47,20 @@ class Combined(Method):
         return any(method.trains_last_norm for method in self.methods)
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Injects the methods one after the other."""
+        """Inject the methods in order."""
         for method in self.methods:
             method.inject(model, rngs=rngs)
 
     def monitor(self, model: AST) -> Monitor | None:
-        """What the first method that watches something gives; it sees all mixtures."""
+        """Return the first method's monitor; it covers all mixtures of the model."""
         found = (method.monitor(model) for method in self.methods)
         return next((one for one in found if one is not None), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The name, and the methods with theirs."""
+        """Return the name, and the methods with their names and fields."""
         return {"name": self.name, "methods": [method.to_json() for method in self.methods]}
 
     @classmethod
-    def read(cls, value: Any) -> Any:
-        """The methods from their JSON."""
+    def read_field(cls, value: Any) -> Any:
+        """Return the methods from their JSON."""
         return tuple(Method.from_json(fields) for fields in value)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, zeros
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from aatjax.petl.bottleneck import Init
+from aatjax.models.tokens import Mask, Tokens
+from aatjax.petl.bottleneck import Init, project
 from aatjax.surgery import Trainable
 
 
@@ -15,27 +16,27 @@ class Conformer(nnx.Module):
 
     LN(z) -> W_1, d to 2r -> first half * sigmoid(second half) -> depthwise convolution of `kernel`
     tokens ("same": (kernel - 1) // 2 before) -> BatchNorm over clips and tokens (eps 1e-5, momentum
-    0.9) -> SiLU -> W_2, r to d. The tokens are taken in their order, CLS and DIST first, then
-    frequency row by frequency row, so the convolution crosses the borders of rows. Parameters:
+    0.9) -> SiLU -> W_2, r to d. The sequence is CLS, DIST, then the patches one row of equal
+    frequency after the other, so the convolution crosses the ends of rows. Parameters:
     d(2r) + 2r + r kernel + r + 2r + rd + d, and 2d for LN.
 
-    Projections start as PyTorch's convolutions do, U(-1/sqrt(fan in), 1/sqrt(fan in)); W_2 and its
+    Projections start like PyTorch's convolutions, U(-1/sqrt(fan in), 1/sqrt(fan in)); W_2 and its
     bias as zero with init="identity". The running variance is the biased one (PyTorch keeps the
-    unbiased one). The published AST code computes LN(z) and then goes on from z, so that
-    LN is counted as trained but never gets a gradient: `uses_norm=False`.
+    unbiased one). The published AST code computes LN(z) and continues from z, so that LN is counted
+    as trained but never gets a gradient: `uses_norm=False`.
 
     Args:
         dim: token width d.
         width: bottleneck width r.
-        kernel: tokens that the convolution sees; 8 for sounds, 31 for speech in the paper.
+        kernel: tokens of the convolution; in the paper 8 for sounds, 31 for speech.
         dtype: compute type; parameters, LN and BatchNorm are float32.
         rngs: source of the initial weights.
-        init: `identity` or `normal` (here: PyTorch's own).
+        init: `identity`, or `normal` (here PyTorch's).
         norm: whether there is an LN.
         uses_norm: whether its output is used.
     """
 
-    along_tokens = True  # what it hears at a token depends on where the row of patches ends
+    along_tokens = True  # an output depends on where a row of patches ends
 
     def __init__(
         self,
@@ -66,26 +67,24 @@ class Conformer(nnx.Module):
                 for name in ("scale", "bias"):
                     setattr(module, name, Trainable(getattr(module, name)[...]))
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype
         if self.norm is not None and self.uses_norm:
             x = self.norm(x)
-        w_in, w_out = self.w_in[...].astype(dtype), self.w_out[...].astype(dtype)
-        b_in, b_out = self.b_in[None, None].astype(dtype), self.b_out[None, None].astype(dtype)
-        value, gate = jnp.split(x.astype(dtype) @ w_in + b_in, 2, axis=-1)
-        hidden = depthwise(value * jax.nn.sigmoid(gate), self.w_conv[...].astype(dtype))
+        value, gate = jnp.split(project(x.astype(dtype), self.w_in, self.b_in), 2, axis=-1)
+        hidden = convolve_depthwise(value * jax.nn.sigmoid(gate), self.w_conv[...].astype(dtype))
         hidden = hidden + self.b_conv[None, None].astype(dtype)
-        shown = None if mask is None else mask[..., None]
-        hidden = self.batch_norm(hidden.astype(jnp.float32), mask=shown).astype(dtype)
-        return jax.nn.silu(hidden) @ w_out + b_out
+        keep = None if mask is None else mask[..., None]
+        hidden = self.batch_norm(hidden.astype(jnp.float32), mask=keep).astype(dtype)
+        return project(jax.nn.silu(hidden), self.w_out, self.b_out)
 
 
-def depthwise(x: Float[Array, "b n r"], kernel: Float[Array, "k r"]) -> Float[Array, "b n r"]:
-    """A convolution channel by channel: y_i = sum_j kernel_j x_(i + j - (k - 1) // 2), 0 outside.
+def convolve_depthwise(
+    x: Float[Array, "b n r"], kernel: Float[Array, "k r"]
+) -> Float[Array, "b n r"]:
+    """Convolve each channel: y_i = sum_j kernel_j x_(i + j - (k - 1) // 2), with zeros outside.
 
-    As a sum of k shifted copies, which XLA fuses into one pass; its grouped convolution takes four
+    A sum of k shifted copies, which XLA fuses into one pass; its grouped convolution takes four
     to six times as long on CPU, forward and backward (602 tokens, 8 channels, k = 31 and 8).
     """
     size, tokens = kernel.shape[0], x.shape[1]

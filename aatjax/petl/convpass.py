@@ -6,6 +6,7 @@ from flax import nnx
 from jax.nn.initializers import glorot_uniform, zeros
 from jaxtyping import Array, Float
 
+from aatjax.models.tokens import Mask, Tokens
 from aatjax.petl.bottleneck import DOWN, Bottleneck, Init
 from aatjax.surgery import Trainable
 
@@ -16,9 +17,9 @@ class Convpass(Bottleneck):
     """W_up q(conv(q(W_down z + b_down))) + b_up: `[b, n, d] -> [b, n, d]`.
 
     q(x) = x sigmoid(1.702 x). The convolution mixes all r channels of three neighbouring tokens.
-    Parameters: dr + r, 3rr + r, rd + d. The published code (of arXiv 2402.00828) throws the
-    convolution's result away and applies q twice to the down-projection: `uses_conv=False`. It
-    also drops out a tenth of the hidden values in training, which is left out here.
+    Parameters: dr + r, 3rr + r, rd + d. The published code (of arXiv 2402.00828) discards the
+    result of the convolution and applies q twice to the down-projection: `uses_conv=False`. Its
+    dropout of 0.1 on the hidden values in training is not reproduced.
 
     Args:
         dim: token width d.
@@ -26,10 +27,10 @@ class Convpass(Bottleneck):
         dtype: compute type; the parameters are float32.
         rngs: source of the initial weights.
         init: `identity` or `normal`.
-        uses_conv: whether the convolution's result is used.
+        uses_conv: whether the result of the convolution is used.
     """
 
-    along_tokens = True  # what it hears at a token depends on where the row of patches ends
+    along_tokens = True  # an output depends on where a row of patches ends
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Convpass(Bottleneck):
         self.w_conv = Trainable(glorot_uniform()(rngs.params(), (SIZE, width, width)))
         self.b_conv = Trainable(zeros(rngs.params(), (width,)))
 
-    def __call__(self, x: Float[Array, "b n d"], mask: object = None) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype
         hidden = _quick_gelu(self.down(x))
         if self.uses_conv:

@@ -1,4 +1,4 @@
-"""Folding what can be folded into the backbone, so that it costs nothing in use."""
+"""Merges linear adapters into the backbone."""
 
 from flax import nnx
 
@@ -8,32 +8,30 @@ from aatjax.models.ast import AST
 
 
 def merge(model: AST) -> AST:
-    """A model without its mergeable wrappers (LoRA's), computing the same.
+    """Return a model that computes the same without its mergeable adapters (those of LoRA).
 
-    A wrapper that can be merged has a method `merged` that returns the plain module. Others, such
-    as adapters beside a LoRA, stay as they are. A model with nothing left to train but head and
-    LayerNorms comes back as a plain, frozen AST.
+    A mergeable wrapper has a method `merge_into_base` that returns the plain module. Others, such
+    as bottleneck adapters, are kept. A model without any other adapter becomes a plain, frozen AST.
 
     Args:
-        model: an adapted AST; it is left as it is.
+        model: an adapted AST; not changed.
 
     Raises:
-        UsageError: nothing in it can be merged.
+        UsageError: nothing can be merged.
     """
-    whole = surgery.clone(model)
+    merged = surgery.clone(model)
 
     def build(_: str, module: nnx.Module) -> nnx.Module | None:
-        merged = getattr(module, "merged", None)
-        return None if merged is None else merged()
+        fold = getattr(module, "merge_into_base", None)
+        return None if fold is None else fold()
 
-    if not surgery.replace(whole, build):
+    if not surgery.replace(merged, build):
         name = getattr(model.method, "name", "this model")
         raise UsageError(
             f"{name} has nothing that can be merged into the backbone: its adapters are not linear "
             "maps of what a frozen matrix reads (LoRA's are)"
         )
-    whole.method = None
-    inside = {v for v in surgery.modules(whole).values() if hasattr(v, surgery.BASE)}
-    if not inside:
-        surgery.retag(whole, "**", nnx.Param)
-    return whole
+    merged.method = None
+    if not any(hasattr(module, surgery.BASE) for module in surgery.modules(merged).values()):
+        surgery.retag(merged, "**", nnx.Param)
+    return merged

@@ -1,29 +1,30 @@
-"""What all mixtures of adapters share: experts, sites, a parameter budget, the published form."""
+"""The base of all mixtures of adapters: experts, sites, size, the published form."""
 
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal, zeros
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from aatjax import surgery
-from aatjax.errors import UsageError
+from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
-from aatjax.models.tokens import call_masked
+from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
-from aatjax.petl.bottleneck import Init, up_init
+from aatjax.petl.bottleneck import Init, make_up_init
 from aatjax.petl.routing_weights import make_monitor
-from aatjax.petl.sites import Expert, Location, block_paths, bottleneck_width, make_block, sites
+from aatjax.petl.sites import Expert, Location, list_blocks, list_sites, make_block
+from aatjax.petl.sizes import find_width
 from aatjax.surgery import Recorded, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureShape:
-    """What a mixture at one site is made of."""
+    """What the mixture at one site consists of."""
 
     dim: int
     experts: int
@@ -39,7 +40,7 @@ class ExpertBank(nnx.Module):
     """N adapter blocks of one kind and size.
 
     Bottlenecks are stacked, `w_down` [e, d, r], `b_down` [e, r], `w_up` [e, r, d] and `b_up`
-    [e, d], so that they run as one product; other blocks stand side by side in `blocks`.
+    [e, d], so that they run as one product; other blocks are the list `blocks`.
     """
 
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
@@ -49,7 +50,7 @@ class ExpertBank(nnx.Module):
         if self.stacked:
             self.w_down = Trainable(normal(0.02)(rngs.params(), (size, dim, width)))
             self.b_down = Trainable(zeros(rngs.params(), (size, width)))
-            self.w_up = Trainable(up_init(shape.init)(rngs.params(), (size, width, dim)))
+            self.w_up = Trainable(make_up_init(shape.init)(rngs.params(), (size, width, dim)))
             self.b_up = Trainable(zeros(rngs.params(), (size, dim)))
         else:
             self.blocks = nnx.List(
@@ -67,18 +68,16 @@ class ExpertBank(nnx.Module):
                 for _ in range(size)
             )
 
-    def on_slots(self, slots: Float[Array, "b e p d"]) -> Float[Array, "b e p d"]:
-        """Expert i on its own slots (blocks that are not bottlenecks)."""
+    def run_on_slots(self, slots: Float[Array, "b e p d"]) -> Float[Array, "b e p d"]:
+        """Apply each expert to its own slots; for blocks that are not bottlenecks."""
         outputs = [block(slots[:, i].astype(self.dtype)) for i, block in enumerate(self.blocks)]
         return jnp.stack(outputs, axis=1)
 
-    def weighted(
-        self, x: Float[Array, "b n d"], gates: Float[Array, "b n e"], mask: Any
-    ) -> Float[Array, "b n d"]:
-        """sum_i gates_i * A_i(x), every expert on every token.
+    def run_gated(self, x: Tokens, gates: Float[Array, "b n e"], mask: Mask | None) -> Tokens:
+        """Return sum_i gates_i * A_i(x), with every expert on every token.
 
-        Bottlenecks as two products over all experts at once, the gates folded in between them:
-        nothing of size [b, n, e, d] is made.
+        Bottlenecks run as two products over all experts, with the gates applied in between, so
+        that nothing of size [b, n, e, d] is stored.
         """
         if not self.stacked:
             outputs = jnp.stack([call_masked(block, x, mask) for block in self.blocks], axis=-1)
@@ -98,7 +97,7 @@ class ExpertBank(nnx.Module):
 
 
 class TwiceBlock(nnx.Module):
-    """The published block with a mixture m at the attention, which is added again after the MLP.
+    """The published block, whose mixture m at the attention is added again after the MLP.
 
     h = x + Attn(u) + m(u) with u = LN1 x; y = h + MLP(LN2 h) + m(u).
     """
@@ -108,9 +107,7 @@ class TwiceBlock(nnx.Module):
         self.name = name
         setattr(self, name, mixture)
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         base: Any = self.base
         u = base.ln1(x).astype(x.dtype)
         with jax.named_scope("adapter"):
@@ -125,121 +122,97 @@ class Mixture(Method):
 
     Attributes:
         num_experts: N.
-        reduction: token width over bottleneck width.
-        budget: parameters of all mixtures of a model, LayerNorms and head not counted; the
-            bottleneck width is then the one that comes nearest, and `reduction` does not matter.
+        width: bottleneck width r of each expert.
+        reduction: or D / r, rounded; 128 if no size is given.
+        budget: or the number of parameters of all mixtures of the model together, without
+            LayerNorms and head; r is the width that comes nearest.
         location: parallel to the attention (`mhsa`, the published default), to the MLP (`ffn`),
             or to both (`both`, "Houlsby").
-        expert: the experts' block: `bottleneck`, `conformer` or `convpass`.
-        kernel: tokens (or slots) that conformer experts see.
+        expert: block of the experts: `bottleneck`, `conformer` or `convpass`.
+        kernel: tokens (or slots) of the convolution of conformer experts.
         train_norm: train the LayerNorm in front of the site.
-        as_published: run what the repository's code ran.
-        last_blocks: adapt only the last so many blocks; None adapts all.
+        as_published: compute what the repository's code computes.
+        last_blocks: adapt only this many blocks, from the last; None adapts all.
     """
 
-    num_experts: int = 7
-    reduction: float = 128
-    budget: int | None = None
+    default_size: ClassVar[tuple[str, float]] = ("reduction", 128)
+
+    num_experts: Annotated[int, Range(1)] = 7
+    width: Annotated[int, Range(1)] | None = None
+    reduction: Annotated[float, Range(above=0)] | None = None
+    budget: Annotated[int, Range(1)] | None = None
     location: Location = "mhsa"
     expert: str | tuple[str, ...] = "bottleneck"
-    kernel: int = 8
+    kernel: Annotated[int, Range(1)] = 8
     train_norm: bool = True
     as_published: bool = False
-    last_blocks: int | None = None
+    last_blocks: Annotated[int, Range(1)] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        if self.num_experts < 1:
-            raise UsageError(f"{name} num_experts={self.num_experts} must be at least 1")
-        if not self.reduction > 0:
-            raise UsageError(f"{name} reduction={self.reduction} must be above 0")
-        if self.location not in get_args(Location):
-            raise UsageError(
-                f"{name} location={self.location!r} is not one of {', '.join(get_args(Location))}"
-            )
         if not isinstance(self.expert, str):
             raise UsageError(
                 f"{name} expert={self.expert!r}: the experts of a mixture are of one kind and "
                 "size, since they run as one batched product and a budget is shared evenly: name "
-                "one; petl.Combined puts different adapters side by side"
+                "one; petl.Combined adds several adapters to one model"
             )
         if self.expert not in get_args(Expert):
             raise UsageError(
                 f"{name} expert={self.expert!r} is not one of {', '.join(get_args(Expert))}"
             )
-        if self.kernel < 1:
-            raise UsageError(f"{name} kernel={self.kernel} must be at least 1")
 
-    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
-        """The module at one site, `[b, n, d] -> [b, n, d]`."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement mixture")
+    def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
+        """Return the module of one site, `[b, n, d] -> [b, n, d]`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement make_mixture")
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Wraps `blocks/*/attn` and/or `blocks/*/mlp`, or as published `blocks/*`."""
-        config = model.config
-        expert: Expert = self.expert  # pyright: ignore[reportAssignmentType]
-        shape = MixtureShape(
-            config.dim,
-            self.num_experts,
-            bottleneck_width(config.dim, self.reduction),
-            expert,
-            self.kernel,
-            jnp.dtype(config.dtype),
-            "normal" if self.as_published else "identity",
-            self.as_published,
-        )
-        if self.budget is not None:
-            count = len(sites(self.location)) * (self.last_blocks or config.depth)
-            shape = dataclasses.replace(shape, width=self.width_of_budget(shape, count))
-        for submodule, norm in sites(self.location):
-            # Published: a mixture at the attention alone is added twice.
-            twice = self.as_published and self.location == "mhsa"
-            wrapper = TwiceBlock if twice else Parallel
-            for where in block_paths(type(self).__name__, config.depth, self.last_blocks):
-                surgery.wrap(
-                    model,
-                    where if twice else f"{where}/{submodule}",
-                    lambda _, base, wrapper=wrapper: wrapper(
-                        base, self.name, self.mixture(shape, rngs)
-                    ),
-                )
+        """Wrap `blocks/*/attn` and/or `blocks/*/mlp`, or as published `blocks/*`."""
+        shape = self._choose_shape(model)
+        # Published: a mixture at the attention alone is added twice.
+        twice = self.as_published and self.location == "mhsa"
+        wrapper = TwiceBlock if twice else Parallel
+
+        def add_mixture(_: str, base: nnx.Module) -> nnx.Module:
+            return wrapper(base, self.name, self.make_mixture(shape, rngs))
+
+        for sublayer, norm in list_sites(self.location):
+            for block in list_blocks(self, model.config.depth):
+                surgery.wrap(model, block if twice else f"{block}/{sublayer}", add_mixture)
                 if self.train_norm:
-                    surgery.retag(model, f"{where}/{norm}/*")
+                    surgery.retag(model, f"{block}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 
     def monitor(self, model: AST) -> Monitor | None:
-        """Entropy, use and likeness of the experts: `petl.routing_weights.summarize_routing`."""
+        """Return entropy, use and similarity of the experts: `summarize_routing`."""
         return make_monitor(model)
 
-    def width_of_budget(self, shape: MixtureShape, count: int) -> int:
-        """The bottleneck width r whose `count` mixtures come nearest to the budget.
+    def _choose_shape(self, model: AST) -> MixtureShape:
+        config = model.config
+        shape = MixtureShape(
+            dim=config.dim,
+            experts=self.num_experts,
+            width=1,
+            expert=self.expert,  # pyright: ignore[reportArgumentType]
+            kernel=self.kernel,
+            dtype=jnp.dtype(config.dtype),
+            init="normal" if self.as_published else "identity",
+            as_published=self.as_published,
+        )
+        sites = len(list_sites(self.location)) * (self.last_blocks or config.depth)
 
-        Raises:
-            UsageError: even r = 1 is nearer to twice the budget than to it.
-        """
-        assert self.budget is not None
-
-        def size(width: int) -> int:
+        def count(width: int) -> int:
             wanted = dataclasses.replace(shape, width=width)
-            made = nnx.eval_shape(lambda: self.mixture(wanted, nnx.Rngs(0)))
+            made = nnx.eval_shape(lambda: self.make_mixture(wanted, nnx.Rngs(0)))
             values = surgery.variables(made).values()
-            return count * sum(math.prod(v.shape) for v in values if isinstance(v, nnx.Param))
+            return sites * sum(math.prod(v.shape) for v in values if isinstance(v, nnx.Param))
 
-        one, two = size(1), size(2)
-        if one > 1.5 * self.budget:
-            raise UsageError(
-                f"{type(self).__name__} budget={self.budget:,} is not enough for "
-                f"{self.num_experts} experts at {count} sites: with one hidden unit each they "
-                f"have {one:,} parameters; give more, or fewer experts"
-            )
-        guess = max(1, round(1 + (self.budget - one) / (two - one)))
-        near = range(max(1, guess - 2), guess + 3)
-        return min(near, key=lambda width: abs(size(width) - (self.budget or 0)))
+        return dataclasses.replace(shape, width=find_width(self, config.dim, count))
 
 
 def record_routing(module: nnx.Module, **arrays: Array | None) -> None:
-    """Leaves arrays behind in a mixture whose `watched` is set."""
+    """Keep arrays as `Recorded` variables of a mixture, if its attribute `watched` is True."""
     if getattr(module, "watched", False):
         for name, value in arrays.items():
             if value is not None:

@@ -1,9 +1,9 @@
-"""The rows of the papers' method tables by name, each at its published sizes for AST-base.
+"""The rows of the papers' method tables by name, at their published sizes for AST-base.
 
-Mistakes of the published code are not repeated; each method's docstring names them. LoRA's scale is
-the one that makes a difference: alpha / rank, 2.67, where 0.125 was run.
+Errors of the published code are not reproduced; the docstring of each method names them. LoRA's
+scale makes a difference: alpha / rank, 2.67, where the published runs had 0.125.
 
-`aatjax train CONFIG --method NAME` takes a row as well as a method; `aatjax methods` prints them.
+`aatjax train CONFIG --method NAME` takes a row or a method; `aatjax methods` prints the rows.
 """
 
 import difflib
@@ -50,7 +50,7 @@ TABLE: dict[str, Method] = {
 
 
 def make_method(name: str) -> Method:
-    """The method of a row (`conformer_houlsby`), a method at its defaults (`aat`), or `a+b`.
+    """Return a row (`conformer_houlsby`), a method at its defaults (`aat`), or several (`a+b`).
 
     Raises:
         UsageError: no such name; the message suggests the nearest.
@@ -61,10 +61,9 @@ def make_method(name: str) -> Method:
         return TABLE[name]
     if name in METHODS:
         return METHODS[name]()
-    known = [*TABLE, *METHODS]
+    known = sorted({*TABLE, *METHODS})
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     raise UsageError(
-        f"unknown method {name!r}{hint} (there are {', '.join(sorted(set(known)))}; two joined by "
-        "+ are combined)"
+        f"unknown method {name!r}{hint} (there are {', '.join(known)}; join several with +)"
     )

@@ -1,4 +1,4 @@
-"""What a mixture of adapters does with its tokens: who reads what, who is used, who is alike."""
+"""Routing of mixtures of adapters: weights, use of the experts, similarity of the slots."""
 
 import dataclasses
 from typing import Any
@@ -18,14 +18,14 @@ from aatjax.surgery import Recorded
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """The weights of one mixture on a batch of clips, as numpy arrays.
+    """The weights of one mixture on a batch of clips, as NumPy arrays.
 
     Attributes:
-        combine: what each token reads: `[b, n, e, p]` of a soft mixture, `[b, n, e]` gates of a
-            dense or top-k one. Sums to one over experts and slots.
-        dispatch: what each slot is made of, `[b, n, e, p]`, sums to one over the tokens; None for
-            mixtures without slots.
-        slots: the slots `[b, e, p, d]` themselves; None without.
+        combine: weights of each token's output: `[b, n, e, p]` of a soft mixture, `[b, n, e]` gates
+            of a dense or top-k one. They sum to one over experts and slots.
+        dispatch: weights of each slot's input, `[b, n, e, p]`, which sum to one over the tokens;
+            None for mixtures without slots.
+        slots: the slots `[b, e, p, d]`; None without.
     """
 
     combine: np.ndarray
@@ -34,19 +34,19 @@ class Routing:
 
     @property
     def use(self) -> np.ndarray:
-        """Share of all that the tokens read that comes from each expert, `[e]`."""
+        """Each expert's share of the combine weights, `[e]`."""
         gates = self.combine if self.dispatch is None else self.combine.sum(axis=-1)
         total = gates.sum(axis=(0, 1))
         return total / total.sum()
 
 
 def has_mixtures(model: AST) -> bool:
-    """Whether the model has mixtures that `routing` can look into."""
+    """Return whether the model has mixtures, whose routing can be recorded."""
     return any(hasattr(module, "watched") for module in surgery.modules(model).values())
 
 
 def make_probe(model: AST) -> AST:
-    """A copy whose mixtures record, its blocks run one after the other."""
+    """Return a copy whose mixtures record their routing; its blocks run one after the other."""
     probe = surgery.clone(model)
     probe.config = dataclasses.replace(model.config, scan=False, remat=False)
     for module in surgery.modules(probe).values():
@@ -56,6 +56,10 @@ def make_probe(model: AST) -> AST:
 
 
 def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, dict[str, Any]]:
+    """Run a model of `make_probe`; return the recorded arrays by mixture and name.
+
+    The names are those of the attributes of `Routing`; `x` and `valid` as in `routing`.
+    """
     probe(x, valid)
     found: dict[str, dict[str, Any]] = {}
     for path, array in surgery.arrays(probe, Recorded).items():
@@ -65,21 +69,20 @@ def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, di
 
 
 def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, Routing]:
-    """The weights of every mixture for a batch of clips, by the path of the mixture.
+    """Return the weights of every mixture for a batch of clips, by the path of the mixture.
 
     Args:
-        model: a model adapted with SoftMoA, DenseMoA or TopKMoA; it is left as it is.
+        model: a model adapted with SoftMoA, DenseMoA or TopKMoA; not changed.
         x: normalised log-mel.
-        valid: sounding frames of each clip, for models with `mask_padding`.
+        valid: number of frames of each clip that are not padding, for models with `mask_padding`.
 
     Raises:
         UsageError: the model has no mixture.
     """
     if not has_mixtures(model):
         name = getattr(model.method, "name", "a model without a method")
-        raise UsageError(f"{name} has no mixture of adapters to look into")
-    probe = make_probe(model)
-    graphdef, state = nnx.split(probe)
+        raise UsageError(f"{name} has no mixture of adapters, so there is no routing to return")
+    graphdef, state = nnx.split(make_probe(model))
 
     @jax.jit
     def run(state: Any, x: jax.Array, valid: Any) -> dict[str, dict[str, Any]]:
@@ -93,20 +96,31 @@ def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str
 
 
 def measure_entropy(weights: Float[Array, "*_"], axes: tuple[int, ...]) -> Float[Array, "*_"]:
-    """Entropy over some axes, over the largest that it can be: 1 is uniform, 0 is one choice."""
+    """Return the entropy over some axes divided by its maximum: 1 is uniform, 0 is one choice."""
     size = int(np.prod([weights.shape[axis] for axis in axes]))
-    bits = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=axes)
-    return bits / np.log(size) if size > 1 else jnp.ones_like(bits)
+    entropy = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=axes)
+    return entropy / np.log(size) if size > 1 else jnp.ones_like(entropy)
+
+
+def measure_similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:
+    """Return the mean cosine between different slots of a clip; near 1 all slots are equal."""
+    flat = slots.reshape(slots.shape[0], -1, slots.shape[-1])
+    unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=-1, keepdims=True), 1e-12)
+    count = flat.shape[1]
+    if count == 1:
+        return jnp.ones(())
+    total = jnp.square(unit.sum(axis=1)).sum(axis=-1) - count
+    return (total / (count * (count - 1))).mean()
 
 
 def summarize_routing(sites: dict[str, dict[str, Any]]) -> dict[str, jax.Array]:
-    """Numbers over all mixtures of a model, from what they recorded; each a mean over the sites.
+    """Return numbers over all mixtures of a model from `run_probe`, each a mean over the sites.
 
-    combine_entropy: of what a token reads, over experts and slots, 0 (one) to 1 (all alike).
-    dispatch_entropy: of what a slot is made of, over the tokens, likewise.
-    least_used, most_used: use of an expert times the number of experts; 1 and 1 is balance.
-    balance: entropy of the use of the experts, 0 (collapsed on one) to 1.
-    slot_similarity: mean cosine between the slots of a clip; near 1 all slots are the same.
+    combine_entropy: of each token's weights over experts and slots, 0 (one) to 1 (uniform).
+    dispatch_entropy: of each slot's weights over the tokens, 0 (one token) to 1 (uniform).
+    least_used, most_used: use of an expert times the number of experts; both are 1 if balanced.
+    balance: entropy of the use of the experts, 0 (collapsed to one) to 1.
+    slot_similarity: see `measure_similarity`.
     """
     rows: list[dict[str, jax.Array]] = []
     for arrays in sites.values():
@@ -127,33 +141,22 @@ def summarize_routing(sites: dict[str, dict[str, Any]]) -> dict[str, jax.Array]:
     return {name: jnp.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
 
-def measure_similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:
-    flat = slots.reshape(slots.shape[0], -1, slots.shape[-1])
-    unit = flat / jnp.maximum(jnp.linalg.norm(flat, axis=-1, keepdims=True), 1e-12)
-    count = flat.shape[1]
-    if count == 1:
-        return jnp.ones(())
-    total = jnp.square(unit.sum(axis=1)).sum(axis=-1) - count
-    return (total / (count * (count - 1))).mean()
-
-
 def make_monitor(model: AST) -> Monitor:
-    """`summarize_routing` as a compiled function of the model's parts and a batch."""
+    """Return `summarize_routing` as a compiled function of a split model and a batch."""
     graphdef = surgery.split(make_probe(model)).graphdef
 
     @jax.jit
     def run(
         trainable: Any, stats: Any, frozen: Any, x: jax.Array, valid: jax.Array
     ) -> dict[str, jax.Array]:
-        return summarize_routing(
-            run_probe(surgery.join(graphdef, trainable, stats, frozen), x, valid)
-        )
+        probe = surgery.join(graphdef, trainable, stats, frozen)
+        return summarize_routing(run_probe(probe, x, valid))
 
     return run
 
 
 def diagnose_routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, float]:
-    """`summarize_routing` of a model on a batch of clips.
+    """Return `summarize_routing` of a model on a batch of clips; see `routing`.
 
     Raises:
         UsageError: the model has no mixture.

@@ -1,26 +1,25 @@
-"""Methods that add nothing: train the head alone, some of what is there, or everything."""
+"""Methods that add no modules: train the head, a part of the model, or all of it."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.errors import UsageError
+from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, zero_positions
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Method):
-    """Linear probe: the head, and the last LayerNorm before it, on a frozen body.
+    """Linear probe: the head and the last LayerNorm before it, on a frozen body.
 
-    Trainable: 2D + (D + 1)C parameters, whether the LayerNorm is the head's own ("head" in
-    arXiv 2401.10544) or the body's final one ("linear" in arXiv 2312.03694).
-    as_published=True: zero positions, as in the code of arXiv 2312.03694.
+    Trains 2D + (D + 1)C parameters, with the head's own LayerNorm ("head" in arXiv 2401.10544) or
+    the body's final one ("linear" in arXiv 2312.03694).
 
     Attributes:
-        as_published: see above.
+        as_published: zero positions, as in the code of arXiv 2312.03694.
     """
 
     name: ClassVar[str] = "linear"
@@ -28,7 +27,7 @@ class Linear(Method):
     as_published: bool = False
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Nothing is added: the head is trained by every method."""
+        """Add nothing: the head is trained by every method."""
         if self.as_published:
             zero_positions(model)
 
@@ -37,10 +36,8 @@ class Linear(Method):
 class Full(Method):
     """Full fine-tuning: every parameter of the model, positions included.
 
-    as_published=True: the positions start at zero, as in the code of arXiv 2312.03694.
-
     Attributes:
-        as_published: see above.
+        as_published: positions start at zero, as in the code of arXiv 2312.03694.
     """
 
     name: ClassVar[str] = "full"
@@ -48,7 +45,7 @@ class Full(Method):
     as_published: bool = False
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Marks every parameter as trainable."""
+        """Mark every parameter as trainable."""
         surgery.retag(model, "**")
         if self.as_published:
             zero_positions(model)
@@ -56,25 +53,21 @@ class Full(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Partial(Method):
-    """The last half of the blocks and the head (AAT's "partial" baseline, arXiv 2401.10544).
+    """The last half of the blocks and the head (AAT's baseline "partial", arXiv 2401.10544).
 
-    The body's final LayerNorm stays frozen where the head has its own. For AST-base and the half:
-    42,527,232 parameters and the head.
+    The body's final LayerNorm stays frozen if the head has its own. AST-base: 42,527,232
+    parameters and the head.
 
     Attributes:
-        blocks: how many of the last blocks; None is half of them.
+        blocks: number of trained blocks, from the last; None is half of them.
     """
 
     name: ClassVar[str] = "partial"
 
-    blocks: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.blocks is not None and self.blocks < 1:
-            raise UsageError(f"Partial blocks={self.blocks} must be at least 1")
+    blocks: Annotated[int, Range(1)] | None = None
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Marks `blocks/N/**` of the last blocks."""
+        """Mark `blocks/N/**` of the last blocks."""
         depth = model.config.depth
         count = depth - depth // 2 if self.blocks is None else self.blocks
         if count > depth:
@@ -85,14 +78,13 @@ class Partial(Method):
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(Method):
-    """The biases of every linear layer and LayerNorm of the body (Ben Zaken et al. 2022), and head.
+    """The biases of all linear layers and LayerNorms of the body (Ben Zaken et al. 2022), and head.
 
-    Not the patch embedding's bias, and no LayerNorm scale, not even the final one's
-    (arXiv 2312.03694). 102,144 parameters in AST-base, and the head.
-    as_published=True: zero positions.
+    Not the bias of the patch embedding, and no scale of a LayerNorm, not even of the final one
+    (arXiv 2312.03694). AST-base: 102,144 parameters and the head.
 
     Attributes:
-        as_published: see above.
+        as_published: zero positions, as in the code of arXiv 2312.03694.
     """
 
     name: ClassVar[str] = "bitfit"
@@ -101,7 +93,7 @@ class BitFit(Method):
     as_published: bool = False
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Marks every `bias` of the blocks and of the final LayerNorm."""
+        """Mark every `bias` of the blocks and of the final LayerNorm."""
         for pattern in ("blocks/*/*/*/bias", "blocks/*/*/bias", "norm/bias"):
             surgery.retag(model, pattern)
         if self.as_published:
@@ -115,6 +107,6 @@ class LayerNormTuning(Method):
     name: ClassVar[str] = "layer_norm"
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Marks `blocks/*/ln1`, `blocks/*/ln2` and `norm`."""
+        """Mark `blocks/*/ln1`, `blocks/*/ln2` and `norm`."""
         for pattern in ("blocks/*/ln1/*", "blocks/*/ln2/*", "norm/*"):
             surgery.retag(model, pattern)

@@ -1,6 +1,6 @@
-"""What methods choose from: sites in a block, adapter blocks by name, bottleneck widths."""
+"""Places in a block that methods adapt, and adapter blocks by name."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,28 +14,24 @@ Expert = Literal["bottleneck", "conformer", "convpass"]
 Location = Literal["mhsa", "ffn", "both"]
 
 
-def sites(location: Location) -> list[tuple[str, str]]:
-    """(sub-layer, LayerNorm in front of it) of each site in a block."""
+def list_sites(location: Location) -> list[tuple[str, str]]:
+    """Return (sub-layer, LayerNorm in front of it) of each site in a block."""
     known = {"mhsa": ("attn", "ln1"), "ffn": ("mlp", "ln2")}
     return list(known.values()) if location == "both" else [known[location]]
 
 
-def block_paths(method: str, depth: int, last_blocks: int | None) -> list[str]:
-    """Globs of the blocks that a method adapts: all of them, or the last so many.
+def list_blocks(method: Any, depth: int) -> list[str]:
+    """Return globs of the blocks that a method adapts: all, or the last `method.last_blocks`.
 
     Raises:
-        UsageError: fewer than one, or more than the model has.
+        UsageError: more than the model has.
     """
-    if last_blocks is None:
+    last, name = method.last_blocks, type(method).__name__
+    if last is None:
         return ["blocks/*"]
-    if not 1 <= last_blocks <= depth:
-        raise UsageError(f"{method} last_blocks={last_blocks}: the model has {depth} blocks")
-    return [f"blocks/{number}" for number in range(depth - last_blocks, depth)]
-
-
-def bottleneck_width(dim: int, reduction: float) -> int:
-    """r = round(D / reduction), at least 1."""
-    return max(1, round(dim / reduction))
+    if last > depth:
+        raise UsageError(f"{name} last_blocks={last}: the model has {depth} blocks")
+    return [f"blocks/{number}" for number in range(depth - last, depth)]
 
 
 def make_block(
@@ -50,22 +46,31 @@ def make_block(
     as_published: bool,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """An adapter block `[b, n, d] -> [b, n, d]` by name; a choice that it has not is ignored."""
-    match kind:
-        case "bottleneck":
-            return Bottleneck(dim, width, dtype=dtype, rngs=rngs, init=init)
-        case "conformer":
-            return Conformer(
-                dim,
-                width,
-                kernel=kernel,
-                norm=norm,
-                uses_norm=not as_published,
-                dtype=dtype,
-                init=init,
-                rngs=rngs,
-            )
-        case _:
-            return Convpass(
-                dim, width, dtype=dtype, init=init, uses_conv=not as_published, rngs=rngs
-            )
+    """Return an adapter block `[b, n, d] -> [b, n, d]`; options that it does not have are ignored.
+
+    Args:
+        kind: `bottleneck`, `conformer` or `convpass`.
+        dim: token width d.
+        width: bottleneck width.
+        kernel: tokens of a conformer's convolution.
+        norm: whether a conformer starts with a LayerNorm.
+        dtype: compute type.
+        init: `identity` or `normal`.
+        as_published: compute what the published code computes.
+        rngs: source of the initial weights.
+    """
+    if kind == "bottleneck":
+        return Bottleneck(dim, width, dtype=dtype, rngs=rngs, init=init)
+    if kind == "convpass":
+        uses_conv = not as_published
+        return Convpass(dim, width, dtype=dtype, rngs=rngs, init=init, uses_conv=uses_conv)
+    return Conformer(
+        dim,
+        width,
+        kernel=kernel,
+        norm=norm,
+        uses_norm=not as_published,
+        dtype=dtype,
+        init=init,
+        rngs=rngs,
+    )

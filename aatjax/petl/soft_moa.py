@@ -2,28 +2,28 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
 
 from aatjax import ops
-from aatjax.errors import UsageError
+from aatjax.errors import Range, UsageError
+from aatjax.models.tokens import Mask, Tokens
 from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
 from aatjax.surgery import Trainable
 
 
 class SoftMixture(ExpertBank):
-    """N experts behind p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
+    """N experts with p slots each: `[b, n, d] -> [b, n, d]` (arXiv 2402.00828).
 
-    `phi` [d, e, p] starts as a normal of variance 2 / ((N + d) p), W_down of each expert as a
-    normal of standard deviation 0.02, the rest as zero, so that the mixture is zero at first.
+    `phi` [d, e, p] starts as a normal of variance 2 / ((N + d) p), W_down of each expert as
+    normal(0.02), the rest as zero, so that the mixture is zero at first.
 
     Args:
-        shape: width d, number of experts and what they are.
-        slots: slots p an expert.
+        shape: width d, number of experts, size and kind of an expert.
+        slots: slots p per expert.
         normalize: tokens and phi of unit length in the scores, times a learned scale.
         rngs: source of the initial weights.
     """
@@ -36,19 +36,17 @@ class SoftMixture(ExpertBank):
         self.scale = Trainable(jnp.ones(())) if normalize else None
         super().__init__(shape, rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         phi, normalize = self.phi[...], self.normalize
         if self.scale is not None:
             square = jnp.sum(jnp.square(phi), axis=0, keepdims=True)
             phi = phi * jax.lax.rsqrt(square + 1e-6) * self.scale[...]
         if self.watched or not self.stacked:
-            sent, read = ops.soft_routing(x, phi, mask=mask, normalize=normalize)
-            slots = ops.soft_dispatch(x, sent)
-            record_routing(self, dispatch=sent, combine=read, slots=slots)
+            dispatch, combine = ops.soft_routing(x, phi, mask=mask, normalize=normalize)
+            slots = ops.soft_dispatch(x, dispatch)
+            record_routing(self, dispatch=dispatch, combine=combine, slots=slots)
             if not self.stacked:
-                return ops.soft_combine(self.on_slots(slots), read, x.dtype)
+                return ops.soft_combine(self.run_on_slots(slots), combine, x.dtype)
         weights = (self.w_down[...], self.b_down[...], self.w_up[...], self.b_up[...])
         return ops.soft_moe(x, phi, *weights, mask=mask, normalize=normalize)
 
@@ -57,39 +55,37 @@ class SoftMixture(ExpertBank):
 class SoftMoA(Mixture):
     """Soft mixture of adapters, parallel to a sub-layer of every block (arXiv 2402.00828).
 
-    Every expert works on `slots` convex combinations of all tokens; the tokens read the slot
-    outputs back by another convex combination. The mixture reads the LayerNorm output that its
-    sub-layer reads, and is added once. Trained besides: that LayerNorm, the head and the last
-    LayerNorm before it. Identity at init.
-    Adds N(2Dr + r + D) + DNp parameters a site, r = round(D / reduction), and 2D for LayerNorm.
+    Each expert works on `slots` convex combinations of all tokens; each token receives a convex
+    combination of all slot outputs. The mixture reads the LayerNorm output that its sub-layer
+    reads, and is added once. Also trained: that LayerNorm, the head and the last LayerNorm before
+    it. Identity at initialisation.
+    Adds N(2Dr + r + D) + DNp parameters per site, and 2D for the LayerNorm.
 
     as_published=True: zero positions, all projections drawn from normal(0.02), and at the
-    attention site (`mhsa`) the mixture added a second time after the MLP. The published
+    attention site (`mhsa`) the mixture is added a second time after the MLP. The published
     `normalize` is not reproduced: it divides phi by its norm over the experts instead of over D,
-    and none of the paper's runs used it.
+    and no run of the paper used it.
 
     Attributes:
-        slots: p, slots an expert. Conformer and convpass experts convolve over their p slots,
+        slots: p, slots per expert. Conformer and convpass experts convolve over their p slots,
             which have no order, so they make sense for mixtures over tokens only (`DenseMoA`).
-        normalize: scores as in Soft MoE (arXiv 2308.00951, sec. 2.3): tokens and phi have unit
-            length, times a learned scale; the slots mix the tokens as they are.
+        normalize: scores as in Soft MoE (arXiv 2308.00951, sec. 2.3): tokens and phi of unit
+            length, times a learned scale; the slots combine the tokens as they are.
     """
 
     name: ClassVar[str] = "soft_moa"
 
-    slots: int = 1
+    slots: Annotated[int, Range(1)] = 1
     normalize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.slots < 1:
-            raise UsageError(f"SoftMoA slots={self.slots} must be at least 1")
         if self.normalize and self.as_published:
             raise UsageError(
                 "SoftMoA normalize=True with as_published=True: no published run normalised; "
-                "leave one of them"
+                "omit one of them"
             )
 
-    def mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
-        """The soft mixture of one site."""
+    def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
+        """Return the soft mixture of one site."""
         return SoftMixture(shape, self.slots, normalize=self.normalize, rngs=rngs)

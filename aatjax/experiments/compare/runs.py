@@ -135,7 +135,7 @@ def _make_entry(config: Config, text: str) -> CompareEntry:
 
 def _resize(method: Method, budget: int) -> Method:
     """A mixture at a budget; other methods unchanged, since their width is their definition."""
-    return dataclasses.replace(method, budget=budget) if isinstance(method, Mixture) else method
+    return method.replace(budget=budget) if isinstance(method, Mixture) else method
 
 
 def run_grid(
