@@ -107,7 +107,7 @@ def _describe_failure(clip: Clip, error: Exception) -> ClipMeasurements:
     reason = error.reason if isinstance(error, AudioError) else "undecodable"
     problem = reason if reason in ("truncated", "non-finite") else "undecodable"
     text = str(error) if isinstance(error, AatjaxError) else repr(error)
-    text = text.removeprefix(f"{printable(clip.path or clip.id)}: ").partition("; pass ")[0]
+    text = text.removeprefix(f"{printable(clip.path or clip.id)}: ")
     return ClipMeasurements(clip.id, clip.path, problem=problem, detail=text)
 
 
