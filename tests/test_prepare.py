@@ -195,7 +195,7 @@ def test_what_may_not_be_downloaded_is_not(tmp_path) -> None:
     for name in ("gtzan", "iemocap", "fluent_speech_commands"):
         with pytest.raises(UsageError, match="may not be downloaded by a program"):
             prepare(name, download=True, to=tmp_path)
-    with pytest.raises(UsageError, match="say where ESC-50 is"):
+    with pytest.raises(UsageError, match="archive or folder with --from"):
         prepare("esc50", to=tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
         prepare("esc50", tmp_path / "none.zip", to=tmp_path)
@@ -274,7 +274,7 @@ def test_damage_is_told_and_never_read_as_sound(esc10, tmp_path) -> None:
     os.replace(_written(tmp_path / "broken", bytes(content)), file)
     from aatjax.data import tfds
 
-    tfds._opened.cache_clear()
+    tfds._open_records.cache_clear()
     again = Prepared(folder)
     bad = 0
     for i, clip in enumerate(again.clips):
@@ -284,7 +284,7 @@ def test_damage_is_told_and_never_read_as_sound(esc10, tmp_path) -> None:
             wave = again.waveform(i)
         except DataError as error:
             bad += 1
-            assert "prepare the set anew" in str(error)
+            assert "prepare the set again" in str(error)
         else:
             digest = hashlib.sha256(np.ascontiguousarray(wave).tobytes()).hexdigest()
             assert digest == again.reader.key(clip)
