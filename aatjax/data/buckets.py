@@ -1,8 +1,8 @@
-"""Length buckets: short clips in batches of their own length, so that padding costs nothing.
+"""Length buckets: short clips in batches of their own length, so that less padding is computed.
 
 A clip goes into the shortest bucket that holds every patch with sound in it. Where padding is
-masked (`mask_padding`) the patches that are left out are those that nobody would have seen, so a
-clip's logits are the same in any bucket; one program is compiled for each.
+masked (`mask_padding`) only masked patches are cut off, so a clip's logits are the same in any
+bucket. One program is compiled per bucket.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Bucket:
 
 
 def check_buckets(frames: Iterable[int], frontend: FrontEnd, patch: int) -> tuple[int, ...]:
-    """The lengths in frames, ascending, the model's own last.
+    """Return the lengths in frames, ascending, the model's own last.
 
     Raises:
-        UsageError: a length that is not between a patch and the model's, or padding that is sound.
+        UsageError: a length that is not between a patch and the model's, or padding by repetition.
     """
     lengths = tuple(sorted({*frames, frontend.frames}))
     for length in lengths:
@@ -45,8 +45,8 @@ def check_buckets(frames: Iterable[int], frontend: FrontEnd, patch: int) -> tupl
             )
     if frontend.pad == "repeat":
         raise UsageError(
-            "training.buckets: data.pad='repeat' fills every clip up with sound, so none is "
-            "short: take another pad, or leave the buckets out"
+            "training.buckets: data.pad='repeat' fills every clip with sound, so none is short: "
+            "choose another pad, or omit the buckets"
         )
     return lengths
 
@@ -54,18 +54,18 @@ def check_buckets(frames: Iterable[int], frontend: FrontEnd, patch: int) -> tupl
 def sort_into_buckets(
     source: Source, frontend: FrontEnd, lengths: Sequence[int], *, patch: int, stride: int
 ) -> tuple[Bucket, ...]:
-    """The clips of a source by bucket; buckets that nobody is in are left out.
+    """Sort the clips of a source into buckets; empty buckets are omitted.
 
     Args:
-        source: clips; each is read once to know its length.
+        source: clips; each is read once to find its length.
         frontend: at the model's length.
         lengths: of the buckets in frames, ascending, the model's own last.
-        patch: frames of a patch.
+        patch: frames per patch.
         stride: frames from a patch to the next.
     """
     samples = [min(len(source.waveform(i)), frontend.samples) for i in range(len(source))]
     sounding = np.asarray(frontend.count_frames(jnp.array(samples, jnp.int32)))
-    last = stride * ((np.maximum(sounding, 1) - 1) // stride)  # where the last patch in it begins
+    last = stride * ((np.maximum(sounding, 1) - 1) // stride)  # start of the last patch with sound
     places = np.searchsorted(lengths, np.minimum(last + patch, lengths[-1]))
     return tuple(
         Bucket(dataclasses.replace(frontend, frames=length), np.flatnonzero(places == place))

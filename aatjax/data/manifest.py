@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
@@ -22,10 +22,10 @@ MOST_SHOWN = 10
 class Manifest(Source):
     """Clips listed in a CSV file (comma, semicolon or tab) or a JSON-lines file.
 
-    Columns, found whatever their case: the file (`path`, `file`, `filename` or `wav`); `label`, a
-    class name or number, or `labels`, several of them separated by '|' or ';' (a list in JSON
-    lines); and optionally `fold`, `split` (train, valid or test, or what these are usually called),
-    and `group`, `speaker` or `source`. Rows are counted as a spreadsheet does: the header is row 1.
+    Columns, in any case: the file (`path`, `file`, `filename` or `wav`); `label`, a class name or
+    number, or `labels`, several of them separated by '|' or ';' (a list in JSON lines); and
+    optionally `fold`, `split` (train, valid or test, or their usual names), and `group`, `speaker`
+    or `source`. Rows are numbered as in a spreadsheet: the header is row 1.
 
     In a multi-label file a cell that holds only '|', or an empty list, means a clip of no class.
 
@@ -34,13 +34,13 @@ class Manifest(Source):
         root: folder that file names are relative to; by default the folder of the manifest.
         audio: name of the column with the file.
         label: name of the column with the label.
-        sep: separator of a CSV file; found from the header by default.
+        sep: separator of a CSV file; detected from the header by default.
         classes: the classes in order; a label is then one of them or its number. By default the
             labels that occur: sorted, by value if all are numbers.
         multi_label: whether a clip may have any number of classes; by default only if the column
             is called `labels` or holds lists.
-        strict: refuse the file if any row is wrong; otherwise leave such rows out and list them
-            in `skipped`.
+        strict: refuse the file if any row is wrong; otherwise skip such rows and list them in
+            `skipped`.
 
     Raises:
         DataError: the file cannot be read or rows are wrong; the message gives row numbers.
@@ -66,63 +66,41 @@ class Manifest(Source):
         columns = list(dict.fromkeys(key for _, row in rows for key in row))
         file_key = pick_column(path, columns, (audio, *AUDIO_COLUMNS), audio != "path")
         label_key = pick_column(path, columns, (label, "labels"), label != "label")
-        choices = {"fold": ("fold",), "split": ("split",), "group": GROUP_COLUMNS}
-        extra = {
-            part: next((key for key in columns if key in keys), None)
-            for part, keys in choices.items()
-        }
         sure = multi_label is not None or classes is not None
-        if multi_label is None:
-            multi_label = label_key == "labels" or any(
-                isinstance(row.get(label_key), list) for _, row in rows
-            )
-
-        good: list[tuple[int, str, str, dict[str, str | None]]] = []
-        names: list[list[str]] = []
         cells = [row.get(label_key) for _, row in rows]
-        several = any("|" in cell.strip().strip("|") for cell in cells if isinstance(cell, str))
-        several_at = "|" if several else ";"
+        if multi_label is None:
+            multi_label = label_key == "labels" or any(isinstance(cell, list) for cell in cells)
+        bars = any("|" in cell.strip().strip("|") for cell in cells if isinstance(cell, str))
+        choices = {"fold": ("fold",), "split": ("split",), "group": GROUP_COLUMNS}
+        keys = {part: next((c for c in columns if c in of), None) for part, of in choices.items()}
+
+        good: list[_Row] = []
         first_at: dict[str, int] = {}
         for (number, row), cell in zip(rows, cells, strict=True):
-            parts = {name: _text(row.get(key)) if key else None for name, key in extra.items()}
-            labels = _labels(cell, multi_label, several_at)
-            name, found, wrong = _find(folder, row.get(file_key))
-            if not wrong:
-                wrong = _unfit(labels, multi_label, sure)
+            labels = _parse_labels(cell, multi_label, "|" if bars else ";")
+            name, found, wrong = _find_file(folder, row.get(file_key))
+            wrong = wrong or _check_labels(labels, multi_label, sure)
             if not wrong and found in first_at:
                 wrong = f"{name!r} is listed before, in row {first_at[found]}"
                 wrong += "; put all its labels in one row" if multi_label else ""
-            for part in ("fold", "split"):
-                if not wrong and extra[part] and parts[part] is None:
-                    wrong = f"no {part}; give every row one, or remove the column"
-            split = None if parts["split"] is None else SPLITS.get(parts["split"].lower())
-            if not wrong and parts["split"] is not None and split is None:
-                wrong = f"unknown split {parts['split']!r}; write train, valid or test"
-            if wrong or labels is None:
-                problems.append((number, wrong))
+            parts, odd = _read_parts(row, keys)
+            if wrong or odd:
+                problems.append((number, wrong or odd))
                 continue
             first_at[found] = number
-            good.append((number, name, found, {**parts, "split": split}))
-            names.append(labels)
+            good.append(_Row(number, name, found, labels or [], parts))
 
-        order, labelled = _index(names, [number for number, *_ in good], classes, problems)
+        order, labelled = _index_labels(good, classes, problems)
         problems.sort()
         if problems and (strict or not labelled):
             raise DataError(f"{path}: {_report(problems)}")
         if not rows:
-            raise DataError(f"{path}: no rows; list one clip a row")
+            raise DataError(f"{path}: no rows; list one clip per row")
         super().__init__(
             (
-                Clip(
-                    name,
-                    labelled[number],
-                    found,
-                    fold=parts["fold"],
-                    split=parts["split"],
-                    group=parts["group"],
-                )
-                for number, name, found, parts in good
-                if number in labelled
+                Clip(row.name, labelled[row.number], row.path, **row.parts)
+                for row in good
+                if row.number in labelled
             ),
             order,
             name=path.stem,
@@ -131,8 +109,16 @@ class Manifest(Source):
         )
 
 
-def _find(folder: Path, cell: Any) -> tuple[str, str, str]:
-    """Name and absolute path of the file a cell means, and what is wrong with it, if anything."""
+class _Row(NamedTuple):
+    number: int
+    name: str
+    path: str
+    labels: list[str]
+    parts: dict[str, Any]
+
+
+def _find_file(folder: Path, cell: Any) -> tuple[str, str, str]:
+    """Name and absolute path of the file a cell names, and what is wrong with it, if anything."""
     if not isinstance(cell, str) or not cell.strip():
         return "", "", "no file name"
     slashed = cell.replace("\\", "/")
@@ -144,23 +130,36 @@ def _find(folder: Path, cell: Any) -> tuple[str, str, str]:
         found = os.path.normpath(folder / name)
         if os.path.isfile(found):
             return name, found, ""
-    found = os.path.normpath(folder / cell)
-    what = "is not a file" if os.path.exists(found) else "no such file"
-    return cell, "", f"{what}: {cell!r} in {folder}"
+    there = os.path.exists(os.path.normpath(folder / cell))
+    return cell, "", f"{'is not a file' if there else 'no such file'}: {cell!r} in {folder}"
 
 
-def _text(cell: Any) -> str | None:
+def _read_parts(row: dict[str, Any], keys: Mapping[str, str | None]) -> tuple[dict[str, Any], str]:
+    """Fold, split and group of a row, and what is wrong with them, if anything."""
+    parts = {part: _format(row.get(key)) if key else None for part, key in keys.items()}
+    for part in ("fold", "split"):
+        if keys[part] and parts[part] is None:
+            return parts, f"no {part}; give every row one, or remove the column"
+    given = parts["split"]
+    if given is not None:
+        parts["split"] = SPLITS.get(given.lower())
+        if parts["split"] is None:
+            return parts, f"unknown split {given!r}; write train, valid or test"
+    return parts, ""
+
+
+def _format(cell: Any) -> str | None:
     if cell is None or isinstance(cell, list | dict):
         return None
     return unicodedata.normalize("NFC", str(cell)).strip() or None
 
 
-def _labels(cell: Any, multi_label: bool, separator: str) -> list[str] | None:
+def _parse_labels(cell: Any, multi_label: bool, separator: str) -> list[str] | None:
     """Label names in a cell, or None for a cell without any."""
     if isinstance(cell, list):
-        named = [_text(item) for item in cell]
+        named = [_format(item) for item in cell]
         return [name for name in dict.fromkeys(named) if name] if all(named) else None
-    text = _text(cell)
+    text = _format(cell)
     if text is None or not multi_label:
         return None if text is None else [text]
     if not text.strip("|; "):
@@ -168,8 +167,8 @@ def _labels(cell: Any, multi_label: bool, separator: str) -> list[str] | None:
     return [part for part in dict.fromkeys(p.strip() for p in text.split(separator)) if part]
 
 
-def _unfit(labels: list[str] | None, multi_label: bool, sure: bool) -> str:
-    """Why labels cannot be those of one clip, or nothing."""
+def _check_labels(labels: list[str] | None, multi_label: bool, sure: bool) -> str:
+    """Why labels cannot be those of one clip, or ''."""
     if labels is None or not (labels or multi_label):
         return "empty label"
     if multi_label or (len(labels) == 1 and (sure or "|" not in labels[0])):
@@ -177,49 +176,41 @@ def _unfit(labels: list[str] | None, multi_label: bool, sure: bool) -> str:
     return f"several labels ({'|'.join(labels)}) in a single-label file; set multi_label=True"
 
 
-def _index(
-    names: list[list[str]], rows: list[int], classes: Sequence[str] | None, problems: Problems
+def _index_labels(
+    rows: Sequence[_Row], classes: Sequence[str] | None, problems: Problems
 ) -> tuple[tuple[str, ...], dict[int, tuple[int, ...]]]:
     """The classes, and the class indices of every row whose labels are right."""
-    known = [unicodedata.normalize("NFC", name) for name in classes] if classes is not None else []
-    used = {name for row in names for name in row}
-    numeric = set() if any(map(_is_number, known)) else {n for n in used if _is_number(n)}
-    named = used - numeric
-    if numeric and named:
-        count = sum(bool(numeric.intersection(row)) for row in names)
-        odd, kind = (numeric, "number") if 2 * count <= len(names) else (named, "name")
-        usual = "name" if kind == "number" else "number"
-        for number, row in zip(rows, names, strict=True):
-            for name in [n for n in row if n in odd][:1]:
-                text = f"label {name!r} is a class {kind} where other rows have a class {usual}"
-                problems.append((number, text))
-        wrong = odd
-    else:
-        wrong = set[str]()
-    order = tuple(known) or order_names(used - wrong)
+    known = [unicodedata.normalize("NFC", name) for name in classes or ()]
+    names = list(dict.fromkeys(name for row in rows for name in row.labels))
+    numeric = set() if any(map(_is_number, known)) else {n for n in names if _is_number(n)}
+    wrong: dict[str, str] = {}  # label: what is wrong with it
+    if numeric and len(numeric) < len(names):
+        few = 2 * sum(bool(numeric.intersection(row.labels)) for row in rows) <= len(rows)
+        kind, usual = ("number", "name") if few else ("name", "number")
+        text = f"is a class {kind} where other rows have a class {usual}"
+        wrong = {n: f"label {n!r} {text}" for n in names if (n in numeric) is few}
+    lower: dict[str, str] = {}
+    for name in names if not known else ():
+        usual = lower.setdefault(name.casefold(), name)
+        if name != usual and name not in wrong:
+            text = f"label {name!r} differs from {usual!r} only in case"
+            wrong[name] = f"{text}; fix it, or give the list of classes"
+    order = tuple(known) or order_names(set(names).difference(wrong))
     position = {name: i for i, name in enumerate(order)}
     if known:
-        position.update({n: int(n) for n in numeric - wrong if int(n) < len(order)})
-    else:
-        lower: dict[str, str] = {}
-        for name in (n for row in names for n in row):
-            lower.setdefault(name.casefold(), name)
-        wrong = wrong | {name for name in used if lower[name.casefold()] != name}
-        for number, row in zip(rows, names, strict=True):
-            for name in (n for n in row if lower[n.casefold()] != n):
-                text = f"label {name!r} differs from {lower[name.casefold()]!r} only in case"
-                problems.append((number, f"{text}; mend it, or give the list of classes"))
-        order = tuple(name for name in order if name not in wrong)
-        position = {name: i for i, name in enumerate(order)}
+        position.update({n: int(n) for n in numeric.difference(wrong) if int(n) < len(order)})
     labelled = {}
-    for number, row in zip(rows, names, strict=True):
-        if wrong.intersection(row):
-            continue
-        unknown = next((name for name in row if name not in position), None)
-        if unknown is None:
-            labelled[number] = tuple(sorted({position[name] for name in row}))
+    for row in rows:
+        faults = [wrong[name] for name in row.labels if name in wrong]
+        faults += [
+            _describe_unknown(n, order, n in numeric)
+            for n in row.labels
+            if not faults and n not in position
+        ]
+        if faults:
+            problems.append((row.number, faults[0]))
         else:
-            problems.append((number, _unknown(unknown, order, unknown in numeric)))
+            labelled[row.number] = tuple(sorted({position[name] for name in row.labels}))
     return order, labelled
 
 
@@ -227,7 +218,7 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def _unknown(name: str, order: tuple[str, ...], number: bool) -> str:
+def _describe_unknown(name: str, order: tuple[str, ...], number: bool) -> str:
     if number:
         return f"class number {name} is not among the {len(order)} classes 0 to {len(order) - 1}"
     lower = {known.casefold(): known for known in order}

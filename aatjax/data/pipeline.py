@@ -1,4 +1,4 @@
-"""From a source to batches: Grain, deterministic by (seed, epoch, index)."""
+"""Batches of a source by Grain, deterministic by (seed, epoch, index)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,9 +16,7 @@ Crop = Literal["start", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Memory(Reader):
-    """Keeps every waveform after its first reading."""
-
+class _MemoryReader(Reader):
     reader: Reader
     waveforms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -32,13 +30,13 @@ class _Memory(Reader):
 
 
 def keep_in_memory(source: Source) -> Source:
-    """The same source, each waveform read (or synthesised) once and then kept."""
-    return source.with_clips(source.clips, reader=_Memory(source.reader))
+    """Return the same source with each waveform read (or synthesized) once and then kept."""
+    return source.with_clips(source.clips, reader=_MemoryReader(source.reader))
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTokens:
-    """What is read in the place of the sounds of a source, one row a clip.
+    """Features read in place of the sounds of a source, one row per clip.
 
     Attributes:
         tokens: `[clips, n, d]`, in memory or memory-mapped.
@@ -51,9 +49,9 @@ class StoredTokens:
 
 @dataclasses.dataclass(frozen=True)
 class ClipLoader:
-    """Rows of a batch as clip numbers -> the same rows with their clips, of fixed shape.
+    """Adds the clips, at a fixed length, to the rows of a batch.
 
-    A row's `draw` places its random crop, so the same row is the same crop wherever it is read.
+    A row's `draw` places its random crop, so the same row has the same crop wherever it is read.
     """
 
     source: Source
@@ -63,10 +61,8 @@ class ClipLoader:
     stored: StoredTokens | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        clips = [
-            self._clip(int(i), int(draw))
-            for i, draw in zip(rows["index"], rows["draw"], strict=True)
-        ]
+        pairs = zip(rows["index"], rows["draw"], strict=True)
+        clips = [self._read(int(i), int(draw)) for i, draw in pairs]
         return {
             "audio": np.stack([audio for audio, _ in clips]),
             "length": np.array([length for _, length in clips], np.int32),
@@ -74,7 +70,7 @@ class ClipLoader:
             **rows,
         }
 
-    def _clip(self, index: int, draw: int) -> tuple[np.ndarray, int]:
+    def _read(self, index: int, draw: int) -> tuple[np.ndarray, int]:
         if self.stored is not None:
             return np.asarray(self.stored.tokens[index]), int(self.stored.length[index])
         waveform = self.source.waveform(index)
@@ -85,18 +81,18 @@ class ClipLoader:
         return self.frontend.fit(waveform, start=start)
 
 
-def _row(index: int, draw: int) -> dict[str, Any]:
+def _make_row(index: int, draw: int) -> dict[str, Any]:
     return {"index": np.int32(index), "draw": np.int64(draw), "weight": np.float32(1)}
 
 
-def _drawn(index: int, rng: np.random.Generator) -> dict[str, Any]:
-    return _row(index, int(rng.integers(2**63 - 1)))
+def _draw_row(index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return _make_row(index, int(rng.integers(2**63 - 1)))
 
 
 def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
-    """Fills the last batch up to `size` by repeating its rows in turn with weight 0.
+    """Fill the last batch to `size` by repeating its rows in turn with weight 0.
 
-    In turn, so that batch statistics, which count every row, stay those of the clips.
+    Batch statistics, which count every row, then stay close to those of the clips.
     """
     missing = size - len(batch["index"])
     if not missing:
@@ -107,20 +103,21 @@ def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
     return padded
 
 
-def _batched(rows: grain.MapDataset, size: int, load: ClipLoader, local: np.ndarray | None) -> Any:
-    """Rows in batches of `size`, padded; of each the rows that this process reads, read."""
+def _batch(rows: grain.MapDataset, size: int, load: ClipLoader, local: np.ndarray | None) -> Any:
+    """Padded batches of `size` rows; of each, the rows of this process with their clips."""
     batches = rows.batch(size, drop_remainder=False).map(lambda batch: _pad(batch, size=size))
     if local is not None and len(local) < size:
         batches = batches.map(lambda batch: {name: v[local] for name, v in batch.items()})
     return batches.map(load)
 
 
-def _threads(threads: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 if threads else 0)
+def _iterate(batches: Any, threads: int) -> grain.IterDataset:
+    prefetch = 4 if threads else 0
+    return batches.to_iter_dataset(grain.ReadOptions(threads, prefetch))
 
 
 def count_batches(source: Source, batch_size: int, buckets: Sequence[Bucket] = ()) -> int:
-    """Batches that one pass over the source makes; the last of each bucket may be part padding."""
+    """Count the batches of one pass; the last of each bucket may be partly padding."""
     sizes = [len(bucket.rows) for bucket in buckets] or [len(source)]
     return sum(-(-size // batch_size) for size in sizes)
 
@@ -138,25 +135,25 @@ def make_train_batches(
     stored: StoredTokens | None = None,
     buckets: Sequence[Bucket] = (),
 ) -> grain.IterDataset:
-    """Shuffled batches of all epochs; every epoch is a new order and sees every clip once.
+    """Make the shuffled batches of all epochs; every epoch has every clip once, in a new order.
 
-    The last batch of an epoch is filled up with rows of weight 0, so every batch has the shape
-    that was compiled. Iterators can tell their state (`get_state`) and return to it
-    (`set_state`).
+    The last batch of an epoch is filled with rows of weight 0, so every batch has the compiled
+    shape. Iterators have `get_state` and `set_state`.
 
     Args:
         source: clips and their labels.
         frontend: gives the fixed length.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         epochs: passes over the source.
         seed: seed of order and crops.
         crop: where a clip that is too long is cut: at its `start`, or anywhere (`random`).
         threads: reading threads.
         rows: the rows of each batch that are read here, where several processes share a batch;
-            the order is the same whatever their number. None reads all.
-        stored: what is read in the place of the sounds.
-        buckets: clips that are read at lengths of their own, a batch of one length each, in a new
-            order of clips and of batches every epoch; none reads all at the front end's length.
+            the order is the same for any number of processes. None reads all.
+        stored: features read in place of the sounds.
+        buckets: clips that are read at lengths of their own, each batch of one length, in a new
+            order of clips and of batches every epoch; without buckets all have the front end's
+            length.
 
     Raises:
         UsageError: the source is empty, or the batch size is below 1.
@@ -167,14 +164,14 @@ def make_train_batches(
         parts = []
         for bucket in buckets:
             order = grain.MapDataset.source([int(row) for row in bucket.rows])
-            order = order.seed(seed).shuffle().random_map(_drawn)
+            order = order.seed(seed).shuffle().random_map(_draw_row)
             short = dataclasses.replace(load, frontend=bucket.frontend)
-            parts.append(_batched(order, batch_size, short, rows))
+            parts.append(_batch(order, batch_size, short, rows))
         batches = grain.MapDataset.concatenate(parts).seed(seed).shuffle()
     else:
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_drawn)
-        batches = _batched(order, batch_size, load, rows)
-    return batches.repeat(epochs).to_iter_dataset(_threads(threads))
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_draw_row)
+        batches = _batch(order, batch_size, load, rows)
+    return _iterate(batches.repeat(epochs), threads)
 
 
 def make_eval_batches(
@@ -186,19 +183,19 @@ def make_eval_batches(
     rows: np.ndarray | None = None,
     stored: StoredTokens | None = None,
 ) -> grain.IterDataset:
-    """Batches in the source's order, cut at the start; the last one padded with weight 0.
+    """Make batches in the source's order, cut at the start; the last is padded with weight 0.
 
     Args:
         source, frontend, batch_size, threads, rows: as in `make_train_batches`.
     """
     _check(source, batch_size)
     load = ClipLoader(source, source.targets(), frontend, "start", stored)
-    order = grain.MapDataset.range(len(source)).map(lambda index: _row(index, 0))
-    return _batched(order, batch_size, load, rows).to_iter_dataset(_threads(threads))
+    order = grain.MapDataset.range(len(source)).map(lambda index: _make_row(index, 0))
+    return _iterate(_batch(order, batch_size, load, rows), threads)
 
 
 def _check(source: Source, batch_size: int) -> None:
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be at least 1")
     if not len(source):
-        raise UsageError(f"{source.name} has no clips: nothing to read")
+        raise UsageError(f"{source.name} has no clips")

@@ -17,12 +17,12 @@ Problems = list[tuple[int, str]]
 
 
 def read_rows(path: Path, sep: str | None, problems: Problems) -> list[Row]:
-    """Rows of a CSV or JSON-lines file with their numbers, keys in lower case.
+    """Return the numbered rows of a CSV or JSON-lines file, keys in lower case.
 
     Args:
-        path: the file; JSON lines if it is called so or its first character is '{'.
-        sep: separator of a CSV file; found from the header by default.
-        problems: receives (row, what is wrong) for rows that are no rows.
+        path: the file; JSON lines if its suffix says so or its first character is '{'.
+        sep: separator of a CSV file; detected from the header by default.
+        problems: receives (row, what is wrong) for lines that are no rows.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, or has no usable header.
@@ -96,17 +96,15 @@ def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> lis
 
 
 def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked: bool) -> str:
-    """The first of the names that is a column; only the first counts where the caller asked for it.
+    """Return the first of the names that is a column; if `asked`, only the first name counts.
 
     Raises:
         DataError: none of them is a column.
     """
     wanted = [name.strip().lower() for name in (names[:1] if asked else names)]
-    for name in wanted:
-        if name in columns:
-            return name
-    if not columns:
-        return wanted[0]
+    found = next((name for name in wanted if name in columns), None)
+    if found is not None or not columns:
+        return found or wanted[0]
     near = difflib.get_close_matches(wanted[0], columns, 1)
     raise DataError(
         f"{path}: no column {' or '.join(dict.fromkeys(wanted))}; the columns are "
