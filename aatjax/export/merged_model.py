@@ -16,6 +16,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST, Pool
 from aatjax.petl import Method, adapt, merge
 from aatjax.train.adapter_file import TrainedAdapter
+from aatjax.train.forward import bind_forward
 
 Weights = Mapping[str, Array]
 
@@ -132,22 +133,13 @@ def forward_of(model: AST) -> tuple[Callable[..., Array], dict[str, Array]]:
 
 def logits_of(model: AST, clips: Clips) -> Float[np.ndarray, "n c"]:
     """Logits `[n, c]` of a model, one clip at a time, products in full precision."""
-    model = surgery.clone(model)
-    # What the numbers do not depend on goes: models that are alike share one compiled program.
-    model.origin = model.labels = model.statistics = model.method = None
-    parts = surgery.split(model)
-    state = (parts.trainable, parts.stats, parts.frozen)
     with jax.default_matmul_precision("highest"):
+        forward = bind_forward(model, None)
         rows = [
-            np.asarray(_logits(parts.graphdef, state, clips.features[i][None], clips.valid[[i]]))
+            np.asarray(forward(clips.features[i][None], clips.valid[[i]]))
             for i in range(len(clips.names))
         ]
     return np.concatenate(rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef: Any, state: Any, x: Array, valid: Array) -> Array:
-    return surgery.join(graphdef, *state)(x, valid)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -22,6 +22,9 @@ from aatjax.models.ast import AST, average_tokens
 ModelState = tuple[Any, Any, Any]
 """Trainable parameters, batch statistics and frozen parameters of a model."""
 
+Reader = Callable[[AST, Any, Any], Any]
+"""(model, log-mel `[b, t, f]`, valid frames `[b]`) -> arrays."""
+
 DESCRIPTION = ("origin", "labels", "statistics", "method")
 """Attributes of a model that no number depends on."""
 
@@ -70,10 +73,7 @@ def split_model(model: AST) -> surgery.SplitModel:
 
 @functools.lru_cache(PROGRAMS)
 def make_forward(
-    graphdef: Any,
-    frontend: FrontEnd,
-    read: Callable[[AST, jax.Array, jax.Array], Any] = read_logits,
-    start: int | None = None,
+    graphdef: Any, frontend: FrontEnd | None, read: Reader = read_logits, start: int | None = None
 ) -> Any:
     """Return the jitted forward pass `(state, audio, length) -> read(model, x, valid)`.
 
@@ -82,8 +82,9 @@ def make_forward(
 
     Args:
         graphdef: the model's structure, from `split_model`.
-        frontend: the log-mel front end.
-        read: what to compute from the model in eval mode, log-mel `[b, t, f]` and valid frames.
+        frontend: the log-mel front end; None where the clips are log-mel `[b, t, f]` already and
+            their length is in frames.
+        read: what to compute from the model in eval mode, log-mel and valid frames.
         start: block that the batch enters: its `audio` holds tokens `[b, n, d]`, and the result
             is the logits.
     """
@@ -91,11 +92,13 @@ def make_forward(
     def forward(state: ModelState, audio: jax.Array, length: jax.Array) -> Any:
         model: AST = surgery.join(graphdef, *state)
         model.eval()
-        if start is None:
+        x, valid = audio, length
+        if start is not None and frontend is not None:
+            valid = frontend.count_frames(length)
+        elif frontend is not None:
             front = BatchFrontEnd.for_batch(frontend, audio)
-            found = read(model, front(audio, length), front.count_frames(length))
-        else:
-            found = model.run_from(audio, frontend.count_frames(length), start)
+            x, valid = front(audio, length), front.count_frames(length)
+        found = read(model, x, valid) if start is None else model.run_from(x, valid, start)
         if jax.sharding.get_abstract_mesh().empty:
             return found
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
@@ -104,9 +107,7 @@ def make_forward(
 
 
 def bind_forward(
-    model: AST,
-    frontend: FrontEnd,
-    read: Callable[[AST, jax.Array, jax.Array], Any] = read_logits,
+    model: AST, frontend: FrontEnd | None, read: Reader = read_logits
 ) -> Callable[[Any, Any], Any]:
     """Return the forward pass of one model: `(audio, length) -> read(model, x, valid)`."""
     parts = split_model(model)
