@@ -173,8 +173,8 @@ def test_thresholds_have_the_best_f1(seed: int) -> None:
 
     def f1(threshold: float, c: int) -> float:
         rows = ~np.isnan(targets[:, c])
-        said, true = probabilities[rows, c] >= threshold, targets[rows, c] == 1
-        return 2 * (said & true).sum() / max(1, said.sum() + true.sum())
+        given, true = probabilities[rows, c] >= threshold, targets[rows, c] == 1
+        return 2 * (given & true).sum() / max(1, given.sum() + true.sum())
 
     found = fit_thresholds(probabilities, targets)
     assert found[4] == 0.5

@@ -221,7 +221,7 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
         frontend=frontend,
     )
     one, two = (write(tmp_path / f"{i}.wav", sound(9000, seed=i)) for i in range(2))
-    found = predict(path, [one, str(two)])
+    found = predict(path, [one, two])
     assert [f.path for f in found] == [str(one), str(two)]
     single = predict(path, two)
     assert single == found[1]

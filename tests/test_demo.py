@@ -510,13 +510,13 @@ def test_a_browser_predicts_as_predict(served: str, classifier: Classifier, tmp_
         aiff = tmp_path / "b.aiff"
         soundfile.write(aiff, wave(1.0), 16000)
         page.set_input_files("#file", aiff)
-        said = page.locator("article", has_text="b.aiff").get_by_text("cannot decode the file")
-        said.wait_for()  # of the spectrogram where aatjax decodes the file, else of the file
+        note = page.locator("article", has_text="b.aiff").get_by_text("cannot decode the file")
+        note.wait_for()  # of the spectrogram where aatjax decodes the file, else of the file
         asks = "fetch('config.json').then((a) => a.json()).then((c) => c.backend)"
-        heard = 2 if page.evaluate(asks) == "server" else 1
-        assert page.locator("article[data-top]").count() == heard
+        count = 2 if page.evaluate(asks) == "server" else 1
+        assert page.locator("article[data-top]").count() == count
         page.set_input_files("#file", sound)
-        page.wait_for_function("n => document.querySelectorAll('[data-top]').length > n", arg=heard)
+        page.wait_for_function("n => document.querySelectorAll('[data-top]').length > n", arg=count)
         page.fill("#threshold", "0.99")
         assert page.inner_text("#answer") == "don\u2019t know"
         page.fill("#threshold", "0")

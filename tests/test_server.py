@@ -217,10 +217,10 @@ def client(folder: Path) -> Iterator[TestClient]:
 
 def test_answers_are_those_of_predict(client: TestClient, folder: Path) -> None:
     """B27: methods, lengths, statistics, class counts and tasks of all kinds at the same time."""
-    asked = [(name, body) for name in METHODS for body in SOUNDS]
+    pairs = [(name, body) for name in METHODS for body in SOUNDS]
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda pair: post(client, *pair), asked))
-    for (name, body), answer in zip(asked, answers, strict=True):
+        answers = list(pool.map(lambda pair: post(client, *pair), pairs))
+    for (name, body), answer in zip(pairs, answers, strict=True):
         assert answer.status_code == 200, answer.text
         found = answer.json()
         assert found.pop("adapter") == name
@@ -302,8 +302,8 @@ def test_adapters_come_and_go_while_requests_wait(folder: Path) -> None:
         assert gone.status_code == 404 and "lora" in gone.json()["error"]
         assert client.delete("/v1/adapters/lora").status_code == 404
         for name in ("soft_moa", "lora", "soft_moa"):
-            told = client.put(f"/v1/adapters/{name}")
-            assert told.status_code == 200 and told.json()["method"] == name
+            loaded = client.put(f"/v1/adapters/{name}")
+            assert loaded.status_code == 200 and loaded.json()["method"] == name
         near = post(client, "soft_mao", SOUNDS[0]).json()["error"]
         assert "did you mean soft_moa?" in near
         assert client.put("/v1/adapters/nothing").status_code == 404
@@ -491,17 +491,17 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.said: list[str] = []
+        self.lines: list[str] = []
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line.rstrip())
+            self.lines.append(line.rstrip())
             if line.startswith("serving "):
                 break
-        assert self.said, self.process.communicate()
-        self.port = int(self.said[-1].rpartition(":")[2])
+        assert self.lines, self.process.communicate()
+        self.port = int(self.lines[-1].rpartition(":")[2])
 
     def ask(self, head: str, *parts: tuple[float, bytes]) -> bytes:
-        """Sends a request line and headers, then each part after its delay; all that comes back."""
+        """Send a request line and headers, then each part after its delay; return the answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as link:
             link.sendall(head.encode())
             for delay, part in parts:
@@ -533,8 +533,8 @@ def test_the_server_itself(folder: Path, tmp_path: Path) -> None:
         os.symlink(folder / f"{name}.safetensors", tmp_path / f"{name}.safetensors")
     server = Server(tmp_path, "--body-timeout", "3", "--max-bytes", "100000")
     try:
-        assert any(line.startswith("skipped: ") and "broken" in line for line in server.said)
-        assert "serving 2 adapters at http://127.0.0.1:" in server.said[-1]
+        assert any(line.startswith("skipped: ") and "broken" in line for line in server.lines)
+        assert "serving 2 adapters at http://127.0.0.1:" in server.lines[-1]
         body = SOUNDS[0]
         whole = f"{HERE}Content-Length: {len(body)}\r\n\r\n"
         answer = server.ask(whole, (0, body))
@@ -560,7 +560,7 @@ def test_the_server_itself(folder: Path, tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert late.result().startswith(b"HTTP/1.1 200")
         assert server.process.wait(30) == 143
-        assert "Traceback" not in server.process.stderr.read()
+        assert "Traceback" not in server.process.communicate()[1]
     finally:
         server.process.kill()
         server.process.communicate()
@@ -570,25 +570,25 @@ def serve(*arguments: Any) -> tuple[int, str]:
     from aatjax.cli.main import run
 
     with pytest.MonkeyPatch.context() as patch:
-        said = io.StringIO()
-        patch.setattr(sys, "stderr", said)
-        return run(["serve", *map(str, arguments)]), said.getvalue()
+        errors = io.StringIO()
+        patch.setattr(sys, "stderr", errors)
+        return run(["serve", *map(str, arguments)]), errors.getvalue()
 
 
 def test_a_start_that_fails_is_explained_in_one_line(folder: Path, tmp_path: Path) -> None:
-    code, said = serve(tmp_path)
-    assert code == 2 and "no adapters found" in said
+    code, message = serve(tmp_path)
+    assert code == 2 and "no adapters found" in message
     (tmp_path / "x.safetensors").write_bytes(b"x")
-    code, said = serve(tmp_path, "--port", "0")
-    assert code == 2 and "none of its 1 adapters" in said
+    code, message = serve(tmp_path, "--port", "0")
+    assert code == 2 and "0 of 1 adapter files" in message
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, said = serve(folder, "--port", taken.getsockname()[1])
-    assert code == 2 and "give another --port" in said and "Traceback" not in said
+        code, message = serve(folder, "--port", taken.getsockname()[1])
+    assert code == 2 and "give another --port" in message and "Traceback" not in message
     for flags in ["--timeout inf", "--port 99999", "--max-bytes 0", "--wait -1"]:
-        code, said = serve(folder, *flags.split())
-        assert code == 2 and flags in said
+        code, message = serve(folder, *flags.split())
+        assert code == 2 and flags in message
 
 
 def test_names_of_adapters(tmp_path: Path) -> None:

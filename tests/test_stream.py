@@ -283,10 +283,10 @@ def test_vectors_are_the_models_tokens(pool: Any, mask: bool, tmp_path: Path) ->
     for vector, (start, end) in zip(found, spans, strict=True):
         audio, length = FRONTEND.fit(wave[start:end])
         features = FRONTEND(jnp.asarray(audio[None]), jnp.asarray([length]))
-        seen = model.embed.mask(FRONTEND.count_frames(jnp.asarray([length]))) if mask else None
-        tokens = np.asarray(model.tokens(features, seen))[0, TINY.num_prefix :]
-        if seen is not None:
-            tokens = tokens[np.asarray(seen)[0, TINY.num_prefix :]]
+        valid = model.embed.mask(FRONTEND.count_frames(jnp.asarray([length]))) if mask else None
+        tokens = np.asarray(model.tokens(features, valid))[0, TINY.num_prefix :]
+        if valid is not None:
+            tokens = tokens[np.asarray(valid)[0, TINY.num_prefix :]]
         np.testing.assert_allclose(vector, tokens.mean(axis=0), atol=1e-5)
 
 

@@ -73,8 +73,9 @@ class Calibration:
                 thresholds = tuple(float(t) for t in thresholds)
                 if classes not in (None, len(thresholds)):
                     raise UsageError(f"{len(thresholds)} thresholds for {classes} classes")
-            shares = (float(fields[name]) for name in ("quantile", "coverage"))
-            return cls(float(fields["temperature"]), thresholds, *shares, int(fields["clips"]))
+            temperature, quantile = float(fields["temperature"]), float(fields["quantile"])
+            coverage, clips = float(fields["coverage"]), int(fields["clips"])
+            return cls(temperature, thresholds, quantile, coverage, clips)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"decisions: damaged: {type(error).__name__}: {error}") from error
 

@@ -94,12 +94,7 @@ def segment_files(
 ) -> Iterator[Track | AudioError]:
     """Yield a `Track` of segments for each file in order, or the reason why it cannot be read.
 
-    Args:
-        classifier: the model.
-        files: sound files of any length.
-        rules: how windows become segments.
-        hop: seconds between window starts; by default windows do not overlap.
-        batch: windows per batch, of one file or several.
+    The arguments are those of `stream_windows`, and the `rules` by which windows become segments.
 
     Raises:
         UsageError: an invalid rule, hop or batch.

@@ -60,7 +60,7 @@ def serve_adapters(
             report(f"skipped: {error}")
     count = len(store.list_adapters())
     if not count:
-        raise UsageError(f"{folder}: none of its {len(files)} adapters could be loaded")
+        raise UsageError(f"{folder}: 0 of {len(files)} adapter files could be loaded")
     local = host in ("127.0.0.1", "localhost", "::1")
     if not local:
         report(f"warning: {host} is open to other machines, and there is no password")

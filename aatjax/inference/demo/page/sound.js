@@ -42,18 +42,18 @@ export async function microphone(rate, size) {
   const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   const filter = new Resampler(context.sampleRate, rate);
   const ring = new Float32Array(size);
-  let seen = 0;
+  let received = 0;
   node.port.onmessage = ({ data }) => {
     const found = filter.push(data);
     const block = found.subarray(Math.max(0, found.length - size));
     ring.copyWithin(0, block.length);
     ring.set(block, size - block.length);
-    seen += found.length;
+    received += found.length;
   };
   source.connect(node);
   return {
-    get seconds() { return seen / rate; },
-    latest() { return toInt16(ring.subarray(Math.max(0, size - seen))); },
+    get seconds() { return received / rate; },
+    latest() { return toInt16(ring.subarray(Math.max(0, size - received))); },
     stop() {
       stream.getTracks().forEach((track) => track.stop());
       context.close();
