@@ -227,7 +227,8 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
     assert single == found[1]
     assert single.classes == ("dog", "cat")
     audio, length = frontend.fit(sound(9000, seed=1))
-    logits = model(frontend(jnp.asarray(audio[None]), jnp.asarray([length])))[0]
+    run = jax.jit(lambda audio, length: model(frontend(audio, length)))
+    logits = run(audio[None], np.array([length]))[0]
     np.testing.assert_allclose(single.probabilities, jax.nn.softmax(logits), atol=1e-5)
     assert predict(Classifier.load(path), two) == single
     # The base moved: the message says so; base= gives its place.
@@ -243,8 +244,8 @@ def test_vectors_are_the_patches_without_the_prompts() -> None:
     classifier = Classifier(model, CLASSES)
     audio, length = classifier.frontend.fit(sound(9000))
     found = classifier.run([Window(audio, length, (0, 9000))], 1, vectors=True)[1]
-    features = classifier.frontend(jnp.asarray(audio[None]), jnp.asarray([length]))
-    tokens = model.tokens(features)
+    run = jax.jit(lambda audio, length: model.tokens(classifier.frontend(audio, length)))
+    tokens = run(audio[None], np.array([length]))
     patches = TINY.num_tokens - TINY.num_prefix
     assert tokens.shape[1] >= patches + 40
     np.testing.assert_allclose(found, tokens[:, -patches:].mean(axis=1), atol=1e-5)

@@ -88,19 +88,17 @@ class Prediction:
         Args:
             detail: with the probabilities of every window.
         """
-        calibrated: dict[str, Any] = {}
-        if self.given is not None and self.possible is not None:
-            calibrated = {
-                "given": list(self.given),
-                "unsure": self.unsure,
-                "possible": list(self.possible),
-                "coverage": self.coverage,
-            }
+        calibrated = {
+            "given": list(self.given or ()),
+            "unsure": self.unsure,
+            "possible": list(self.possible or ()),
+            "coverage": self.coverage,
+        }
         return {
             "path": self.path,
             "label": self.label,
             "probability": self.probability,
-            **calibrated,
+            **({} if self.coverage is None else calibrated),
             "probabilities": dict(zip(self.classes, self.probabilities, strict=True)),
             "windows": [self._describe(window, detail) for window in self.windows],
         }
@@ -164,10 +162,9 @@ class Classifier:
     def load(
         cls, source: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None
     ) -> "Classifier":
-        """Load an adapter file, or weights whose head names its classes.
+        """Load an adapter file, or weights with a head; classes without names are numbered.
 
         Raises:
-            UsageError: weights without class names.
             DataError: a file that cannot be read (see `aatjax.load` and `load_adapter`).
         """
         if Path(source).is_file() and read_info(source) is not None:

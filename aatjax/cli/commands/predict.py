@@ -240,7 +240,7 @@ def _write_segments(
             continue
         text = format_segments(track, form, first=first)
         first = False
-        if out is not None:
+        if out is not None and options.out is not None:
             with report_write_errors(options.out):
                 out.write(text.encode("utf-8", "surrogateescape"))
         elif form == "table":

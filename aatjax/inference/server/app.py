@@ -204,9 +204,8 @@ class _Gate:
     def _find_refusal(self, scope: Scope) -> RefusedError | None:
         host = PORT.sub("", Headers(scope=scope).get("host", "")).lower()
         if self._hosts is not None and host not in self._hosts:  # DNS rebinding
-            names = " or ".join(self._hosts)
-            reason = f"this is not {host!r}: call it {names}, or start it with --host"
-            return RefusedError(400, reason, CLOSE)
+            reason = f"host {host!r} is refused: use {' or '.join(self._hosts)}"
+            return RefusedError(400, f"{reason}; aatjax serve --host allows others", CLOSE)
         if self._in_progress >= self._most and scope["path"] not in ("/healthz", "/metrics"):
             reason = f"{self._most} requests are in progress: try again"
             return RefusedError(429, reason, RETRY | CLOSE)
@@ -228,7 +227,8 @@ def _read_windows(
         )
     except AudioError as error:
         reason = str(error).removeprefix("<bytes>: ").partition("; pass truncated=")[0]
-        more = "; ?partial=true accepts it" if error.reason == "truncated" and not partial else ""
+        readable = error.reason == "truncated" and error.__cause__ is None
+        more = "; ?partial=true accepts it" if readable else ""
         raise RefusedError(422, f"not a usable sound: {reason}{more}") from error
     except AatjaxError as error:
         raise RefusedError(422, str(error)) from error
