@@ -453,7 +453,7 @@ def test_a_marker_says_that_all_is_done(tmp_path, place, monkeypatch):
     unpack_archive(archive, place)
     before = marks(place)
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "_kind", lambda path: pytest.fail("the archive was read"))
+        patch.setattr(archives, "_find_reader", lambda path: pytest.fail("the archive was read"))
         assert unpack_archive(archive, place) == place
     assert marks(place) == before
 

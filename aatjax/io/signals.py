@@ -14,7 +14,7 @@ from aatjax.errors import AatjaxError
 
 
 class InterruptedRunError(AatjaxError):
-    """The run was asked to stop and did, after saving."""
+    """The run stopped at a signal, after it was saved."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -25,10 +25,9 @@ class StopRequest:
     """A context in which the first SIGINT or SIGTERM only sets `signum`.
 
     A second one ends the process at once with 128 + its number; so does a first SIGTERM while
-    `unsaved` is false, since nothing would be lost. Both hold while the main thread is inside a
-    long compilation too, where Python's own handlers have to wait: a thread reads the signals from
-    a socket that the C handler writes to. Outside the main thread, where handlers cannot be set,
-    nothing is caught.
+    `unsaved` is false, since nothing would be lost. This works during a long compilation too, when
+    Python's handlers have to wait: a thread reads the signals from a socket that the C handler
+    writes to. Outside the main thread, where handlers cannot be set, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -69,7 +68,7 @@ class StopRequest:
             if signum not in (signal.SIGINT, signal.SIGTERM):
                 seen -= 1
             elif signum == signal.SIGTERM and not self.unsaved and seen == 1:
-                _end("stopped before the first step: there was nothing to save", signum)
+                _end("stopped before the first step: nothing to save", signum)
             elif seen > 1:
                 time.sleep(0.5)  # the main thread's own handler comes first where it can
                 if self._wakeup is not None:
@@ -85,7 +84,7 @@ def _end(message: str, signum: int) -> NoReturn:
 
 @contextlib.contextmanager
 def catch_sigterm() -> Any:
-    """A context in which SIGTERM raises `InterruptedRunError`, as Ctrl-C raises KeyboardInterrupt."""
+    """Raise InterruptedRunError at SIGTERM inside the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise InterruptedRunError("terminated", signum)
