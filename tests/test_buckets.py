@@ -1,4 +1,4 @@
-"""Length buckets: the same function of every clip, one program a length, every clip once."""
+"""Length buckets: the same function of every clip, one program per length, every clip once."""
 
 import dataclasses
 import os
@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ CONFIG = dataclasses.replace(
     ASTConfig.size("tiny", frames=FRAMES, num_classes=3), depth=2, mask_padding=True
 )
 FRONTEND = FrontEnd(frames=FRAMES)
+FEATURES = jax.jit(lambda frontend, audio, length: frontend(audio, length), static_argnums=0)
 SIZES = [400, 3000, 4720, 5200, 5201, 8000, 9160, 9161, 12000, 15600, 16000, 40000]
 
 
@@ -53,11 +55,11 @@ def noises(count: int, first: int = 0) -> Source:
     return Source(clips, ("a", "b", "c"), name="noise", reader=Noise())
 
 
-def buckets_of(source: Source):
+def sort_clips(source: Source):
     return sort_into_buckets(source, FRONTEND, (*SHORT, FRAMES), patch=16, stride=10)
 
 
-def model_of(method: petl.Method, **changes: Any) -> AST:
+def make_model(method: petl.Method, **changes: Any) -> AST:
     config = dataclasses.replace(CONFIG, **changes)
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), method)
     rng = np.random.default_rng(1)
@@ -68,10 +70,11 @@ def model_of(method: petl.Method, **changes: Any) -> AST:
     return model
 
 
-def trained(method: petl.Method, *, folder: Path | None = None, beat: Any = None, **changes: Any):
-    training = Training(epochs=3, batch_size=4, threads=0, **changes)
+def train(method: petl.Method, *, folder: Path | None = None, beat: Any = None, **changes: Any):
+    config = dataclasses.replace(CONFIG, depth=1)
+    training = Training(epochs=2, batch_size=4, threads=0, **changes)
     return fit(
-        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), method),
+        petl.adapt(AST(config, rngs=nnx.Rngs(0)), method),
         noises(24),
         noises(9, 100),
         valid=noises(7, 200),
@@ -85,9 +88,9 @@ def trained(method: petl.Method, *, folder: Path | None = None, beat: Any = None
     )
 
 
-def test_a_clip_goes_where_its_last_sounding_patch_fits() -> None:
+def test_a_clip_is_in_the_shortest_bucket_of_its_last_sounding_patch() -> None:
     source = noises(len(SIZES))
-    where = {int(i): b.frontend.frames for b in buckets_of(source) for i in b.rows}
+    where = {int(i): b.frontend.frames for b in sort_clips(source) for i in b.rows}
     for i, size in enumerate(SIZES):
         frames = min(FRAMES, max(1, 1 + (size - 400) // 160))
         starts = [s for s in range(0, FRAMES - 15, 10) if s < frames]
@@ -95,40 +98,43 @@ def test_a_clip_goes_where_its_last_sounding_patch_fits() -> None:
     assert set(where.values()) == {32, 56, 96}
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        petl.Linear(),
-        petl.SoftMoA(num_experts=2),
-        petl.DenseMoA(num_experts=2),
-        petl.LoRA(),
-        petl.AAT(),
-        petl.Adapter(),
-        petl.Prompt(),
-        petl.Prefix(),
-    ],
-    ids=lambda method: method.name,
+METHODS = (
+    petl.Linear(),
+    petl.SoftMoA(num_experts=2),
+    petl.DenseMoA(num_experts=2),
+    petl.LoRA(),
+    petl.AAT(),
+    petl.Adapter(),
+    petl.Prompt(),
+    petl.Prefix(),
 )
-@pytest.mark.parametrize("pool", ["cls_dist", "mean_patches"])
-def test_a_clip_is_heard_the_same_in_any_bucket(method: petl.Method, pool: str) -> None:
+
+
+@pytest.mark.parametrize(
+    ("method", "pool"),
+    [*((method, "cls_dist") for method in METHODS), (METHODS[1], "mean_patches")],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_logits_are_the_same_in_any_bucket(method: petl.Method, pool: str) -> None:
     source = noises(len(SIZES))
-    model = model_of(method, pool=pool)
-    heard = 0
-    for bucket in buckets_of(source):
+    model = make_model(method, pool=pool)
+    forward = jax.jit(lambda x, valid: model(x, valid))
+    buckets = sort_clips(source)
+    assert sum(len(bucket.rows) for bucket in buckets) == len(SIZES)
+    for bucket in buckets:
         logits = []
         for frontend in (bucket.frontend, FRONTEND):
-            fitted = [frontend.fit(source.waveform(int(i))) for i in bucket.rows]
+            rows = np.resize(bucket.rows, len(SIZES))  # one batch size: one program per length
+            fitted = [frontend.fit(source.waveform(int(i))) for i in rows]
             audio = jnp.asarray(np.stack([clip for clip, _ in fitted]))
             length = jnp.asarray([size for _, size in fitted])
-            logits.append(model(frontend(audio, length), frontend.count_frames(length)))
+            logits.append(forward(FEATURES(frontend, audio, length), frontend.count_frames(length)))
         np.testing.assert_allclose(logits[0], logits[1], rtol=1e-5, atol=1e-5)
-        heard += len(bucket.rows)
-    assert heard == len(SIZES)
 
 
 def test_every_clip_once_an_epoch_in_batches_of_one_length() -> None:
     source = noises(29)
-    buckets = buckets_of(source)
+    buckets = sort_clips(source)
     options: dict[str, Any] = {"batch_size": 4, "epochs": 2, "seed": 3, "threads": 0}
     batches = list(make_train_batches(source, FRONTEND, **options, buckets=buckets))
     each = count_batches(source, 4, buckets)
@@ -152,41 +158,48 @@ def test_every_clip_once_an_epoch_in_batches_of_one_length() -> None:
         np.testing.assert_array_equal(one["audio"], two["audio"])
 
 
-def test_one_program_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def straight() -> Any:
+    """A run with buckets, and the steps that it compiled."""
     made: list[Any] = []
 
-    def recorded(*args: Any, **kwargs: Any) -> Any:
+    def record(*args: Any, **kwargs: Any) -> Any:
         made.append(make_steps(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr("aatjax.train.fit.make_steps", recorded)
-    trained(petl.LoRA(), buckets=SHORT)
-    assert [made[0].train._cache_size(), made[0].forward._cache_size()] == [3, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aatjax.train.fit.make_steps", record)
+        return train(petl.LoRA(), buckets=SHORT), made
 
 
-def test_figures_are_those_of_the_whole_length() -> None:
-    run = trained(petl.SoftMoA(num_experts=2), buckets=SHORT)
+def test_one_program_per_length(straight: Any) -> None:
+    (steps,) = straight[1]
+    assert steps.train._cache_size() == 3
+    assert steps.forward._cache_size() == 3
+
+
+def test_metrics_are_those_at_the_whole_length(straight: Any) -> None:
+    run, _ = straight
     again = evaluate(run.model, noises(9, 100), FRONTEND)
     assert run.test is not None and run.test.clips == 9
     np.testing.assert_array_equal(again.confusion, run.test.confusion)
     assert (again.mean_ap, again.macro_auc) == (run.test.mean_ap, run.test.macro_auc)
 
 
-def test_stopped_and_resumed_is_a_straight_run(tmp_path: Path) -> None:
-    straight = trained(petl.LoRA(), buckets=SHORT)
-    steps = straight.history[-1]["step"]
-    for at in (1, steps // 2, steps - 1):
+def test_stopped_and_resumed_equals_a_straight_run(straight: Any, tmp_path: Path) -> None:
+    run, _ = straight
+    middle = run.history[-1]["step"] // 4  # inside the first epoch
 
-        def stop(phase: str, step: int, at: int = at) -> None:
-            if phase == "step" and step == at:
-                os.kill(os.getpid(), signal.SIGINT)
+    def stop(phase: str, step: int) -> None:
+        if phase == "step" and step == middle:
+            os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(InterruptedRunError):
-            trained(petl.LoRA(), buckets=SHORT, folder=tmp_path / str(at), beat=stop)
-        resumed = trained(petl.LoRA(), buckets=SHORT, folder=tmp_path / str(at))
-        one, two = surgery.arrays(straight.model), surgery.arrays(resumed.model)
-        for path in one:
-            np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+    with pytest.raises(InterruptedRunError):
+        train(petl.LoRA(), buckets=SHORT, folder=tmp_path, beat=stop)
+    resumed = train(petl.LoRA(), buckets=SHORT, folder=tmp_path)
+    one, two = surgery.arrays(run.model), surgery.arrays(resumed.model)
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +216,10 @@ def test_what_would_change_the_result_is_refused(
     method: petl.Method, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        trained(method, **changes)
+        train(method, **changes)
 
 
-def test_padding_that_is_heard_is_refused() -> None:
+def test_unmasked_padding_is_refused() -> None:
     plain = dataclasses.replace(CONFIG, mask_padding=False)
     training = Training(buckets=SHORT)
     with pytest.raises(UsageError, match="mask_padding"):
