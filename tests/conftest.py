@@ -48,3 +48,21 @@ def real_audio() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real audio in {folder}: set AATJAX_TEST_DATA to the folder that has it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_ast(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of an AST of one block, which compiles fast."""
+    import dataclasses
+
+    from flax import nnx
+
+    from aatjax import surgery
+    from aatjax.convert.write import write_native
+    from aatjax.models.ast import AST
+    from aatjax.models.config import ASTConfig
+
+    config = dataclasses.replace(ASTConfig.size("tiny", frames=64, num_classes=3), depth=1)
+    path = tmp_path_factory.mktemp("weights") / "one_block.safetensors"
+    write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(0))), config)
+    return str(path)

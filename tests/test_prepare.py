@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from official_layouts import MAKERS, make_archive
-from test_recipes import small_ast  # noqa: F401
 
 from aatjax.cli.main import run
 from aatjax.config import load_config
@@ -41,7 +40,7 @@ print(json.dumps([type(source).__name__, source.fingerprint(), sums]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MAKERS))
-def test_from_the_archive_to_figures(name, tmp_path, small_ast, capsys) -> None:  # noqa: F811
+def test_from_the_archive_to_figures(name, tmp_path, small_ast, capsys) -> None:
     """Prepare, read back in a fresh process, one epoch, evaluation of the written adapter."""
     archive = make_archive(name, tmp_path / "in")
     home = tmp_path / "data"
@@ -321,7 +320,7 @@ def test_another_benchmarks_set_is_refused(esc10, tmp_path) -> None:
     ("name", "folder"),
     [("esc10", "esc10"), ("esc50", "esc50_fold4"), ("speech_commands_v1", "speech_commands_v0.01")],
 )
-def test_real_recordings_go_the_same_way(name, folder, real_audio, tmp_path, small_ast) -> None:  # noqa: F811
+def test_real_recordings_go_the_same_way(name, folder, real_audio, tmp_path, small_ast) -> None:
     outcome = prepare(name, real_audio / folder, to=tmp_path, subset=True)
     assert not outcome.census.whole and not outcome.quarantined
     config = load_config(f"{name}_soft_moa")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from official_layouts import MAKERS
-from test_recipes import small_ast  # noqa: F401
 
 from aatjax import petl
 from aatjax.cli.main import run
@@ -49,7 +48,7 @@ def flags(sounds: Path, weights: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path, capsys) -> None:  # noqa: F811
+def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path, capsys) -> None:
     command = ["train", "esc10_lora", *flags(sounds, small_ast, tmp_path), "--protocol", "aat"]
     assert run([*command, "--cross-validate"]) == 0
     said = capsys.readouterr().out
@@ -73,7 +72,7 @@ def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path
 
 
 @pytest.mark.slow
-def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> None:  # noqa: F811
+def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> None:
     MAKERS["iemocap"](tmp_path / "iemocap")
     command = [
         "train",
@@ -100,8 +99,10 @@ def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> 
 
 
 def test_choosing_on_the_test_clips_is_refused() -> None:
-    backbone = AST(ASTConfig.size("tiny", frames=48, num_classes=2), rngs=nnx.Rngs(0))
-    model = petl.adapt(backbone, petl.find_method("linear")())
+    config = ASTConfig(
+        dim=16, depth=1, heads=2, mlp_dim=16, stride=(16, 16), frames=48, num_classes=2
+    )
+    model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.find_method("linear")())
     made = Synthetic(TARGET_SOUNDS[:2], 4, seconds=0.4)
     train, test = made.split(0.5)
     best = Training(epochs=1, batch_size=4, select="best", threads=0)

@@ -11,7 +11,6 @@ from official_layouts import MAKERS
 from aatjax import surgery
 from aatjax.cli.main import run
 from aatjax.config import Config, list_configs, load_config, load_recipes
-from aatjax.convert import write_native
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
 from aatjax.experiments.partition import divide
@@ -23,15 +22,6 @@ from aatjax.train.metrics.results import NAMES
 
 RECIPES = load_recipes()
 METHODS = {recipe.method for recipe in RECIPES.values()}
-
-
-@pytest.fixture(scope="session")
-def small_ast(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights of an AST of one block, which compiles fast."""
-    config = dataclasses.replace(ASTConfig.size("tiny", frames=64, num_classes=3), depth=1)
-    path = tmp_path_factory.mktemp("weights") / "one_block.safetensors"
-    write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(0))), config)
-    return str(path)
 
 
 @pytest.fixture(scope="session")
