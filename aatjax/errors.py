@@ -125,12 +125,11 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
             whole = int in parts and float not in parts
             items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
             for item in items:
-                kind = "a whole number, " if whole else "a finite number, "
-                if (number := _is_number(item, whole)) and item in ranges[0]:
-                    continue
-                raise UsageError(
-                    f"{prefix}{name}={value!r} must be {'' if number else kind}{ranges[0]}"
-                )
+                is_number = _is_number(item, whole)
+                if not is_number or item not in ranges[0]:
+                    kind = "" if is_number else "a whole number" if whole else "a finite number"
+                    expected = ", ".join(filter(None, (kind, str(ranges[0]))))
+                    raise UsageError(f"{prefix}{name}={value!r} must be {expected}")
         elif choices and not {str, int} & set(parts):
             raise UsageError(f"{prefix}{name}={value!r} is not one of {', '.join(choices)}")
 

@@ -195,11 +195,11 @@ def test_one_augmentation_does_not_shift_the_numbers_of_another() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mixup": 1.5}, "mixup is 1.5"),
-        ({"mixup": float("nan")}, "mixup is nan"),
-        ({"mixup_alpha": 0.0}, "mixup_alpha is 0.0"),
-        ({"freq_mask": -1}, "freq_mask is -1"),
-        ({"time_mask": True}, "time_mask is True"),
+        ({"mixup": 1.5}, r"augment\.mixup=1\.5 must be at least 0 and at most 1"),
+        ({"mixup": float("nan")}, "mixup=nan must be a finite number"),
+        ({"mixup_alpha": 0.0}, "mixup_alpha=0.0 must be above 0"),
+        ({"freq_mask": -1}, "freq_mask=-1 must be at least 0"),
+        ({"time_mask": True}, "time_mask=True must be a whole number"),
     ],
 )
 def test_impossible_fields_are_refused(fields: dict[str, Any], message: str) -> None:

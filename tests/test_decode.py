@@ -136,7 +136,7 @@ def test_b7_channel_policies_of_files(count: int) -> None:
     np.testing.assert_array_equal(decode(data, channels="left").waveform, exact[:, 0])
     for index in range(count):
         np.testing.assert_array_equal(decode(data, channels=index).waveform, exact[:, index])
-    with pytest.raises(UsageError, match=f"channel {count} is asked for, but there are {count}"):
+    with pytest.raises(UsageError, match=f"channel {count} is requested, but there are {count}"):
         decode(data, channels=count)
 
 
@@ -412,7 +412,7 @@ def test_b10_formats_of_ffmpeg_say_so(tmp_path: Path, monkeypatch: pytest.Monkey
     error = refusal(file)
     assert error.reason == "undecodable"
     assert "needs ffmpeg" in str(error)
-    assert "save the bytes" in str(refusal(file.read_bytes()))
+    assert "save it to a file" in str(refusal(file.read_bytes()))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for ffmpeg is a script")

@@ -155,17 +155,17 @@ def test_json_round_trip_and_hash() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("rate", 0, "rate is 0"),
-        ("rate", 16000.0, "rate is 16000.0"),
+        ("rate", 0, "front end: rate=0 must be at least 1"),
+        ("rate", 16000.0, "rate=16000.0 must be a whole number"),
         ("rate", 20, "rate is 20 Hz"),
-        ("mels", -1, "mels is -1"),
-        ("frames", 0, "frames is 0"),
-        ("frames", True, "frames is True"),
-        ("mean", float("nan"), "mean is nan"),
-        ("mean", "0", "mean is '0'"),
-        ("std", 0.0, "std is 0.0"),
-        ("std", float("inf"), "std is inf"),
-        ("pad", "zero", "pad is 'zero', give one of 'log_mel_zero', 'silence', 'repeat'"),
+        ("mels", -1, "mels=-1 must be at least 1"),
+        ("frames", 0, "frames=0 must be"),
+        ("frames", True, "frames=True must be a whole"),
+        ("mean", float("nan"), "mean=nan must be a finite number$"),
+        ("mean", "0", "mean='0' must be a finite number"),
+        ("std", 0.0, "std=0.0 must be above 0"),
+        ("std", float("inf"), "std=inf must be a finite number"),
+        ("pad", "zero", "pad='zero' is not one of log_mel_zero, silence, repeat"),
     ],
 )
 def test_impossible_fields_are_refused(

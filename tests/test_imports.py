@@ -35,7 +35,6 @@ SHUT = {
     ("surgery", "io"): (),
     ("surgery", "kernels"): (),
     ("models", "surgery"): (),
-    ("audio", "io"): (),
     ("audio", "kernels"): (),
     ("models", "io"): ("io.digest",),
     ("models", "audio"): (),

@@ -1,1 +1,1 @@
-"""Sound in, features out: decoding, the log-mel front end and augmentation."""
+"""From sound files to features: decoding, the log-mel front end and augmentation."""

@@ -1,12 +1,14 @@
-"""What the header of a sound file promises, read without decoding it.
+"""The length that the header of a sound file states, read without decoding the file.
 
-libsndfile returns what is left of a cut WAV, RF64, W64, AIFF, AU, OGG or MP3 file without a word.
-The lengths written in the file tell whether something is missing. Nothing here trusts the file:
-walks are bounded, and sizes are only compared, never allocated.
+libsndfile returns the rest of a truncated WAV, RF64, W64, AIFF, AU, OGG or MP3 file without an
+error; the lengths in the file show whether something is missing. Files are not trusted: walks are
+bounded, and sizes are only compared, never allocated.
 """
 
+import contextlib
 import dataclasses
 import struct
+from collections.abc import Iterator
 from io import BufferedIOBase
 
 _MAX_CHUNKS = 4096
@@ -18,17 +20,17 @@ _PLAIN_CODECS = (0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE)  # PCM, float, A-law, m
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """What the file says about itself.
+    """The structure of a sound file.
 
     Attributes:
-        kind: 'wav', 'w64', 'aiff', 'au', 'flac', 'ogg', 'mp3' or 'other'.
-        share: part of the promised sound data that is in the file, 1.0 when nothing is missing or
-            when the file makes no promise.
-        frames: sample frames promised, None when that is not known.
-        counted: the decoder's own frame count comes from the file and not from an estimate.
+        kind: see `detect_kind`.
+        share: part of the stated sound data that is in the file; 1.0 if nothing is missing or no
+            length is stated.
+        frames: sample frames stated, None if not known.
+        counted: the decoder's own frame count comes from the file and is not an estimate.
         splice: (head, start): the decoder is to read `head` and then the file from `start` on. A
-            WAV length of 0 left behind by a streaming writer, or an MP3 without a frame count,
-            would make libsndfile stop early.
+            WAV length of 0 left by a streaming writer, or an MP3 without a frame count, would make
+            libsndfile stop early.
     """
 
     kind: str = "other"
@@ -38,104 +40,125 @@ class Container:
     splice: tuple[bytes, int] | None = None
 
 
+def detect_kind(head: bytes) -> str:
+    """Return the kind of a sound file from its first 16 bytes.
+
+    One of 'wav' (also RF64), 'w64', 'aiff', 'au', 'flac', 'ogg', 'mp3', 'caf', 'other'.
+    """
+    kinds = {b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"caff": "caf"}
+    if head[:4] in kinds:
+        return kinds[head[:4]]
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[:4] == b"riff" and head[4:16].hex() == "2e91cf11a5d628db04c10000":
+        return "w64"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "aiff"
+    synced = len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
+    return "mp3" if synced or head[:3] == b"ID3" else "other"
+
+
 def inspect_container(file: BufferedIOBase, size: int) -> Container:
-    """Reads the structure of an open sound file of `size` bytes and rewinds it."""
+    """Read the structure of an open sound file of `size` bytes and rewind it."""
     file.seek(0)
     head = file.read(16)
+    kind = detect_kind(head)
     try:
-        if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
-            return _wav(file, size, ">" if head[:4] == b"RIFX" else "<")
-        if head[:4] == b"riff" and head[4:16].hex() == "2e91cf11a5d628db04c10000":
-            return _w64(file, size)
-        if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-            return _aiff(file, size)
-        if head[:4] == b".snd":
-            return _au(file, size)
-        if head[:4] == b"fLaC":
-            return Container("flac", counted=True)
-        if head[:4] == b"OggS":
-            return _ogg(file, size)
-        if head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
-            return _mp3(file, head)
-        return Container()
+        match kind:
+            case "wav":
+                return _wav(file, size, ">" if head[:4] == b"RIFX" else "<")
+            case "w64":
+                return _w64(file, size)
+            case "aiff":
+                return _aiff(file, size)
+            case "au":
+                return _au(file, size)
+            case "ogg":
+                return _ogg(file, size)
+            case "mp3":
+                return _mp3(file, head)
+            case _:
+                return Container(kind, counted=kind == "flac")
     except struct.error:  # the file ends inside a header
         return Container()
     finally:
         file.seek(0)
 
 
-def _share(promised: int, present: int) -> float:
-    return 1.0 if promised <= present else max(present, 0) / promised
+def _share(stated: int, present: int) -> float:
+    return 1.0 if stated <= present else max(present, 0) / stated
 
 
 def _open_ended(length: int) -> bool:
-    """Lengths that writers to a pipe leave in place of the one they cannot know."""
+    """Whether a length is one that writers to a pipe leave in place of the unknown one."""
     return length >= 0xFFFFFF00 or 0x7FFFF000 <= length <= 0x80000000
+
+
+def _walk(
+    file: BufferedIOBase, at: int, size: int, header: str, align: int, counts_header: bool = False
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, offset, length) of the body of each chunk, with the file at its body."""
+    form = struct.Struct(header)
+    for _ in range(_MAX_CHUNKS):
+        file.seek(at)
+        name, length = form.unpack(file.read(form.size))
+        at += form.size
+        length -= form.size if counts_header else 0
+        yield name, at, length
+        at += max(0, length + -length % align)
+        if at >= size:
+            return
+
+
+def _count(length: int, codec: int, align: int) -> int | None:
+    """Return the sample frames of a WAV body whose codec has frames of a fixed size."""
+    return length // align if align and codec in _PLAIN_CODECS else None
 
 
 def _wav(file: BufferedIOBase, size: int, order: str) -> Container:
     file.seek(4)
     (outer,) = struct.unpack(order + "I", file.read(4))
-    at, align, codec, long_length = 12, 0, 0, None
-    for _ in range(_MAX_CHUNKS):
-        file.seek(at)
-        name, length = struct.unpack(order + "4sI", file.read(8))
+    align, codec, long_length = 0, 0, None
+    for name, at, length in _walk(file, 12, size, order + "4sI", 2):
         if name == b"ds64":
             _, long_length = struct.unpack("<QQ", file.read(16))
         elif name == b"fmt ":
             codec, _, _, _, align = struct.unpack(order + "HHIIH", file.read(14))
         elif name == b"data":
-            present = size - at - 8
+            present = size - at
             if length == 0xFFFFFFFF and long_length:
                 length = long_length
             elif length == 0 and present > 0 and outer + 8 != size:
                 if at > _MAX_HEADER:
-                    return Container("wav")
+                    break
                 file.seek(0)
-                return Container("wav", splice=(file.read(at + 4) + b"\xff" * 4, at + 8))
+                return Container("wav", splice=(file.read(at - 4) + b"\xff" * 4, at))
             elif length == 0 or _open_ended(length):
-                return Container("wav")
-            frames = length // align if align and codec in _PLAIN_CODECS else None
-            return Container("wav", _share(length, present), frames)
-        at += 8 + length + (length & 1)
-        if at >= size:
-            break
+                break
+            return Container("wav", _share(length, present), _count(length, codec, align))
     return Container("wav")
 
 
 def _w64(file: BufferedIOBase, size: int) -> Container:
-    at, align, codec = 40, 0, 0
-    for _ in range(_MAX_CHUNKS):
-        file.seek(at)
-        name, length = struct.unpack("<4s12xQ", file.read(24))
+    align, codec = 0, 0
+    for name, at, length in _walk(file, 40, size, "<4s12xQ", 8, counts_header=True):
         if name == b"fmt ":
             codec, _, _, _, align = struct.unpack("<HHIIH", file.read(14))
         elif name == b"data":
-            if length <= 24 or length >= 1 << 62:
-                return Container("w64")
-            frames = (length - 24) // align if align and codec in _PLAIN_CODECS else None
-            return Container("w64", _share(length - 24, size - at - 24), frames)
-        at += max(24, length + (-length % 8))
-        if at >= size:
-            break
+            if length <= 0 or length >= 1 << 61:
+                break
+            return Container("w64", _share(length, size - at), _count(length, codec, align))
     return Container("w64")
 
 
 def _aiff(file: BufferedIOBase, size: int) -> Container:
-    at, frames, share = 12, None, 1.0
-    for _ in range(_MAX_CHUNKS):
-        file.seek(at)
-        header = file.read(8)
-        if len(header) < 8:
-            break
-        name, length = struct.unpack(">4sI", header)
-        if name == b"COMM":
-            _, frames = struct.unpack(">HI", file.read(6))
-        elif name == b"SSND" and length and not _open_ended(length):
-            share = _share(length, size - at - 8)
-        at += 8 + length + (length & 1)
-        if at >= size:
-            break
+    frames, share = None, 1.0
+    with contextlib.suppress(struct.error):  # the last chunk may lack its padding
+        for name, at, length in _walk(file, 12, size, ">4sI", 2):
+            if name == b"COMM":
+                _, frames = struct.unpack(">HI", file.read(6))
+            elif name == b"SSND" and length and not _open_ended(length):
+                share = _share(length, size - at)
     return Container("aiff", share, frames if share < 1.0 else None)
 
 
@@ -150,7 +173,7 @@ def _au(file: BufferedIOBase, size: int) -> Container:
 def _ogg(file: BufferedIOBase, size: int) -> Container:
     """The last page must be whole and flagged as the end of its stream (RFC 3533, section 6).
 
-    How much is missing cannot be told, so the share is 0 when anything is.
+    How much is missing is not known, so the share is 0 when anything is.
     """
     file.seek(max(0, size - 2 * 65307))  # a page has at most 65307 bytes
     tail = file.read()
@@ -165,11 +188,11 @@ def _ogg(file: BufferedIOBase, size: int) -> Container:
 
 
 def _mp3(file: BufferedIOBase, head: bytes) -> Container:
-    """Looks for a frame count (Xing, Info or VBRI) in the first frame after an ID3v2 tag.
+    """Look for a frame count (Xing, Info or VBRI) in the first frame after an ID3v2 tag.
 
-    Without one libsndfile trusts an estimate from the first bit rate and drops what is beyond it,
-    half of a clip of variable bit rate for example. An empty first frame with a count that is far
-    too high lets it read to the end of the file.
+    Without one libsndfile estimates the length from the first bit rate and drops what follows,
+    such as half of a clip of variable bit rate. An empty first frame with a count that is far too
+    high makes it read to the end of the file.
     """
     at = 0
     if head[:3] == b"ID3":
@@ -186,7 +209,7 @@ def _mp3(file: BufferedIOBase, head: bytes) -> Container:
 
 
 def _empty_mp3_frame(header: bytes) -> bytes:
-    """A Xing frame of the same version, rate and mode; b'' if this is no layer III header."""
+    """Return a Xing frame of the same version, rate and mode; b'' for other than layer III."""
     _, b, c, d = header
     version, sampling = b >> 3 & 3, c >> 2 & 3
     if b & 0xE6 != 0xE2 or version == 1 or c >> 4 in (0, 15) or sampling == 3:

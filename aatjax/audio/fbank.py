@@ -1,14 +1,14 @@
-"""Kaldi-compatible log-mel filter bank: a float64 numpy truth and its batched JAX twin.
+"""Kaldi-compatible log-mel filter bank: a float64 NumPy reference and its batched JAX version.
 
-Both follow `compute-fbank-feats` with a symmetric Hann window, no dither, `snip_edges`, power
-spectrum and no energy coefficient, which is the front end that the Audio Spectrogram Transformer
-was trained with (Gong et al. 2021, "AST: Audio Spectrogram Transformer", section 2.1).
+Both compute what Kaldi's `compute-fbank-feats` does with a symmetric Hann window, no dither,
+`snip_edges`, power spectrum and no energy coefficient: the front end of the Audio Spectrogram
+Transformer (Gong et al. 2021, arXiv 2104.01778, section 2.1).
 
-A frame has 400 samples and the hop is 160 samples, which is 25 ms and 10 ms at 16 kHz. They stay
-400 and 160 samples at any other `rate`; the rate only moves the mel filters.
+A frame has 400 samples, the hop is 160 samples: 25 ms and 10 ms at 16 kHz. They are the same at any
+other `rate`, which only moves the mel filters.
 
-With 128 filters at 16 kHz the filter of index 3 covers no FFT bin, so its feature is always
-`LOG_FLOOR`. Pretrained weights expect this, so the filter is kept.
+With 128 filters at 16 kHz, the filter of index 3 covers no FFT bin, so its feature is always
+`LOG_FLOOR`. Pretrained weights expect this.
 """
 
 from functools import lru_cache
@@ -31,37 +31,37 @@ LOW_HZ = 20.0
 ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 """Smallest filter energy before the logarithm, 2^-23."""
 LOG_FLOOR = float(np.log(ENERGY_FLOOR))
-"""Smallest log-mel value, -15.942385: what digital silence gives."""
+"""Smallest log-mel value, -15.942385: that of digital silence."""
 
 
 def count_frames(samples: int) -> int:
-    """Whole frames in `samples` samples; 0 below one frame of 400 samples."""
+    """Return the number of whole frames in a number of samples."""
     return 0 if samples < FRAME else 1 + (samples - FRAME) // HOP
 
 
 def count_samples(frames: int) -> int:
-    """Samples that give exactly `frames` frames (at least 1) and no sample more."""
+    """Return the least number of samples with `frames` frames (at least 1)."""
     if frames < 1:
         raise UsageError(f"frames is {frames}, but a spectrogram has at least 1 frame")
     return FRAME + HOP * (frames - 1)
 
 
 def hertz_to_mel(hertz: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """The HTK/Kaldi mel scale, 1127 ln(1 + f / 700)."""
+    """Return the HTK/Kaldi mel scale, 1127 ln(1 + f / 700)."""
     return 1127.0 * np.log1p(hertz / 700.0)
 
 
 @lru_cache(maxsize=16)
 def mel_bank(rate: int = 16000, mels: int = 128) -> Float[np.ndarray, "k f"]:
-    """Triangular filters (triangular on the mel axis, peak 1) from 20 Hz to half the rate.
+    """Return filters from 20 Hz to half the rate, triangular on the mel scale, with a peak of 1.
 
     Args:
         rate: sampling rate in Hz, above 40.
         mels: number of filters.
 
     Returns:
-        Float64 weights of shape (257 FFT bins, mels), read-only. The last bin (half the rate)
-        has no weight in any filter.
+        Float64 weights `[257 FFT bins, mels]`, read-only. The last bin (half the rate) has no
+        weight in any filter.
 
     Raises:
         UsageError: no filter, or a rate too low to hold any.
@@ -88,17 +88,17 @@ def log_mel_reference(
     mels: int = 128,
     subtract_mean: bool = False,
 ) -> Float[np.ndarray, "t f"]:
-    """Log-mel features of one clip in float64, written step by step from the formulas.
+    """Compute log-mel features of one clip in float64, step by step from the formulas.
 
     Args:
         waveform: mono samples in [-1, 1], at least 400.
         rate: sampling rate in Hz.
         mels: number of mel filters.
-        subtract_mean: remove the mean of the whole clip first, as AST does. Every frame loses its
-            own mean anyway, so this changes rounding only.
+        subtract_mean: subtract the mean of the whole clip first, as AST does. The mean of each
+            frame is subtracted too, so this changes only the rounding.
 
     Returns:
-        Natural logarithm of the filter energies, (frames, mels), at least `LOG_FLOOR`.
+        Natural logarithm of the filter energies, `[frames, mels]`, at least `LOG_FLOOR`.
 
     Raises:
         UsageError: less than one frame of samples.
@@ -119,7 +119,7 @@ def log_mel_reference(
 def log_mel(
     waveform: Float[Array, "*b s"], *, rate: int = 16000, mels: int = 128
 ) -> Float[Array, "*b t f"]:
-    """Log-mel features of a batch in float32: `log_mel_reference`, jittable and differentiable.
+    """Compute log-mel features of a batch in float32; see `log_mel_reference`. Differentiable.
 
     Args:
         waveform: mono samples in [-1, 1], at least 400 in the last axis.
@@ -127,11 +127,11 @@ def log_mel(
         mels: number of mel filters (static).
 
     Returns:
-        Natural logarithm of the filter energies, (..., frames, mels), float32. On CPU and GPU the
-        spectrum is computed in double precision and agrees with `log_mel_reference` to 1e-5. TPUs
-        have no double-precision transform: single precision resolves about 100 dB below the loudest
-        FFT bin of a frame, so there filters at the floor beside a full-scale tone are right to
-        about 1e-2, everything above -8 to about 1e-4.
+        Natural logarithm of the filter energies, `[..., frames, mels]`, float32. On CPU and GPU the
+        spectrum is computed in double precision; the result agrees with `log_mel_reference` to
+        1e-5. TPUs have no double-precision transform. Single precision resolves about 100 dB below
+        the loudest FFT bin of a frame: next to a full-scale tone, filters at the floor are exact
+        to about 1e-2, values above -8 to about 1e-4.
 
     Raises:
         UsageError: less than one frame of samples.
@@ -143,7 +143,7 @@ def log_mel(
 
 
 def _power_single(frames: Float[Array, "*b t 400"]) -> Float[Array, "*b t 257"]:
-    """Power spectrum of frames after mean removal, pre-emphasis and window, in their own type."""
+    """Power spectrum after mean subtraction, pre-emphasis and window, in the type of the frames."""
     frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
     window = np.hanning(FRAME).astype(frames.dtype).reshape((1,) * (frames.ndim - 1) + (FRAME,))
@@ -158,7 +158,7 @@ def _power_double(frames: Float[Array, "*b t 400"]) -> Float[Array, "*b t 257"]:
 
 @jax.custom_jvp
 def _power(frames: Float[Array, "*b t 400"]) -> Float[Array, "*b t 257"]:
-    """The power spectrum in double precision where the platform has it; its slope in single."""
+    """The power spectrum in double precision where the platform has it; its gradient in single."""
     return jax.lax.platform_dependent(frames, tpu=_power_single, default=_power_double)
 
 
@@ -170,7 +170,7 @@ def _power_jvp(
 
 
 def _frames(waveform: Float[Array, "*b s"]) -> Float[Array, "*b t 400"]:
-    """Overlapping frames by slices, without a gather: a frame is two hops and a half."""
+    """Overlapping frames by slices instead of a gather: a frame is two and a half hops."""
     count = _count(waveform.shape[-1])
     length = (count + 2) * HOP
     pad = max(0, length - waveform.shape[-1])

@@ -1,35 +1,36 @@
-"""Which files of a folder are sound, and why the others are not."""
+"""Lists the sound files of a folder, and the reasons why other files are skipped."""
 
 import errno
 import os
 import stat
 from pathlib import Path
 
+from aatjax.audio.containers import detect_kind
 from aatjax.errors import DataError, printable
 
 EXTENSIONS = frozenset(
     {".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
     | {".aifc", ".au", ".snd", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma"}
 )
-"""Names that are listed without a look inside; how well they decode shows later."""
+"""Files with these extensions are listed without being opened."""
 
 
 def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Finds the sound files below a folder.
+    """List the sound files below a folder.
 
-    A file counts by its extension in upper or lower case, or, where it has none, by its first
-    bytes. Links to files are followed as long as they stay inside the folder; links to folders are
-    not (their files are listed where they really lie), so no loop can trap the walk. Nothing but
-    regular files is ever opened.
+    A file is recognised by its extension in upper or lower case or, without one, by its first
+    bytes. Links to files are followed if they stay inside the folder; links to folders are not
+    (their files are listed at their real place), so that no loop is possible. Only regular files
+    are opened.
 
     Args:
         root: folder to search, with all folders below it.
 
     Returns:
-        The files in sorted order, and what was skipped as sorted pairs of path and reason.
+        The files, sorted, and the skipped entries as sorted pairs of path and reason.
 
     Raises:
-        DataError: `root` is not a folder that can be read.
+        DataError: `root` is not a readable folder.
     """
     root = Path(root)
     try:
@@ -37,7 +38,7 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
         os.scandir(home).close()
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{printable(root)}: not a folder that can be read ({_why(error)})"
+            f"{printable(root)}: not a folder that can be read ({_explain(error)})"
         ) from error
     files: list[Path] = []
     skipped: list[tuple[str, str]] = []
@@ -48,14 +49,14 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
             with os.scandir(folder) as entries:
                 names = list(entries)
         except OSError as error:
-            skipped.append((str(folder), _why(error)))
+            skipped.append((str(folder), _explain(error)))
             continue
         for entry in names:
             path = folder / entry.name
             try:
-                reason = _reason(entry, home)
+                reason = _find_reason(entry, home)
             except OSError as error:
-                reason = _why(error)
+                reason = _explain(error)
             if reason == "folder":
                 folders.append(path)
             elif reason:
@@ -65,8 +66,8 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
     return sorted(files), sorted(skipped)
 
 
-def _reason(entry: "os.DirEntry[str]", home: str) -> str:
-    """'' to list it, 'folder' to walk it, else why it is skipped."""
+def _find_reason(entry: "os.DirEntry[str]", home: str) -> str:
+    """Return '' to list an entry, 'folder' to walk it, else the reason to skip it."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_symlink():
@@ -85,25 +86,14 @@ def _reason(entry: "os.DirEntry[str]", home: str) -> str:
         return "not an audio extension"
     if not os.access(entry.path, os.R_OK):
         return "permission denied"
-    if not suffix and not _sounds(entry.path):
-        return "not recognised as audio"
+    if not suffix:
+        with open(entry.path, "rb") as file:
+            if detect_kind(file.read(16)) == "other":
+                return "not recognised as audio"
     return ""
 
 
-def _sounds(path: str) -> bool:
-    """Whether the first bytes are those of a sound file."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-    return (
-        (head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE")
-        or (head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"))
-        or head[:4] in (b"fLaC", b"OggS", b".snd", b"caff", b"riff")
-        or head[:3] == b"ID3"
-        or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 in (0xE2, 0xE4, 0xE6))
-    )
-
-
-def _why(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:

@@ -1,4 +1,4 @@
-"""Blocks of float32 samples out of an open sound file: libsndfile first, ffmpeg where it must."""
+"""Decoders that yield blocks of float32 samples: libsndfile, and ffmpeg for other formats."""
 
 import contextlib
 import io
@@ -12,12 +12,18 @@ import soundfile
 from jaxtyping import Float32
 
 from aatjax.audio.containers import Container
+from aatjax.errors import UnavailableError
+from aatjax.io.optional import need
 
 _BLOCK_SAMPLES = 1 << 17
 
 
+SoundFile = str | os.PathLike[str] | bytes
+"""The path of a sound file, or its content."""
+
+
 class DecoderError(Exception):
-    """The decoder gave up; what came before is good."""
+    """A decoder failed; blocks before it are good."""
 
 
 @runtime_checkable
@@ -27,7 +33,7 @@ class Stream(Protocol):
     Attributes:
         rate: sampling rate in Hz.
         channels: number of channels.
-        frames: sample frames the decoder expects, None when it cannot know.
+        frames: sample frames that the decoder expects, None if not known.
     """
 
     rate: int
@@ -35,27 +41,25 @@ class Stream(Protocol):
     frames: int | None
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
-        """Yields (frames, channels) in [-1, 1]; raises `DecoderError` after the last good block."""
+        """Yield (frames, channels) in [-1, 1]; raise DecoderError after the last good block."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_stream(
-    file: BufferedIOBase, container: Container, source: str | os.PathLike[str] | bytes
-) -> Stream:
-    """Opens a decoder by content.
+def open_stream(file: BufferedIOBase, container: Container, source: SoundFile) -> Stream:
+    """Open a decoder by content.
 
     Raises:
-        DecoderError: no decoder knows the content.
+        DecoderError: no decoder reads the content.
     """
     try:
         return _Sndfile(_Spliced(file, *(container.splice or (b"", 0))))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         file.seek(0)
         if not _needs_ffmpeg(file.read(16), container):
-            raise DecoderError(_plain(error)) from error
-    return _ffmpeg(source)
+            raise DecoderError(_clean(error)) from error
+    return _open_ffmpeg(source)
 
 
 class _Sndfile:
@@ -76,12 +80,12 @@ class _Sndfile:
                 # Not `read`: it stops at the frame count, an estimate for some MP3 files.
                 got = self._sound.buffer_read_into(block, "float32")
             except (soundfile.SoundFileError, RuntimeError) as error:
-                # Only codecs of integers break off with an error: NaN is what was never written.
+                # Only integer codecs end with an error: what is still NaN was not decoded.
                 bad = np.isnan(block).any(axis=1)
                 good = int(bad.argmax()) if bad.any() else size
                 if good:
                     yield block[:good]
-                raise DecoderError(_plain(error)) from error
+                raise DecoderError(_clean(error)) from error
             if got:
                 yield block[:got]
             if got < size:
@@ -94,7 +98,7 @@ class _Sndfile:
 class _Spliced(BufferedIOBase):
     """A file whose first bytes are replaced: `head`, then the file from `start` on.
 
-    It never raises at a bad offset: libsndfile asks for some in damaged files, and an exception
+    It never raises for a bad offset: libsndfile seeks to some in damaged files, and an exception
     cannot pass through its callbacks.
     """
 
@@ -128,7 +132,7 @@ class _Spliced(BufferedIOBase):
 
 
 def _needs_ffmpeg(head: bytes, container: Container) -> bool:
-    """Formats libsndfile lacks. Others never reach ffmpeg, which would also follow playlists."""
+    """Whether a format needs ffmpeg; no other reaches it, since it also follows playlists."""
     return (
         head[4:8] == b"ftyp"  # MP4, M4A
         or head[:4] == b"\x1a\x45\xdf\xa3"  # Matroska, WebM
@@ -138,15 +142,15 @@ def _needs_ffmpeg(head: bytes, container: Container) -> bool:
     )
 
 
-def _ffmpeg(source: str | os.PathLike[str] | bytes) -> Stream:
+def _open_ffmpeg(source: SoundFile) -> Stream:
     if isinstance(source, bytes):
-        raise DecoderError(
-            "this format needs ffmpeg, which reads files only: save the bytes to one"
-        )
+        raise DecoderError("this format needs ffmpeg, which reads files only: save it to a file")
     try:
-        from audioread import ffdec
-    except ImportError as error:
-        raise DecoderError("this format needs audioread and ffmpeg: install both") from error
+        need("audioread", extra="formats")
+    except UnavailableError as error:
+        raise DecoderError(str(error)) from error
+    from audioread import ffdec
+
     if not ffdec.available():
         raise DecoderError(
             "this format needs ffmpeg: install it, or convert the file to FLAC or WAV"
@@ -154,7 +158,7 @@ def _ffmpeg(source: str | os.PathLike[str] | bytes) -> Stream:
     try:
         return _Ffmpeg(ffdec.FFmpegAudioFile(os.path.abspath(source)))
     except (ffdec.FFmpegError, OSError, ValueError) as error:
-        raise DecoderError(f"ffmpeg: {_plain(error)}") from error
+        raise DecoderError(f"ffmpeg: {_clean(error)}") from error
 
 
 class _Ffmpeg:
@@ -182,16 +186,16 @@ class _Ffmpeg:
                 pcm = np.frombuffer(data[:whole], "<i2").reshape(-1, self.channels)
                 yield pcm.astype(np.float32) / 32768.0
         except (DecodeError, OSError) as error:
-            raise DecoderError(f"ffmpeg: {_plain(error)}") from error
+            raise DecoderError(f"ffmpeg: {_clean(error)}") from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._process.close()
 
 
-def _plain(error: Exception) -> str:
-    """A decoder's message without the address of the file object in it."""
+def _clean(error: Exception) -> str:
+    """Return a decoder's message without the address of the file object."""
     text = getattr(error, "error_string", None) or str(error) or type(error).__name__
     text = " ".join(str(text).split()).rstrip(".")
-    # libsndfile's words for an MP3 with too little in it.
+    # libsndfile's message for an MP3 that is too short.
     return "Format not recognised" if text.startswith("File does not exist") else text

@@ -1,4 +1,4 @@
-"""Samples in any usual form to mono int16 at the rate of the front end."""
+"""Converts samples of any usual form to mono int16 at the rate of the front end."""
 
 import operator
 from typing import Any
@@ -13,7 +13,7 @@ from aatjax.errors import DataError, UsageError
 LOWEST_RATE = 1000
 HIGHEST_RATE = 1_000_000
 MAX_CHANNELS = 8
-"""An axis of at most this many entries is taken for the channels of an array."""
+"""An axis of at most this many entries holds the channels of an array."""
 _LOUDEST = 4.0
 
 Channels = str | int
@@ -32,90 +32,90 @@ class AudioError(DataError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # survives the way back from a worker process
+    def __reduce__(self) -> tuple[Any, ...]:  # for the way back from a worker process
         return type(self), (self.reason, str(self))
 
 
 def check_rate(rate: int, name: str = "rate") -> None:
-    """Raises UsageError unless `rate` is a whole number of Hz from 1000 to 1000000."""
+    """Raise a UsageError unless `rate` is a whole number of Hz from 1000 to 1000000."""
     whole = isinstance(rate, int | np.integer) and not isinstance(rate, bool)
     if not whole or not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise UsageError(f"{name} is {rate!r}, give whole Hz from {LOWEST_RATE} to {HIGHEST_RATE}")
 
 
 def check_channels(channels: Channels) -> None:
-    """Raises UsageError unless `channels` is 'mean', 'left' or an index from 0 on."""
+    """Raise a UsageError unless `channels` is 'mean', 'left' or an index from 0 on."""
     index = isinstance(channels, int) and not isinstance(channels, bool) and channels >= 0
     if not index and channels not in ("mean", "left"):
         raise UsageError(f"channels is {channels!r}, give 'mean', 'left' or a channel number")
 
 
 def mix_down(samples: Float32[np.ndarray, "n k"], channels: Channels) -> Float32[np.ndarray, " n"]:
-    """One channel out of `k` by the channel policy.
+    """Reduce `k` channels to one: 'mean', 'left', or the channel of an index.
 
     Raises:
-        UsageError: the index of a channel that is not there.
+        UsageError: there is no channel of that index.
     """
     if channels == "mean":
         return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
     index = 0 if channels == "left" else operator.index(channels)  # type: ignore[arg-type]
     if index >= samples.shape[1]:
         raise UsageError(
-            f"channel {index} is asked for, but there are {samples.shape[1]} (counted from 0); "
+            f"channel {index} is requested, but there are {samples.shape[1]} (counted from 0); "
             "give channels='mean' or 'left'"
         )
     return np.ascontiguousarray(samples[:, index])
 
 
 def to_int16(samples: Float[np.ndarray, " n"]) -> Int16[np.ndarray, " n"]:
-    """Floats in [-1, 1] to the nearest int16; what lies beyond is clipped."""
+    """Round floats in [-1, 1] to int16; values beyond are clipped."""
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def pad_to_frame(samples: Int16[np.ndarray, " n"]) -> Int16[np.ndarray, " m"]:
-    """Zero-pads a clip shorter than one frame of 400 samples to one frame."""
+    """Zero-pad a clip that is shorter than one frame of 400 samples to one frame."""
     return np.pad(samples, (0, max(0, FRAME - samples.size)))
 
 
 def as_waveform(
     array: Any, rate_in: int, *, rate: int = 16000, channels: Channels = "mean"
 ) -> Int16[np.ndarray, " n"]:
-    """An array of samples to mono int16 at `rate`.
+    """Convert an array of samples to mono int16 at `rate`.
 
-    The data type gives the scale: int16, int32 and uint8 are full-scale integers, floats lie in
-    [-1, 1] and are clipped there. In two dimensions the axis of at most 8 entries holds the
-    channels, so (n, 2) and (2, n) both work.
+    The data type gives the scale: int16, int32 and uint8 are full-scale integers; floats are in
+    [-1, 1] and clipped there. In two dimensions the axis of at most 8 entries holds the channels,
+    so (n, 2) and (2, n) are both accepted.
 
     Args:
         array: samples, anything `numpy.asarray` takes.
         rate_in: sampling rate of `array` in Hz.
-        rate: wanted sampling rate in Hz.
+        rate: sampling rate of the result in Hz.
         channels: 'mean', 'left' or the index of a channel.
 
     Returns:
-        Mono samples; less than one frame of 400 is zero-padded to one frame.
+        Mono samples, zero-padded to one frame of 400 if there are fewer.
 
     Raises:
-        UsageError: rate, channels, data type or shape that cannot be meant.
+        UsageError: an invalid rate or channel, an unknown data type, an ambiguous shape.
         AudioError: no samples ('empty') or NaN/Inf ('non-finite').
-        DataError: floats beyond 4, which are integers that somebody forgot to scale.
+        DataError: floats beyond 4: unscaled integers.
     """
     check_rate(rate_in, "rate_in")
     check_rate(rate)
     check_channels(channels)
-    samples = _by_channel(np.asarray(array))
+    samples = _arrange(np.asarray(array))
     if samples.size == 0:
         raise AudioError("empty", "the waveform has no samples")
     if samples.dtype == np.int16 and samples.shape[1] == 1 and rate_in == rate:
         return pad_to_frame(samples[:, 0].copy())
-    mono = mix_down(_scaled(samples), channels)
+    mono = mix_down(_scale(samples), channels)
     if rate_in != rate:
         mono = soxr.resample(mono, rate_in, rate, quality="HQ")
     return pad_to_frame(to_int16(mono))
 
 
-def _by_channel(array: np.ndarray) -> np.ndarray:
-    """To (samples, channels)."""
+def _arrange(array: np.ndarray) -> np.ndarray:
+    """Reshape to (samples, channels)."""
     if array.ndim == 1:
         return array[:, None]
     if array.ndim == 2:
@@ -132,8 +132,8 @@ def _by_channel(array: np.ndarray) -> np.ndarray:
     )
 
 
-def _scaled(samples: np.ndarray) -> Float32[np.ndarray, "n k"]:
-    """To float32 in [-1, 1] by the data type."""
+def _scale(samples: np.ndarray) -> Float32[np.ndarray, "n k"]:
+    """Scale to float32 in [-1, 1] by the data type."""
     if samples.dtype in (np.int16, np.int32):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     if samples.dtype == np.uint8:
