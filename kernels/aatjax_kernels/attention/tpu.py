@@ -66,10 +66,11 @@ def fit(options: Options, query: Any, key: Any, *rest: Any) -> TpuAttentionTilin
     return TpuAttentionTiling(group, block)
 
 
-def _select_lanes(x: Array, head: int, width: int) -> Array:
-    """Set all lanes to zero but those of a head."""
-    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, 0)
+def _select_lanes(head: int, width: int, *arrays: Array) -> list[Array]:
+    """Set all lanes of arrays `[n, lanes]` to zero but those of a head."""
+    lane = lax.broadcasted_iota(jnp.int32, arrays[0].shape, 1)
+    own = (lane >= head * width) & (lane < (head + 1) * width)
+    return [jnp.where(own, x, 0) for x in arrays]
 
 
 def _slice_head(x: Array, head: int, width: int) -> Array:
@@ -106,7 +107,7 @@ def _forward_kernel(tiling: TpuAttentionTiling, width: int, masked: bool, *refs:
 
     def make(clip: int, head: int) -> Array:
         query = query_ref[clip] * jnp.asarray(width**-0.5, query_ref.dtype)
-        query = _select_lanes(query, head, width)
+        (query,) = _select_lanes(head, width, query)
         return _scores(key_ref[clip], query, None if mask_ref is None else mask_ref[clip])
 
     for clip, head, scores in _prefetch(make, tiling, query_ref.shape[0]):
@@ -145,7 +146,7 @@ def _backward_kernel(
     def make(clip: int, head: int) -> tuple[Array, ...]:
         query = clear_end(query_ref[clip], 0) * jnp.asarray(width**-0.5, query_ref.dtype)
         dout = clear_end(dout_ref[clip], 0)
-        query, dout = _select_lanes(query, head, width), _select_lanes(dout, head, width)
+        query, dout = _select_lanes(head, width, query, dout)
         scores = _scores(key_ref[clip], query, None if mask_ref is None else mask_ref[clip])
         return query, dout, scores, dot(value_ref[clip], dout, LANES)
 

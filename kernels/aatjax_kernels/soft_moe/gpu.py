@@ -189,10 +189,9 @@ def _answer_back(tiling: GpuMixtureTiling, *refs: Any) -> None:
 
         def compare(at: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             columns = tiling.slice_chunk(at)
-            cotangent = load_tile(dout, rows, columns, inside)
-            dcombine = dot(cotangent, outputs[:, columns], LANES)
-            tokens = load_tile(x, rows, columns, inside)
-            return carry[0] + dcombine, carry[1] + dot(tokens, dslots[:, columns], LANES)
+            dcombine = dot(load_tile(dout, rows, columns, inside), outputs[:, columns], LANES)
+            ddispatch = dot(load_tile(x, rows, columns, inside), dslots[:, columns], LANES)
+            return carry[0] + dcombine, carry[1] + ddispatch
 
         blank = jnp.zeros((tiling.rows, tiling.padded), F32)
         dcombine, ddispatch = tiling.over_chunks(compare, (blank, blank))
