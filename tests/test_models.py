@@ -13,7 +13,7 @@ from scipy.special import erf
 
 import aatjax
 from aatjax import petl, surgery
-from aatjax.analysis import flops
+from aatjax.analysis.flops import count_flops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig, Mlp
 
@@ -287,7 +287,7 @@ def test_a_scanned_gradient_ends_in_the_first_trained_block(first):
 
     def spent(**changes) -> float:
         loss, trainable = loss_of(aatjax.adapt(small(depth=depth, **changes), method))
-        return flops.count(jax.grad(loss, has_aux=True), trainable)
+        return count_flops(jax.grad(loss, has_aux=True), trainable)
 
     assert spent(scan=True) == spent()
     # From trained tokens on there is no first block: one body for all.

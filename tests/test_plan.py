@@ -1,4 +1,4 @@
-"""Reading compiled programs, and plans for pods that are not here."""
+"""Figures read from compiled programs, and plans of steps for chips and pods."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aatjax.analysis import flops
-from aatjax.analysis.hlo import Program, size
-from aatjax.analysis.plan import _over, devices_of, plan, read_shape
+from aatjax.analysis.flops import count_flops
+from aatjax.analysis.hlo import Program, count_bytes
+from aatjax.analysis.plan import find_devices, parse_overflow, plan_step, read_shape
 from aatjax.config import Model, load_config
 from aatjax.errors import DataError, UsageError
 from aatjax.train.sharding import MeshShape
@@ -26,11 +26,11 @@ SMALL = dataclasses.replace(
 
 
 def test_sizes_of_arrays():
-    assert size("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])") == 24 + 8 + 1
-    assert size("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])", in_hbm=True) == 25
+    assert count_bytes("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])") == 24 + 8 + 1
+    assert count_bytes("(f32[2,3]{1,0}, bf16[4]{0:T(8,128)S(1)}, pred[])", in_hbm=True) == 25
 
 
-def test_what_a_loop_does_counts_as_often_as_it_runs():
+def test_operations_in_a_loop_count_as_often_as_they_run():
     mesh = MeshShape().make(jax.devices()[:4])
     split = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -46,7 +46,7 @@ def test_what_a_loop_does_counts_as_often_as_it_runs():
             .lower(jax.ShapeDtypeStruct((8, 256), jnp.float32))
             .compile()
         )
-    found = Program(compiled.as_text()).collectives()
+    found = Program(compiled.as_text()).count_collectives()
     assert set(found) == {"all-reduce"}
     # The sum of the carry, one number, in each of seven rounds; the row of x once or in each.
     assert found["all-reduce"][0] in (8, 14)
@@ -88,17 +88,17 @@ def test_a_slice_of_a_stacked_weight_counts_as_the_slice():
     program = Program(SLICED)
     # A row read and a row written (and the index), twelve times; the condition's two numbers.
     index = 4
-    assert program.traffic() == 12 * (2 * 256 + index) + 12 * (index + 4 + 1)
+    assert program.count_traffic() == 12 * (2 * 256 + index) + 12 * (index + 4 + 1)
 
 
-def test_flops_leave_out_what_nothing_needs():
+def test_flops_leave_out_unused_results():
     weight, x = jnp.ones((8, 8)), jnp.ones((4, 8))
 
     def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
         return ((x @ weight) ** 2).sum()
 
-    both = flops.count(jax.grad(loss, argnums=(0, 1)), x, weight)
-    one = flops.count(lambda x, w: jax.grad(loss, argnums=(0, 1))(x, w)[0], x, weight)
+    both = count_flops(jax.grad(loss, argnums=(0, 1)), x, weight)
+    one = count_flops(lambda x, w: jax.grad(loss, argnums=(0, 1))(x, w)[0], x, weight)
     product = 2 * 4 * 8 * 8
     assert (both, one) == (3 * product, 2 * product)
 
@@ -107,19 +107,19 @@ def test_flops_inside_shard_map_are_those_of_all_devices():
     mesh = MeshShape().make(jax.devices()[:4])
     spec = PartitionSpec("data")
     split = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
-    assert flops.count(split, jnp.ones((8, 16))) == 4 * 2 * 2 * 2 * 16
+    assert count_flops(split, jnp.ones((8, 16))) == 4 * 2 * 2 * 2 * 16
 
 
-def test_names_of_topologies_that_are_none():
+def test_topologies_that_do_not_exist():
     for name in ("v5e", "v5e:16", "v9:2x2", "tpu"):
         with pytest.raises(UsageError, match="give a TPU as v4, v5e, v5p, v6e, tpu7x"):
-            devices_of(name)
+            find_devices(name)
     with pytest.raises(UsageError, match="give the number of devices"):
-        devices_of("cpu:many")
+        find_devices("cpu:many")
     with pytest.raises(UsageError, match="JAX has started with 4 CPU devices"):
-        devices_of("cpu:64")
-    with pytest.raises(UsageError, match="no GPU here"):
-        devices_of("gpu")
+        find_devices("cpu:64")
+    with pytest.raises(UsageError, match="no GPU found"):
+        find_devices("gpu")
 
 
 def test_a_shape_without_its_weights_is_refused_and_named():
@@ -129,25 +129,25 @@ def test_a_shape_without_its_weights_is_refused_and_named():
     assert (shape.dim, shape.frames, shape.num_classes, shape.scan) == (768, 1024, 7, True)
 
 
-def test_a_plan_for_fake_devices_says_what_the_step_does():
-    found = plan(SMALL, "cpu:4", num_classes=10, batch_per_device=2)
+def test_a_plan_for_fake_devices():
+    found = plan_step(SMALL, "cpu:4", num_classes=10, batch_per_device=2)
     assert (found.devices, found.hosts, found.batch_size) == (4, 1, 8)
     assert set(found.collectives) == {"all-reduce"}
     moved = found.collectives["all-reduce"][1]
     assert 4 * found.trainable <= moved <= 4 * found.trainable + 64
     assert found.fits and found.memory is None and found.step_s is None
     assert found.arguments > 4 * found.trainable
-    halved = plan(SMALL, "cpu:4", num_classes=10, batch_per_device=1)
+    halved = plan_step(SMALL, "cpu:4", num_classes=10, batch_per_device=1)
     assert halved.flops == pytest.approx(found.flops / 2)
     assert halved.temporaries < found.temporaries
     with pytest.raises(UsageError, match="batch_size=32 does not divide over 3"):
-        plan(SMALL, "cpu:3")
+        plan_step(SMALL, "cpu:3")
 
 
-def test_the_compilers_complaint_is_read():
+def test_the_compilers_error_is_parsed():
     text = "RESOURCE_EXHAUSTED: Ran out of memory. Exceeded hbm capacity by 4.50G."
-    assert _over(text) == int(4.5 * 2**30)
-    assert _over("INVALID_ARGUMENT: something else") is None
+    assert parse_overflow(text) == int(4.5 * 2**30)
+    assert parse_overflow("INVALID_ARGUMENT: something else") is None
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Floating-point operations of a function, counted from its jaxpr: 1 multiply-add = 2 FLOPs.
 
-Products and convolutions are counted, nothing else; elementwise work and reductions are a few per
-cent of a Transformer. Scanned bodies count as often as they run.
+Only products and convolutions are counted; elementwise work and reductions are a few per cent of a
+Transformer. Scanned bodies count as often as they run.
 """
 
 import math
@@ -17,28 +17,26 @@ from jax.interpreters import partial_eval
 from aatjax.errors import UsageError
 
 
-def count(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of the products and convolutions of one call.
+def count_flops(function: Callable[..., Any], *args: Any) -> int:
+    """Count the FLOPs of the products and convolutions of one call.
 
     Args:
         function: any function that JAX can trace; nothing is computed.
         args: its arguments, arrays or shapes.
 
     Raises:
-        UsageError: it holds a loop whose length is not known before it runs.
+        UsageError: it has a loop whose length is not known before it runs.
     """
-    return sum(by_scope(function, *args).values())
+    return sum(count_flops_by_scope(function, *args).values())
 
 
-def by_scope(function: Callable[..., Any], *args: Any) -> Counter[tuple[str, ...]]:
-    """The same, for each stack of names (`jax.named_scope`) that holds products.
+def count_flops_by_scope(function: Callable[..., Any], *args: Any) -> Counter[tuple[str, ...]]:
+    """Count the FLOPs of each stack of names (`jax.named_scope`) that contains products.
 
-    Transformations that a name was seen through are left out: the backward pass of a scope counts
-    under the same names as its forward pass.
+    The backward pass of a scope counts under the same names as its forward pass.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    # What nothing depends on, such as the weight gradients that a rule makes along with others, is
-    # not computed.
+    # Unused results, such as weight gradients that a rule returns with others, are not computed.
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     found: Counter[tuple[str, ...]] = Counter()
     _walk(needed, (), 1, found)
@@ -47,21 +45,21 @@ def by_scope(function: Callable[..., Any], *args: Any) -> Counter[tuple[str, ...
 
 def _walk(jaxpr: Jaxpr, stack: tuple[str, ...], times: int, found: Counter[Any]) -> None:
     for equation in jaxpr.eqns:
-        names = (*stack, *_names(str(equation.source_info.name_stack)))
-        flops = _product(equation)
+        names = (*stack, *_split_names(str(equation.source_info.name_stack)))
+        flops = _count_product(equation)
         if flops:
             found[names] += times * flops
-        for repeats, inner in _inside(equation):
+        for repeats, inner in _find_inner(equation):
             _walk(inner, names, times * repeats, found)
 
 
-def _names(stack: str) -> list[str]:
-    """`transpose(jvp(adapter))/dispatch` as adapter, dispatch."""
+def _split_names(stack: str) -> list[str]:
+    """Split `transpose(jvp(adapter))/dispatch` into adapter, dispatch."""
     return [name for name in re.findall(r"[A-Za-z_]\w*(?!\w*\()", stack) if name != "jit"]
 
 
-def _product(equation: Any) -> int:
-    """FLOPs of one product, convolution or kernel that tells them; 0 of all else."""
+def _count_product(equation: Any) -> int:
+    """Return the FLOPs of a product, a convolution or a kernel with an estimate; else 0."""
     params = equation.params
     match equation.primitive.name:
         case "dot_general":
@@ -82,30 +80,29 @@ def _product(equation: Any) -> int:
     return 0
 
 
-def _inside(equation: Any) -> list[tuple[int, Jaxpr]]:
-    """The jaxprs that an equation runs, each with how often it runs."""
+def _find_inner(equation: Any) -> list[tuple[int, Jaxpr]]:
+    """Return the jaxprs that an equation runs, each with the number of times."""
     name, params = equation.primitive.name, equation.params
     match name:
         case "scan":
             return [(params["length"], params["jaxpr"].jaxpr)]
         case "cond" if params.get("branches_platforms"):
-            # A choice by platform, the plain form last: all do the same products.
+            # A choice by platform, the plain form last: all compute the same products.
             return [(1, params["branches"][-1].jaxpr)]
         case "cond":
             branches = [branch.jaxpr for branch in params["branches"]]
-            return [(1, max(branches, key=_total))]
-        case "shard_map":  # inside are the shapes of one device
+            return [(1, max(branches, key=_count_jaxpr))]
+        case "shard_map":  # with the shapes of one device
             return [(params["mesh"].size, params["jaxpr"])]
         case "while":
             bodies = [params["body_jaxpr"].jaxpr, params["cond_jaxpr"].jaxpr]
-            if any(map(_total, bodies)):
+            if any(map(_count_jaxpr, bodies)):
                 raise UsageError(
-                    "the FLOPs of a while loop with products in it depend on how long it runs: "
-                    "use lax.scan"
+                    "a while loop with products in it has no known FLOPs: use lax.scan"
                 )
             return []
         case "pallas_call":
-            # A kernel that tells nothing: its body on the blocks of one step, padding included.
+            # A kernel without an estimate: its body on the blocks of one step, padding included.
             if params.get("cost_estimate") is not None:
                 return []
             return [(math.prod(params["grid_mapping"].grid), params["jaxpr"])]
@@ -118,7 +115,7 @@ def _inside(equation: Any) -> list[tuple[int, Jaxpr]]:
     return found
 
 
-def _total(jaxpr: Jaxpr) -> int:
+def _count_jaxpr(jaxpr: Jaxpr) -> int:
     found: Counter[Any] = Counter()
     _walk(jaxpr, (), 1, found)
     return sum(found.values())

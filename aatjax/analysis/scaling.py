@@ -2,93 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
-from aatjax.analysis.method_costs import method_cost
-from aatjax.analysis.step_timing import ready
-from aatjax.analysis.timing import in_turn
+from aatjax.analysis.method_costs import MethodCost
+from aatjax.analysis.step_timing import prepare_steps
+from aatjax.analysis.timing import time_interleaved
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, SoftMoA
 
+BUDGET = 903_672
+"""Parameters of Soft-MoA on AST-base with 7 experts of width 6 and one slot each."""
 
-def sweep(
-    shape: Callable[[int], ASTConfig],
+
+@dataclasses.dataclass(frozen=True)
+class ScalingPoint:
+    """Soft-MoA and Dense-MoA with the same experts.
+
+    Attributes:
+        frames, tokens: length of the input.
+        experts, slots, width: the mixture.
+        parameters: trainable parameters of Soft-MoA.
+        soft, dense: training FLOPs per clip in the mixtures.
+        step_soft, step_dense: training FLOPs per clip.
+        measured: time of Dense-MoA's training step over Soft-MoA's, if timed.
+    """
+
+    frames: int
+    tokens: int
+    experts: int
+    slots: int
+    width: int
+    parameters: int
+    soft: int
+    dense: int
+    step_soft: int
+    step_dense: int
+    measured: float | None = None
+
+
+def sweep_mixtures(
+    config: ASTConfig,
     *,
-    frames: int,
     experts: Sequence[int],
     slots: Sequence[int],
     lengths: Sequence[int],
-    budget: int,
+    budget: int = BUDGET,
     timed: tuple[int, int] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the sweep: experts at one slot, then slots and lengths at seven experts.
+) -> list[ScalingPoint]:
+    """Vary the experts at one slot, then slots and input lengths at seven experts.
 
-    The budget fixes Soft-MoA's bottleneck width, down to 1; Dense-MoA has the same experts.
-    Experts that the budget cannot pay even at width 1 are left out.
+    The budget determines the bottleneck width, at least 1. Mixtures that exceed the budget at width
+    1 are left out.
 
     Args:
-        shape: the model at an input length.
-        frames: the length of the first two sweeps.
-        experts, slots, lengths: what is swept.
+        config: the model; its input length is that of the first two sweeps.
+        experts, slots, lengths: the values of each sweep, lengths in frames.
         budget: parameters of all mixtures of the model.
-        timed: (clips a step, rounds) to measure the training steps too.
+        timed: (clips per step, rounds) to measure the training steps too.
 
     Raises:
-        UsageError: nothing of the sweep fits the budget.
+        UsageError: no mixture is within the budget.
     """
-    points = [(frames, n, 1) for n in experts]
-    points += [(frames, 7, p) for p in slots]
+    points = [(config.frames, n, 1) for n in experts]
+    points += [(config.frames, 7, p) for p in slots]
     points += [(length, 7, 1) for length in lengths]
     rows = []
     for length, n, p in dict.fromkeys(points):
-        config = shape(length)
-        width = _width(config, n, p, budget)
-        if width is None:
-            continue
-        soft = SoftMoA(num_experts=n, slots=p, reduction=config.dim / width)
-        dense = DenseMoA(num_experts=n, reduction=config.dim / width)
-        one, two = method_cost(config, "soft", soft), method_cost(config, "dense", dense)
-        measured = None
-        if timed is not None:
-            batch, rounds = timed
-            steps = {
-                name: ready(config, method, batch_size=batch).train
-                for name, method in (("soft", soft), ("dense", dense))
-            }
-            found = in_turn(steps, rounds=rounds)
-            measured = found["dense"].over(found["soft"])
-        rows.append(
-            {
-                "frames": length,
-                "tokens": config.num_tokens,
-                "experts": n,
-                "slots": p,
-                "width": width,
-                "parameters": one.trainable,
-                "soft": one.training.adapter,
-                "dense": two.training.adapter,
-                "step_soft": one.training.total,
-                "step_dense": two.training.total,
-                "measured": measured,
-            }
-        )
+        width = fit_width(config, n, p, budget)
+        if width >= 1:
+            changed = dataclasses.replace(config, frames=length)
+            rows.append(_compare_mixtures(changed, n, p, width, timed))
     if not rows:
-        raise UsageError(f"budget {budget:,} pays for none of the mixtures: give more, or fewer")
+        raise UsageError(f"budget {budget:,} is below the smallest mixture: give more, or fewer")
     return rows
 
 
-def _width(config: ASTConfig, experts: int, slots: int, budget: int) -> int | None:
-    """The widest bottleneck that the budget pays for; None where even width 1 is too much."""
-    dim, sites = config.dim, config.depth
+def _compare_mixtures(
+    config: ASTConfig, experts: int, slots: int, width: int, timed: tuple[int, int] | None
+) -> ScalingPoint:
+    methods = {
+        "soft": SoftMoA(num_experts=experts, slots=slots, reduction=config.dim / width),
+        "dense": DenseMoA(num_experts=experts, reduction=config.dim / width),
+    }
+    soft, dense = (MethodCost(config, name, method) for name, method in methods.items())
+    measured = None
+    if timed is not None:
+        batch_size, rounds = timed
+        steps = {
+            name: prepare_steps(config, method, batch_size=batch_size).train
+            for name, method in methods.items()
+        }
+        timings = time_interleaved(steps, rounds=rounds)
+        measured = timings["dense"].compute_ratio(timings["soft"])
+    return ScalingPoint(
+        frames=config.frames,
+        tokens=config.num_tokens,
+        experts=experts,
+        slots=slots,
+        width=width,
+        parameters=soft.trainable,
+        soft=soft.training.adapter,
+        dense=dense.training.adapter,
+        step_soft=soft.training.total,
+        step_dense=dense.training.total,
+        measured=measured,
+    )
 
-    def size(width: int) -> int:
-        return sites * (experts * (2 * dim * width + width + dim) + dim * experts * slots)
 
-    if size(1) > budget:
-        return None
-    width = 1
-    while size(width + 1) <= budget:
-        width += 1
-    return width
+def fit_width(config: ASTConfig, experts: int, slots: int, budget: int) -> int:
+    """Return the widest bottleneck of one Soft-MoA per block within the budget, or less than 1."""
+    each = budget // (config.depth * experts)
+    return (each - config.dim * (1 + slots)) // (2 * config.dim + 1)

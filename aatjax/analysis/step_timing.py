@@ -1,9 +1,9 @@
-"""Training steps and inference as `fit` runs them, ready to be timed."""
+"""Time of training steps and inference as `fit` runs them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from aatjax import surgery
+from aatjax.analysis.timing import time_interleaved
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.models.ast import AST
@@ -26,33 +27,36 @@ from aatjax.train.step import make_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
-    """A method's steps on a batch that lies on the device.
+class PreparedSteps:
+    """Compiled steps of a method, with a batch on the device.
 
     Attributes:
         train: runs one training step, front end and optimiser included, and waits for it.
-        infer: runs one forward pass of the same batch, and waits.
-        temporaries: bytes of XLA's temporaries in a training step.
-        trainable: parameters trained.
+        infer: runs one forward pass of the same batch, and waits for it.
+        temporary_bytes: XLA's temporaries in a training step.
+        trainable: trainable parameters.
     """
 
     train: Callable[[], object]
     infer: Callable[[], object]
-    temporaries: int | None
+    temporary_bytes: int | None
     trainable: int
 
 
-def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) -> Ready:
-    """Compiles the steps of a method on a model with random weights.
+def prepare_steps(
+    model: ASTConfig | AST, method: Method, *, batch_size: int, seed: int = 0
+) -> PreparedSteps:
+    """Compile the steps of a method.
 
     Args:
-        config: the model's shape, compute type, scan and remat.
-        method: what is trained.
-        batch_size: clips.
+        model: a model, or the configuration of one with random weights.
+        method: the method.
+        batch_size: clips per step.
         seed: seed of weights and sounds.
     """
-    model = adapt(AST(config, rngs=nnx.Rngs(seed)), method, seed=seed)
-    parts = surgery.split(model)
+    base = model if isinstance(model, AST) else AST(model, rngs=nnx.Rngs(seed))
+    config = base.config
+    parts = surgery.split(adapt(base, method, seed=seed))
     frontend = FrontEnd(frames=config.frames, mels=config.mels)
     tx = make_optimizer(Optim(), steps_per_epoch=1000, epochs=1)
     mesh = MeshShape().make(jax.local_devices()[:1])
@@ -60,20 +64,11 @@ def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) 
     steps = make_steps(
         parts.graphdef, tx, frontend=frontend, augment=Augment(), loss="ce", layout=begin.layout
     )
-    rng = np.random.default_rng(seed)
-    target = np.eye(config.num_classes, dtype=np.float32)
-    batch: Any = {
-        "audio": rng.integers(-8000, 8000, (batch_size, frontend.samples), np.int16),
-        "length": np.full(batch_size, frontend.samples, np.int32),
-        "target": target[rng.integers(0, config.num_classes, batch_size)],
-        "weight": np.ones(batch_size, np.float32),
-    }
-    batch = jax.device_put(batch)
+    batch = jax.device_put(make_batch(frontend, batch_size, config.num_classes, seed))
     key = jax.random.key(seed)
+    lowered: Any = steps.train
     with jax.set_mesh(mesh):
-        lowered: Any = steps.train
         compiled = lowered.lower(begin.state, begin.frozen, batch, key).compile()
-    analysis = compiled.memory_analysis()
     state = begin.state
 
     def train() -> None:
@@ -83,22 +78,94 @@ def ready(config: ASTConfig, method: Method, *, batch_size: int, seed: int = 0) 
             jax.block_until_ready(sums)
 
     def infer() -> None:
+        weights = (state.trainable, state.stats, begin.frozen)
         with jax.set_mesh(mesh):
-            logits = steps.forward(
-                (state.trainable, state.stats, begin.frozen), batch["audio"], batch["length"]
-            )
-            jax.block_until_ready(logits)
+            jax.block_until_ready(steps.forward(weights, batch["audio"], batch["length"]))
 
-    trainable = sum(leaf.size for leaf in jax.tree.leaves(parts.trainable))
-    return Ready(train, infer, getattr(analysis, "temp_size_in_bytes", None), trainable)
+    return PreparedSteps(
+        train,
+        infer,
+        getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
+        sum(leaf.size for leaf in jax.tree.leaves(parts.trainable)),
+    )
+
+
+def make_batch(frontend: FrontEnd, batch_size: int, num_classes: int, seed: int) -> Any:
+    """Return a training batch of noise that fills the input."""
+    rng = np.random.default_rng(seed)
+    labels = np.eye(num_classes, dtype=np.float32)
+    return {
+        "audio": rng.integers(-8000, 8000, (batch_size, frontend.samples), np.int16),
+        "length": np.full(batch_size, frontend.samples, np.int32),
+        "target": labels[rng.integers(0, num_classes, batch_size)],
+        "weight": np.ones(batch_size, np.float32),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTiming:
+    """Measured time of the steps of one method; ratios are None without the method they name.
+
+    Attributes:
+        name: the method.
+        trainable: trainable parameters.
+        train_s, infer_s: median seconds of a training step and of a forward pass.
+        train_quartiles_s: quartiles of the training step.
+        over_linear, over_dense: training step over that of a linear probe and of Dense-MoA.
+        temporaries: bytes of XLA's temporaries in a training step.
+    """
+
+    name: str
+    trainable: int
+    train_s: float
+    train_quartiles_s: tuple[float, float]
+    infer_s: float
+    over_linear: float | None
+    over_dense: float | None
+    temporaries: int | None
+
+
+def time_methods(
+    models: Mapping[str, tuple[ASTConfig, Method]], *, batch_size: int, rounds: int
+) -> list[StepTiming]:
+    """Time the steps of methods, interleaved in one process.
+
+    Args:
+        models: configuration and method of each row; `linear` and `dense_moa` are references.
+        batch_size: clips per step.
+        rounds: rounds that count.
+    """
+    made = {
+        name: prepare_steps(config, method, batch_size=batch_size)
+        for name, (config, method) in models.items()
+    }
+    train = time_interleaved({name: steps.train for name, steps in made.items()}, rounds=rounds)
+    infer = time_interleaved({name: steps.infer for name, steps in made.items()}, rounds=rounds)
+
+    def compute_ratio(name: str, reference: str) -> float | None:
+        return train[name].compute_ratio(train[reference]) if reference in train else None
+
+    return [
+        StepTiming(
+            name=name,
+            trainable=steps.trainable,
+            train_s=train[name].median,
+            train_quartiles_s=train[name].quartiles,
+            infer_s=infer[name].median,
+            over_linear=compute_ratio(name, "linear"),
+            over_dense=compute_ratio(name, "dense_moa"),
+            temporaries=steps.temporary_bytes,
+        )
+        for name, steps in made.items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopedMoA(DenseMoA):
-    """Dense-MoA with its experts run one after another, as the published code runs them.
+    """Dense-MoA whose experts run one after another, as in the published code.
 
-    The same function and parameters as `DenseMoA`, whose experts are one batched product; here to
-    tell how much of a measured difference is the loop and how much the method.
+    The same function and parameters as `DenseMoA`, whose experts are one batched product: it shows
+    how much of a measured difference is due to the loop.
     """
 
     def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
@@ -106,7 +173,7 @@ class LoopedMoA(DenseMoA):
 
 
 class _Looped(nnx.Module):
-    """sum_i gates_i A_i(x), a program of its own for every expert."""
+    """sum_i gates_i A_i(x), with a product of its own for every expert."""
 
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
         made = [

@@ -1,4 +1,4 @@
-"""Timing things against each other: in turn, in one process, medians after warm-up."""
+"""Timing of functions in turn in one process, so that disturbances affect all of them alike."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Timed:
-    """Seconds of one thing, one a round.
-
-    Attributes:
-        seconds: of each round after warm-up.
-    """
+class Timing:
+    """Seconds of each round of one function, without warm-up."""
 
     seconds: tuple[float, ...]
 
@@ -29,28 +25,27 @@ class Timed:
         low, high = np.quantile(self.seconds, [0.25, 0.75])
         return float(low), float(high)
 
-    def over(self, other: Timed) -> float:
-        """Median over the rounds of how often the other's time this one takes."""
-        return statistics.median(
-            mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)
-        )
+    def compute_ratio(self, other: Timing) -> float:
+        """Return the median over the rounds of this time over the other's."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
-def in_turn(
-    things: Mapping[str, Callable[[], object]], *, rounds: int = 9, warm_up: int = 2
-) -> dict[str, Timed]:
-    """Runs each thing once a round, so that what disturbs the machine disturbs all alike.
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int = 9, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Run each function once per round.
 
     Args:
-        things: by name; each returns when its work is done (`jax.block_until_ready`).
+        functions: by name; each returns when its work is done (`jax.block_until_ready`).
         rounds: rounds that count.
         warm_up: rounds before, in which programs are compiled.
     """
-    spent: dict[str, list[float]] = {name: [] for name in things}
+    spent: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + warm_up):
-        for name, run in things.items():
+        for name, run in functions.items():
             began = time.perf_counter()
             run()
             if number >= warm_up:
                 spent[name].append(time.perf_counter() - began)
-    return {name: Timed(tuple(seconds)) for name, seconds in spent.items()}
+    return {name: Timing(tuple(seconds)) for name, seconds in spent.items()}

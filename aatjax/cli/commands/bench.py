@@ -1,4 +1,4 @@
-"""Counts and times the methods, and Soft-MoA against Dense-MoA as they grow."""
+"""Counts and times the methods, and Soft-MoA and Dense-MoA of many sizes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from aatjax.cli.arguments import Switch
 
 GROUP = "plan"
 DEFAULTS = ("soft_moa", "dense_moa", "bottleneck_budget", "aat_ms", "lora", "linear", "full")
-BUDGET = 903_672  # of Soft-MoA at N = 7, r = 6, p = 1 on AST-base
+BUDGET = 903_672
+"""Parameters of Soft-MoA on AST-base with 7 experts of width 6 and one slot each."""
+
 STEP_ROWS = (
     "linear",
     "lora",
@@ -56,7 +58,7 @@ def _config(options: Options, **changes: Any) -> Any:
 
 
 def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
-    """Rows of the papers' tables, `looped_moa`, and `bottleneck_budget` (of Soft-MoA's size)."""
+    """Return rows of the papers' tables, `looped_moa`, `bottleneck_budget` (Soft-MoA's size)."""
     from aatjax.analysis.step_timing import LoopedMoA
     from aatjax.petl import Adapter
     from aatjax.petl.presets import make_method
@@ -90,10 +92,10 @@ def count_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None
     """
     import json
 
-    from aatjax.analysis.method_costs import method_cost
+    from aatjax.analysis.method_costs import compare_costs
 
     config = _config(options)
-    costs = [method_cost(config, n, m) for n, m in _make_methods(methods, config).items()]
+    costs = compare_costs(config, _make_methods(methods, config))
     if options.json:
         for cost in costs:
             print(json.dumps(cost.to_json()))
@@ -106,13 +108,13 @@ def count_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None
             f"{c.forward.total / 1e9:.1f}",
             f"{c.training.adapter / 1e9:.3f}",
             f"{c.training.total / 1e9:.1f}",
-            f"{c.kept / 2**20:.0f}",
-            f"{c.file / 1e6:.1f}",
+            f"{c.activation_bytes / 2**20:.0f}",
+            f"{c.file_bytes / 1e6:.1f}",
             ", ".join(f"{k} {v / 1e6:.0f}" for k, v in c.forward.inside.items()),
         ]
         for c in costs
     ]
-    print(f"AST-{options.size}, {options.frames} frames, GFLOPs a clip (1 multiply-add = 2)\n")
+    print(f"AST-{options.size}, {options.frames} frames, GFLOPs per clip (1 multiply-add = 2)\n")
     heads = [
         "method",
         "trainable",
@@ -136,7 +138,7 @@ def measure_steps(
     dtype: Literal["float32", "bfloat16"] = "float32",
     variants: bool = False,
 ) -> None:
-    """Measure training steps and inference of each method, in turn in one process.
+    """Measure training steps and inference of each method, interleaved in one process.
 
     Args:
         methods: rows of `aatjax methods`
@@ -149,39 +151,24 @@ def measure_steps(
 
     import jax
 
-    from aatjax.analysis.step_timing import ready
-    from aatjax.analysis.timing import in_turn
+    from aatjax.analysis.step_timing import time_methods
 
     plain = _config(options, dtype=dtype)
-    variants = {"": plain}
+    configs = {"": plain}
     if variants:
-        variants["+scan"] = dataclasses.replace(plain, scan=True)
-        variants["+scan+remat"] = dataclasses.replace(plain, scan=True, remat=True)
-    made = {
-        name + mark: ready(config, method, batch_size=batch_size)
+        configs["+scan"] = dataclasses.replace(plain, scan=True)
+        configs["+scan+remat"] = dataclasses.replace(plain, scan=True, remat=True)
+    models = {
+        name + mark: (config, method)
         for name, method in _make_methods(methods, plain).items()
-        for mark, config in variants.items()
+        for mark, config in configs.items()
     }
-    train = in_turn({n: r.train for n, r in made.items()}, rounds=rounds)
-    infer = in_turn({n: r.infer for n, r in made.items()}, rounds=rounds)
-    linear, dense = train.get("linear"), train.get("dense_moa")
+    timings = time_methods(models, batch_size=batch_size, rounds=rounds)
     device = jax.devices()[0]
-    found = [
-        {
-            "name": name,
-            "trainable": r.trainable,
-            "train_s": train[name].median,
-            "train_quartiles_s": train[name].quartiles,
-            "infer_s": infer[name].median,
-            "over_linear": None if linear is None else train[name].over(linear),
-            "over_dense": None if dense is None else train[name].over(dense),
-            "temporaries": r.temporaries,
-        }
-        for name, r in made.items()
-    ]
     if options.json:
-        for row in found:
-            print(json.dumps({"device": device.device_kind, **row}))
+        for timing in timings:
+            row = {"device": device.device_kind, **dataclasses.asdict(timing)}
+            print(json.dumps(row))
         return
 
     def ratio(value: float | None) -> str:
@@ -189,20 +176,20 @@ def measure_steps(
 
     rows = [
         [
-            f["name"],
-            f"{f['trainable']:,}",
-            f"{1e3 * f['train_s']:.0f}",
-            "-".join(f"{1e3 * q:.0f}" for q in f["train_quartiles_s"]),
-            ratio(f["over_linear"]),
-            ratio(f["over_dense"]),
-            f"{1e3 * f['infer_s']:.0f}",
-            "" if f["temporaries"] is None else f"{f['temporaries'] / 2**20:.0f}",
+            t.name,
+            f"{t.trainable:,}",
+            f"{1e3 * t.train_s:.0f}",
+            "-".join(f"{1e3 * q:.0f}" for q in t.train_quartiles_s),
+            ratio(t.over_linear),
+            ratio(t.over_dense),
+            f"{1e3 * t.infer_s:.0f}",
+            "" if t.temporaries is None else f"{t.temporaries / 2**20:.0f}",
         ]
-        for f in found
+        for t in timings
     ]
     print(
         f"{device.device_kind}, jax {jax.__version__}: AST-{options.size}, {options.frames} "
-        f"frames, {batch_size} clips a step, {dtype}, {rounds} rounds\n"
+        f"frames, {batch_size} clips per step, {dtype}, {rounds} rounds\n"
     )
     heads = [
         "method",
@@ -241,11 +228,10 @@ def sweep_sizes(
     """
     import json
 
-    from aatjax.analysis.scaling import sweep
+    from aatjax.analysis.scaling import sweep_mixtures
 
-    found = sweep(
-        lambda frames: _config(dataclasses.replace(options, frames=frames)),
-        frames=options.frames,
+    points = sweep_mixtures(
+        _config(options),
         experts=experts,
         slots=slots,
         lengths=lengths,
@@ -253,26 +239,22 @@ def sweep_sizes(
         timed=(batch_size, rounds) if time else None,
     )
     if options.json:
-        for row in found:
-            print(json.dumps(row))
+        for point in points:
+            print(json.dumps(dataclasses.asdict(point)))
         return
     rows = [
         [
-            str(r["frames"]),
-            str(r["tokens"]),
-            str(r["experts"]),
-            str(r["slots"]),
-            str(r["width"]),
-            f"{r['soft'] / 1e9:.3f}",
-            f"{r['dense'] / 1e9:.3f}",
-            f"{r['dense'] / r['soft']:.2f}",
-            f"{r['step_dense'] / r['step_soft']:.3f}",
-            "" if r["measured"] is None else f"{r['measured']:.2f}",
+            *map(str, (p.frames, p.tokens, p.experts, p.slots, p.width)),
+            f"{p.soft / 1e9:.3f}",
+            f"{p.dense / 1e9:.3f}",
+            f"{p.dense / p.soft:.2f}",
+            f"{p.step_dense / p.step_soft:.3f}",
+            "" if p.measured is None else f"{p.measured:.2f}",
         ]
-        for r in found
+        for p in points
     ]
     print(
-        f"AST-{options.size}, budget {budget:,}: training GFLOPs a clip in the mixtures, "
+        f"AST-{options.size}, budget {budget:,}: training GFLOPs per clip in the mixtures, "
         "Dense over Soft there and in the whole step\n"
     )
     heads = [

@@ -1,4 +1,4 @@
-"""Lists the adaptation methods with what each trains and costs."""
+"""Lists the adaptation methods with their trainable parameters and FLOPs."""
 
 from typing import Literal
 
@@ -21,24 +21,24 @@ def main(
         size: size of the backbone
         frames: input length in 10 ms frames
         classes: number of classes
-        body_norm: the head is a linear layer alone, after the mean of all tokens
+        body_norm: head of a linear layer alone, after the mean of all tokens
             (arXiv 2312.03694)
         json: print JSON
     """
     from json import dumps
 
-    from aatjax.analysis.method_table import compare
+    from aatjax.analysis.method_costs import compare_costs
     from aatjax.models.config import ASTConfig
 
     changes = {"pool": "mean_all", "head_norm": False} if body_norm else {}
-    costs = compare(ASTConfig.size(size, frames=frames, num_classes=classes, **changes))
+    costs = compare_costs(ASTConfig.size(size, frames=frames, num_classes=classes, **changes))
     if json:
         rows = [
             {
                 "name": c.name,
                 "trainable": c.trainable,
                 "share": c.share,
-                "flops": c.flops,
+                "flops": c.added_flops,
                 "method": c.method.to_json(),
             }
             for c in costs
@@ -52,7 +52,7 @@ def main(
             c.placement,
             f"{c.trainable:,}",
             f"{c.share:.2%}",
-            f"{c.flops / 1e9:+.3f}",
+            f"{c.added_flops / 1e9:+.3f}",
         ]
         for c in costs
     ]

@@ -23,8 +23,8 @@ def main(
     Args:
         topology: v4, v5e, v5p, v6e or tpu7x with a grid (v5e:16x16, v5p:4x4x4), cpu:8, gpu
         per_device: clips per device and step (default: training.batch-size over all devices)
-        classes: outputs of the head where the data do not determine them (default 50)
-        advise: also compile the changes that save memory, as is done where the step does not fit
+        classes: outputs of the head if the data is not known (default 50)
+        advise: also compile the changes that save memory, as is done if the step does not fit
         json: print one JSON object per topology
     """
     settings = config.load("plan", fields)
@@ -34,16 +34,16 @@ def main(
 
     if not topology:
         raise UsageError("plan needs --topology, such as v5e:4x4, cpu:8 or gpu")
-    plan.prepare_environment(topology)
-    classes = classes or plan.classes_of(settings) or 50
+    plan.hide_accelerators(topology)
+    classes = classes or plan.infer_num_classes(settings) or 50
     more = {"num_classes": classes, "batch_per_device": per_device}
     fits = True
     for name in topology:
-        found = plan.plan(settings, name, **more)
+        found = plan.plan_step(settings, name, **more)
         fits = fits and found.fits
         rows = []
         if advise or not found.fits:
-            rows = plan.advice(settings, name, found, **more)
+            rows = plan.suggest_changes(settings, found, **more)
         if json:
             changes = {what: one.to_json() for what, one in rows}
             print(dumps({**found.to_json(), "advice": changes}), flush=True)
@@ -54,7 +54,7 @@ def main(
 
 
 def _plan_text(method: str, found: Any, rows: list[tuple[str, Any]]) -> str:
-    """A plan as a person reads it."""
+    """Return the plan as text."""
 
     def gib(size: float) -> str:
         return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
@@ -64,8 +64,8 @@ def _plan_text(method: str, found: Any, rows: list[tuple[str, Any]]) -> str:
     chips = f"{found.chips} chips, " if found.chips != found.devices else ""
     lines = [
         f"{method} on {found.topology}: {chips}{found.devices} devices, {found.hosts} hosts, "
-        f"{found.batch_size} clips a step, {found.dtype}, {found.trainable:,} trainable",
-        f"  memory a device   {verdict}: {gib(found.needed)}{have}",
+        f"{found.batch_size} clips per step, {found.dtype}, {found.trainable:,} trainable",
+        f"  memory per device {verdict}: {gib(found.needed)}{have}",
     ]
     if found.arguments:
         kept = found.outputs - found.aliased
@@ -73,10 +73,10 @@ def _plan_text(method: str, found: Any, rows: list[tuple[str, Any]]) -> str:
         lines.append(f"                    {', '.join([*parts, f'outputs {gib(kept)}'])}")
         moved = [f"{n} {kind} {gib(size)}" for kind, (n, size) in found.collectives.items()]
         lines.append(f"  collectives       {', '.join(moved) or 'none'}")
-        lines.append(f"  kernels           {found.kernels} Pallas calls a step")
+        lines.append(f"  kernels           {found.kernels} Pallas calls per step")
     total = found.flops * found.devices
     lines.append(
-        f"  FLOPs             {total / 1e12:.2f} T a step, {found.flops / 1e12:.3f} T a device"
+        f"  FLOPs             {total / 1e12:.2f} T per step, {found.flops / 1e12:.3f} T per device"
     )
     if found.step_s is not None:
         bound = "compute" if found.step_s == found.compute_s else "memory"

@@ -97,7 +97,7 @@ def _text(name: str, recipe: Any) -> str:
 
 def _work(recipe: Any) -> tuple[int, float]:
     """Trained parameters, and FLOPs of a clip forward, on AST-base."""
-    from aatjax.analysis.method_table import cost
+    from aatjax.analysis.method_costs import MethodCost
     from aatjax.data.benchmarks import BENCHMARKS
     from aatjax.models.config import ASTConfig
 
@@ -110,7 +110,8 @@ def _work(recipe: Any) -> tuple[int, float]:
         num_classes=len(BENCHMARKS[recipe.benchmark].classes),
         **changes,
     )
-    return cost(config, recipe.config.petl)
+    cost = MethodCost(config, recipe.method, recipe.config.petl)
+    return cost.trainable, cost.forward.total
 
 
 def _time(recipe: Any, flops: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aatjax.analysis.method_costs import MethodCost, method_cost
+from aatjax.analysis.method_costs import MethodCost
 from aatjax.config import Config, Data
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
@@ -203,7 +203,7 @@ def estimate_costs(entries: Sequence[CompareEntry]) -> dict[str, MethodCost]:
         else:
             classes = len(open_data(config.data).classes)
         model = load_backbone(config.model, num_classes=classes, seed=0)
-        costs[entry.name] = method_cost(model.config, entry.name, config.petl)
+        costs[entry.name] = MethodCost(model.config, entry.name, config.petl)
     return costs
 
 

@@ -29,7 +29,7 @@ def list_records(comparison: Comparison) -> list[dict[str, Any]]:
                 "training_gflops": cost.training.total / 1e9,
                 "adapter_gflops": cost.training.adapter / 1e9,
                 "step_s": median_high(c.step_s for c in comparison.cells if c.entry == name),
-                "activation_mib": cost.kept / 2**20,
+                "activation_mib": cost.activation_bytes / 2**20,
             }
         )
     return rows

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int16
 
-from aatjax.analysis import flops
+from aatjax.analysis.flops import count_flops
 from aatjax.audio.fbank import FRAME, HOP
 from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Data
@@ -306,6 +306,6 @@ def _count_flops(model: AST) -> int | None:
     graphdef, state = nnx.split(model)
     x = jnp.zeros((1, config.frames, config.mels), jnp.float32)
     try:
-        return flops.count(lambda state, x: nnx.merge(graphdef, state, copy=True)(x), state, x)
+        return count_flops(lambda state, x: nnx.merge(graphdef, state, copy=True)(x), state, x)
     except AatjaxError:
         return None

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class MixtureShape(NamedTuple):
+class SoftMoeShape(NamedTuple):
     """One Soft-MoA layer of AST-base (d = 768).
 
     Attributes:
@@ -26,7 +26,7 @@ MIXTURES = ((7, 1, 6), (15, 1, 2), (24, 1, 1), (7, 2, 6), (16, 8, 6))
 """Experts, slots per expert and bottleneck width: the papers' settings, and 128 slots."""
 
 SHAPES = tuple(
-    MixtureShape(max(4, 32 * 602 // tokens // 4 * 4), tokens, *mixture)
+    SoftMoeShape(max(4, 32 * 602 // tokens // 4 * 4), tokens, *mixture)
     for tokens in TOKENS
     for mixture in MIXTURES
 )

@@ -1,0 +1,46 @@
+"""Benchmarks and measurements: the figures of README, docs and kernels/README.md.
+
+    python tools/bench.py COMMAND [flags]
+    python tools/bench.py COMMAND --help
+
+Each command runs in one process, prints a table, and names what it needs beyond aatjax.
+"""
+
+import importlib
+import sys
+
+import tyro
+
+COMMANDS = {
+    "methods": ("training", "training step of every method, relative to a linear probe"),
+    "step": ("training", "training step of AST-base, relative to PyTorch"),
+    "prefix": ("training", "epochs with and without the stored frozen prefix"),
+    "compare-methods": ("compare", "accuracy of several methods on one task"),
+    "kernels": ("kernels", "Soft-MoA layer in every implementation that runs here"),
+    "kernel-costs": ("tpu_costs", "cost of the kernels on a TPU, compiled without one"),
+    "gpu-costs": ("gpu_costs", "cost of the kernels on an H100, compiled without one"),
+    "plan-table": ("plans", "`aatjax plan` for several methods and pods"),
+    "features": ("data", "log-mel features, relative to transformers"),
+    "reading": ("data", "clips per second: decoded, cached, prepared"),
+    "serve": ("serving", "clips per second for many adapters"),
+    "coverage": ("coverage", "how often conformal sets contain the true class"),
+    "doctor-scores": ("doctor_scores", "precision and recall of `aatjax doctor` on planted faults"),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one command."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        rows = (f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items())
+        print((__doc__ or "") + "\n" + "\n".join(rows))
+        return
+    if name not in COMMANDS:
+        raise SystemExit(f"unknown command {name!r}: one of {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
+    function = getattr(module, name.replace("-", "_"))
+    tyro.cli(function, prog=f"bench.py {name}", args=arguments[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
