@@ -5,7 +5,7 @@
 
 Three seconds of each clip (298 frames), the first ones in testing and any in training, where half
 of the clips are also mixed with another. Nothing is selected on the held-out fold: the figures are
-those of the last epoch. On ESC-10 with the small backbone of tools/pretrain_real.py that is about
+those of the last epoch. On ESC-10 with the small backbone of `tools/pretrain.py real` that is about
 a minute a fold on one CPU core.
 """
 

@@ -23,7 +23,7 @@ from aatjax.doctor import KINDS, Diagnosis, Finding, Item, diagnose
 from aatjax.doctor.label_checks import find_suspects, predict_held_out
 from aatjax.errors import DataError, UsageError
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "doctor_scores.py"
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "benchmarks" / "doctor_scores.py"
 spec = importlib.util.spec_from_file_location("doctor_scores", TOOL)
 assert spec is not None and spec.loader is not None
 planting = importlib.util.module_from_spec(spec)
@@ -79,19 +79,19 @@ def noise(seed, size=16000):
 
 @pytest.mark.slow
 def test_what_is_planted_is_found(tmp_path):
-    planted = planting.plant(tmp_path, planting.made_rows(tmp_path))
+    planted = planting.plant(tmp_path, planting.make_rows(tmp_path))
     stages: list[tuple[str, int, int]] = []
     found = diagnose(planted.manifest, progress=lambda *stage: stages.append(stage))
 
-    sure = {k: s for k, s in planting.scores(planted, found).items() if k != "wrong-label"}
-    missing = {k: planted.truth[k] - planting.keys_of(found, k) for k in sure}
-    more = {k: planting.keys_of(found, k) - planted.truth[k] for k in sure}
+    sure = {k: s for k, s in planting.score_findings(planted, found).items() if k != "wrong-label"}
+    missing = {k: planted.truth[k] - planting.find_keys(found, k) for k in sure}
+    more = {k: planting.find_keys(found, k) - planted.truth[k] for k in sure}
     assert {k: v for k, v in missing.items() if v} == {}
     assert {k: v for k, v in more.items() if v} == {}
     assert {s.precision for s in sure.values()} == {s.recall for s in sure.values()} == {1.0}
     assert sure["duplicate-across"].planted == sure["near-duplicate-across"].planted == 10
 
-    predicted = planting.scores(planted, found)["wrong-label"]
+    predicted = planting.score_findings(planted, found)["wrong-label"]
     assert predicted.planted == 10
     assert predicted.recall >= RECALL and predicted.precision >= PRECISION, predicted
     assert found.labels.done and (found.labels.agreement or 0) > 0.4

@@ -1,7 +1,7 @@
 """Pretraining of small ASTs.
 
-    python tools/pretrain.py embedded --out aatjax/weights/ast_mini_synthetic.safetensors
-    python tools/pretrain.py real --data ESC-50-fold4 --out runs/real/backbone.safetensors
+python tools/pretrain.py embedded --out aatjax/weights/ast_mini_synthetic.safetensors
+python tools/pretrain.py real --data ESC-50-fold4 --out runs/real/backbone.safetensors
 """
 
 import time
@@ -112,7 +112,9 @@ def real(
     write_weights(result, out, began)
 
 
-def write_weights(run: Run, out: Path, began: float, dtype: Literal["float32", "float16"] = "float32") -> None:
+def write_weights(
+    run: Run, out: Path, began: float, dtype: Literal["float32", "float16"] = "float32"
+) -> None:
     """Print the accuracy on held-out clips, and write the weights."""
     assert run.test is not None
     print(run.test.table())

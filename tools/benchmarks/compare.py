@@ -8,9 +8,9 @@ from typing import Any, Literal
 import tyro
 
 from aatjax import petl
-from aatjax.config import Config, load_config
-from aatjax.experiments.run import Result, open_data, train
-from aatjax.train.metrics.intervals import mean_interval
+from aatjax.config import load_config
+from aatjax.experiments.compare.runs import CompareEntry, run_grid
+from aatjax.experiments.compare.tables import format_markdown, make_comparison_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,11 @@ def compare_methods(
     lr: float | None = None,
     out: Path = Path("runs/compare"),
 ) -> None:
-    """Train several methods on one task and print means with 95% intervals (Student t).
+    """Train methods on one task; print means with 95% intervals, and differences to the first.
 
-    Each row also has the mean difference to the first method, paired by seed and fold. `scratch` is
-    full fine-tuning from random weights of the same shape. Every run keeps its folder under --out,
-    so that a second call continues the first.
+    `aatjax compare` with the settings above. `scratch` is full fine-tuning from random weights of
+    the same shape. Every run keeps its folder under --out, so that a second call continues the
+    first.
 
     Args:
         config: a config, such as default or esc.
@@ -88,72 +88,28 @@ def compare_methods(
         out: folder of the runs.
     """
     task = load_config(config)
-    changes: dict[str, Any] = {"path": data, "pad": pad}
-    task_data = replace_given(task.data, **changes)
-    changes = {"source": source, "frames": frames, "positions": positions}
-    task = dataclasses.replace(task, data=task_data, model=replace_given(task.model, **changes))
-    names = open_data(task_data).folds if folds else (task_data.fold,)
-    rows: list[dict[str, Any]] = []
+    entries = []
     for name in methods:
-        setting = replace_given(METHODS[name], lr=lr)
-        results = []
-        for seed in seeds:
-            for fold in names:
-                part = configure(task, setting, seed=seed, epochs=epochs, fold=fold)
-                label = f"{name}-lr{setting.lr:g}-seed{seed}-fold{fold}"
-                results.append(train(part, run_dir=out / Path(config).stem / label, show=None))
-        rows.append(summarize(name, setting, results, rows[0]["values"] if rows else None))
-        print(format_row(rows[-1], methods[0]), flush=True)
-    (out / f"{Path(config).stem}.json").write_text(json.dumps(rows, indent=2))
+        setting = METHODS[name]
+        model = {"source": source, "frames": frames, "positions": positions}
+        part = dataclasses.replace(
+            task,
+            petl=setting.method,
+            data=replace_given(task.data, path=data, pad=pad),
+            model=replace_given(task.model, **model, reset=setting.scratch),
+            training=replace_given(task.training, epochs=epochs),
+            optim=replace_given(task.optim, lr=lr or setting.lr),
+        )
+        entries.append(CompareEntry(name, part))
+    folder = out / Path(config).stem / (f"lr{lr:g}" if lr else "runs")
+    comparison = run_grid(entries, folder, seeds=seeds, folds=folds, show=None, report=print)
+    (out / f"{Path(config).stem}.json").write_text(json.dumps(make_comparison_json(comparison)))
+    print(format_markdown(comparison))
+    for name in methods:
+        values = [f"{cell.value:.3f}" for cell in comparison.cells if cell.entry == name]
+        print(f"{name}: {' '.join(values)}")
 
 
 def replace_given(instance: Any, **fields: Any) -> Any:
     """Return a dataclass with the fields that are not None."""
     return dataclasses.replace(instance, **{k: v for k, v in fields.items() if v is not None})
-
-
-def configure(
-    config: Config, setting: MethodSetting, *, seed: int, epochs: int | None, fold: Any
-) -> Config:
-    """Return the task's config with a method at its learning rate."""
-    return dataclasses.replace(
-        config,
-        petl=setting.method,
-        training=replace_given(config.training, seed=seed, epochs=epochs),
-        optim=dataclasses.replace(config.optim, lr=setting.lr),
-        model=dataclasses.replace(config.model, reset=setting.scratch),
-        data=dataclasses.replace(config.data, fold=fold),
-    )
-
-
-def summarize(
-    name: str, setting: MethodSetting, results: list[Result], first: list[float] | None
-) -> dict[str, Any]:
-    """Return the row of a method; `first` are the values of the first method."""
-    values = [r.headline[1] for r in results if r.headline and r.headline[1] is not None]
-    gains = [a - b for a, b in zip(values, first or values, strict=True)]
-    mean, gain = mean_interval(values), mean_interval(gains)
-    return {
-        "method": name,
-        "lr": setting.lr,
-        "trainable": results[0].trainable,
-        **dict(zip(("mean", "low", "high"), mean, strict=True)),
-        "values": values,
-        "seconds": sum(result.seconds for result in results) / len(results),
-        "over_first": dict(zip(("mean", "low", "high"), gain, strict=True)),
-    }
-
-
-def format_row(row: dict[str, Any], first: str) -> str:
-    """Return the printed line of a method."""
-
-    def bounds(of: dict[str, Any], sign: str = "") -> str:
-        low, high = of["low"], of["high"]
-        return "" if low is None or high is None else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
-
-    gain, each = row["over_first"], " ".join(f"{value:.3f}" for value in row["values"])
-    return (
-        f"{row['method']:<15} lr {row['lr']:<7g} {row['trainable']:>9,} trainable  "
-        f"{row['mean']:.3f} {bounds(row)}  ({each})  over {first} {gain['mean']:+.3f} "
-        f"{bounds(gain, '+')}  {row['seconds']:.0f} s per run"
-    )

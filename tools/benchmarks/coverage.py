@@ -51,9 +51,7 @@ def coverage(
         model = load("embedded", num_classes=len(source.classes))
         model = petl.adapt(model, petl.make_method(method))
         run = fit(model, source.subset(rest), training=Training(epochs=epochs), lr=3e-3, show=None)
-        logits = {
-            fold: clip_logits(run.model, parts[fold], run.frontend) for fold in (valid, test)
-        }
+        logits = {fold: clip_logits(run.model, parts[fold], run.frontend) for fold in (valid, test)}
         targets = parts[valid].targets()
         calibration = fit_calibration(logits[valid], targets, source.multi_label, coverage)
         truth = parts[test].targets() == 1

@@ -1,6 +1,5 @@
 """Cost of the kernels on a TPU, read from programs that libtpu compiles without one."""
 
-import math
 import os
 import re
 import resource
@@ -61,7 +60,7 @@ def kernel_costs(
     Args:
         chips: TPUs.
         op: the op.
-        shapes: soft_moe: batch,tokens,experts,slots,bottleneck; attention: batch,tokens,heads,width.
+        shapes: batch,tokens,experts,slots,bottleneck, or batch,tokens,heads,width of attention.
         only: passes.
         implementations: names; splash is JAX's own kernel.
         dtype: type of the activations.

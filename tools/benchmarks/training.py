@@ -57,7 +57,8 @@ def methods(
     for name, timing in timings.items():
         low, high = (1e3 * quartile for quartile in timing.quartiles)
         ratio = timing.compute_ratio(timings["linear"])
-        print(f"{name:<15} {1e3 * timing.median:7.1f} ms [{low:.1f}, {high:.1f}]  {ratio:.2f} x linear")
+        figure = f"{1e3 * timing.median:7.1f} ms [{low:.1f}, {high:.1f}]"
+        print(f"{name:<15} {figure}  {ratio:.2f} x linear")
 
 
 def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: bool = False) -> None:
@@ -171,7 +172,9 @@ def prefix(
         source = decode_all(Synthetic(clips=clips), Path(folder) / "cache")
         model = load(weights, frames=frames, num_classes=len(source.classes))
         device = jax.devices()[0].device_kind
-        print(f"{weights}, {model.config.frames} frames, {len(source)} clips, batch {batch}, {device}")
+        print(
+            f"{weights}, {model.config.frames} frames, {len(source)} clips, batch {batch}, {device}"
+        )
         last = max(1, model.config.depth // 3)
         rows = {
             "linear": petl.Linear(),
