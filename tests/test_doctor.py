@@ -373,7 +373,7 @@ def test_no_clip_is_predicted_from_its_own_recording():
 
 
 def test_the_table_of_kinds():
-    source = "".join(p.read_text() for p in (TOOL.parents[1] / "aatjax/doctor").glob("*.py"))
+    source = "".join(p.read_text() for p in (TOOL.parents[2] / "aatjax/doctor").glob("*.py"))
     assert all(source.count(f'"{kind}"') >= 1 for kind in KINDS)
     assert [s for s, _ in KINDS.values()] == sorted(
         (s for s, _ in KINDS.values()), key=["error", "warning", "note"].index

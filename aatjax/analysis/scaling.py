@@ -83,8 +83,8 @@ def _compare_mixtures(
     config: ASTConfig, experts: int, slots: int, width: int, timed: tuple[int, int] | None
 ) -> ScalingPoint:
     methods = {
-        "soft": SoftMoA(num_experts=experts, slots=slots, reduction=config.dim / width),
-        "dense": DenseMoA(num_experts=experts, reduction=config.dim / width),
+        "soft": SoftMoA(num_experts=experts, slots=slots, width=width),
+        "dense": DenseMoA(num_experts=experts, width=width),
     }
     soft, dense = (MethodCost(config, name, method) for name, method in methods.items())
     measured = None

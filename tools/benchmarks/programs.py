@@ -134,7 +134,8 @@ def run_splash(query: Any, key: Any, value: Any) -> Any:
     block = min(range(128, 769, 128), key=lambda size: (-(-tokens // size) * size, -size))
     padded = -(-tokens // block) * block
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    blocks: Any = {f"block_{name}": block for name in names}
+    sizes = kernel.BlockSizes(**blocks)
     mask = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
     run = kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
     inside = (jnp.arange(padded) < tokens).astype(jnp.int32)

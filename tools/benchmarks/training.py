@@ -91,7 +91,7 @@ def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: boo
 def make_jax_step(x: np.ndarray, dtype: Any) -> Callable[[], object]:
     """Return forward and backward pass in aatjax; the frozen weights are held in `dtype`."""
     config = ASTConfig(frames=x.shape[1], num_classes=CLASSES, dtype=dtype)
-    model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.Adapter(reduction=768 / WIDTH))
+    model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.Adapter(width=WIDTH))
     parts = surgery.split(model)
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), parts.frozen)
 
