@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from official_layouts import MAKERS, table
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, find_benchmark, gtzan
 from aatjax.data.benchmarks.esc50 import CLASSES as ESC_CLASSES
+from aatjax.data.formats import SourceFormat
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.partition import describe, divide, runs_of
 
@@ -43,6 +45,10 @@ def test_a_benchmark_is_read_from_its_official_layout(name, official) -> None:
     assert all(Path(str(clip.path)).is_file() for clip in source.clips)
     census = benchmark.census(source)
     assert not census.whole and census.clips == len(source) and census.official == benchmark.clips
+
+
+def test_every_benchmark_is_a_source_format() -> None:
+    assert set(BENCHMARKS) == set(MAKERS) and set(BENCHMARKS) <= set(get_args(SourceFormat))
 
 
 def test_the_official_counts_are_the_published_ones() -> None:
@@ -91,7 +97,7 @@ def test_gtzan_is_read_as_first_published_too(tmp_path: Path) -> None:
     assert [clip.id for clip in source.clips] == ["blues/blues.00029.au"]
 
 
-def test_openmic_knows_what_was_asked_and_what_was_heard(official) -> None:
+def test_openmic_has_observed_and_present_classes(official) -> None:
     source = BENCHMARKS["openmic2018"].read(official("openmic2018"))
     first, last = source.clips[0], source.clips[-1]
     assert (first.label, first.observed) == ((0, 19), (0, 7, 19))  # 0.5 counts as present
@@ -109,7 +115,7 @@ def test_openmic_as_published_only_by_the_papers_name(official, tmp_path) -> Non
     assert honest.valid is None and honest.chosen_on_test is None
     assert np.isnan(honest.train.targets()).any()
     assert not np.isnan(published.train.targets()).any()
-    assert published.train.clips[0].label == (0, 7, 19)  # 7 was asked about and not heard
+    assert published.train.clips[0].label == (0, 7, 19)  # 7 was asked about and is absent
     assert published.chosen_on_test is not None and "2401.10544" in published.chosen_on_test
     assert any("chosen by the clips that are reported" in line for line in describe(published))
 
@@ -215,7 +221,7 @@ def test_another_folder_is_not_a_benchmark(tmp_path, official) -> None:
         find_benchmark("ESC-50")
 
 
-def test_a_speaker_in_two_parts_is_refused_or_told(tmp_path) -> None:
+def test_a_speaker_in_two_parts_is_refused_or_reported(tmp_path) -> None:
     top = MAKERS["fluent_speech_commands"](tmp_path)
     rows = (top / "data/test_data.csv").read_text().replace(",d,", ",a,")
     (top / "data/test_data.csv").write_text(rows)
@@ -293,7 +299,7 @@ def test_esc50s_classes_are_those_of_the_real_tables(real_audio) -> None:
     assert tuple(seen[i] for i in range(50)) == ESC_CLASSES
 
 
-def test_one_fold_alone_is_split_and_told(real_audio, tmp_path) -> None:
+def test_one_fold_alone_is_split_and_reported(real_audio, tmp_path) -> None:
     parts = divide(data("esc50", real_audio / "esc50_fold4", tmp_path))
     assert parts.test is not None and len(parts.train) + len(parts.test) == 320
     assert "none that is official" in parts.about["run"]

@@ -1,4 +1,4 @@
-"""The decode cache: every file once, whole entries only, and a quarantine that tells why."""
+"""The decode cache: every file once, whole entries only, and a quarantine with reasons."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_entries_follow_content_and_options(sounds, tmp_path, decoded):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "notes"])
-def test_f3_damaged_entries_are_made_again(sounds, tmp_path, decoded, damage):
+def test_f3_damaged_entries_are_replaced(sounds, tmp_path, decoded, damage):
     source = AudioFolder(sounds)
     before = decode_all(source, tmp_path / "c")
     entry = entries(tmp_path / "c")[3]
@@ -230,7 +230,7 @@ def test_max_bad_is_a_share_or_a_number(sounds, tmp_path, max_bad):
         decode_all(AudioFolder(sounds), tmp_path / "c", workers=0)
 
 
-def test_the_quarantine_file_keeps_what_it_says_about_others(sounds, tmp_path):
+def test_the_quarantine_file_keeps_entries_of_other_files(sounds, tmp_path):
     quarantine = tmp_path / "q.jsonl"
     other = json.dumps({"path": "/other.wav", "id": "o", "reason": "truncated", "detail": "-"})
     stale = json.dumps({"path": str(sounds / "a" / "02.wav"), "id": "a", "reason": "x"})

@@ -155,7 +155,7 @@ class TestSounds:
         ],
         ids=["zeros", "empty", "constant", "one sample", "a few samples"],
     )
-    def test_silence_is_like_nothing(self, silence):
+    def test_silence_matches_nothing(self, silence):
         assert hash_audio(silence) is None and hash_samples(silence) == ""
         assert search([silence, silence], ["train", "test"]) == []
 
@@ -291,7 +291,7 @@ class TestFingerprints:
 
 
 @pytest.mark.parametrize("name", ["speech_commands_v0.01", "esc10"])
-def test_real_sounds_are_told_apart_and_their_copies_found(real_audio, name):
+def test_real_sounds_are_distinguished_and_their_copies_found(real_audio, name):
     source = open_source(real_audio / name)
     source = source.subset(range(0, len(source), 8))
     hashes, exact = fingerprint_clips(source, workers=os.cpu_count() or 1)

@@ -1,7 +1,9 @@
-"""Sources: layouts on disk, labels, splits, folds, and what is said about bad folders."""
+"""Sources: layouts on disk, labels, splits, folds, and the messages about bad folders."""
 
 import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -371,7 +373,7 @@ class TestSource:
         assert part[np.int64(0)].id == "c002"
         assert [clip.id for clip in part] == ["c002", "c000"]
 
-    def test_fingerprint_sees_ids_labels_and_classes_but_not_places(self, tmp_path):
+    def test_fingerprint_covers_ids_labels_and_classes_but_not_paths(self, tmp_path):
         for root in ("here", "there"):
             tone(tmp_path / root / "set" / "a" / "1.wav")
             tone(tmp_path / root / "set" / "b" / "2.wav")
@@ -435,3 +437,20 @@ class TestRealAudio:
         assert len(source) == 2500 and source.classes == tuple("0123456789")
         train, test = source.split(0.2)
         assert len({c.group for c in test.clips}) == 1 and len(train) == 2000
+
+
+def test_reading_folders_manifests_and_synthetic_sounds_needs_no_extra(tmp_path):
+    tone(tmp_path / "set" / "a" / "1.wav")
+    (tmp_path / "list.csv").write_text("path,label\nset/a/1.wav,a\n")
+    code = f"""
+import sys
+from aatjax.data import AudioFolder, Manifest, Synthetic
+from aatjax.data.formats import open_source
+for source in (AudioFolder({str(tmp_path / "set")!r}), Manifest({str(tmp_path / "list.csv")!r}),
+               Synthetic(["bark"], clips=1, seconds=0.1), open_source({str(tmp_path / "set")!r})):
+    assert source.waveform(0).ndim == 1
+extras = ("tensorflow_datasets", "array_record", "pooch", "requests", "pyarrow", "librosa")
+print([name for name in extras if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -248,7 +248,7 @@ class TestColumns:
 
     def test_the_columns_can_be_named(self, tmp_path):
         made = table([sound(0)], [1], {"label": LABEL}, mood=["glad"])
-        about = made.schema.metadata  # it still tells of `audio`, which is no column any more
+        about = made.schema.metadata  # it still names `audio`, which is no column any more
         made = made.rename_columns(["noise", "label", "mood"]).replace_schema_metadata(about)
         file = parquet(tmp_path / "a.parquet", made)
         assert labels(HuggingFace(file)) == [("ape",)]  # the only column with sound
@@ -260,12 +260,15 @@ class TestColumns:
             ({}, "no column 'label' or 'labels'; the columns are audio, lable, text; did you mean"),
             ({"label": "txt"}, "no column 'txt'; the columns are .*; did you mean 'text'.*label="),
             ({"audio": "wave", "label": "text"}, "no column 'wave'; the columns are .*audio="),
-            ({"audio": "text", "label": "lable"}, "named files are missing .*first 'hello' .*row 0"),
+            (
+                {"audio": "text", "label": "lable"},
+                "named files are missing .*first 'hello' .*row 0",
+            ),
             ({"audio": "lable", "label": "text"}, "column 'lable': holds a int, not sound"),
             ({"label": "audio"}, "row 0, column 'audio': .* is no label"),
         ],
     )
-    def test_a_wrong_column_is_told_in_one_line(self, tmp_path, options, message):
+    def test_a_wrong_column_is_reported_in_one_line(self, tmp_path, options, message):
         made = table([sound(0)], [1], name="lable", text=["hello"])
         file = parquet(tmp_path / "a.parquet", made)
         with pytest.raises(DataError, match=message) as caught:
@@ -533,7 +536,7 @@ class TestDamage:
         with pytest.raises(DataError, match=f"{file}: {DAMAGED}"):
             HuggingFace(folder)
 
-    def test_without_pyarrow_it_says_what_to_install(self, tmp_path, monkeypatch):
+    def test_without_pyarrow_the_message_names_the_extra(self, tmp_path, monkeypatch):
         file = parquet(tmp_path / "train.parquet", table([sound(0)], ["x"]))
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         assert is_hub_dataset(file)

@@ -1,4 +1,4 @@
-"""Manifests: what is read, and what is said about every wrong row."""
+"""Manifests: clips that are read, and a message for every wrong row."""
 
 import json
 import os

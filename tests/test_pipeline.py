@@ -1,4 +1,4 @@
-"""Batches: an order that seed and epoch decide, every clip once an epoch, padding unseen."""
+"""Batches: an order that seed and epoch decide, every clip once per epoch, padding without weight."""
 
 import dataclasses
 import itertools
@@ -93,7 +93,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert once == epochs_of(source, batch=5, epochs=4, seed=7)
 
 
-def test_rows_hold_what_the_clip_says() -> None:
+def test_rows_hold_the_samples_and_target_of_their_clip() -> None:
     source = ramps(7)
     for batch in make_train_batches(source, FRONTEND, batch_size=4, epochs=2, seed=0):
         assert batch["audio"].shape == (4, FRONTEND.samples)
@@ -128,7 +128,7 @@ def test_evaluation_keeps_the_order_and_cuts_at_the_start() -> None:
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("at", [0, 1, 3, 5, 8])
-def test_an_iterator_goes_on_from_its_state(at: int, threads: int) -> None:
+def test_an_iterator_continues_from_its_state(at: int, threads: int) -> None:
     source = ramps(10, samples=9000)
 
     def batches() -> Any:
@@ -171,7 +171,7 @@ def test_random_crops_lie_inside_the_clip_and_are_repeatable() -> None:
     assert starts.min() >= 0 and starts.max() <= 9000 - FRONTEND.samples
     assert (starts == crops(seed=0)).all()
     assert (starts != crops(seed=1)).any()
-    assert (starts[0] != starts[1]).any(), "every epoch places its crops anew"
+    assert (starts[0] != starts[1]).any(), "every epoch draws new crops"
     assert len(np.unique(starts)) > 12
 
 
@@ -228,7 +228,7 @@ def test_in_memory_reads_once() -> None:
     for _ in range(3):
         for i in range(5):
             np.testing.assert_array_equal(kept.waveform(i), source.waveform(i))
-    assert reader.calls.count("0") == 4  # once for `kept`, three times by hand
+    assert reader.calls.count("0") == 4  # once for `kept`, three times directly
     assert kept.fingerprint() == source.fingerprint()
     assert kept.subset([1]).waveform(0)[0] == 1000
 

@@ -48,9 +48,9 @@ def test_from_the_archive_to_figures(name, tmp_path, small_ast, capsys) -> None:
     assert "--subset" in capsys.readouterr().err
     command = ["prepare", name, "--from", str(archive), "--to", str(home), "--subset"]
     assert run(command) == 0
-    said = capsys.readouterr().out
-    assert "SUBSET" in said and f"of {BENCHMARKS[name].clips:,} clips" in said
-    assert ("jazz.00054.wav (undecodable)" in said) == (name == "gtzan")
+    report = capsys.readouterr().out
+    assert "SUBSET" in report and f"of {BENCHMARKS[name].clips:,} clips" in report
+    assert ("jazz.00054.wav (undecodable)" in report) == (name == "gtzan")
     assert sorted(p.name for p in (home / name).iterdir()) == [".lock", "1.0.0"]
 
     folder = home / name / "1.0.0"
@@ -98,7 +98,7 @@ def small(name: str, clips: int, **changes):
     return dataclasses.replace(BENCHMARKS[name], clips=clips, parts={}, **changes)
 
 
-def test_a_set_that_is_whole_is_said_to_be(esc10, tmp_path, monkeypatch, capsys) -> None:
+def test_a_whole_set_is_reported_as_whole(esc10, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(BENCHMARKS, "esc10", small("esc10", 40))
     command = ["prepare", "esc10", "--from", str(esc10), "--to", str(tmp_path / "d"), "--quiet"]
     assert run(command) == 0
@@ -110,7 +110,7 @@ def test_a_set_that_is_whole_is_said_to_be(esc10, tmp_path, monkeypatch, capsys)
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
-def test_a_folder_is_as_good_as_an_archive(tmp_path) -> None:
+def test_a_folder_gives_the_same_set_as_an_archive(tmp_path) -> None:
     MAKERS["esc10"](tmp_path / "unpacked")
     one = prepare("esc10", tmp_path / "unpacked", to=tmp_path / "a", subset=True)
     two = prepare(
@@ -133,7 +133,7 @@ def test_missing_files_are_named(tmp_path) -> None:
     assert outcome.census.clips == 39
 
 
-def test_the_checksum_of_an_archive_is_looked_at(esc10, tmp_path, monkeypatch) -> None:
+def test_the_checksum_of_an_archive_is_verified(esc10, tmp_path, monkeypatch) -> None:
     md5 = hashlib.md5(esc10.read_bytes()).hexdigest()
     monkeypatch.setitem(BENCHMARKS, "esc10", small("esc10", 40, checksum=f"md5:{md5}"))
     assert prepare("esc10", esc10, to=tmp_path / "a").checksum is True
@@ -151,8 +151,8 @@ def test_sound_in_two_folds_is_found(tmp_path) -> None:
     assert [(p.first, p.second, p.parts, p.exact) for p in outcome.duplicates] == [
         (first.name, other.name, ("1", "3"), True)
     ]
-    told = json.loads((outcome.folder / "prepared.json").read_text())
-    assert told["duplicates"][0]["second"] == other.name
+    facts = json.loads((outcome.folder / "prepared.json").read_text())
+    assert facts["duplicates"][0]["second"] == other.name
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -203,7 +203,9 @@ def test_what_may_not_be_downloaded_is_not(tmp_path) -> None:
         prepare("esc50", tmp_path / "x.zip", to=tmp_path)
 
 
-def test_too_small_a_disk_is_told_before_anything_is_written(esc10, tmp_path, monkeypatch) -> None:
+def test_too_small_a_disk_is_reported_before_anything_is_written(
+    esc10, tmp_path, monkeypatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     prepare_module = sys.modules["aatjax.data.prepare"]
     monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage._replace(free=400_000))
@@ -214,7 +216,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(esc10, tmp_path, mo
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(esc10, tmp_path) -> None:
-    """F3: what lies under its final name is whole; the same command goes on and ends the same."""
+    """F3: the final name holds a whole set; the same command continues to the same result."""
     straight = prepare("esc10", esc10, to=tmp_path / "straight", subset=True)
     home = tmp_path / "killed"
     command = [
@@ -262,7 +264,7 @@ def test_two_at_once_are_refused(esc10, tmp_path) -> None:
         prepare("esc10", esc10, to=tmp_path / "d", subset=True)
 
 
-def test_damage_is_told_and_never_read_as_sound(esc10, tmp_path) -> None:
+def test_damage_is_reported_and_never_read_as_sound(esc10, tmp_path) -> None:
     folder = prepare("esc10", esc10, to=tmp_path / "d", subset=True).folder
     source = Prepared(folder)
     file = folder / "esc10-fold2.array_record-00000-of-00001"
@@ -291,8 +293,8 @@ def test_damage_is_told_and_never_read_as_sound(esc10, tmp_path) -> None:
     (folder / "clips.jsonl").write_bytes((folder / "clips.jsonl").read_bytes()[:-30])
     with pytest.raises(DataError, match=r"clips\.jsonl: is damaged"):
         Prepared(folder)
-    told = json.loads((folder / "prepared.json").read_text())
-    (folder / "prepared.json").write_text(json.dumps({**told, "format": 99}))
+    facts = json.loads((folder / "prepared.json").read_text())
+    (folder / "prepared.json").write_text(json.dumps({**facts, "format": 99}))
     with pytest.raises(DataError, match="prepared in format 99"):
         Prepared(folder)
 

@@ -1,4 +1,4 @@
-"""Several runs that make one figure, and weights that are never chosen by what is reported."""
+"""Protocols: several runs with one result, and weights never chosen by the reported clips."""
 
 import dataclasses
 import json
@@ -48,19 +48,21 @@ def flags(sounds: Path, weights: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path, capsys) -> None:
+def test_one_epoch_is_chosen_over_all_folds_and_reported(
+    sounds, small_ast, tmp_path, capsys
+) -> None:
     command = ["train", "esc10_lora", *flags(sounds, small_ast, tmp_path), "--protocol", "aat"]
     assert run([*command, "--cross-validate"]) == 0
-    said = capsys.readouterr().out
-    assert "NOTE: chosen by the clips that are reported, as in arXiv 2401.10544" in said
+    report = capsys.readouterr().out
+    assert "NOTE: chosen by the clips that are reported, as in arXiv 2401.10544" in report
     curves = []
     for fold in "12345":
-        told = json.loads((tmp_path / f"fold{fold}/result.json").read_text())
-        assert told["data"]["chosen_on_test"] == "arXiv 2401.10544"
-        assert told["data"]["protocol"] == "aat"
+        result = json.loads((tmp_path / f"fold{fold}/result.json").read_text())
+        assert result["data"]["chosen_on_test"] == "arXiv 2401.10544"
+        assert result["data"]["protocol"] == "aat"
         rows = read_metrics(tmp_path / f"fold{fold}/metrics.jsonl")
         curves.append([row["valid/accuracy"] for row in rows])
-        assert rows[-1]["valid/accuracy"] == pytest.approx(told["headline"][1])
+        assert rows[-1]["valid/accuracy"] == pytest.approx(result["headline"][1])
     mean = np.mean(curves, axis=0)
     best = int(mean.argmax())
     found = json.loads((tmp_path / "cross_validation.json").read_text())
@@ -68,7 +70,7 @@ def test_one_epoch_is_chosen_over_all_folds_and_told(sounds, small_ast, tmp_path
     wanted = mean_interval([curve[best] for curve in curves])
     assert [found["mean"], found["low"], found["high"]] == pytest.approx(wanted)
     assert found["mean_of_last_epoch"] == pytest.approx(mean[-1])
-    assert f"mean, epoch {best + 1}" in said and "mean, last epoch" in said
+    assert f"mean, epoch {best + 1}" in report and "mean, last epoch" in report
 
 
 @pytest.mark.slow
@@ -122,7 +124,7 @@ def test_choosing_on_the_test_clips_is_refused() -> None:
     fit(model, train, test, valid=test, training=last, show=None)  # a curve chooses nothing
 
 
-def test_a_protocol_is_asked_for_by_its_name(sounds, capsys) -> None:
+def test_a_protocol_is_chosen_by_its_name(sounds, capsys) -> None:
     assert run(["train", "default", "--protocol", "aat"]) == 2
     assert "goes with a benchmark only" in capsys.readouterr().err
     assert run(["train", "gtzan_aat", "--protocol", "petl"]) == 2

@@ -1,4 +1,4 @@
-"""Made sounds: the same bytes everywhere, wide variation, neither too easy nor too hard."""
+"""Synthetic sounds: the same bytes everywhere, wide variation, neither too easy nor too hard."""
 
 import hashlib
 import os
@@ -116,7 +116,7 @@ def test_clips_are_sound_and_all_different(sound: str) -> None:
         assert abs(wave.mean()) < 0.15 * np.abs(wave).max()  # overdrive leaves a little
         loudness = [np.std(part) for part in np.split(wave, 10)]
         assert min(loudness) > 0.0  # the background never stops
-    assert np.ptp(peaks) > 5.0  # the level says nothing about the class
+    assert np.ptp(peaks) > 5.0  # the level does not depend on the class
 
 
 def test_name_of_the_sound_seeds_its_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +218,6 @@ def test_targets_are_separable_but_not_trivially() -> None:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
         probe.fit(features[train], truth[train])
         accuracy.append(float(probe.score(features[~train], truth[~train])))
-    print(f"20 clips a class: spectrum {accuracy[0]:.3f}, with rhythm {accuracy[1]:.3f}")
+    print(f"20 clips per class: spectrum {accuracy[0]:.3f}, with rhythm {accuracy[1]:.3f}")
     assert 0.4 < accuracy[0] < 0.75
     assert accuracy[0] + 0.08 < accuracy[1] < 0.9  # time carries what the spectrum does not
