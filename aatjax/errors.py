@@ -17,6 +17,11 @@ def printable(text: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number and its noun in singular or plural: `1 clip`, `1,200 clips`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class AatjaxError(Exception):
     """Base of every error that is explained to the user in one line.
 

@@ -11,7 +11,7 @@ from aatjax.cli.main import run
 from aatjax.data.source import Clip, Source
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
 from aatjax.doctor.findings import ClipMeasurements, Diagnosis, Finding, Item
-from aatjax.experiments.autoconfig import choose, next_steps
+from aatjax.experiments.autoconfig import choose_settings, suggest_next_steps
 
 
 def sounds(folder: Path, clips: int, kinds: int = 3) -> Path:
@@ -29,7 +29,7 @@ def diagnosis(seconds: list[float], *findings: Finding) -> Diagnosis:
 
 
 def chosen(source: Source, seconds: list[float], shape=(198, 128)):
-    return choose(
+    return choose_settings(
         source,
         diagnosis(seconds),
         path="p",
@@ -73,9 +73,9 @@ def test_the_rules() -> None:
 
 def test_what_to_mend_next_names_the_findings_first() -> None:
     found = diagnosis([1.0], Finding("clipped", (Item("a"), Item("b"))))
-    lines = next_steps(found, None, "embedded")
+    lines = suggest_next_steps(found, None, "embedded")
     assert lines[0].startswith("2 x clipped") and "AudioSet" in lines[-1]
-    assert next_steps(diagnosis([1.0]), None, "x.pth") == []
+    assert suggest_next_steps(diagnosis([1.0]), None, "x.pth") == []
 
 
 @pytest.mark.slow

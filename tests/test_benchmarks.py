@@ -14,7 +14,7 @@ from aatjax.data.benchmarks import BENCHMARKS, find_benchmark, gtzan
 from aatjax.data.benchmarks.esc50 import CLASSES as ESC_CLASSES
 from aatjax.data.formats import SourceFormat
 from aatjax.errors import DataError, UsageError
-from aatjax.experiments.partition import describe, divide, runs_of
+from aatjax.experiments.partition import describe_partition, list_runs, make_partition
 
 
 @pytest.fixture(scope="session")
@@ -110,14 +110,14 @@ def test_openmic_has_observed_and_present_classes(official) -> None:
 
 def test_openmic_as_published_only_by_the_papers_name(official, tmp_path) -> None:
     folder = official("openmic2018")
-    honest = divide(data("openmic2018", folder, tmp_path))
-    published = divide(data("openmic2018", folder, tmp_path, protocol="aat"))
+    honest = make_partition(data("openmic2018", folder, tmp_path))
+    published = make_partition(data("openmic2018", folder, tmp_path, protocol="aat"))
     assert honest.valid is None and honest.chosen_on_test is None
     assert np.isnan(honest.train.targets()).any()
     assert not np.isnan(published.train.targets()).any()
     assert published.train.clips[0].label == (0, 7, 19)  # 7 was asked about and is absent
     assert published.chosen_on_test is not None and "2401.10544" in published.chosen_on_test
-    assert any("chosen by the clips that are reported" in line for line in describe(published))
+    assert any("chosen by the test clips" in line for line in describe_partition(published))
 
 
 def test_fluents_commas_and_intents(official) -> None:
@@ -166,24 +166,24 @@ def test_the_protocols_of_the_folds_are_the_papers() -> None:
 
 def test_a_run_of_a_protocol_has_its_clips(official, tmp_path) -> None:
     folder = official("esc10")
-    parts = divide(data("esc10", folder, tmp_path, protocol="petl", fold="2"))
+    parts = make_partition(data("esc10", folder, tmp_path, protocol="petl", fold="2"))
     assert parts.valid is not None and parts.test is not None
     assert {c.fold for c in parts.train.clips} == {"3", "4", "5"}
     assert {c.fold for c in parts.valid.clips} == {"1"}
     assert {c.fold for c in parts.test.clips} == {"2"}
     assert parts.about["run"] == "2, 3 of 5"
-    assert list(runs_of(data("esc10", folder, tmp_path, protocol="petl"))) == list("51234")
+    assert list(list_runs(data("esc10", folder, tmp_path, protocol="petl"))) == list("51234")
     with pytest.raises(UsageError, match="no run '7' in protocol honest: there are 1, 2"):
-        divide(data("esc10", folder, tmp_path, fold="7"))
+        make_partition(data("esc10", folder, tmp_path, fold="7"))
     with pytest.raises(UsageError, match="one official division"):
-        runs_of(data("gtzan", official("gtzan"), tmp_path, max_bad=0.1))
+        list_runs(data("gtzan", official("gtzan"), tmp_path, max_bad=0.1))
 
 
 def test_a_protocol_needs_a_benchmark_that_has_it(official, tmp_path) -> None:
     with pytest.raises(UsageError, match="no protocol 'petl': there are honest, aat"):
-        divide(data("gtzan", official("gtzan"), tmp_path, protocol="petl", max_bad=0.1))
+        make_partition(data("gtzan", official("gtzan"), tmp_path, protocol="petl", max_bad=0.1))
     with pytest.raises(UsageError, match="goes with a benchmark only"):
-        divide(data("esc", official("esc10"), tmp_path, protocol="aat"))
+        make_partition(data("esc", official("esc10"), tmp_path, protocol="aat"))
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_a_speaker_in_two_parts_is_refused_or_reported(tmp_path) -> None:
     rows = (top / "data/test_data.csv").read_text().replace(",d,", ",a,")
     (top / "data/test_data.csv").write_text(rows)
     with pytest.raises(DataError, match="'a' in test and train; put each in one part"):
-        divide(data("fluent_speech_commands", tmp_path, tmp_path))
-    parts = divide(data("fluent_speech_commands", tmp_path, tmp_path, leaks="report"))
+        make_partition(data("fluent_speech_commands", tmp_path, tmp_path))
+    parts = make_partition(data("fluent_speech_commands", tmp_path, tmp_path, leaks="report"))
     assert "'a' in test and train" in parts.about["leaks"]
-    assert any(line.startswith("LEAK") for line in describe(parts))
+    assert any(line.startswith("LEAK") for line in describe_partition(parts))
 
 
 def test_few_shots(official, tmp_path) -> None:
@@ -237,7 +237,8 @@ def test_few_shots(official, tmp_path) -> None:
 
     def shots(**fields) -> list[str]:
         return [
-            c.id for c in divide(data("esc10", folder, tmp_path, shots=2, **fields)).train.clips
+            c.id
+            for c in make_partition(data("esc10", folder, tmp_path, shots=2, **fields)).train.clips
         ]
 
     # The small set holds 4 of the 10 classes; the others have no clip to draw.
@@ -300,7 +301,7 @@ def test_esc50s_classes_are_those_of_the_real_tables(real_audio) -> None:
 
 
 def test_one_fold_alone_is_split_and_reported(real_audio, tmp_path) -> None:
-    parts = divide(data("esc50", real_audio / "esc50_fold4", tmp_path))
+    parts = make_partition(data("esc50", real_audio / "esc50_fold4", tmp_path))
     assert parts.test is not None and len(parts.train) + len(parts.test) == 320
     assert "none that is official" in parts.about["run"]
     assert not parts.about["whole"]

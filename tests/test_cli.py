@@ -175,7 +175,7 @@ def test_the_same_command_again_says_finished(
     assert time.monotonic() - began < 5
     captured = capfd.readouterr()
     assert captured.out == trained.out
-    assert "finished before; delete it to train anew" in captured.err
+    assert "finished before; delete it to retrain" in captured.err
     assert Path(trained.adapter).read_bytes() == before
 
 
@@ -541,7 +541,7 @@ def test_eval_on_other_sounds(
     assert json.loads(capfd.readouterr().out)["clips"] == 6
     strange = make_sounds(tmp_path / "strange", clips=2, classes=("hum", "roar"))
     assert main.run(["eval", trained.adapter, str(strange)]) == 2
-    assert "classes the adapter does not know (roar)" in one_line(capfd.readouterr().err)
+    assert "classes that the adapter does not have (roar)" in one_line(capfd.readouterr().err)
     fewer = make_sounds(tmp_path / "fewer", clips=2, classes=("hum",))
     assert main.run(["eval", trained.adapter, str(fewer)]) == 2
     assert "1 of the adapter's 2 classes" in one_line(capfd.readouterr().err)

@@ -342,12 +342,12 @@ def test_validation_clips_are_split_off_the_training_part(
         cache=str(tmp_path),
         path=None if format == "synthetic" else str(sounds["folder"]),
     )
-    parts = run.divide(data)
+    parts = run.make_partition(data)
     assert parts.valid is not None and parts.test is not None
     ids = [{clip.id for clip in part.clips} for part in (parts.train, parts.valid, parts.test)]
     assert all(ids) and sum(map(len, ids)) == len(set.union(*ids))
     assert len(ids[0]) == len(ids[1])
-    again = run.divide(data)
+    again = run.make_partition(data)
     assert [c.id for c in again.train.clips] == [c.id for c in parts.train.clips]
 
 
@@ -358,8 +358,8 @@ def test_statistics(statistics: str, sounds: dict[str, Path], tmp_path: Path) ->
         data=Data(path=str(sounds["folder"]), statistics=statistics, cache=str(tmp_path)),
     )
     model = AST(ASTConfig(dim=8, depth=1, heads=1, mlp_dim=8, frames=98), rngs=nnx.Rngs(0))
-    parts = run.divide(config.data)
-    found = run.front_end(config, model, parts.train)
+    parts = run.make_partition(config.data)
+    found = run.prepare_front_end(config, model, parts.train)
     expected = {"model": (-4.2677393, 4.5689974), "esc50": (-6.6268077, 5.358466)}
     if statistics != "train":
         assert (found.mean, found.std) == expected[statistics]

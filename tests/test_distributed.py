@@ -187,10 +187,10 @@ def test_processes_with_other_settings_are_refused(cache: Path, tmp_path: Path) 
 
 def test_a_process_that_sees_fewer_files_is_named(cache: Path, tmp_path: Path) -> None:
     """F13."""
-    code = "import aatjax.experiments.run as e; first = e.divide; import dataclasses\n"
-    code += "def divide(*a, **k):\n    p = first(*a, **k)\n"
+    code = "import aatjax.experiments.run as e; first = e.make_partition; import dataclasses\n"
+    code += "def make_partition(*a, **k):\n    p = first(*a, **k)\n"
     code += "    return dataclasses.replace(p, train=p.train.subset(range(len(p.train) - 1)))\n"
-    code += "e.divide = divide"
+    code += "e.make_partition = make_partition"
     found = [finish(p) for p in pair(cache, tmp_path / "run", codes=("", code))]
     assert [code for code, _ in found] == [2, 2], found
     for _, said in found:
@@ -224,7 +224,7 @@ PHASES = {
     "train": ("aatjax.train.loop.Feed:take", False),
     "eval": ("aatjax.train.evaluation.Evaluator:predict", True),
     "save": ("aatjax.train.checkpoint.Checkpoints:save", True),
-    "data": ("aatjax.experiments.run.divide", False),
+    "data": ("aatjax.experiments.run.make_partition", False),
 }
 
 

@@ -47,7 +47,7 @@ def write_table(root: Path, *splits: str) -> Data:
     [("training", "validation", "testing"), ("Train", "dev", "eval"), ("train", "val", "test")],
 )
 def test_official_parts_by_their_usual_names(names: tuple[str, ...], tmp_path: Path) -> None:
-    parts = partition.divide(write_table(write_sounds(tmp_path / "s"), *names))
+    parts = partition.make_partition(write_table(write_sounds(tmp_path / "s"), *names))
     found = [{int(Path(c.id).stem) % 3 for c in p.clips} for p in parts.sources().values()]
     assert list(parts.sources()) == ["train", "valid", "test"] and found == [{0}, {1}, {2}]
 
@@ -55,13 +55,13 @@ def test_official_parts_by_their_usual_names(names: tuple[str, ...], tmp_path: P
 def test_an_unknown_part_is_refused_by_its_row(tmp_path: Path) -> None:
     data = write_table(write_sounds(tmp_path / "s"), "train", "test", "holdout")
     with pytest.raises(DataError, match="row 4: unknown split 'holdout'; write train, valid or"):
-        partition.divide(data)
+        partition.make_partition(data)
 
 
 def test_a_division_without_training_clips_is_refused(tmp_path: Path) -> None:
     data = write_table(write_sounds(tmp_path / "s"), "test", "valid")
     with pytest.raises(DataError, match="only test, valid is here: add the training clips"):
-        partition.divide(data)
+        partition.make_partition(data)
 
 
 def test_clips_of_no_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def test_clips_of_no_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = Manifest(str(data.path))
     clips = [dataclasses.replace(c, split=None) if c.split == "valid" else c for c in whole.clips]
     monkeypatch.setattr(partition, "open_data", lambda *_, **__: whole.with_clips(clips))
-    parts = partition.divide(dataclasses.replace(data, valid_fraction=0))
+    parts = partition.make_partition(dataclasses.replace(data, valid_fraction=0))
     assert (len(parts.train), parts.valid) == (4, None)
-    assert partition.describe(parts) == ["4 clips belong to no part of the division: left out"]
+    assert partition.describe_partition(parts) == ["4 clips in no part of the division: left out"]
 
 
 def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> Non
     assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
 
 
-def train(root: Path, **changes: Any) -> experiment.Result:
+def train(root: Path, **changes: Any) -> experiment.ExperimentResult:
     config = Config(
         petl=petl.Linear(),
         model=Model(source="random:tiny", frames=98),

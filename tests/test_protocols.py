@@ -54,7 +54,7 @@ def test_one_epoch_is_chosen_over_all_folds_and_reported(
     command = ["train", "esc10_lora", *flags(sounds, small_ast, tmp_path), "--protocol", "aat"]
     assert run([*command, "--cross-validate"]) == 0
     report = capsys.readouterr().out
-    assert "NOTE: chosen by the clips that are reported, as in arXiv 2401.10544" in report
+    assert "NOTE: weights were chosen by the test clips, as in arXiv 2401.10544" in report
     curves = []
     for fold in "12345":
         result = json.loads((tmp_path / f"fold{fold}/result.json").read_text())

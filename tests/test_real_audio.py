@@ -6,7 +6,7 @@ import pytest
 
 from aatjax.config import Data, Model, load_config
 from aatjax.data.formats import open_source
-from aatjax.experiments.run import divide, train
+from aatjax.experiments.run import make_partition, train
 from aatjax.train.loop import Training
 
 SETS = {
@@ -26,7 +26,7 @@ def test_every_layout_is_told_by_what_lies_there(real_audio, name):
 
 def test_speech_commands_keep_their_official_split_and_speakers_apart(real_audio, tmp_path):
     data = Data(path=str(real_audio / "speech_commands_v0.01"), cache=str(tmp_path))
-    parts = divide(data)
+    parts = make_partition(data)
     assert parts.valid is not None and parts.test is not None
     assert len(parts.train) + len(parts.valid) + len(parts.test) == 300
     speakers = [{c.group for c in part.clips} for part in (parts.train, parts.valid, parts.test)]

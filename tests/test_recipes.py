@@ -13,7 +13,7 @@ from aatjax.cli.main import run
 from aatjax.config import Config, list_configs, load_config, load_recipes
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
-from aatjax.experiments.partition import divide
+from aatjax.experiments.partition import make_partition
 from aatjax.experiments.run import train
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
@@ -53,7 +53,7 @@ def shrunk(config: Config, path: str, weights: str) -> Config:
 
 
 def load_parts(config: Config, path: str):
-    return divide(dataclasses.replace(config.data, path=path)).train
+    return make_partition(dataclasses.replace(config.data, path=path)).train
 
 
 def chosen() -> list[str]:
@@ -95,7 +95,7 @@ def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_divides_its_set_and_adapts_its_model(name, prepared) -> None:
     recipe = RECIPES[name]
-    parts = divide(dataclasses.replace(recipe.config.data, path=prepared(recipe.benchmark)))
+    parts = make_partition(dataclasses.replace(recipe.config.data, path=prepared(recipe.benchmark)))
     assert len(parts.train) and len(parts.test)
     classes = len(BENCHMARKS[recipe.benchmark].classes)
     shape = ASTConfig.size("base", frames=recipe.config.model.frames, num_classes=classes)

@@ -246,9 +246,9 @@ def test_decisions_were_fitted_on_the_validation_clips(data: ReportData, place: 
     assert json.loads((run_dir / "result.json").read_text())["decisions"] == info["decisions"]
     other = read_info(run_dir / "average.safetensors")
     assert other is not None and "decisions" not in other, "they are of the selected weights"
-    from aatjax.experiments.partition import divide
+    from aatjax.experiments.partition import make_partition
 
-    valid = divide(config_of(place, LoRA()).data).valid
+    valid = make_partition(config_of(place, LoRA()).data).valid
     assert valid is not None and data.decisions.clips == len(valid) == 9
     adapter = data.adapter
     logits = clip_logits(adapter.model, valid, adapter.frontend)
@@ -544,5 +544,5 @@ def test_run_folders_are_found(tmp_path: Path) -> None:
 def test_clips_of_other_classes_are_refused(folder: Path, place: Path, tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("path,label\na.wav,other\n")
     soundfile.write(tmp_path / "a.wav", tone(0, 0), 16000)
-    with pytest.raises(UsageError, match="classes the adapter does not know"):
+    with pytest.raises(UsageError, match="classes that the adapter does not have"):
         collect_report(folder, Data(path=str(tmp_path / "s.csv"), cache=str(tmp_path / "c")))

@@ -1,4 +1,4 @@
-"""Opening a data set and dividing it, as a config or a paper's protocol says."""
+"""Partitions: a data set opened and divided into training, validation and test clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aatjax.data.splits import find_leaks
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.data.tfds import is_prepared, read_facts
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, format_count
 from aatjax.train.logging import TextStream
 
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
@@ -25,50 +25,52 @@ MOST_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Partition:
     """A data set, divided.
 
     Attributes:
         train, valid, test: the parts.
-        about: what a report must tell of them, as JSON: the benchmark and how much of it is there,
-            the protocol and its run, leaks, few-shot draw. Empty where there is nothing to tell.
-        chosen_on_test: the paper whose protocol chooses weights by the clips that are reported.
-        clips: how many clips the whole set has.
+        about: what reports state of them, as JSON: benchmark, completeness, protocol and run,
+            leaks, few-shot draw.
+        chosen_on_test: the paper whose protocol chooses weights by the test clips.
     """
 
     train: Source
-    valid: Source | None
-    test: Source | None
+    valid: Source | None = None
+    test: Source | None = None
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
     chosen_on_test: str | None = None
 
     def sources(self) -> dict[str, Source]:
-        """The parts that are there, by name."""
+        """The parts that exist, by name."""
         every = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: source for name, source in every.items() if source is not None}
 
 
-def cache_folder(data: Data) -> Path:
-    """Where decoded audio is kept."""
-    if data.cache is not None:
-        return Path(data.cache)
-    return find_user_cache() / "audio"
+def find_audio_cache(data: Data) -> Path:
+    """Return the folder of decoded audio."""
+    return find_user_cache() / "audio" if data.cache is None else Path(data.cache)
+
+
+def find_protocol(data: Data) -> tuple[Benchmark, Protocol] | None:
+    """Return the benchmark of a config's data and its protocol; None for other data."""
+    name = detect_benchmark(data.path, data.format)
+    if name is None:
+        return None
+    return BENCHMARKS[name], BENCHMARKS[name].protocol(data.protocol or "honest")
 
 
 def open_data(
     data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
 ) -> Source:
-    """The whole labelled set, decoded once; unreadable files are quarantined."""
+    """Return the whole labelled set, decoded once; unreadable files are quarantined."""
     if data.path is None:
-        raise UsageError(
-            "no data: give data.path (on the command line --data.path), the folder of sounds"
-        )
+        raise UsageError("no data: name the folder of sounds by --data.path (data.path)")
     source = open_source(data.path, data.format, pattern=data.pattern)
-    max_bad = int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad)
     kept = decode_all(
         source,
-        cache_folder(data),
-        max_bad=max_bad,
+        find_audio_cache(data),
+        max_bad=int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad),
         quarantine_file=quarantine,
         channels=data.channels,
         truncated=data.truncated,
@@ -77,100 +79,112 @@ def open_data(
         bad = len(source) - len(kept)
         text = f"{source.name}: {len(kept)} clips, {len(source.classes)} classes"
         if source.skipped:
-            text += f", {len(source.skipped)} other files left out"
+            text += f", {format_count(len(source.skipped), 'other file')} left out"
         if bad:
             text += f", {bad} quarantined" + (f" (see {quarantine})" if quarantine else "")
         print(text, file=show, flush=True)
     return kept
 
 
-def divide(data: Data, *, quarantine: Path | None = None, show: TextStream | None = None) -> Parts:
-    """The training, validation and test parts that a config asks for.
+def make_partition(
+    data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
+) -> Partition:
+    """Divide a data set into the parts that a config asks for.
 
     Raises:
-        UsageError: what is asked for does not go with the set.
+        UsageError: the settings do not fit the set.
         DataError: the set cannot be used, or recordings or speakers lie in two parts.
     """
     if data.format == "synthetic":
-        parts = _synthetic(data)
+        parts = _split_synthetic(data)
     else:
         whole = open_data(data, quarantine=quarantine, show=show)
-        name = detect_benchmark(data.path, data.format)
-        if name is not None:
-            parts = _by_protocol(data, whole, BENCHMARKS[name])
+        found = find_protocol(data)
+        if found is not None:
+            parts = _split_benchmark(data, whole, *found)
         elif data.protocol is not None:
             raise UsageError(
-                f"data.protocol={data.protocol!r} goes with a benchmark only: name it by "
-                f"data.format, one of {', '.join(BENCHMARKS)}"
+                f"--protocol {data.protocol} (data.protocol) applies to benchmarks only: name one "
+                f"by --data.format, of {', '.join(BENCHMARKS)}"
             )
         else:
-            parts = _divided(data, whole)
-    parts = _check_leaks(data, parts)
-    parts = _few_shot(data, parts)
+            parts = _split(data, whole)
+    parts = _select_shots(data, _check_leaks(data, parts))
     if show is not None:
-        for line in describe(parts):
+        for line in describe_partition(parts):
             print(line, file=show, flush=True)
     return parts
 
 
-def describe(parts: Parts) -> list[str]:
-    """What a report must tell of the data, as a person reads it."""
+def describe_partition(parts: Partition) -> list[str]:
+    """Return what reports state of the data, a line each."""
     about, lines = parts.about, []
     if "benchmark" in about:
         subset = "" if about["whole"] else "SUBSET: "
         lines.append(f"{about['benchmark']}: {subset}{about['there']}")
         lines.append(f"protocol {about['protocol']} ({about['paper']}), run {about['run']}")
     if about.get("duplicates"):
-        lines.append(f"{about['duplicates']} pairs of clips of one sound lie in different parts")
+        pairs = format_count(about["duplicates"], "pair")
+        lines.append(f"{pairs} of duplicate clips in different parts")
     if about.get("of_no_part"):
-        lines.append(f"{about['of_no_part']} clips belong to no part of the division: left out")
+        lines.append(
+            f"{format_count(about['of_no_part'], 'clip')} in no part of the division: left out"
+        )
     if about.get("leaks"):
         lines.append(f"LEAK: {about['leaks']}")
     if "shots" in about:
-        lines.append(f"few-shot: {about['shots']} clips a class, draw {about['draw']}")
+        lines.append(f"few-shot: {about['shots']} clips per class, draw {about['draw']}")
     if parts.chosen_on_test is not None:
         lines.append(
-            "NOTE: weights are chosen by the clips that are reported, as in "
-            f"{parts.chosen_on_test}; such figures are too high"
+            f"NOTE: weights are chosen by the test clips, as in {parts.chosen_on_test}; such "
+            "figures are too high"
         )
     return lines
 
 
-def runs_of(data: Data) -> dict[str, Data]:
-    """The runs that together are one figure: of the protocol, or one for every fold.
+def list_runs(data: Data) -> dict[str, Data]:
+    """Return the runs that together give one figure: of the protocol, or one per fold.
 
     Raises:
         UsageError: the set has no folds.
     """
     if data.format == "synthetic":
-        raise UsageError("the synthetic sounds have no folds: leave --cross-validate")
+        raise UsageError("the synthetic sounds have no folds: omit --cross-validate")
     source = open_data(data)
-    name = detect_benchmark(data.path, data.format)
-    if name is not None:
-        protocol = BENCHMARKS[name].protocol(data.protocol or "honest")
-        names = [division.name for division in _possible(protocol, source)]
-        if len(protocol.divisions) < 2 or not names:
-            raise UsageError(
-                f"{BENCHMARKS[name].title} has one official division of what is there: leave "
-                "--cross-validate"
-            )
-    else:
+    found = find_protocol(data)
+    if found is None:
         names = list(source.folds)
         if not names:
             raise UsageError(
-                f"{source.name} has no folds: add a fold column, or leave --cross-validate"
+                f"{source.name} has no folds: add a fold column, or omit --cross-validate"
+            )
+    else:
+        benchmark, protocol = found
+        names = [division.name for division in _list_possible(protocol, source)]
+        if len(protocol.divisions) < 2 or not names:
+            raise UsageError(
+                f"{benchmark.title} has one official division of the clips that are present: omit "
+                "--cross-validate"
             )
     return {name: dataclasses.replace(data, fold=name) for name in names}
 
 
-def _synthetic(data: Data) -> Parts:
-    made = keep_in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
-    part = made.split(data.valid_fraction, seed=data.seed) if data.valid_fraction else None
+def _split_synthetic(data: Data) -> Partition:
+    train = keep_in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
     test = Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)
-    return Parts(part[0] if part else made, part[1] if part else None, keep_in_memory(test))
+    return _split_valid(data, Partition(train, None, keep_in_memory(test)))
 
 
-def _divided(data: Data, whole: Source) -> Parts:
+def _split_valid(data: Data, parts: Partition) -> Partition:
+    """Split validation clips off the training clips where there are none and some are wanted."""
+    if parts.valid is not None or not data.valid_fraction:
+        return parts
+    train, valid = parts.train.split(data.valid_fraction, seed=data.seed)
+    return dataclasses.replace(parts, train=train, valid=valid)
+
+
+def _split(data: Data, whole: Source) -> Partition:
+    """Divide by fold, by the official division, or at random."""
     splits = {clip.split for clip in whole.clips} - {None}
     valid: Source | None = None
     about: dict[str, Any] = {}
@@ -179,8 +193,9 @@ def _divided(data: Data, whole: Source) -> Parts:
     elif splits - {"train"}:
         if "train" not in splits:
             raise DataError(
-                f"{whole.name}: of its official division only {', '.join(sorted(map(str, splits)))}"
-                " is here: add the training clips (split train), or remove the division"
+                f"{whole.name}: its official division holds only "
+                f"{', '.join(sorted(map(str, splits)))} clips: add the training clips (split "
+                "train), or remove the division"
             )
         train = whole.by_split("train")
         left = sum(clip.split is None for clip in whole.clips)
@@ -192,21 +207,20 @@ def _divided(data: Data, whole: Source) -> Parts:
         train, test = whole.split(data.test_fraction, seed=data.seed)
     else:
         train, test = whole, None
-    if valid is None and data.valid_fraction:
-        train, valid = train.split(data.valid_fraction, seed=data.seed)
-    return Parts(train, valid, test, about)
+    return _split_valid(data, Partition(train, valid, test, about))
 
 
-def _possible(protocol: Protocol, whole: Source) -> list[Division]:
-    """The runs of which both training and test clips are there."""
-    there = {find_part(clip) for clip in whole.clips}
-    return [d for d in protocol.divisions if there & set(d.train) and there & set(d.test)]
+def _list_possible(protocol: Protocol, whole: Source) -> list[Division]:
+    """The runs of a protocol of which training and test clips are present."""
+    present = {find_part(clip) for clip in whole.clips}
+    return [d for d in protocol.divisions if present & set(d.train) and present & set(d.test)]
 
 
-def _by_protocol(data: Data, whole: Source, benchmark: Benchmark) -> Parts:
-    protocol = benchmark.protocol(data.protocol or "honest")
+def _split_benchmark(
+    data: Data, whole: Source, benchmark: Benchmark, protocol: Protocol
+) -> Partition:
     if protocol.labels == "as_published":
-        whole = _as_published(whole)
+        whole = _label_as_published(whole)
     census = benchmark.census(whole)
     about: dict[str, Any] = {
         "benchmark": benchmark.title,
@@ -215,52 +229,50 @@ def _by_protocol(data: Data, whole: Source, benchmark: Benchmark) -> Parts:
         "protocol": protocol.name,
         "paper": protocol.paper,
     }
-    if data.path is not None and is_prepared(Path(data.path).expanduser()):
-        about["duplicates"] = len(read_facts(Path(data.path).expanduser())["duplicates"])
-    possible = _possible(protocol, whole)
+    folder = Path(data.path or "").expanduser()
+    if is_prepared(folder):
+        about["duplicates"] = len(read_facts(folder)["duplicates"])
     names = [division.name for division in protocol.divisions]
     if data.fold is not None and data.fold not in names:
         raise UsageError(
-            f"{benchmark.title} has no run {data.fold!r} in protocol {protocol.name}: there are "
-            f"{', '.join(names)}"
+            f"{benchmark.title} has no run {data.fold!r} in protocol {protocol.name}: --data.fold "
+            f"is one of {', '.join(names)}"
         )
-    chosen = [d for d in possible if data.fold in (None, d.name)]
-    if not chosen and data.fold is not None:
-        raise DataError(
-            f"{whole.name}: the clips of run {data.fold!r} are not there: {census.text()}"
-        )
-    if not chosen:
+    possible = [d for d in _list_possible(protocol, whole) if data.fold in (None, d.name)]
+    if not possible and data.fold is not None:
+        raise DataError(f"{whole.name}: no clips of run {data.fold!r}: {census.text()}")
+    if not possible:
         train, test = whole.split(data.test_fraction or 0.2, seed=data.seed)
-        about["run"] = "none that is official: what is there was split"
-        return Parts(train, None, test, about)
-    division = chosen[0]
-    at = f"{division.name}, {names.index(division.name) + 1} of {len(names)}"
-    about["run"] = at if len(names) > 1 else division.name
+        about["run"] = "not official: the clips that are present were split"
+        return Partition(train, None, test, about)
+    division = possible[0]
+    about["run"] = division.name
+    if len(names) > 1:
+        about["run"] += f", {names.index(division.name) + 1} of {len(names)}"
 
-    def part(names: Sequence[str]) -> Source | None:
+    def select(names: Sequence[str]) -> Source | None:
         clips = [clip for clip in whole.clips if str(find_part(clip)) in names]
         return whole.with_clips(clips) if clips else None
 
-    train, valid, test = part(division.train), part(division.valid), part(division.test)
+    train = select(division.train)
     assert train is not None
-    if valid is None and data.valid_fraction:
-        train, valid = train.split(data.valid_fraction, seed=data.seed)
     paper = protocol.paper if protocol.chooses_on_test else None
-    return Parts(train, valid, test, about, paper)
+    parts = Partition(train, select(division.valid), select(division.test), about, paper)
+    return _split_valid(data, parts)
 
 
-def _as_published(whole: Source) -> Source:
-    """A set annotated in part as arXiv 2401.10544's code labels it: whatever was asked is there."""
+def _label_as_published(whole: Source) -> Source:
+    """Label a partially annotated set as arXiv 2401.10544's code does: asked means present."""
     return whole.with_clips(
-        dataclasses.replace(clip, label=clip.observed, observed=None)
-        if clip.observed is not None
-        else clip
+        clip
+        if clip.observed is None
+        else dataclasses.replace(clip, label=clip.observed, observed=None)
         for clip in whole.clips
     )
 
 
-def _check_leaks(data: Data, parts: Parts) -> Parts:
-    """Recordings and speakers are in one part only; where a part is two, it counts once."""
+def _check_leaks(data: Data, parts: Partition) -> Partition:
+    """Refuse or note recordings and speakers in several parts; equal parts count once."""
     where: dict[tuple[str, str | None], list[str]] = {}
     for name, source in parts.sources().items():
         for clip in source.clips:
@@ -273,23 +285,20 @@ def _check_leaks(data: Data, parts: Parts) -> Parts:
     if not leaks:
         return parts
     shown = "; ".join(f"{g!r} in {' and '.join(n)}" for g, n in list(leaks.items())[:MOST_SHOWN])
-    text = f"{len(leaks)} recordings or speakers lie in more than one part: {shown}"
+    text = f"recordings or speakers in more than one part ({len(leaks)}): {shown}"
     if data.leaks == "refuse":
         raise DataError(
-            f"{parts.train.name}: {text}; put each in one part, or give --data.leaks report to go "
-            "on and have every report tell"
+            f"{parts.train.name}: {text}; put each in one part, or add --data.leaks report to train"
+            " anyway; every report then notes it"
         )
     return dataclasses.replace(parts, about={**parts.about, "leaks": text})
 
 
-def _few_shot(data: Data, parts: Parts) -> Parts:
+def _select_shots(data: Data, parts: Partition) -> Partition:
     if data.shots is None:
         return parts
-    name = detect_benchmark(data.path, data.format)
-    seed: int | None = data.draw
-    if name is not None:
-        few_shot = BENCHMARKS[name].protocol(data.protocol or "honest").few_shot
-        seed = None if few_shot == "first" else data.draw
+    found = find_protocol(data)
+    seed = None if found is not None and found[1].few_shot == "first" else data.draw
     train = parts.train.shots(data.shots, seed)
     about = {"shots": data.shots, "draw": "the first in file order" if seed is None else seed}
     return dataclasses.replace(parts, train=train, about={**parts.about, **about})

@@ -44,13 +44,13 @@ def main(
     from aatjax.doctor import diagnose
     from aatjax.experiments import autoconfig
 
-    source = open_source(path, format, pattern=pattern)
+    source = open_source(path, format, pattern=pattern)  # pyright: ignore[reportArgumentType]
     shape = load(base, num_classes=len(source.classes)).config
     with StageBar(quiet=quiet) as bar:
         diagnosis = diagnose(source, frames=shape.frames, labels=not no_labels, progress=bar.tell)
     print(diagnosis.text(most=3))
     data = {"path": path, "format": format, "pattern": pattern}
-    config, made = autoconfig.choose(
+    config, made = autoconfig.choose_settings(
         source, diagnosis, **data, base=base, base_shape=(shape.frames, shape.dim)
     )
     if method:
@@ -66,7 +66,7 @@ def main(
     if dry_run:
         print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
         return
-    folder = run or autoconfig.run_folder_of(source)
+    folder = run or autoconfig.name_adapt_folder(source)
     _train(config, folder, diagnosis, command, show=None if quiet else sys.stderr)
 
 
@@ -81,7 +81,7 @@ def _train(config: Any, folder: Path, diagnosis: Any, command: list[str], *, sho
     report = write_report(folder, command)
     print(format_result(result))
     outcome = None if result.run is None else result.run.test
-    steps = autoconfig.next_steps(diagnosis, outcome, config.model.source)
+    steps = autoconfig.suggest_next_steps(diagnosis, outcome, config.model.source)
     if steps:
         print("\nnext:")
         print("\n".join(f"  {number}. {line}" for number, line in enumerate(steps, 1)))

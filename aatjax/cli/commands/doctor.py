@@ -1,7 +1,7 @@
 """Checks a set of labelled sounds before training: files, labels, leaks and duplicates.
 
-exit code: 0 no error was found, 1 an error was found (with --strict, or a warning), 2 wrong usage, 65
-no usable data found.
+exit code: 0 no error was found, 1 an error was found (with --strict, or a warning), 2 wrong usage,
+65 no usable data found.
 
 error: training stops, leaves the clip out, or a figure would be too high; warning: the clip is
 trained on as it is; note: for information.

@@ -9,12 +9,12 @@ def main(config: ConfigArguments, *, fields: list[str]) -> None:
     """Run `aatjax summary`."""
     settings = config.load("summary", fields)
     from aatjax import petl
-    from aatjax.experiments.partition import divide
+    from aatjax.experiments.partition import make_partition
     from aatjax.experiments.run import load_backbone
     from aatjax.models.summary import summary
 
     classes = 10
     if settings.data.format == "synthetic" or settings.data.path is not None:
-        classes = len(divide(settings.data).train.classes)
+        classes = len(make_partition(settings.data).train.classes)
     model = load_backbone(settings.model, num_classes=classes, seed=0)
     print(summary(petl.adapt(model, settings.petl)))

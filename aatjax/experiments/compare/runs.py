@@ -12,11 +12,12 @@ from aatjax.config import Config, Data
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
 from aatjax.experiments.compare.statistics import MethodSummary, summarise_methods
-from aatjax.experiments.partition import open_data, runs_of
-from aatjax.experiments.run import Show, load_backbone, train
+from aatjax.experiments.partition import list_runs, open_data
+from aatjax.experiments.run import load_backbone, train
 from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
+from aatjax.train.fit import Show
 from aatjax.train.logging import read_metrics
 
 FREE = ("cache", "pad", "statistics")
@@ -160,7 +161,7 @@ def run_grid(
     """
     first = entries[0].config
     costs = estimate_costs(entries)  # before hours are spent on runs
-    divisions = {name: data.fold for name, data in runs_of(first.data).items()} if folds else {}
+    divisions = {name: data.fold for name, data in list_runs(first.data).items()} if folds else {}
     cells = []
     total = len(entries) * len(seeds) * max(1, len(divisions))
     for seed in seeds:

@@ -196,7 +196,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
 def _open_clips(adapter: TrainedAdapter, data: Data | None) -> tuple[Source | None, str]:
     """The labelled clips, or the reason why the adapter has none of its own."""
     try:
-        return experiment.labelled_clips(adapter, data), ""
+        return experiment.load_test_clips(adapter, data), ""
     except UsageError as error:
         if data is not None:
             raise

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from markupsafe import Markup
 
-from aatjax.experiments.partition import Parts, describe
+from aatjax.experiments.partition import Partition, describe_partition
 from aatjax.inference.calibration import (
     Reliability,
     apply_calibration,
@@ -89,7 +89,9 @@ def _describe_data(data: ReportData, evaluation: Evaluation | None) -> list[str]
     if about:
         source: Any = evaluation and evaluation.source
         try:
-            lines = describe(Parts(source, None, None, about, about.get("chosen_on_test")))
+            lines = describe_partition(
+                Partition(source, None, None, about, about.get("chosen_on_test"))
+            )
         except (KeyError, TypeError):  # written by another version
             lines = [f"data: {json.dumps(about)}"]
     if evaluation is None:
