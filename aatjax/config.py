@@ -193,7 +193,7 @@ class Config:
         benchmark = detect_benchmark(self.data.path, self.data.format)
         if benchmark is None:
             raise UsageError(
-                f"--protocol {name} goes with a benchmark only: take one of `aatjax recipes`, or "
+                f"--protocol {name} applies to benchmarks only: take one of `aatjax recipes`, or "
                 f"name it by --data.format, one of {', '.join(BENCHMARKS)}"
             )
         protocol = BENCHMARKS[benchmark].protocol(name)

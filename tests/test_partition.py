@@ -60,7 +60,7 @@ def test_an_unknown_part_is_refused_by_its_row(tmp_path: Path) -> None:
 
 def test_a_division_without_training_clips_is_refused(tmp_path: Path) -> None:
     data = write_table(write_sounds(tmp_path / "s"), "test", "valid")
-    with pytest.raises(DataError, match="only test, valid is here: add the training clips"):
+    with pytest.raises(DataError, match="holds only test, valid clips: add the training clips"):
         partition.make_partition(data)
 
 

@@ -126,12 +126,12 @@ def test_choosing_on_the_test_clips_is_refused() -> None:
 
 def test_a_protocol_is_chosen_by_its_name(sounds, capsys) -> None:
     assert run(["train", "default", "--protocol", "aat"]) == 2
-    assert "goes with a benchmark only" in capsys.readouterr().err
+    assert "applies to benchmarks only" in capsys.readouterr().err
     assert run(["train", "gtzan_aat", "--protocol", "petl"]) == 2
     assert "GTZAN has no protocol 'petl': there are honest, aat" in capsys.readouterr().err
     config = load_config("speech_commands_v2_lora")
     assert config.training.select == "best"
     assert config.with_protocol("petl").training.select == "last"
     assert config.with_protocol("petl").data.protocol == "petl"
-    with pytest.raises(UsageError, match=r"give --data\.shots K"):
+    with pytest.raises(UsageError, match=r"add --data\.shots K"):
         cross_validate(config, draws=2, folds=False, show=None)

@@ -104,9 +104,7 @@ def cross_validate(
 def _plan_runs(data: Data, draws: int | None, folds: bool) -> dict[str, Data]:
     """The data of every run, by the name of its folder."""
     if draws is not None and (draws < 1 or data.shots is None):
-        raise UsageError(
-            "--draws (1 or more) repeats few-shot training: add --data.shots K"
-        )
+        raise UsageError("--draws (1 or more) repeats few-shot training: add --data.shots K")
     if not folds and make_partition(data).test is None:
         raise UsageError("no test clips, so no figure to repeat: add --data.test-fraction")
     parts = {f"fold{name}": part for name, part in list_runs(data).items()} if folds else {}
