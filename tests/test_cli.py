@@ -225,6 +225,7 @@ def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixtu
         "mlp": True,
         "spatial": False,
         "ratio": 0.5,
+        "width": None,
         "last_blocks": None,
     }
     assert info["config"]["optim"]["clip"] == 1.0
@@ -255,7 +256,7 @@ def test_unreadable_files_are_counted_and_listed(
     (place.sounds / "hum" / "notes.txt").write_text("not audio")
     assert main.run(place.arguments("--data.max-bad", "0.2", epochs=1)) == 0
     captured = capfd.readouterr()
-    assert "16 clips, 2 classes, 1 other files left out, 1 quarantined" in captured.err
+    assert "16 clips, 2 classes, 1 other file left out, 1 quarantined" in captured.err
     (line,) = (place.root / "run" / "quarantine.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert entry["path"].endswith("broken.wav") and entry["reason"] == "undecodable"

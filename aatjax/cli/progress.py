@@ -1,11 +1,11 @@
-"""The progress of a verb that works in stages: a bar on a terminal, lines elsewhere."""
+"""Progress of commands that work in stages."""
 
 import sys
 from typing import Any
 
 
 class StageBar:
-    """A bar for each stage on a terminal, one line for each stage elsewhere; on standard error.
+    """A bar per stage on a terminal, a line per stage elsewhere; on standard error.
 
     Args:
         quiet: show nothing.
@@ -29,8 +29,8 @@ class StageBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Shows that so much of a stage is done; a total of 0 is not known."""
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show how much of a stage is done; a total of 0 means unknown."""
         if stage != self._stage:
             self._stage = stage
             self._task = self._bar.add_task(stage, total=total or None)

@@ -47,7 +47,7 @@ def main(
     source = open_source(path, format, pattern=pattern)  # pyright: ignore[reportArgumentType]
     shape = load(base, num_classes=len(source.classes)).config
     with StageBar(quiet=quiet) as bar:
-        diagnosis = diagnose(source, frames=shape.frames, labels=not no_labels, progress=bar.tell)
+        diagnosis = diagnose(source, frames=shape.frames, labels=not no_labels, progress=bar.update)
     print(diagnosis.text(most=3))
     data = {"path": path, "format": format, "pattern": pattern}
     config, made = autoconfig.choose_settings(

@@ -65,7 +65,7 @@ def main(
             labels=not no_labels,
             base=base,
             workers=workers,
-            progress=bar.tell,
+            progress=bar.update,
         )
     if json:
         print(dumps(diagnosis.to_json(), indent=2, allow_nan=False))

@@ -48,7 +48,7 @@ def main(
             download=download,
             max_bad=max_bad,
             workers=workers,
-            progress=bar.tell,
+            progress=bar.update,
         )
     print(_format_outcome(outcome))
 
