@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 from typing import get_args
 
@@ -14,13 +15,14 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from slow_cases import mark_slow
 
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax_kernels import matmul, platform, triton
 from aatjax_kernels.attention import AttentionImplementation, attention, blocked, tpu
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.soft_moe import gpu as soft_moe_gpu
 
 IMPLEMENTATIONS = get_args(AttentionImplementation)
@@ -71,13 +73,18 @@ def check(values: list[np.ndarray], mask: np.ndarray | None, bound: float, dtype
     assert_close(found, expected, bound)
 
 
-@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_values_and_gradients(implementation, masked, dtype, bound):
+TYPES = [("float32", 1e-5), ("bfloat16", 2e-2)]
+CASES = itertools.product([None, *IMPLEMENTATIONS], [False, True], TYPES)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "masked", "kind"),
+    mark_slow(CASES, lambda name, masked, kind: masked == (kind[0] == "float32")),
+)
+def test_values_and_gradients(implementation, masked, kind):
     interpret = implementation in ("tpu", "gpu")
     mask = mask_keys(41, 3) if masked else None
-    check(arrays(), mask, bound, dtype, implementation=implementation, interpret=interpret)
+    check(arrays(), mask, kind[1], kind[0], implementation=implementation, interpret=interpret)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -92,13 +99,18 @@ def test_a_few_heads_at_a_time_on_cpu(monkeypatch, masked, heads):
 LONG = [(300, 300, 2, 64), (700, 64, 2, 64), (1300, 14, 4, 64), (8, 700, 3, 64), (29, 29, 6, 32)]
 
 
-@pytest.mark.parametrize(("n", "m", "heads", "width"), LONG)
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, width, masked):
+@pytest.mark.parametrize(
+    ("shape", "masked"),
+    mark_slow(
+        itertools.product(LONG, [False, True]), lambda shape, masked: masked == (shape[0] < 700)
+    ),
+)
+def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(shape, masked):
     """The last block reaches past the end, where the interpreter puts NaN."""
+    n, m, heads, width = shape
     values = arrays(n, m, heads, width)
     mask = mask_keys(m, len(values[0])) if masked else None
-    options = Options(pltpu.InterpretParams(uninitialized_memory="nan"))
+    options = KernelOptions(pltpu.InterpretParams(uninitialized_memory="nan"))
     given = (*map(jnp.asarray, values[:3]), None if mask is None else jnp.asarray(mask))
 
     out, log_sum = tpu.forward(options, *given, keep=True)
@@ -106,12 +118,17 @@ def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(n, m, heads, widt
     assert_close((out, *grads), truth(values, mask), 1e-5)
 
 
+ON_GPU = [(300, 300, 2, 64), (130, 64, 1, 32), (14, 520, 2, 128), (128, 192, 1, 16)]
+
+
 @pytest.mark.parametrize(
-    ("n", "m", "heads", "width"),
-    [(300, 300, 2, 64), (130, 64, 1, 32), (14, 520, 2, 128), (128, 192, 1, 16)],
+    ("shape", "masked"),
+    mark_slow(
+        itertools.product(ON_GPU, [False, True]), lambda shape, masked: masked == (shape[3] > 32)
+    ),
 )
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_gpu_kernel_over_several_blocks(n, m, heads, width, masked):
+def test_the_gpu_kernel_over_several_blocks(shape, masked):
+    n, m, heads, width = shape
     values = arrays(n, m, heads, width)
     mask = mask_keys(m, len(values[0])) if masked else None
     check(values, mask, 1e-5, "float32", implementation="gpu", interpret=True)
@@ -131,7 +148,7 @@ def test_shapes_and_platforms_that_a_named_kernel_does_not_support_raise():
         attention(*plain, implementation="tpu")
     assert attention(*short).shape == (1, 4, 2, 64)  # None takes another
     huge = jax.ShapeDtypeStruct((1, 60000, 12, 64), jnp.float32)
-    assert "VMEM is too small" in tpu.fit(Options(), huge, huge)
+    assert "VMEM is too small" in tpu.tile(KernelOptions(), huge, huge)
 
 
 def test_a_batch_or_heads_that_the_mesh_cannot_split_evenly():
@@ -188,7 +205,7 @@ def test_a_jax_without_triton_leaves_the_gpu_kernels_out(monkeypatch):
     with pytest.raises(ValueError, match="'gpu': does not take any shape with this jax"):
         calls_on_cuda("gpu")
     x, phi = jnp.zeros((1, 9, 64)), jnp.zeros((64, 2, 1))
-    assert "no Triton backend" in str(soft_moe_gpu.fit(Options(), x, phi, None))
+    assert "no Triton backend" in str(soft_moe_gpu.tile(KernelOptions(), x, phi, None))
 
 
 def test_the_environment_names_the_kernels_that_are_chosen_by_default(monkeypatch):
@@ -214,11 +231,7 @@ DEFAULT = {("v5e:2x2", 110), ("v5p:2x2x1", 602), ("v6e:2x2", 1214)}
 
 @pytest.mark.parametrize(
     ("chip", "tokens"),
-    [
-        pytest.param(chip, n, marks=[] if (chip, n) in DEFAULT else pytest.mark.slow)
-        for chip in CHIPS
-        for n in TOKENS
-    ],
+    mark_slow(itertools.product(CHIPS, TOKENS), DEFAULT),
 )
 def test_the_tpu_kernel_compiles(chip, tokens):
     """Forward and backward of AST-base's attention, bfloat16, by libtpu without a TPU."""

@@ -137,11 +137,15 @@ def test_a_plan_for_fake_devices():
     assert 4 * found.trainable <= moved <= 4 * found.trainable + 64
     assert found.fits and found.memory is None and found.step_s is None
     assert found.arguments > 4 * found.trainable
-    halved = plan_step(SMALL, "cpu:4", num_classes=10, batch_per_device=1)
-    assert halved.flops == pytest.approx(found.flops / 2)
-    assert halved.temporaries < found.temporaries
     with pytest.raises(UsageError, match="batch_size=32 does not divide over 3"):
         plan_step(SMALL, "cpu:3")
+
+
+@pytest.mark.slow
+def test_half_the_batch_needs_half_the_flops():
+    whole, half = (plan_step(SMALL, "cpu:4", batch_per_device=clips) for clips in (2, 1))
+    assert half.flops == pytest.approx(whole.flops / 2)
+    assert half.temporaries < whole.temporaries
 
 
 def test_the_compilers_error_is_parsed():

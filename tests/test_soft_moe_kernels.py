@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from slow_cases import mark_slow
 from torch_soft_moe import soft_moe as truth
 
 from aatjax.analysis.hlo import Program
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.soft_moe import SoftMoeImplementation, fused, gpu_short, soft_moe, tpu
 from aatjax_kernels.soft_moe.shapes import SHAPES
 from aatjax_kernels.soft_moe.shapes import SoftMoeShape as Shape
@@ -139,8 +140,16 @@ def test_values_and_gradients_are_those_of_float64(
     check(shape, dim, name, normalize=normalize, mask=mask_ends(shape) if masked else None)
 
 
-@pytest.mark.parametrize("name", DERIVED)
-@pytest.mark.parametrize("shape", [Shape(9, 110, 7, 1, 6), Shape(2, 146, 16, 8, 3)], ids=str)
+FEW_SLOTS, MANY_SLOTS = Shape(9, 110, 7, 1, 6), Shape(2, 146, 16, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    mark_slow(
+        itertools.product(DERIVED, (FEW_SLOTS, MANY_SLOTS)),
+        lambda name, shape: shape == (MANY_SLOTS if name == "gpu" else FEW_SLOTS),
+    ),
+)
 def test_bfloat16_stays_near_float64(name, shape):
     check(shape, 192, name, dtype="bfloat16", bound=2e-2, mask=mask_ends(shape))
 
@@ -163,30 +172,36 @@ def test_scores_of_ten_thousand(name):
     check(shape, dim, name, values=values, gradient_bound=1e-3)
 
 
-@pytest.mark.parametrize("name", DERIVED)
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    ("name", "mask"), mark_slow(itertools.product(DERIVED, (False, True)), lambda name, mask: mask)
+)
 def test_normalised_scores(name, mask):
     shape = Shape(3, 200, 7, 1, 6)
     check(shape, 64, name, normalize=True, mask=mask_ends(shape) if mask else None)
 
 
-def short_cases():
-    shapes = (Shape(3, 110, 7, 1, 6), Shape(3, 146, 5, 3, 11), Shape(4, 57, 24, 1, 1))
-    for shape, normalize, masked in itertools.product(shapes, (False, True), (False, True)):
-        first = (normalize, masked) == ((True, True) if shape.tokens == 110 else (False, False))
-        marks = [] if first else pytest.mark.slow
-        yield pytest.param(shape, normalize, masked, marks=marks, id=f"{shape}{normalize}{masked}")
+SHORT = (Shape(3, 110, 7, 1, 6), Shape(3, 146, 5, 3, 11), Shape(4, 57, 24, 1, 1))
+FORMS = itertools.product(SHORT, (False, True), (False, True), ("float32", "bfloat16"))
 
 
-@pytest.mark.parametrize(("shape", "normalize", "masked"), short_cases())
-def test_short_clips_in_one_program_on_gpu(monkeypatch, shape, normalize, masked):
+@pytest.mark.parametrize(
+    ("shape", "normalize", "masked", "dtype"),
+    mark_slow(
+        FORMS,
+        lambda shape, normalize, masked, dtype: (
+            normalize == masked == (shape.tokens == 110)
+            and (dtype == "bfloat16") == (shape.tokens == 57)
+        ),
+    ),
+)
+def test_short_clips_in_one_program_on_gpu(monkeypatch, shape, normalize, masked, dtype):
     """Kernels that hold a clip, which are otherwise chosen for many clips only."""
     monkeypatch.setattr(gpu_short, "MIN_CLIPS", 1)
     mask = mask_ends(shape) if masked else None
+    bound = 1e-5 if dtype == "float32" else 2e-2
     jax.clear_caches()
     try:
-        check(shape, 192, "gpu", normalize=normalize, mask=mask)
-        check(shape, 192, "gpu", normalize=normalize, mask=mask, dtype="bfloat16", bound=2e-2)
+        check(shape, 192, "gpu", normalize=normalize, mask=mask, dtype=dtype, bound=bound)
     finally:
         jax.clear_caches()
 
@@ -199,13 +214,16 @@ def test_the_normal_distribution_on_gpu():
 
 @pytest.mark.parametrize(
     ("tokens", "normalize", "masked"),
-    [(1024, False, False), (1024, True, False), (1300, False, True), (1300, True, True)],
+    mark_slow(
+        [(1024, False, False), (1024, True, False), (1300, False, True), (1300, True, True)],
+        lambda tokens, normalize, masked: normalize == masked,
+    ),
 )
 def test_tiles_on_tpu(monkeypatch, tokens, normalize, masked):
     """A clip that does not fit VMEM is tiled: here VMEM is made small."""
     monkeypatch.setattr(tpu, "VMEM", 3 * 2**19)
     shape = Shape(3, tokens, 5, 2, 6)
-    tiling = tpu.fit(Options(), *map(jnp.asarray, arrays(shape, 64)), None)
+    tiling = tpu.tile(KernelOptions(), *map(jnp.asarray, arrays(shape, 64)), None)
     assert tiling.tile == 512
     jax.clear_caches()
     try:
@@ -221,7 +239,7 @@ def test_uninitialised_memory_is_not_used_on_tpu(shape):
     check(shape, 64, "tpu", interpret=poisoned, mask=mask_ends(shape))
 
 
-@pytest.mark.parametrize("name", DERIVED)
+@pytest.mark.parametrize("name", mark_slow([(name,) for name in DERIVED], {("xla",), ("tpu",)}))
 def test_under_the_transformations(name):
     shape = Shape(2, 33, 3, 2, 4)
     x, *params = (jnp.asarray(value) for value in arrays(shape, 64))
@@ -269,11 +287,6 @@ def test_a_named_kernel_raises_where_it_cannot_run(name):
 # Without the device: which programs compile, and what they do.
 
 
-def some(cases, default):
-    """All cases, those marked slow for which `default` is false."""
-    return [pytest.param(*case, marks=[] if default(case) else pytest.mark.slow) for case in cases]
-
-
 def both(
     *values: jax.Array, name: SoftMoeImplementation | None, mask: jax.Array | None = None
 ) -> tuple[jax.Array, ...]:
@@ -292,7 +305,9 @@ def shaped(
 
 
 @pytest.mark.parametrize(
-    "shape", some([(s,) for s in SHAPES], lambda case: case[0].tokens in (110, 1214)), ids=str
+    "shape",
+    mark_slow([(s,) for s in SHAPES], {(SHAPES[0],), (SHAPES[2],), (SHAPES[25],), (SHAPES[29],)}),
+    ids=str,
 )
 def test_lowers_for_cuda_on_a_machine_without(shape):
     exported = jax.export.export(
@@ -348,14 +363,14 @@ FEW = {("v5e", SHAPES[0]), ("v5p", SHAPES[15]), ("v6e", SHAPES[25])}
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), some(itertools.product(CHIPS, SHAPES), FEW.__contains__), ids=str
+    ("name", "shape"), mark_slow(itertools.product(CHIPS, SHAPES), FEW), ids=str
 )
 def test_compiles_for_tpu(name, shape):
     kernels = compiled(name, shape).count('custom_call_target="tpu_custom_call"')
     assert kernels == 2
 
 
-FORMS = [
+OTHER_FORMS = [
     ("v5e", Shape(3, 8, 1, 1, 2), 64, "float32", False),
     ("v5p", Shape(5, 110, 33, 1, 2), 192, "float32", True),
     ("v6e", Shape(127, 110, 7, 1, 6), 768, "bfloat16", True),
@@ -366,7 +381,7 @@ FORMS = [
 
 @pytest.mark.parametrize(
     ("name", "shape", "dim", "dtype", "masked"),
-    some(((name, *form[1:]) for form in FORMS for name in CHIPS), FORMS.__contains__),
+    mark_slow(((name, *form[1:]) for form in OTHER_FORMS for name in CHIPS), set(OTHER_FORMS[:-1])),
     ids=str,
 )
 def test_other_forms_compile_for_tpu(name, shape, dim, dtype, masked):
@@ -379,7 +394,7 @@ LARGE, MIDDLE = Shape(128, 1214, 8, 1, 6), Shape(32, 590, 8, 1, 6)
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    some(itertools.product(CHIPS, (LARGE, MIDDLE)), {("v5e", LARGE), ("v5p", MIDDLE)}.__contains__),
+    mark_slow(itertools.product(CHIPS, (LARGE, MIDDLE)), {("v5e", LARGE), ("v5p", MIDDLE)}),
     ids=str,
 )
 def test_moves_little_more_than_it_must_on_tpu(name, shape):
@@ -389,7 +404,7 @@ def test_moves_little_more_than_it_must_on_tpu(name, shape):
     assert program.count_traffic() < 1.15 * 5 * tensor
 
 
-@pytest.mark.parametrize("name", some([(name,) for name in CHIPS], lambda case: case[0] == "v6e"))
+@pytest.mark.parametrize("name", mark_slow([(name,) for name in CHIPS], {("v6e",)}))
 def test_on_four_chips_only_gradients_travel(name):
     text = compiled(name, Shape(32, 110, 7, 1, 6), count=4)
     assert "bf16[8,110,768]" in text
@@ -413,7 +428,7 @@ def meshed(values: Arrays, name: SoftMoeImplementation | None, *, interpret: boo
         return jax.jit(step)(given[0], given[0][::-1], *given[1:])
 
 
-@pytest.mark.parametrize("name", [None, *DERIVED])
+@pytest.mark.parametrize("name", [None, *KERNELS])
 def test_four_devices_give_what_one_gives(name):
     values = arrays(Shape(8, 30, 5, 1, 3), 64)
     out, grads = run(values, values[0][::-1].copy(), name)
@@ -461,7 +476,7 @@ def test_residuals_of_other_platforms_are_not_computed():
     ]
     counts = [len(re.findall(r"^\s+(?:ROOT )?%", text, flags=re.M)) for text in texts]
     assert counts[0] == counts[1]
-    choice = fused.choose_soft_moe(None, Options(), x, *params, None)
+    choice = fused.choose_soft_moe(None, KernelOptions(), x, *params, None)
     assert choice.names == ("tpu", "xla"), "no other platform has a choice of its own"
 
 
@@ -478,4 +493,4 @@ def test_shapes_that_a_kernel_does_not_take(name, shape, dim, why):
     values = [jnp.asarray(value) for value in arrays(shape, dim)]
     with pytest.raises(ValueError, match=f"implementation='{name}': does not take {why}"):
         soft_moe(*values, implementation=name, interpret=True)
-    assert name not in fused.choose_soft_moe(None, Options(), *values, None).kernels
+    assert name not in fused.choose_soft_moe(None, KernelOptions(), *values, None).kernels

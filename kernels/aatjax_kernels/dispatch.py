@@ -15,7 +15,7 @@ from jaxtyping import Array
 from aatjax_kernels import platform
 
 
-class Options(NamedTuple):
+class KernelOptions(NamedTuple):
     """What is fixed when a program is traced.
 
     Attributes:
@@ -33,21 +33,21 @@ class Backend(Protocol):
     `arrays` are the op's arguments as one device holds them, the mask (or None) last.
     """
 
-    def fit(self, options: Options, *arrays: Any, **_: Any) -> Any:
+    def tile(self, options: KernelOptions, *arrays: Any, **_: Any) -> Any:
         """Return how the arrays are tiled, or a string: the property that is not supported."""
 
-    def forward(self, options: Options, *arrays: Any, **keep: Any) -> tuple[Array, Any]:
+    def forward(self, options: KernelOptions, *arrays: Any, **keep: Any) -> tuple[Array, Any]:
         """Return the output and, if `keep`, what `backward` needs beside the arguments."""
         ...
 
     def backward(
-        self, options: Options, dout: Array, kept: Any, *arrays: Any, **_: Any
+        self, options: KernelOptions, dout: Array, kept: Any, *arrays: Any, **_: Any
     ) -> tuple[Array, ...]:
         """Return the gradients of all arrays but the mask."""
         ...
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """The implementations of an op that may run.
 
     Attributes:
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     op: str
     kernels: tuple[str, ...]
     plain: str | None
-    options: Options
+    options: KernelOptions
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,21 +76,21 @@ def check_name(op: str, implementation: str | None, known: Sequence[str]) -> Non
         )
 
 
-def choose(
+def choose_kernels(
     op: str,
     implementation: str | None,
     plain: str,
-    fit: Callable[[str], Any],
-    options: Options,
+    tile: Callable[[str], Any],
+    options: KernelOptions,
     uneven: str | None,
-) -> Choice:
+) -> KernelChoice:
     """Choose the implementations of an op for some shapes.
 
     Args:
         op: name of the op.
         implementation: a name, or None for the fastest on each platform.
         plain: name of the implementation in plain JAX.
-        fit: `Backend.fit` of a kernel, by its name.
+        tile: `Backend.tile` of a kernel, by its name.
         options: options of all implementations.
         uneven: why the mesh in use cannot split the arrays, or None. With None as implementation
             `plain` then runs on every platform, with a warning.
@@ -99,25 +99,25 @@ def choose(
         ValueError: a kernel was named that does not take these shapes.
     """
     if implementation == plain:
-        return Choice(op, (), plain, options)
+        return KernelChoice(op, (), plain, options)
     if implementation is None:
         names = platform.default_kernels()
-        kernels = tuple(name for name in names if not isinstance(fit(name), str))
+        kernels = tuple(name for name in names if not isinstance(tile(name), str))
         if kernels and uneven:
             warnings.warn(f"{op}: {uneven}; {plain!r} runs on every platform", stacklevel=5)
             kernels = ()
-        return Choice(op, kernels, plain, options)
-    tiling = fit(implementation)
+        return KernelChoice(op, kernels, plain, options)
+    tiling = tile(implementation)
     reason = f"does not take {tiling}" if isinstance(tiling, str) else uneven
     if reason:
         raise ValueError(
             f"{op} implementation={implementation!r}: {reason}; use implementation={plain!r}, or "
             "None for the fastest one"
         )
-    return Choice(op, (implementation,), None, options)
+    return KernelChoice(op, (implementation,), None, options)
 
 
-def run(choice: Choice, make: Callable[[str], Callable[..., Any]], *args: Any) -> Any:
+def run_chosen(choice: KernelChoice, make: Callable[[str], Callable[..., Any]], *args: Any) -> Any:
     """Call `make(name)` of the implementation for the platform that the program is compiled for."""
     branches = {platform.KERNEL_PLATFORMS[name]: make(name) for name in choice.kernels}
     if choice.plain is not None:
@@ -134,7 +134,7 @@ def run(choice: Choice, make: Callable[[str], Callable[..., Any]], *args: Any) -
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
-def call(function: Callable[..., Any], options: Options, *args: Any, **keep: Any) -> Any:
+def call(function: Callable[..., Any], options: KernelOptions, *args: Any, **keep: Any) -> Any:
     """Call a function of a `Backend`; the layers of a model share one trace of it."""
     return function(options, *args, **keep)
 
@@ -150,14 +150,14 @@ def make_op(
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def op(choice: Choice, *arrays: Any) -> Array:
+    def op(choice: KernelChoice, *arrays: Any) -> Array:
         return forward(choice, *arrays, keep=False)[0]
 
-    def run_forward(choice: Choice, *arrays: Any) -> tuple[Array, Any]:
+    def run_forward(choice: KernelChoice, *arrays: Any) -> tuple[Array, Any]:
         out, kept = forward(choice, *arrays, keep=True)
         return out, (kept, arrays)
 
-    def run_backward(choice: Choice, saved: Any, dout: Array) -> tuple[Array | None, ...]:
+    def run_backward(choice: KernelChoice, saved: Any, dout: Array) -> tuple[Array | None, ...]:
         kept, arrays = saved
         return *backward(choice, dout, kept, *arrays), None
 

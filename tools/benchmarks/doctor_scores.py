@@ -127,49 +127,48 @@ def scale(peak: float, offset: float = 0.0) -> Change:
 def list_faults(noise: Callable[[int], np.ndarray]) -> list[Fault]:
     """Return the faults of single clips, in the order in which clips are taken."""
 
-    def insert(value: float) -> Change:
-        return lambda x: np.where(np.arange(len(x)) == len(x) // 2, value, x)
-
-    def shorten(samples: int) -> Change:
-        return lambda x: x[8000 : 8000 + samples]
-
-    def repeat(count: int) -> Change:
-        return lambda x: np.tile(x[:, None], (1, count))
-
-    def replace(content: bytes) -> Callable[[bytes], bytes]:
-        return lambda _: content
-
-    def keep(share: float) -> Callable[[bytes], bytes]:
-        return lambda content: content[: int(len(content) * share)]
-
     def hiss(x: np.ndarray) -> np.ndarray:
         return 0.01 * x + 0.05 * np.diff(noise(len(x) + 2), 2)
 
     def clip(x: np.ndarray) -> np.ndarray:
         return np.clip(30 * x / np.abs(x).max(), -1, 1)
 
-    broken = (b"", b"ID3\x04" + bytes(16), b"this is a text, not a sound\n")
+    broken = enumerate((b"", b"ID3\x04" + bytes(16), b"this is a text, not a sound\n"))
     # A short OGG is mostly its header.
     truncated = (("WAV", "PCM_16", 0.5), ("WAV", "FLOAT", 0.5), ("AIFF", "PCM_16", 0.5))
     truncated += (("FLAC", "PCM_16", 0.5), ("OGG", "VORBIS", 0.8))
     harmless = ("PCM_U8", "PCM_24", "PCM_32", "DOUBLE", "ULAW", "IMA_ADPCM")
     half = scale(0.5)
     return [
-        *(Fault("undecodable", f"bad-{k}.mp3", cut=replace(c)) for k, c in enumerate(broken)),
+        *(Fault("undecodable", f"bad-{k}.mp3", cut=lambda _, c=c: c) for k, c in broken),
         Fault("undecodable", "header-only.wav", cut=lambda content: content[:44]),
         Fault("undecodable", "no samples.wav", lambda x: x[:0]),
         *(
-            Fault("truncated", f"cut-{s.lower()}.{f.lower()}", format=f, subtype=s, cut=keep(share))
-            for f, s, share in truncated
+            Fault(
+                "truncated",
+                f"cut-{subtype.lower()}.{format.lower()}",
+                format=format,
+                subtype=subtype,
+                cut=lambda content, share=share: content[: int(len(content) * share)],
+            )
+            for format, subtype, share in truncated
         ),
-        *(Fault("too-short", f"short-{n}.wav", shorten(n), 16000) for n in (1, 100, 399)),
+        *(
+            Fault("too-short", f"short-{n}.wav", lambda x, n=n: x[8000 : 8000 + n], 16000)
+            for n in (1, 100, 399)
+        ),
         Fault("silent", "zeros.wav", np.zeros_like),
         Fault("silent", "constant.wav", lambda x: np.full_like(x, 0.25)),
         *(Fault("clipped", f"clipped-{k}.wav", clip) for k in range(3)),
         Fault("offset", "offset.wav", scale(0.5, 0.2)),
         Fault("quiet", "quiet.wav", scale(0.001), subtype="PCM_24"),
         *(
-            Fault("non-finite", f"not-{v}.wav", insert(v), subtype="FLOAT")
+            Fault(
+                "non-finite",
+                f"not-{v}.wav",
+                lambda x, v=v: np.where(np.arange(len(x)) == len(x) // 2, v, x),
+                subtype="FLOAT",
+            )
             for v in (np.nan, np.inf, -np.inf)
         ),
         *(
@@ -177,7 +176,10 @@ def list_faults(noise: Callable[[int], np.ndarray]) -> list[Fault]:
             for s in ("FLOAT", "DOUBLE")
         ),
         Fault("cancels", "cancels.wav", lambda x: np.stack([x, -x], axis=1)),
-        *(Fault("", f"channels-{n}.wav", repeat(n)) for n in (2, 6, 8)),
+        *(
+            Fault("", f"channels-{n}.wav", lambda x, n=n: np.tile(x[:, None], (1, n)))
+            for n in (2, 6, 8)
+        ),
         *(Fault("", f"{subtype}.wav", subtype=subtype) for subtype in harmless),
         *(Fault("low-rate", f"rate-{r}.wav", half, r) for r in (4000, 8000, 11025)),
         *(Fault("", f"rate-{r}.wav", half, r) for r in (44100, 96000, 192000)),
@@ -189,7 +191,7 @@ def list_faults(noise: Callable[[int], np.ndarray]) -> list[Fault]:
         Fault("", "UPPER.WAV"),
         Fault("", "no-extension", format="FLAC"),
         *(Fault("", name) for name in ODD_NAMES),
-        Fault("undecodable", "odd\nand empty.wav", cut=replace(b"")),
+        Fault("undecodable", "odd\nand empty.wav", cut=lambda _: b""),
     ]
 
 

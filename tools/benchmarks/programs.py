@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from aatjax_kernels.attention import attention
 from aatjax_kernels.attention import fused as fused_attention
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.soft_moe import fused as fused_soft_moe
 from aatjax_kernels.soft_moe import soft_moe
 
@@ -107,7 +107,9 @@ def make_backward(job: Job, arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any,
     """Return the backward pass alone: what the forward pass kept comes from HBM."""
     x = arguments[0]
     if job.op == "soft_moe":
-        choice = fused_soft_moe.choose_soft_moe(job.implementation, Options(), *arguments, None)
+        choice = fused_soft_moe.choose_soft_moe(
+            job.implementation, KernelOptions(), *arguments, None
+        )
         forward = functools.partial(fused_soft_moe.forward, choice, keep=True)
         kept = jax.eval_shape(forward, *arguments, None)[1]
         backward = functools.partial(fused_soft_moe.backward, choice)

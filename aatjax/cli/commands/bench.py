@@ -171,10 +171,28 @@ def measure_steps(
             print(json.dumps(row))
         return
 
+    print(
+        f"{device.device_kind}, jax {jax.__version__}: AST-{options.size}, {options.frames} "
+        f"frames, {batch_size} clips per step, {dtype}, {rounds} rounds\n"
+    )
+    _print(options, *_tabulate_steps(timings))
+
+
+def _tabulate_steps(timings: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
     def ratio(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    rows = [
+    heads = [
+        "method",
+        "trainable",
+        "step ms",
+        "quartiles",
+        "over linear",
+        "over dense_moa",
+        "inference ms",
+        "temporaries MiB",
+    ]
+    return heads, [
         [
             t.name,
             f"{t.trainable:,}",
@@ -187,21 +205,6 @@ def measure_steps(
         ]
         for t in timings
     ]
-    print(
-        f"{device.device_kind}, jax {jax.__version__}: AST-{options.size}, {options.frames} "
-        f"frames, {batch_size} clips per step, {dtype}, {rounds} rounds\n"
-    )
-    heads = [
-        "method",
-        "trainable",
-        "step ms",
-        "quartiles",
-        "over linear",
-        "over dense_moa",
-        "inference ms",
-        "temporaries MiB",
-    ]
-    _print(options, heads, rows)
 
 
 def sweep_sizes(
@@ -242,7 +245,16 @@ def sweep_sizes(
         for point in points:
             print(json.dumps(dataclasses.asdict(point)))
         return
-    rows = [
+    print(
+        f"AST-{options.size}, budget {budget:,}: training GFLOPs per clip in the mixtures, "
+        "Dense over Soft there and in the whole step\n"
+    )
+    _print(options, *_tabulate_points(points))
+
+
+def _tabulate_points(points: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["frames", "tokens", "experts", "slots", "width", "soft", "dense", "dense/soft"]
+    return [*heads, "whole step", "measured"], [
         [
             *map(str, (p.frames, p.tokens, p.experts, p.slots, p.width)),
             f"{p.soft / 1e9:.3f}",
@@ -253,23 +265,6 @@ def sweep_sizes(
         ]
         for p in points
     ]
-    print(
-        f"AST-{options.size}, budget {budget:,}: training GFLOPs per clip in the mixtures, "
-        "Dense over Soft there and in the whole step\n"
-    )
-    heads = [
-        "frames",
-        "tokens",
-        "experts",
-        "slots",
-        "width",
-        "soft",
-        "dense",
-        "dense/soft",
-        "whole step",
-        "measured",
-    ]
-    _print(options, heads, rows)
 
 
 KINDS = {"flops": count_flops, "step": measure_steps, "scaling": sweep_sizes}

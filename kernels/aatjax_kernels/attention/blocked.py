@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aatjax_kernels import platform
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import LOW
 
 BLOCK = 1_500_000
@@ -26,11 +26,11 @@ per step, 111 ms as plain einsums, 103 ms in PyTorch (medians of 7 interleaved r
 """
 
 
-def fit(options: Options, *arrays: Any) -> None:
+def tile(options: KernelOptions, *arrays: Any) -> None:
     """Any shape is taken; see `Backend`."""
 
 
-def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
+def forward(options: KernelOptions, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     """Return the output `[b, n, h, k]` and the logarithms of the softmax's sums `[b, h, n]`."""
     query, key, value, mask = arrays
     batch, queries, heads, _ = query.shape
@@ -39,7 +39,7 @@ def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     return _join(out, batch), log_sum.reshape(batch, heads, -1)
 
 
-def backward(options: Options, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+def backward(options: KernelOptions, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
     """Return the gradients of query, key and value."""
     (query, key, value, mask), (out, log_sum) = arrays, kept
     batch, queries, heads, _ = query.shape

@@ -8,50 +8,53 @@ from jaxtyping import Array
 
 from aatjax_kernels import dispatch, mesh
 from aatjax_kernels.attention import blocked, gpu, tpu
-from aatjax_kernels.dispatch import Backend, Choice, Options
+from aatjax_kernels.dispatch import Backend, KernelChoice, KernelOptions
 
 BACKENDS: dict[str, Backend] = {"blocked": blocked, "tpu": tpu, "gpu": gpu}
 
 
 def choose_attention(
     implementation: str | None, query: Array, key: Array, mask: Array | None, interpret: Any
-) -> Choice:
+) -> KernelChoice:
     """Choose the implementations for some shapes; see `dispatch.choose`."""
-    options = Options(interpret)
+    options = KernelOptions(interpret)
     heads = query.shape[2] // mesh.count_head_shards(query.shape[2])
     local = [
         jax.ShapeDtypeStruct((*x.shape[:2], heads, x.shape[3]), x.dtype) for x in (query, key, key)
     ]
-    return dispatch.choose(
+    return dispatch.choose_kernels(
         "attention",
         implementation,
         "blocked",
-        lambda name: BACKENDS[name].fit(options, *local, mask),
+        lambda name: BACKENDS[name].tile(options, *local, mask),
         options,
         mesh.explain_uneven(query.shape[0], query.shape[2]),
     )
 
 
-def forward(choice: Choice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
+def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
     """Return the output, and what `backward` needs: it and the logarithms of the softmax's sums."""
 
     def make(name: str) -> Any:
         return functools.partial(dispatch.call, BACKENDS[name].forward, choice.options, keep=keep)
 
     out, log_sum = mesh.over_heads(
-        lambda arrays: dispatch.run(choice, make, *arrays), arrays, _head_axes(arrays), (2, 1)
+        lambda arrays: dispatch.run_chosen(choice, make, *arrays),
+        arrays,
+        _head_axes(arrays),
+        (2, 1),
     )
     return out, (out, log_sum)
 
 
-def backward(choice: Choice, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+def backward(choice: KernelChoice, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
     """Return the gradients of query, key and value."""
 
     def make(name: str) -> Any:
         return functools.partial(dispatch.call, BACKENDS[name].backward, choice.options)
 
     return mesh.over_heads(
-        lambda given: dispatch.run(choice, make, *given),
+        lambda given: dispatch.run_chosen(choice, make, *given),
         (dout, kept, *arrays),
         (2, (2, 1), *_head_axes(arrays)),
         (2, 2, 2),

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 
 LOG2_E = math.log2(math.e)
@@ -35,7 +35,7 @@ class GpuAttentionTiling(NamedTuple):
     back: int
 
 
-def fit(options: Options, query: Any, *rest: Any) -> GpuAttentionTiling | str:
+def tile(options: KernelOptions, query: Any, *rest: Any) -> GpuAttentionTiling | str:
     """Return the tiling of a shape; see `Backend`."""
     width = query.shape[3]
     missing = triton.explain_missing()
@@ -183,7 +183,7 @@ def _spec(x: Any) -> pl.BlockSpec:
 def _call(
     kernel: Any,
     tiling: GpuAttentionTiling,
-    options: Options,
+    options: KernelOptions,
     blocks: int,
     arrays: Sequence[Any],
     mask: Array | None,
@@ -202,10 +202,10 @@ def _call(
     )(*arrays)
 
 
-def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
+def forward(options: KernelOptions, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     """Return the output `[b, n, h, k]` and the logarithms of the softmax's sums `[b, h, n]`."""
     query, key, value, mask = arrays
-    tiling: Any = fit(options, query)
+    tiling: Any = tile(options, query)
     batch, queries, heads, _ = query.shape
     sums: Any = jax.ShapeDtypeStruct((batch, heads, queries), F32)
     out: Any = jax.ShapeDtypeStruct(query.shape, value.dtype)
@@ -214,10 +214,10 @@ def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     return tuple(_call(_forward_kernel, tiling, options, blocks, given, mask, (out, sums)))
 
 
-def backward(options: Options, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+def backward(options: KernelOptions, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
     """Return the gradients of query, key and value."""
     (query, key, value, mask), (out, log_sum) = arrays, kept
-    tiling: Any = fit(options, query)
+    tiling: Any = tile(options, query)
     inner = jnp.einsum("bnhk,bnhk->bhn", out, dout, preferred_element_type=F32)
     given = (query, key, value, dout, log_sum, inner)
     blocks = [pl.cdiv(x.shape[1], tiling.back) for x in (query, key)]

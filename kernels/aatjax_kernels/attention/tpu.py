@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 
 VMEM = 60 * 2**20
@@ -44,7 +44,7 @@ class TpuAttentionTiling(NamedTuple):
     queries: int
 
 
-def fit(options: Options, query: Any, key: Any, *rest: Any) -> TpuAttentionTiling | str:
+def tile(options: KernelOptions, query: Any, key: Any, *rest: Any) -> TpuAttentionTiling | str:
     """Return the tiling of a shape; see `Backend`."""
     queries, keys, (heads, width) = query.shape[1], key.shape[1], query.shape[2:]
     if min(queries, keys) < 8:
@@ -190,8 +190,8 @@ class _Layout(NamedTuple):
     key_sums: tuple[int, int, int]
 
 
-def _lay_out(options: Options, query: Array, key: Array, mask: Array | None) -> _Layout:
-    tiling: Any = fit(options, query, key)
+def _lay_out(options: KernelOptions, query: Array, key: Array, mask: Array | None) -> _Layout:
+    tiling: Any = tile(options, query, key)
     (batch, queries, heads, width), keys = query.shape, key.shape[1]
     clips = 1
     if tiling.queries >= queries:  # several short clips, since every step has a fixed cost
@@ -211,7 +211,7 @@ def _lay_out(options: Options, query: Array, key: Array, mask: Array | None) -> 
     )
 
 
-def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
+def forward(options: KernelOptions, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     """Return the output `[b, n, h, k]` and the logarithms of the softmax's sums `[b, h, n]`."""
     query, key, value, mask = arrays
     layout = _lay_out(options, query, key, mask)
@@ -232,7 +232,7 @@ def forward(options: Options, *arrays: Any, keep: bool) -> tuple[Array, Array]:
     return out.reshape(query.shape), sums.reshape(batch, heads, queries)
 
 
-def backward(options: Options, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+def backward(options: KernelOptions, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
     """Return the gradients of query, key and value."""
     (query, key, _, mask), (out, log_sum) = arrays, kept
     layout = _lay_out(options, query, key, mask)

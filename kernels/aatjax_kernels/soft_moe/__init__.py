@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels.dispatch import Options, check_name
+from aatjax_kernels.dispatch import KernelOptions, check_name
 from aatjax_kernels.soft_moe import fused, reference
 from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
 
@@ -57,6 +57,6 @@ def soft_moe(
     arrays = (x, phi, w_down, b_down, w_up, b_up)
     if implementation == "reference":
         return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
-    options = Options(interpret, normalize)
+    options = KernelOptions(interpret, normalize)
     choice = fused.choose_soft_moe(implementation, options, *arrays, mask)
     return fused.soft_moe(choice, *arrays, mask)

@@ -12,26 +12,28 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aatjax_kernels import dispatch, mesh
-from aatjax_kernels.dispatch import Backend, Choice, Options
+from aatjax_kernels.dispatch import Backend, KernelChoice, KernelOptions
 from aatjax_kernels.soft_moe import gpu, tpu, xla
 
 BACKENDS: dict[str, Backend] = {"xla": xla, "tpu": tpu, "gpu": gpu}
 
 
-def choose_soft_moe(implementation: str | None, options: Options, *arrays: Any) -> Choice:
+def choose_soft_moe(
+    implementation: str | None, options: KernelOptions, *arrays: Any
+) -> KernelChoice:
     """Choose the implementations for some shapes; see `dispatch.choose`."""
-    return dispatch.choose(
+    return dispatch.choose_kernels(
         "soft_moe",
         implementation,
         "xla",
-        lambda name: BACKENDS[name].fit(options, *arrays),
+        lambda name: BACKENDS[name].tile(options, *arrays),
         options,
         mesh.explain_uneven(arrays[0].shape[0]),
     )
 
 
 def _over_devices(
-    choice: Choice, function: Any, batched: Any, params: Any, *, summed: bool = False
+    choice: KernelChoice, function: Any, batched: Any, params: Any, *, summed: bool = False
 ) -> Any:
     """Call `mesh.over_batch` where a kernel may run; XLA partitions plain JAX itself."""
     if choice.kernels:
@@ -39,7 +41,7 @@ def _over_devices(
     return function(batched, params)
 
 
-def forward(choice: Choice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
+def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
     """Return the output [b, n, d], and what `backward` needs by implementation."""
     x, *params, mask = arrays
 
@@ -61,12 +63,12 @@ def forward(choice: Choice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
 
             return run_one
 
-        return dispatch.run(choice, make, *arrays)
+        return dispatch.run_chosen(choice, make, *arrays)
 
     return _over_devices(choice, run, (x, mask), tuple(params))
 
 
-def backward(choice: Choice, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
+def backward(choice: KernelChoice, dout: Array, kept: Any, *arrays: Any) -> tuple[Array, ...]:
     """Return the gradients of x, phi, w_down, b_down, w_up and b_up, in their shapes and types."""
     x, *params, mask = arrays
 
@@ -80,7 +82,7 @@ def backward(choice: Choice, dout: Array, kept: Any, *arrays: Any) -> tuple[Arra
 
     def run(batched: Any, params: Any) -> Any:
         *others, mask = batched
-        return dispatch.run(choice, make, *others, *params, mask)
+        return dispatch.run_chosen(choice, make, *others, *params, mask)
 
     batched = (dout, kept, x, mask)
     dx, grads = _over_devices(choice, run, batched, tuple(params), summed=True)

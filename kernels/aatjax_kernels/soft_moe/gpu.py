@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe import gpu_short
 from aatjax_kernels.soft_moe.gpu_tiles import (
@@ -49,7 +49,7 @@ Each writes sums of the size of the slots, so that more of them cost more than t
 """
 
 
-def fit(options: Options, x: Any, phi: Any, *rest: Any) -> GpuMixtureTiling | str:
+def tile(options: KernelOptions, x: Any, phi: Any, *rest: Any) -> GpuMixtureTiling | str:
     """Return the tiling of a shape; see `Backend`."""
     batch, tokens, dim = x.shape
     if dim % 16:
@@ -218,11 +218,11 @@ def _answer_back(tiling: GpuMixtureTiling, *refs: Any) -> None:
 
 
 def forward(
-    options: Options, x: Array, phi: Array, *rest: Any, keep: bool
+    options: KernelOptions, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the output, and with `keep` slots, peaks and sums of their softmaxes, and scores."""
-    tiling: Any = fit(options, x, phi, *rest)
-    short = gpu_short.fit_short(tiling)
+    tiling: Any = tile(options, x, phi, *rest)
+    short = gpu_short.tile_short(tiling)
     if short is not None:
         return gpu_short.forward(short, options, x, phi, *rest, keep=keep)
     *experts, mask = rest
@@ -258,11 +258,11 @@ def forward(
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
+    options: KernelOptions, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
 ) -> tuple[Array, ...]:
     """Return the gradients of x, phi and the experts' weights."""
-    tiling: Any = fit(options, x, phi, *rest)
-    short = gpu_short.fit_short(tiling)
+    tiling: Any = tile(options, x, phi, *rest)
+    short = gpu_short.tile_short(tiling)
     if short is not None:
         return gpu_short.backward(short, options, dout, kept, x, phi, *rest)
     *experts, mask = rest

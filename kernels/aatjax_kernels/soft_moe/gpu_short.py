@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.gpu_tiles import (
     GpuMixtureTiling,
@@ -34,7 +34,7 @@ MIN_CLIPS = 64
 """With fewer clips half of an H100's 132 cores would be idle."""
 
 
-def fit_short(tiling: GpuMixtureTiling) -> GpuMixtureTiling | None:
+def tile_short(tiling: GpuMixtureTiling) -> GpuMixtureTiling | None:
     """Return the tiling with one block of rows that holds a clip, or None where it does not pay."""
     if tiling.tokens > MAX_TOKENS.get(tiling.padded, 0) or tiling.batch < MIN_CLIPS:
         return None
@@ -164,7 +164,7 @@ def _pack_padded(
 
 
 def forward(
-    tiling: GpuMixtureTiling, options: Options, x: Array, phi: Array, *rest: Any, keep: bool
+    tiling: GpuMixtureTiling, options: KernelOptions, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the output, and with `keep` slots and scores."""
     *experts, mask = rest
@@ -186,7 +186,7 @@ def forward(
 
 def backward(
     tiling: GpuMixtureTiling,
-    options: Options,
+    options: KernelOptions,
     dout: Array,
     kept: tuple[Array, ...],
     x: Array,

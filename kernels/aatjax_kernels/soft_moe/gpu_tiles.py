@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
@@ -127,7 +127,7 @@ class GpuMixtureTiling(NamedTuple):
         more[1] = (0, self.padded - self.slots)
         return jnp.pad(values, more, constant_values=fill)
 
-    def call(self, options: Options, kernel: Any, arguments: Any, results: Any) -> Any:
+    def call(self, options: KernelOptions, kernel: Any, arguments: Any, results: Any) -> Any:
         """Run a kernel on (array, block) pairs, for (shape, block) results."""
         return pl.pallas_call(
             functools.partial(kernel, self),

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
 from aatjax_kernels.soft_moe import packing
 from aatjax_kernels.soft_moe.reference import NORM_EPS
@@ -70,7 +70,9 @@ class TpuMixtureTiling(NamedTuple):
         return 2 if self.steps % 2 == 0 else 1
 
 
-def fit(options: Options, x: Any, phi: Any, w_down: Any, *rest: Any) -> TpuMixtureTiling | str:
+def tile(
+    options: KernelOptions, x: Any, phi: Any, w_down: Any, *rest: Any
+) -> TpuMixtureTiling | str:
     """Return the tiling of a shape by a count of bytes in VMEM; see `Backend`."""
     (batch, tokens, dim), (_, experts, per_expert) = x.shape, phi.shape
     width, size = w_down.shape[2], x.dtype.itemsize
@@ -434,7 +436,7 @@ class _Arguments(NamedTuple):
     """What the passes of a call share: tiling, options, packed parameters and mask (or none)."""
 
     tiling: TpuMixtureTiling
-    options: Options
+    options: KernelOptions
     params: tuple[Array, ...]
     masks: list[Array]
 
@@ -463,10 +465,10 @@ def _constant(array: Any) -> pl.BlockSpec:
 
 
 def _prepare(
-    options: Options, x: Array, phi: Array, *experts: Array, mask: Array | None
+    options: KernelOptions, x: Array, phi: Array, *experts: Array, mask: Array | None
 ) -> _Arguments:
     """Pack the parameters, those by slot repeated for each clip of a step; the mask on lanes."""
-    tiling: Any = fit(options, x, phi, *experts)
+    tiling: Any = tile(options, x, phi, *experts)
     packed = packing.pack(phi, *experts)
     own = packing.make_ownership(phi.shape[1], phi.shape[2], experts[0].shape[2])
     copies = (tiling.clips, 1)
@@ -509,7 +511,7 @@ def _tile_blocks(
 
 
 def forward(
-    options: Options, x: Array, phi: Array, *rest: Any, keep: bool
+    options: KernelOptions, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the output, and with `keep` what the backward pass needs."""
     *experts, mask = rest
@@ -563,7 +565,7 @@ def _forward_tiled(arguments: _Arguments, x: Array) -> tuple[Array, tuple[Array,
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
+    options: KernelOptions, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
 ) -> tuple[Array, ...]:
     """Return the gradients of x, phi and the experts' weights, those of parameters in float32."""
     *experts, mask = rest

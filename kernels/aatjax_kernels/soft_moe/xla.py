@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from aatjax_kernels.dispatch import Options
+from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import F32
 from aatjax_kernels.soft_moe.reference import NORM_EPS, weights
 from aatjax_kernels.soft_moe.reference import experts as apply_experts
 
 
-def fit(options: Options, *arrays: Any) -> None:
+def tile(options: KernelOptions, *arrays: Any) -> None:
     """Any shape is taken; see `Backend`."""
 
 
@@ -47,7 +47,7 @@ def _scores(
 
 
 def forward(
-    options: Options, x: Array, phi: Array, *rest: Any, keep: bool
+    options: KernelOptions, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the output, and with `keep` logits, slots and lengths."""
     *experts, mask = rest
@@ -66,7 +66,7 @@ def forward(
 
 
 def backward(
-    options: Options, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
+    options: KernelOptions, dout: Array, kept: tuple[Array, ...], x: Array, phi: Array, *rest: Any
 ) -> tuple[Array, ...]:
     """Return the gradients of x, phi and the experts' weights."""
     *experts, mask = rest
