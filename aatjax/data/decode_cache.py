@@ -49,24 +49,21 @@ def decode_all(
     """Decode the files of a source into a cache and return the source that reads from there.
 
     An entry is named after the SHA-256 of the file's bytes and the options: a changed file is
-    decoded again and a copy is not decoded twice. It is written under another name first and ends
-    in a checksum that every call verifies, so an entry is whole or is replaced. Clips without a
-    file keep their reader.
+    decoded again, a copy is not. It ends in a checksum that every call verifies, so an entry is
+    whole or is replaced. Clips without a file keep their reader.
 
     Args:
         source: the clips.
         cache_dir: folder of the cache, which any number of sources and runs may share.
         max_bad: how many clips may fail: a share of the clips (float) or a number of them (int).
-        quarantine_file: JSON-lines file of the clips that failed: path, id, reason, detail. Entries
-            for other files stay in it.
+        quarantine_file: JSON-lines file of the clips that failed, see `write_quarantine`.
         workers: number of threads.
         progress: called after each clip, with the stage `decode`.
         channels: how several channels become one, as in `decode`.
         truncated: whether truncated clips are skipped or kept, as in `decode`.
 
     Returns:
-        The source without the clips that failed; they are in its `skipped`, and remarks on clips
-        that were kept are in its `notes`.
+        The source without the clips that failed (in its `skipped`), with remarks in its `notes`.
 
     Raises:
         DataError: more clips failed than allowed, or all.
@@ -77,16 +74,9 @@ def decode_all(
     files = [clip for clip in source.clips if clip.path is not None]
     cache = DecodeCache(Path(cache_dir).expanduser().absolute(), channels, truncated)
     cache.prepare()
-
-    def fetch(i: int) -> CacheEntry | AudioError:
-        try:
-            return cache.fetch(str(files[i].path))
-        except AudioError as error:
-            return error
-
     entries: dict[str, CacheEntry] = {}
     bad: list[tuple[Clip, AudioError]] = []
-    fetched = map_threads(fetch, len(files), workers=workers)
+    fetched = map_threads(lambda i: cache.try_fetch(files[i]), len(files), workers=workers)
     for done, (clip, found) in enumerate(zip(files, fetched, strict=True), 1):
         if isinstance(found, AudioError):
             bad.append((clip, found))
@@ -94,19 +84,11 @@ def decode_all(
             entries[clip.id] = found
         if progress is not None:
             progress("decode", done, len(files))
-
     if quarantine_file is not None:
         write_quarantine(Path(quarantine_file), files, bad)
-    if len(bad) > allowed or len(bad) == len(source):
-        shown = "; ".join(str(error) for _, error in bad[:MOST_SHOWN])
-        more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
-        raise DataError(
-            f"{source.name}: {len(bad)} of {len(source)} clips cannot be used and "
-            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
-            "raise --data.max-bad"
-        )
-    failed = {clip.id for clip, _ in bad}
+    _check_failures(source, bad, allowed)
     keys = {id: entry.key for id, entry in entries.items()}
+    failed = {clip.id for clip, _ in bad}
     return source.with_clips(
         (clip for clip in source.clips if clip.id not in failed),
         reader=CachedReader(cache.folder, keys, source.reader),
@@ -167,6 +149,13 @@ class DecodeCache:
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, older_than=ABANDONED)
+
+    def try_fetch(self, clip: Clip) -> CacheEntry | AudioError:
+        """Return the entry of a clip's file, or the error of a file that cannot be decoded."""
+        try:
+            return self.fetch(str(clip.path))
+        except AudioError as error:
+            return error
 
     def fetch(self, path: str) -> CacheEntry:
         """Return the entry of a file; write it unless a whole one is there.
@@ -245,6 +234,17 @@ def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...
         file.seek(0)
         checksum = _hash_start(file, size)
         file.write(checksum)
+
+
+def _check_failures(source: Source, bad: list[tuple[Clip, AudioError]], allowed: int) -> None:
+    if len(bad) > allowed or len(bad) == len(source):
+        shown = "; ".join(str(error) for _, error in bad[:MOST_SHOWN])
+        more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
+        raise DataError(
+            f"{source.name}: {len(bad)} of {len(source)} clips cannot be used and "
+            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
+            "raise --data.max-bad"
+        )
 
 
 def _count_allowed(max_bad: float | int, clips: int) -> int:

@@ -157,8 +157,7 @@ def find_duplicates(
 
     The list stays short however many clips are alike: of more than 32 clips with equal hashes each
     is reported once, against the first clip of another part, and each distinct hash is compared
-    with its 16 nearest. A pair at the threshold is missed with probability 0.001, a closer one
-    less.
+    with its 16 nearest. A pair at the threshold is missed with probability 0.001, closer ones less.
 
     Args:
         ids: clip ids.
@@ -168,19 +167,14 @@ def find_duplicates(
         threshold: share of differing bits up to which two clips are the same, from 0 to 0.3.
 
     Raises:
-        UsageError: lists of different lengths, a hash of another length, or a threshold out of
-            range.
+        UsageError: lists or hashes of different lengths, or a threshold out of range.
     """
-    if not len(ids) == len(parts) == len(hashes) == len(exact):
-        raise UsageError(
-            f"{len(ids)} ids, {len(parts)} parts, {len(hashes)} hashes and {len(exact)} exact "
-            "hashes; give one of each for every clip"
-        )
+    counts = [len(column) for column in (ids, parts, hashes, exact)]
+    if len(set(counts)) > 1:
+        text = "{} ids, {} parts, {} hashes and {} exact hashes; give one of each for every clip"
+        raise UsageError(text.format(*counts))
     if not 0 <= threshold <= HIGHEST_THRESHOLD:
-        raise UsageError(
-            f"threshold is {threshold:g}; it must be from 0 to {HIGHEST_THRESHOLD:g}, beyond "
-            "which unrelated sounds match"
-        )
+        raise UsageError(f"threshold is {threshold:g}; it must be from 0 to {HIGHEST_THRESHOLD:g}")
     if any(h is not None and len(h) != HASH_BYTES for h in hashes):
         raise UsageError(f"a hash is not {HASH_BYTES} bytes long; use hash_audio")
 
@@ -197,15 +191,14 @@ def find_duplicates(
 
     groups = list(equal.values())
     if len(groups) > 1:
-        bits = np.frombuffer(b"".join(equal), np.uint8).reshape(len(groups), HASH_BYTES)
+        bits = np.frombuffer(b"".join(equal), np.uint8).reshape(-1, HASH_BYTES)
         for u, v in _search_near(bits, _number_parts(groups, parts), threshold):
             pairs.update(_pair_clips(groups[u], groups[v], parts))
 
     found: list[tuple[bool, float, int, int]] = []
     for i, j in pairs:
-        identical = exact[i] != "" and exact[i] == exact[j]
-        distance = 0.0 if identical else _compute_distance(hashes[i], hashes[j])
-        found.append((not identical, distance, i, j))
+        differ = exact[i] == "" or exact[i] != exact[j]
+        found.append((differ, _compute_distance(hashes[i], hashes[j]) if differ else 0.0, i, j))
     return [
         Duplicate(ids[i], ids[j], (str(parts[i]), str(parts[j])), distance, not differ)
         for differ, distance, i, j in sorted(found)

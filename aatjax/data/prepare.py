@@ -86,15 +86,7 @@ def prepare(
     """
     benchmark = find_benchmark(name)
     home = Path(to).expanduser() / name
-    if (origin is None) is not download:
-        raise UsageError(f"give {benchmark.title}'s archive or folder with --from, or --download")
-    if origin is None and benchmark.url is None:
-        raise UsageError(
-            f"{benchmark.title} may not be downloaded by a program (licence: "
-            f"{benchmark.licence}): get it from {benchmark.home} and give it with --from"
-        )
-    if origin is not None and not Path(origin).expanduser().exists():
-        raise DataError(f"{origin}: no such file or folder")
+    _check_origin(benchmark, origin, download)
     final, work = home / VERSION, home / ".work"
     with lock_folder(home, "--to"):
         before = final.exists()
@@ -122,6 +114,18 @@ def prepare(
             _write(benchmark, kept, final, facts, report)
             shutil.rmtree(work, ignore_errors=True)
     return _load(benchmark, final, before)
+
+
+def _check_origin(benchmark: Benchmark, origin: str | Path | None, download: bool) -> None:
+    if (origin is None) is not download:
+        raise UsageError(f"give {benchmark.title}'s archive or folder with --from, or --download")
+    if origin is None and benchmark.url is None:
+        raise UsageError(
+            f"{benchmark.title} may not be downloaded by a program (licence: "
+            f"{benchmark.licence}): get it from {benchmark.home} and give it with --from"
+        )
+    if origin is not None and not Path(origin).expanduser().exists():
+        raise DataError(f"{origin}: no such file or folder")
 
 
 def _download(benchmark: Benchmark, work: Path, report: Progress) -> Path:

@@ -17,7 +17,7 @@ def write_quarantine(
     """Replace the entries of these clips in a quarantine file; without failures it is not created.
 
     Args:
-        path: JSON-lines file.
+        path: JSON-lines file of path, id, reason and detail.
         clips: every clip that was tried; entries for other files stay.
         bad: the clips that failed, with their errors.
 

@@ -209,11 +209,7 @@ class _Collector:
                 self.rows.append(HubRow(part, index, name, found, labels, where, *rest))
 
     def finish(self) -> None:
-        """List the sound files that no table names.
-
-        Raises:
-            DataError: a named file is missing.
-        """
+        """List the sound files that no table names."""
         if self.missing:
             raise DataError(
                 f"{printable(self.root)}: named files are missing ({len(self.missing)}), first "

@@ -47,11 +47,7 @@ def detect_layout(path: Path, audio: str = "audio") -> Layout | None:
 
 
 def open_tables(path: Path, layout: Layout) -> list[HubTable]:
-    """Return the tables of a data set, in order, with their columns described.
-
-    Raises:
-        DataError: a table is missing, damaged or ambiguous.
-    """
+    """Return the tables of a data set, in order, with their columns described."""
     if layout == "disk":
         return _open_saved(path, "", None)
     if layout == "dict":

@@ -85,12 +85,7 @@ class HubTable:
 
 
 def describe_columns(table: HubTable) -> None:
-    """Fill in the columns of a table, their class names, and which hold sound.
-
-    Raises:
-        DataError: the file is damaged.
-        UnavailableError: pyarrow is not installed.
-    """
+    """Fill in the columns of a table, their class names, and which hold sound."""
     if table.file.suffix in (".csv", ".jsonl"):
         table.text = _read_text(table.file)
         table.columns = list(dict.fromkeys(key for _, row in table.text for key in row))
@@ -189,11 +184,7 @@ def _report_damage(file: Path) -> Iterator[None]:
 
 
 def find_label_column(tables: Sequence[HubTable], asked: str | None) -> str:
-    """Return the column with the labels, which every table has.
-
-    Raises:
-        DataError: a table lacks it.
-    """
+    """Return the column with the labels, which every table has."""
     first = tables[0]
     only = list(first.names) if len(first.names) == 1 else []
     names = [asked, asked.lower()] if asked is not None else [*LABEL_COLUMNS, *only]
@@ -206,11 +197,7 @@ def find_label_column(tables: Sequence[HubTable], asked: str | None) -> str:
 
 
 def find_audio_column(table: HubTable, asked: str) -> str:
-    """Return the column of sounds, or of names of their files.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Return the column of sounds, or of names of their files."""
     if asked in table.columns:
         return asked
     if asked == "audio" and len(table.sounds) == 1:
@@ -229,11 +216,7 @@ def _report_column(table: HubTable, name: str, wanted: str, option: str) -> Data
 
 
 def read_label(cell: Any, names: Sequence[str] | None, where: str) -> tuple[list[str], str]:
-    """Return the label names in a cell, and why the row is to be skipped, if it is.
-
-    Raises:
-        DataError: the cell holds no label, or a class number out of range.
-    """
+    """Return the label names in a cell, and why the row is to be skipped, if it is."""
     found: list[str] = []
     for item in cell if isinstance(cell, list) else [cell]:
         if isinstance(item, float) and (math.isnan(item) or item.is_integer()):
@@ -260,11 +243,7 @@ def read_label(cell: Any, names: Sequence[str] | None, where: str) -> tuple[list
 
 
 def read_sound(cell: Any, where: str) -> tuple[bytes | None, str | None]:
-    """Return the bytes of a sound, and its path as given there.
-
-    Raises:
-        DataError: the cell holds no sound.
-    """
+    """Return the bytes of a sound, and its path as given there."""
     content, given = (cell, None) if isinstance(cell, bytes) else (None, cell)
     if isinstance(cell, dict):
         if not {"bytes", "path"} & cell.keys():
