@@ -97,7 +97,7 @@ def test_few_shot_draws_are_averaged_and_differ(small_ast, tmp_path, capsys) -> 
     assert all(len(part) == 8 for part in clips)
     assert clips[0] != clips[1] != clips[2]
     assert run([*command[:-4], "--draws", "2"]) == 2
-    assert "give --data.shots K too" in capsys.readouterr().err
+    assert "add --data.shots K" in capsys.readouterr().err
 
 
 def test_choosing_on_the_test_clips_is_refused() -> None:
