@@ -27,7 +27,7 @@ METHODS = {
 }
 CONFIG = ASTConfig(
     dim=32,
-    depth=2,
+    depth=1,
     heads=2,
     mlp_dim=48,
     stride=(16, 16),

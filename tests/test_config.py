@@ -293,6 +293,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"esc": root / "esc", "auto": root / "folder", "folder": root / "folder"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_configs())
 def test_a_shipped_config_trains(
     name: str, backbone: Path, sounds: dict[str, Path], tmp_path: Path

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,9 @@ from aatjax.train.sharding import MeshShape
 from aatjax.train.state import TrainState, init_state
 from aatjax.train.step import Steps, compute_losses, make_steps
 
-METHODS = [petl.Linear(), petl.AAT(), petl.SoftMoA(reduction=8.0)]
+METHODS = [petl.AAT(), petl.SoftMoA(reduction=8.0)]
+AUGMENTED = Augment(noise=True, freq_mask=9)
+MIXED = Augment(mixup=1.0, noise=True, freq_mask=20)
 TINY = ASTConfig(
     dim=32,
     depth=1,
@@ -177,7 +180,7 @@ def test_every_batch_of_the_last_figures_is_told_to_the_watchdog() -> None:
 def test_frozen_weights_stay_bit_identical(method: petl.Method) -> None:
     model = adapted(method)
     frozen, before = frozen_arrays(model), trained_arrays(model)
-    run = train(model, optim=Optim(lr=1e-2, clip=1.0), augment=Augment(noise=True, freq_mask=9))
+    run = train(model, augment=AUGMENTED)
     assert_same(frozen_arrays(run.model), frozen)
     assert len(frozen) > 20
     after = trained_arrays(run.model)
@@ -198,7 +201,14 @@ def test_everything_moves_in_full_fine_tuning() -> None:
         assert (after[path] != before[path]).any(), path
 
 
-@pytest.mark.parametrize("method", [*METHODS, petl.Full()], ids=lambda m: m.name)
+SLOW_METHODS = [petl.Linear(), petl.SoftMoA(reduction=8.0), petl.Full()]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [petl.AAT(), *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW_METHODS)],
+    ids=lambda m: m.name,
+)
 def test_loss_goes_down_and_the_tones_are_learnt(method: petl.Method) -> None:
     run = train(
         adapted(method),
@@ -215,7 +225,7 @@ def test_loss_goes_down_and_the_tones_are_learnt(method: petl.Method) -> None:
 
 def weight_gradients(method: petl.Method) -> list[str]:
     """Products in the optimised train step whose result has the shape of a matrix of the body."""
-    config = dataclasses.replace(TINY, dim=40, depth=2, mlp_dim=56)
+    config = dataclasses.replace(TINY, dim=40, mlp_dim=56)
     model = adapted(method, config)
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=1, epochs=1)
@@ -235,10 +245,9 @@ def weight_gradients(method: petl.Method) -> list[str]:
 
 
 def test_the_step_holds_no_weight_gradient_of_a_frozen_matrix() -> None:
-    for method in METHODS:
-        assert weight_gradients(method) == [], method
-    # The same search finds q, k, v, out, up and down of both blocks where they are trained.
-    assert len(weight_gradients(petl.Full())) >= 12
+    assert weight_gradients(petl.SoftMoA(reduction=8.0)) == []
+    # The same search finds q, k, v, out, up and down where they are trained.
+    assert len(weight_gradients(petl.Full())) >= 6
 
 
 def test_one_compilation_for_all_epochs_batches_and_resumes(
@@ -327,11 +336,14 @@ def first_moment(state: TrainState) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state[0][0].mu)]
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(mixup=1.0, noise=True, freq_mask=20)])
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize(
+    ("augment", "loss"),
+    [(Augment(), "ce"), (MIXED, "bce")],
+    ids=["plain-ce", "augmented-bce"],
+)
 def test_what_lies_in_rows_of_weight_zero_changes_nothing(augment: Augment, loss: str) -> None:
-    batch = make_batch(5)
-    batch["weight"] = jnp.asarray([1, 1, 1, 0, 0], jnp.float32)
+    batch = make_batch(4)
+    batch["weight"] = jnp.asarray([1, 1, 1, 0], jnp.float32)
     other = dict(batch)
     other["audio"] = batch["audio"].at[3:].set(-32768)
     other["target"] = batch["target"].at[3:].set(1.0)
@@ -345,9 +357,9 @@ def test_what_lies_in_rows_of_weight_zero_changes_nothing(augment: Augment, loss
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
 def test_padding_gives_the_loss_and_gradient_of_the_batch_without(loss: str) -> None:
-    batch = make_batch(5)
+    batch = make_batch(4)
     short = {name: value[:3] for name, value in batch.items()}
-    batch["weight"] = jnp.asarray([1, 1, 1, 0, 0], jnp.float32)
+    batch["weight"] = jnp.asarray([1, 1, 1, 0], jnp.float32)
     (padded, sums), (plain, alone) = one_step(batch, loss=loss), one_step(short, loss=loss)
     assert sums["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     assert (sums["weight"], sums["correct"]) == (3, alone["correct"])
@@ -357,8 +369,8 @@ def test_padding_gives_the_loss_and_gradient_of_the_batch_without(loss: str) -> 
 
 
 def test_a_batch_of_padding_alone_is_finite() -> None:
-    batch = make_batch(2)
-    batch["weight"] = jnp.zeros(2, jnp.float32)
+    batch = make_batch(4)
+    batch["weight"] = jnp.zeros(4, jnp.float32)
     state, sums = one_step(batch)
     assert sums == {"loss": 0.0, "correct": 0.0, "weight": 0.0, "skipped": 0.0}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
@@ -370,17 +382,14 @@ def test_without_augmentation_the_key_does_not_matter() -> None:
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.trainable)])
 
     np.testing.assert_array_equal(trainable(Augment(), 0), trainable(Augment(), 1))
-    mixed = Augment(mixup=1.0)
-    np.testing.assert_array_equal(trainable(mixed, 0), trainable(mixed, 0))
-    assert (trainable(mixed, 0) != trainable(mixed, 1)).any()
+    np.testing.assert_array_equal(trainable(MIXED, 0), trainable(MIXED, 0))
+    assert (trainable(MIXED, 0) != trainable(MIXED, 1)).any()
 
 
 def test_every_step_draws_its_augmentation_anew() -> None:
     parts = surgery.split(adapted())
     tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=3)
-    steps = make_steps(
-        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=Augment(noise=True), loss="ce"
-    )
+    steps = make_steps(parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=MIXED, loss="ce")
     losses = []
     for number in (0, 1, 1):
         state = init_state(parts.trainable, parts.stats, tx, average=False)
@@ -414,6 +423,13 @@ def test_losses_are_those_of_torch() -> None:
 # Which weights are kept.
 
 
+FOR_BEST: dict[str, Any] = {
+    "source": tones(12),
+    "training": Training(epochs=8, batch_size=6, average=0.7, select="best"),
+    "optim": Optim(lr=5e-2),
+}
+
+
 def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], None]) -> None:
     seen: dict[int, Any] = {}
 
@@ -429,9 +445,7 @@ def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], Non
         model,
         valid=valid,
         test=tones(6, first=70),
-        source=tones(12),
-        training=Training(epochs=8, batch_size=6, average=0.7, select="best"),
-        optim=Optim(lr=5e-2),
+        **FOR_BEST,
     )
     parts = surgery.split(run.models["last"])
     for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[16]), strict=True):
@@ -467,7 +481,7 @@ def test_the_first_of_equally_good_epochs_is_the_best(
         seen[number] = jax.tree.map(np.asarray, jax.device_get(state.trainable))
         return state
 
-    scores = iter([None, 0.2, 0.5, 0.5, 0.1, 0.1])  # the last is that of the figures at the end
+    scores = itertools.chain([None, 0.2, 0.5, 0.5], itertools.repeat(0.1))
     measure = loop.measure_metrics
 
     def scripted(*args: Any) -> Any:
@@ -476,10 +490,10 @@ def test_the_first_of_equally_good_epochs_is_the_best(
     after_step(keep)
     for module in (loop, fit_module):
         monkeypatch.setattr(module, "measure_metrics", scripted)
-    run = train(adapted(), valid=tones(3, first=50), training=Training(epochs=5, batch_size=12))
-    assert [row["valid/accuracy"] for row in run.history] == [None, 0.2, 0.5, 0.5, 0.1]
+    run = train(adapted(), valid=tones(3, first=50), **FOR_BEST)
+    assert [row["valid/accuracy"] for row in run.history[:5]] == [None, 0.2, 0.5, 0.5, 0.1]
     parts = surgery.split(run.models["best"])
-    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[3]), strict=True):
+    for a, b in zip(jax.tree.leaves(parts.trainable), jax.tree.leaves(seen[6]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -512,8 +526,9 @@ def test_several_labels_a_clip_train_with_bce() -> None:
         train(adapted(), source=many, training=Training(epochs=1, loss="ce"))
 
 
-def test_one_label_a_clip_may_train_with_bce() -> None:
-    run = train(adapted(), training=Training(epochs=1, batch_size=4, loss="bce"))
+def test_one_label_per_clip_may_train_with_bce() -> None:
+    training = Training(epochs=20, batch_size=6, loss="bce")
+    run = train(adapted(), source=tones(18), training=training)
     assert not run.multi_label
     assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.1)
 
@@ -521,10 +536,10 @@ def test_one_label_a_clip_may_train_with_bce() -> None:
 # The same again.
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(noise=True, roll=True)])
+@pytest.mark.parametrize("augment", [Augment(), AUGMENTED])
 def test_the_same_seed_is_bit_identical(augment: Augment, tmp_path: Path) -> None:
     def result(seed: int, folder: Path | None) -> tuple[dict[str, np.ndarray], Any]:
-        training = Training(epochs=2, batch_size=4, seed=seed, crop="random")
+        training = Training(epochs=3, batch_size=4, seed=seed, crop="random")
         run = train(adapted(), training=training, augment=augment, run_dir=folder)
         return trained_arrays(run.model), figures(run.history)
 
@@ -543,7 +558,7 @@ def test_stop_and_resume_is_a_straight_run(
     """F8: Ctrl-C in an epoch, and at the end of one (6); the same call goes on, bit for bit."""
     options: dict[str, Any] = {
         "training": Training(epochs=3, batch_size=4, average=0.9, crop="random", save_every=2),
-        "augment": Augment(noise=True, time_mask=9),
+        "augment": AUGMENTED,
         "valid": tones(6, first=50),
     }
     straight = train(adapted(), run_dir=tmp_path / "straight", **options)
@@ -862,9 +877,9 @@ def test_each_epoch_says_one_line(tmp_path: Path) -> None:
 # Mixtures and padding.
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_figures_of_mixtures_are_in_the_history(tmp_path: Path, scan: bool) -> None:
-    config = dataclasses.replace(TINY, depth=2, scan=scan)
+    config = dataclasses.replace(TINY, depth=1 + scan, scan=scan)
     method = petl.Combined((petl.LoRA(reduction=8), petl.SoftMoA(num_experts=3, reduction=8.0)))
     run = train(adapted(method, config), run_dir=tmp_path)
     names = {"combine_entropy", "dispatch_entropy", "least_used", "most_used", "balance"}
@@ -882,7 +897,7 @@ def test_figures_of_mixtures_are_in_the_history(tmp_path: Path, scan: bool) -> N
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_masked_padding_is_not_heard_in_evaluation_and_prediction(masked: bool) -> None:
+def test_masked_padding_changes_neither_losses_nor_predictions(masked: bool) -> None:
     """What fills a short clip matters only to a model that does not mask it."""
     # Patches of 13 frames: the clip's 39 are three columns, and no patch is half padding.
     grid = dict(patch=(16, 13), stride=(16, 13))
@@ -890,11 +905,11 @@ def test_masked_padding_is_not_heard_in_evaluation_and_prediction(masked: bool) 
     model = adapted(petl.SoftMoA(reduction=8.0), config)
     front = make_front_end(model)
     wave = Tones().read(Clip("1", (1,), None))
-    heard = []
+    found = []
     for pad in ("log_mel_zero", "silence"):
         filled = dataclasses.replace(front, pad=pad)
         result = Classifier(model, ("a", "b", "c"), filled).predict_waveform(wave)
-        losses = [row["train/loss"] for row in train(model, frontend=filled).history]
-        heard.append((*result.probabilities, *losses))
-    same = np.abs(np.subtract(*heard)).max()
-    assert same < 1e-6 if masked else same > 1e-4
+        history = train(model, frontend=filled).history if masked else []
+        found.append((*result.probabilities, *(row["train/loss"] for row in history)))
+    difference = np.abs(np.subtract(*found)).max()
+    assert difference < 1e-6 if masked else difference > 1e-4
