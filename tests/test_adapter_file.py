@@ -18,13 +18,15 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import load as loading
 from aatjax.convert import write_native
 from aatjax.convert.load import reset_weights
-from aatjax.io.digest import hash_arrays
 from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.io.digest import hash_arrays
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import FORMAT, read_info, save_adapter
+from aatjax.train.forward import bind_forward
 
-METHODS = [petl.Linear(), petl.AAT(), petl.SoftMoA(reduction=8.0), petl.Full()]
-TINY = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=5)
+MIXTURE = petl.SoftMoA(num_experts=3, slots=2, reduction=4.0, location="both", train_norm=False)
+METHODS = [petl.Linear(), petl.AAT(), MIXTURE, petl.Full()]
+TINY = ASTConfig(dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=5)
 CLASSES = ("yes", "no", 'naïve, "quoted"\n')
 FRONTEND = FrontEnd(frames=39, mean=-5.5, std=3.25, pad="repeat")
 
@@ -55,8 +57,9 @@ def save(path: Path, model: AST, **extra: Any) -> Path:
     )
 
 
-def inputs(frames: int = 39) -> jnp.ndarray:
-    return jnp.asarray(np.random.default_rng(1).normal(size=(2, frames, 128)), jnp.float32)
+def logits(model: AST, frames: int = 39) -> np.ndarray:
+    x = np.random.default_rng(1).normal(size=(2, frames, 128)).astype(np.float32)
+    return np.asarray(bind_forward(model, None)(x, np.full(2, frames)))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -64,13 +67,14 @@ def test_what_was_saved_is_loaded(method: petl.Method, base: Path, tmp_path: Pat
     model = trained(base, method)
     path = save(tmp_path / "deep" / "er" / "adapter.safetensors", model, note={"a": [1, None]})
     found = load_adapter(path)
-    np.testing.assert_array_equal(found.model(inputs()), model(inputs()))
+    np.testing.assert_array_equal(logits(found.model), logits(model))
     plain = load(base, num_classes=3)
-    assert np.abs(np.asarray(plain(inputs()) - model(inputs()))).max() > 1e-3
+    assert np.abs(np.asarray(logits(plain) - logits(model))).max() > 1e-3
     assert found.classes == CLASSES
     assert found.multi_label is True
     assert found.frontend == FRONTEND
     assert found.model.method == method
+    assert dataclasses.asdict(found.model.method) == dataclasses.asdict(method)
     assert found.model.origin == model.origin
     assert found.info["note"] == {"a": [1, None]}
     assert found.info["format"] == FORMAT
@@ -80,7 +84,7 @@ def test_what_was_saved_is_loaded(method: petl.Method, base: Path, tmp_path: Pat
         surgery.arrays(model, surgery.Trainable)
     )
     again = load_adapter(save(tmp_path / "again.safetensors", found.model))
-    np.testing.assert_array_equal(again.model(inputs()), model(inputs()))
+    np.testing.assert_array_equal(logits(again.model), logits(model))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -104,10 +108,10 @@ def test_full_fine_tuning_does_not_need_its_base(base: Path, tmp_path: Path) -> 
     model = trained(base, petl.Full())
     path = save(tmp_path / "a.safetensors", model)
     base.unlink()
-    np.testing.assert_array_equal(load_adapter(path).model(inputs()), model(inputs()))
+    np.testing.assert_array_equal(logits(load_adapter(path).model), logits(model))
 
 
-@pytest.mark.parametrize("method", METHODS[:3], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", METHODS[1:2], ids=lambda m: m.name)
 def test_another_base_is_refused_with_both_fingerprints(
     method: petl.Method, base: Path, tmp_path: Path
 ) -> None:
@@ -140,7 +144,7 @@ def test_a_loaded_base_that_is_used_otherwise_is_refused(
     with pytest.raises(DataError, match=f"not used as in training: {name}="):
         load_adapter(path, base=load(base, num_classes=3))
     same = load_adapter(path, base=load(base, num_classes=3, **change))
-    np.testing.assert_array_equal(same.model(inputs()), load_adapter(path).model(inputs()))
+    np.testing.assert_array_equal(logits(same.model), logits(load_adapter(path).model))
 
 
 def test_a_base_of_reset_weights_is_made_again(base: Path, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_base_of_reset_weights_is_made_again(base: Path, tmp_path: Path) -> No
     path = save(tmp_path / "a.safetensors", adapted)
     for given in (None, base):
         found = load_adapter(path, base=given)
-        np.testing.assert_array_equal(found.model(inputs()), adapted(inputs()))
+        np.testing.assert_array_equal(logits(found.model), logits(adapted))
         assert found.model.origin == model.origin
 
 
@@ -175,7 +179,7 @@ def test_revision_and_colour_rule_travel_with_the_adapter(
 def test_one_changed_number_of_the_base_is_noticed(base: Path, tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", trained(base, petl.AAT()))
     arrays = surgery.arrays(AST(TINY, rngs=nnx.Rngs(0)))
-    arrays["blocks/1/mlp/up/bias"] = arrays["blocks/1/mlp/up/bias"].at[7].add(1e-6)
+    arrays["blocks/0/mlp/up/bias"] = arrays["blocks/1/mlp/up/bias"].at[7].add(1e-6)
     write_native(base, arrays, TINY)
     with pytest.raises(DataError, match="fingerprint"):
         load_adapter(path)
@@ -193,7 +197,7 @@ def test_a_base_that_moved_is_explained_and_can_be_given(base: Path, tmp_path: P
     assert "--base" in message and str(base) in message and "\n" not in message
     for given in (moved, str(moved), load(moved, num_classes=3)):
         found = load_adapter(path, base=given)
-        np.testing.assert_array_equal(found.model(inputs()), model(inputs()))
+        np.testing.assert_array_equal(logits(found.model), logits(model))
     with pytest.raises(DataError, match="nowhere"):
         load_adapter(path, base=tmp_path / "nowhere.safetensors")
 
@@ -201,10 +205,10 @@ def test_a_base_that_moved_is_explained_and_can_be_given(base: Path, tmp_path: P
 def test_the_model_given_as_base_is_left_alone(base: Path, tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", trained(base, petl.AAT()))
     given = load(base, num_classes=3)
-    before = given(inputs())
+    before = logits(given)
     load_adapter(path, base=given)
     assert not surgery.arrays(given, surgery.Trainable)
-    np.testing.assert_array_equal(given(inputs()), before)
+    np.testing.assert_array_equal(logits(given), before)
 
 
 def test_length_pooling_and_head_travel_with_the_adapter(base: Path, tmp_path: Path) -> None:
@@ -214,7 +218,7 @@ def test_length_pooling_and_head_travel_with_the_adapter(base: Path, tmp_path: P
     config = found.model.config
     assert (config.frames, config.pool, config.head_norm) == (55, "mean_all", False)
     assert not config.scan
-    np.testing.assert_allclose(found.model(inputs(55)), model(inputs(55)), atol=1e-5)
+    np.testing.assert_allclose(logits(found.model, 55), logits(model, 55), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -222,7 +226,7 @@ def test_random_weights_are_a_base_too(tmp_path: Path) -> None:
     options: dict[str, Any] = {"frames": 39, "num_classes": 3}
     model = petl.adapt(load("random:tiny", seed=5, **options), petl.Linear())
     path = save(tmp_path / "a.safetensors", model)
-    np.testing.assert_array_equal(load_adapter(path).model(inputs()), model(inputs()))
+    np.testing.assert_array_equal(logits(load_adapter(path).model), logits(model))
 
 
 # Files that are something else, or no longer whole.
@@ -376,12 +380,3 @@ def test_a_model_from_elsewhere_cannot_be_saved(base: Path, tmp_path: Path) -> N
         with pytest.raises((DataError, UsageError), match=r"aatjax\.load and aatjax\.adapt"):
             save(tmp_path / "a.safetensors", model)
     assert not (tmp_path / "a.safetensors").exists()
-
-
-def test_methods_keep_their_fields(base: Path, tmp_path: Path) -> None:
-    method = petl.SoftMoA(num_experts=3, slots=2, reduction=4.0, location="both", train_norm=False)
-    model = trained(base, method)
-    found = load_adapter(save(tmp_path / "a.safetensors", model))
-    assert found.model.method == method
-    assert dataclasses.asdict(found.model.method) == dataclasses.asdict(method)
-    np.testing.assert_array_equal(found.model(inputs()), model(inputs()))

@@ -180,7 +180,9 @@ def decayed(model: AST, optim: Optim) -> dict[str, bool]:
     return {path: bool((np.asarray(value) != 0).all()) for path, value in arrays.items()}
 
 
-@pytest.mark.parametrize("method", [petl.AAT(), petl.SoftMoA(reduction=8.0), petl.Full()])
+@pytest.mark.parametrize(
+    "method", [petl.SoftMoA(reduction=8.0), pytest.param(petl.Full(), marks=pytest.mark.slow)]
+)
 def test_decay_mask_leaves_biases_and_norms_alone(method: petl.Method) -> None:
     model = adapted(method)
     everything = decayed(model, Optim())

@@ -260,9 +260,7 @@ def test_an_unreachable_coordinator_is_named_within_ten_seconds(
     with pytest.raises(UnavailableError, match=f"{address}: no answer within 1 s") as caught:
         distributed.start_processes(distributed.Processes(address, 2, 1))
     assert caught.value.exit_code == 69
-    with pytest.raises(
-        UnavailableError, match=r"no-such-host.invalid:1: the host name .* does not resolve"
-    ):
+    with pytest.raises(UnavailableError, match=r"no-such-host.invalid:1: the host .* not resolve"):
         distributed.start_processes(distributed.Processes("no-such-host.invalid:1", 2, 1))
 
 
