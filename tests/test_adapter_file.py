@@ -179,7 +179,7 @@ def test_revision_and_colour_rule_travel_with_the_adapter(
 def test_one_changed_number_of_the_base_is_noticed(base: Path, tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", trained(base, petl.AAT()))
     arrays = surgery.arrays(AST(TINY, rngs=nnx.Rngs(0)))
-    arrays["blocks/0/mlp/up/bias"] = arrays["blocks/1/mlp/up/bias"].at[7].add(1e-6)
+    arrays["blocks/0/mlp/up/bias"] = arrays["blocks/0/mlp/up/bias"].at[7].add(1e-6)
     write_native(base, arrays, TINY)
     with pytest.raises(DataError, match="fingerprint"):
         load_adapter(path)
