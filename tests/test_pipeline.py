@@ -1,4 +1,4 @@
-"""Batches: an order that seed and epoch decide, every clip once per epoch, padding without weight."""
+"""Batches: order by seed and epoch, every clip once per epoch, padding without weight."""
 
 import dataclasses
 import itertools

@@ -3,9 +3,9 @@
 A new benchmark is one new module in this package and its name in
 `aatjax.data.formats.SourceFormat`. The module holds
 
-1. `list_clips(root)`: every clip that the official tables name, with id, class, fold or split,
-   group and path, whether the file is there or not. `aatjax.data.tables.read_table` reads CSV
-   files; the error of a `TableRow` names file and row.
+1. a function for `Benchmark.list_clips`: from the root to every clip that the official tables
+   name, with id, class, fold or split, group and path, whether the file is there or not.
+   `aatjax.data.tables.read_table` reads CSV files; the error of a `TableRow` names file and row.
 2. a `Benchmark` at module level: marks, classes, official counts, protocols (`make_fold_protocols`
    and `make_list_protocols` hold the usual ones) and publication. The package finds it by itself.
 
@@ -149,7 +149,7 @@ class Benchmark:
         if not present:
             example = f", such as {clips[0].path}" if clips else ""
             raise DataError(
-                f"{root}: none of the {len(clips)} clips in the tables is there{example}; unpack "
+                f"{root}: none of the {len(clips)} clips in the tables was found{example}; unpack "
                 "the whole archive"
             )
         missing = [(clip.id, "file is missing") for clip in clips if clip.id not in present]
