@@ -24,6 +24,7 @@ from aatjax import load, surgery
 from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.config import SIZES
 from aatjax.train.adapter_file import read_info
 
 TINY = ASTConfig(
@@ -423,7 +424,7 @@ FLAGS = {
     "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
     "chaos": "interruptions seed workdir",
     "compare": "budget cross-validate flags methods out protocol seeds verbose",
-    "convert": "dtype frames revision rgb to",
+    "convert": "dtype force frames revision rgb to",
     "demo": "base no-browser port",
     "doctor": "base format frames ignore json no-labels pattern quiet show strict workers",
     "eval": "base format json",
@@ -691,7 +692,8 @@ def test_convert_to_another_length_and_type(
 
 
 @pytest.mark.parametrize(
-    ("source", "out", "code"), [("gone.pth", "o.safetensors", 65), ("base", "base/o", 74)]
+    ("source", "out", "code"),
+    [("gone.pth", "o.safetensors", 65), ("base", "base/o.safetensors", 74), ("base", "o.pth", 2)],
 )
 def test_convert_that_fails(
     source: str,
@@ -704,9 +706,40 @@ def test_convert_that_fails(
     (tmp_path / "base").write_bytes(trained.base.read_bytes())
     before = sorted(tmp_path.iterdir())
     source = str(trained.base) if source == "base" else str(tmp_path / source)
-    assert main.run(["convert", source, str(tmp_path / out), "--to", "native"]) == code
+    assert main.run(["convert", source, str(tmp_path / out)]) == code
     one_line(capfd.readouterr().err)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_convert_replaces_an_output_only_by_force(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One rule for files and folders; the umask decides the modes."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    outs = {"w.safetensors": [], "hf": ["--to", "hf"], "orbax": ["--to", "orbax"]}
+    for name, more in outs.items():
+        out = tmp_path / name
+        command = ["convert", "embedded", str(out), *more]
+        assert main.run(command) == 0
+        found = [out] if out.is_file() else [f for f in out.rglob("*") if f.is_file()]
+        assert {file.stat().st_mode for file in found} == {plain.stat().st_mode}
+        capfd.readouterr()
+        assert main.run(command) == 2
+        assert "--force" in one_line(capfd.readouterr().err)
+        assert main.run([*command, "--force"]) == 0
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    assert main.run(["convert", "embedded", str(tmp_path / "home"), "--force"]) == 2
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    assert {p.name for p in tmp_path.iterdir()} == {"plain", "home", *outs}
+
+
+def test_convert_writes_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES["tiny"], "depth", 1)
+    out = tmp_path / "w.safetensors"
+    assert main.run(["convert", "random:tiny", str(out)]) == 0
+    assert load(out).config.dim == 192
 
 
 # Folds.

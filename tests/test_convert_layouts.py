@@ -17,11 +17,11 @@ from ast_oracle import (
     timm_tensors,
     write_layout,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from aatjax.convert import read_checkpoint, write_native, write_orbax
+from aatjax.convert.detect import expand_layout
 from aatjax.convert.infer_config import Sizes
-from aatjax.convert.matching import expand
 from aatjax.convert.rules import HF_AST
 from aatjax.convert.rules import LAYOUTS as READABLE
 from aatjax.errors import DataError, UsageError
@@ -150,14 +150,14 @@ def base(depth=12, dim=768):
 
 def test_published_base_files_have_159_and_203_tensors():
     shapes = base().shapes()
-    original = next(x for x in READABLE if x.name == "original" and x.prefix == "module.v.")
-    names = expand(original, shapes, 12)
+    original = next(x for x in READABLE if x.name == "original").wrap("module.")
+    names = expand_layout(original, shapes, 12)
     assert len(names) + 4 == 159  # v.head and v.head_dist are in the file too
     assert names["module.v.blocks.11.attn.qkv.weight"][2] == (2304, 768)
     assert names["module.v.blocks.0.mlp.fc2.weight"][2] == (768, 3072)
     assert names["module.v.pos_embed"][2] == (1, 1214, 768)
     assert names["module.mlp_head.1.weight"][2] == (527, 768)
-    hugging = expand(HF_AST, shapes, 12)
+    hugging = expand_layout(HF_AST, shapes, 12)
     assert len(hugging) == 203
     prefix = "audio_spectrogram_transformer."
     assert hugging[f"{prefix}embeddings.patch_embeddings.projection.weight"][2] == (768, 1, 16, 16)
@@ -166,10 +166,10 @@ def test_published_base_files_have_159_and_203_tensors():
 
 def test_full_width_original_file(tmp_path):
     """An AudioSet file in full size (two blocks of it), told from nothing but its tensors."""
-    original = next(x for x in READABLE if x.name == "original" and x.prefix == "module.v.")
+    original = next(x for x in READABLE if x.name == "original").wrap("module.")
     tensors = {
         name: torch.full(shape, 0.5, dtype=torch.float16)
-        for name, (_, _, shape) in expand(original, base(2).shapes(), 2).items()
+        for name, (_, _, shape) in expand_layout(original, base(2).shapes(), 2).items()
     }
     torch.save(tensors, tmp_path / "audioset_10_10_0.4593.pth")
     got = read_checkpoint(tmp_path / "audioset_10_10_0.4593.pth")
@@ -313,7 +313,9 @@ def test_heads_come_from_config_or_argument(tmp_path):
     (path / "config.json").unlink()
     assert read_checkpoint(path).config.heads == 2
     narrow = write_layout(random_hf_ast(hidden_size=96), "original", tmp_path / "b")
-    with pytest.raises(DataError, match=r"width of 96: give heads="):
+    with pytest.raises(
+        DataError, match=r"width of 96 does not show .* heads: give heads="
+    ):
         read_checkpoint(narrow)
     assert read_checkpoint(narrow, heads=3).config.heads == 3
     with pytest.raises(UsageError, match="multiple"):
@@ -360,3 +362,40 @@ def test_state_dict_as_torch_modules_save_it(model, tmp_path):
     np.testing.assert_array_equal(
         read_checkpoint(tmp_path / "c.bin").params["norm/bias"], want["norm/bias"]
     )
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
+@pytest.mark.parametrize("form", ["hf", "original_plain", "timm_deit_safetensors"])
+def test_prefixes_of_wrapped_models_are_removed(model, form, wrapper, tmp_path):
+    """By DataParallel, torch.compile, and a module that holds the model."""
+    path = write_layout(model, form, tmp_path)
+    plain = read_checkpoint(path, **ARGUMENTS)
+    if form == "hf":
+        path = path / "model.safetensors"
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+    wrapped = {f"{wrapper}{name}": value.contiguous() for name, value in tensors.items()}
+    save_file(wrapped, tmp_path / "model.safetensors")
+    got = read_checkpoint(tmp_path / "model.safetensors", **ARGUMENTS)
+    assert (got.wrapper, got.layout, got.labels) == (wrapper, plain.layout, plain.labels)
+    for name, value in plain.params.items():
+        np.testing.assert_array_equal(got.params[name], value, err_msg=name)
+    del wrapped[next(name for name in wrapped if name.endswith("norm.bias"))]
+    save_file(wrapped, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=rf"behind '{wrapper}'.*1 missing"):
+        read_checkpoint(tmp_path / "model.safetensors", **ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a", "a", "b", "c", "d"], "the name 'a' for more"), (["a", "b", "c", "", "d"], "class 3")],
+)
+def test_doubled_and_empty_class_names_are_refused(model, names, message, tmp_path):
+    path = write_layout(model, "hf", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["id2label"] = {str(i): name for i, name in enumerate(names)}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=f"id2label has .*{message}"):
+        read_checkpoint(path)
+    source = read_checkpoint(write_layout(model, "original", tmp_path / "o"))
+    with pytest.raises(UsageError, match=message):
+        write_native(tmp_path / "w.safetensors", source.params, source.config, names)

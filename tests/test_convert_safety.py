@@ -128,6 +128,11 @@ def test_b20_allowed_names_are_never_really_called(tmp_path):
         assert any(part in message_seen for part in message.split("|")), message_seen
 
 
+def test_a_pickle_of_millions_of_values_is_refused(tmp_path):
+    content = b"\x80\x02" + 2**22 * b"K\x01" + b"."
+    assert "more than 2,000,000 opcodes" in refusal(zipped(tmp_path / "a.pth", content))
+
+
 def tensor_pickle(shape, strides, offset=0, count=4, key="0", storage="FloatStorage"):
     """A pickled dictionary of one tensor with any shape, strides, offset and storage."""
     sizes = [pickle.dumps(n, 2)[2:-1] for n in (tuple(shape), tuple(strides), offset, count)]

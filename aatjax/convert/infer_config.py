@@ -1,11 +1,11 @@
-"""The sizes of a model, told from the shapes of its tensors."""
+"""Sizes of a model, inferred from the shapes of its tensors."""
 
 import collections
 import dataclasses
 import math
 from collections.abc import Mapping
 
-from aatjax.convert.matching import template
+from aatjax.convert.detect import split_block_number
 from aatjax.convert.rules import Layout
 from aatjax.models.config import ASTConfig
 
@@ -28,8 +28,8 @@ class Sizes:
     head_norm: bool = True
 
     @classmethod
-    def of(cls, config: ASTConfig, grid: tuple[int, int], *, has_head: bool) -> "Sizes":
-        """Sizes of a configured model whose positions lie on `grid`."""
+    def from_config(cls, config: ASTConfig, grid: tuple[int, int], *, has_head: bool) -> "Sizes":
+        """Return the sizes of a configured model whose positions lie on `grid`."""
         return cls(
             dim=config.dim,
             depth=config.depth,
@@ -53,48 +53,44 @@ class Sizes:
         return self.tokens - (2 if self.distilled else 1)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Canonical names and shapes of a model of these sizes."""
-        dim, vector, wide = self.dim, (self.dim,), (self.mlp_dim,)
+        """Return canonical names and shapes of a model of these sizes."""
+        dim, mlp = self.dim, self.mlp_dim
+        linears = {f"attn/{part}": (dim, dim) for part in ("q", "k", "v", "out")}
+        linears |= {"mlp/up": (dim, mlp), "mlp/down": (mlp, dim)}
         shapes: dict[str, tuple[int, ...]] = {
             "embed/cls": (1, 1, dim),
             "embed/pos": (1, self.tokens, dim),
             "embed/proj/kernel": (*self.kernel, dim),
-            "embed/proj/bias": vector,
-            "norm/scale": vector,
-            "norm/bias": vector,
+            "embed/proj/bias": (dim,),
         }
         if self.distilled:
             shapes["embed/dist"] = (1, 1, dim)
+        norms = ["norm"]
         for i in range(self.depth):
-            block = f"blocks/{i}"
-            for norm in ("ln1", "ln2"):
-                shapes |= {f"{block}/{norm}/scale": vector, f"{block}/{norm}/bias": vector}
-            for part in ("q", "k", "v", "out"):
-                shapes[f"{block}/attn/{part}/kernel"] = (dim, dim)
-                if self.qkv_bias or part == "out":
-                    shapes[f"{block}/attn/{part}/bias"] = vector
-            shapes |= {f"{block}/mlp/up/kernel": (dim, *wide), f"{block}/mlp/up/bias": wide}
-            shapes |= {f"{block}/mlp/down/kernel": (*wide, dim), f"{block}/mlp/down/bias": vector}
+            norms += [f"blocks/{i}/ln1", f"blocks/{i}/ln2"]
+            for name, (rows, columns) in linears.items():
+                shapes[f"blocks/{i}/{name}/kernel"] = (rows, columns)
+                if self.qkv_bias or name not in ("attn/q", "attn/k", "attn/v"):
+                    shapes[f"blocks/{i}/{name}/bias"] = (columns,)
         if self.classes is not None:
-            if self.head_norm:
-                shapes |= {"head/norm/scale": vector, "head/norm/bias": vector}
-            classes = (self.classes,)
-            shapes |= {"head/linear/kernel": (dim, *classes), "head/linear/bias": classes}
-        return shapes
+            norms += ["head/norm"] if self.head_norm else []
+            shapes["head/linear/kernel"] = (dim, self.classes)
+            shapes["head/linear/bias"] = (self.classes,)
+        return shapes | {f"{norm}/{part}": (dim,) for norm in norms for part in ("scale", "bias")}
 
 
 def infer_sizes(
     layout: Layout, shapes: Mapping[str, tuple[int, ...]], *, qkv_bias: bool = True
 ) -> Sizes:
-    """Sizes that most tensors agree on; what no tensor tells is taken from the base model.
+    """Return the sizes that most tensors agree on, or of the base model where no tensor shows one.
 
-    The result only says what to expect: every shape is compared with it afterwards.
+    The result is only what to expect: every shape is compared with it afterwards.
     """
     rules = {source: rule.targets for source, rule in layout.rules}
     named: dict[str, list[tuple[int, ...]]] = collections.defaultdict(list)
     depth = 1
     for name, shape in shapes.items():
-        source, block = template(name)
+        source, block = split_block_number(name)
         if source in rules and shape:
             named[rules[source][0]].append(shape)
             depth = max(depth, (block or 0) + 1)
@@ -136,7 +132,7 @@ def _kernel(layout: Layout, shape: tuple[int, ...], dim: int) -> tuple[int, int,
 def _distilled(
     layout: Layout, shapes: Mapping[str, tuple[int, ...]], token: bool, tokens: int
 ) -> bool:
-    """Whether there is (or should be) a DIST token: by name, by its head, by the square grid."""
+    """Whether there must be a DIST token: by its name, its head, or the square grid."""
     if layout.distilled is not None:
         return layout.distilled
     if token or any("head_dist." in n or n.startswith("distillation_class") for n in shapes):

@@ -1,4 +1,4 @@
-"""A tensor that lies in a file: shape and type are known, the numbers are read when asked for."""
+"""Tensors in a file: shape and type are known, the numbers are read on demand."""
 
 import dataclasses
 import math
@@ -34,8 +34,8 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy type of a `StoredTensor.dtype`."""
+def make_dtype(name: str) -> np.dtype:
+    """Return the NumPy type of a `StoredTensor.dtype`."""
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
@@ -47,7 +47,7 @@ def read_array(
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None = None,
 ) -> Shaped[np.ndarray, "..."]:
-    """Reads a run of bytes as an array; places and shape were checked before.
+    """Read a run of bytes as an array; places and shape were checked before.
 
     Args:
         path: the file.
@@ -60,7 +60,7 @@ def read_array(
     Raises:
         DataError: the file is shorter than when it was opened.
     """
-    kind = numpy_dtype(dtype)
+    kind = make_dtype(dtype)
     with path.open("rb") as file:
         file.seek(begin)
         data = file.read(length)

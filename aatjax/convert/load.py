@@ -87,7 +87,7 @@ def load(
         size = ASTConfig.size(name.removeprefix("random:"))
         return _initialize(name, apply_load_options(size, options, num_classes), seed)
     rgb = options.get("rgb") or "sum"
-    checkpoint = read_checkpoint(locate_weights(name, revision), rgb=rgb)
+    checkpoint = read_source(name, revision=revision, rgb=rgb)
     new_head = num_classes is not None
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
@@ -152,7 +152,7 @@ def reset_weights(model: AST, seed: int) -> None:
 
 
 def make_front_end(model: AST) -> FrontEnd:
-    """Return the front end of a model's weights, with AudioSet's statistics unless they have some."""
+    """Return the front end of a model, with AudioSet's statistics where its weights have none."""
     mean, std = model.statistics or PRESETS["audioset"]
     return FrontEnd(frames=model.config.frames, mels=model.config.mels, mean=mean, std=std)
 
@@ -171,6 +171,22 @@ def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoi
     )
     params = {**checkpoint.params, "embed/pos": np.asarray(positions)}
     return dataclasses.replace(checkpoint, params=params, config=config, grid=config.grid)
+
+
+def read_source(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    rgb: Literal["sum", "mean"] = "sum",
+) -> Checkpoint:
+    """Read the weights of a source of `load`, without building a model from a file."""
+    name = os.fspath(source)
+    if not name.startswith("random:"):
+        return read_checkpoint(locate_weights(name, revision), rgb=rgb)
+    model = load(name)
+    params = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
+    config = model.config
+    return Checkpoint(config, params, config.grid, "audioset", None, name, True, config.num_prefix)
 
 
 def locate_weights(name: str, revision: str | None = None) -> Path:

@@ -1,9 +1,10 @@
-"""What the file beside the tensors says: Hugging Face's config.json and aatjax's own entry."""
+"""Descriptions beside the tensors: Hugging Face's config.json and aatjax's own entry."""
 
+import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,57 +27,30 @@ _INTEGERS = (
 
 @dataclasses.dataclass(frozen=True)
 class HfDescription:
-    """A config.json of `transformers`, or nothing (`fields` None) where there is none.
+    """A config.json of `transformers`, with no `fields` where there is none.
 
     Attributes:
         fields: its entries, integers checked.
         is_ast: whether it describes an AST (not an ImageNet model).
     """
 
-    fields: dict[str, Any] | None
+    fields: dict[str, Any]
     is_ast: bool
-
-    @classmethod
-    def of(cls, config: dict[str, Any] | None, layout: Layout, path: Path) -> "HfDescription":
-        """Takes config.json where it belongs to these weights.
-
-        Raises:
-            DataError: it describes another kind of model, or holds impossible numbers.
-        """
-        if config is None or layout.name not in _MODELS or "model_type" not in config:
-            return cls(None, False)
-        kind = config["model_type"]
-        allowed = ("deit", "vit") if layout.rule == "imagenet" else (_MODELS[layout.name],)
-        if kind not in allowed:
-            raise DataError(
-                f"{path}: config.json says model_type {str(kind)[:60]!r}, the tensors are named as "
-                f"in {layout.title}: the two do not belong together"
-            )
-        for name in _INTEGERS:
-            value = config.get(name, 1)
-            if type(value) is not int or not 1 <= value <= 10**6:
-                raise DataError(f"{path}: config.json has {name}={str(value)[:40]}, not a size")
-        return cls(config, layout.name == "hf-ast")
-
-    @property
-    def ast(self) -> dict[str, Any] | None:
-        """The entries, if they describe an AST."""
-        return self.fields if self.is_ast else None
 
     @property
     def heads(self) -> int | None:
         """Attention heads."""
-        return None if self.fields is None else self.fields.get("num_attention_heads")
+        return self.fields.get("num_attention_heads")
 
     @property
     def qkv_bias(self) -> bool:
         """Whether query, key and value have biases."""
-        return self.fields is None or self.fields.get("qkv_bias", True) is not False
+        return self.fields.get("qkv_bias", True) is not False
 
     @property
     def eps(self) -> tuple[float, float] | None:
         """The one LayerNorm epsilon, for body and head."""
-        value = None if self.fields is None else self.fields.get("layer_norm_eps", 1e-12)
+        value = self.fields.get("layer_norm_eps", 1e-12) if self.fields else None
         if not isinstance(value, int | float) or not 0 <= value < 1:
             return None
         return float(value), float(value)
@@ -84,7 +58,7 @@ class HfDescription:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Class names in order; None for none or for the placeholders LABEL_0, LABEL_1, ..."""
-        names = None if self.fields is None else self.fields.get("id2label")
+        names = self.fields.get("id2label")
         if not isinstance(names, dict) or not names:
             return None
         try:
@@ -96,11 +70,9 @@ class HfDescription:
         labels = tuple(by_number[i] for i in range(len(by_number)))
         return None if labels == tuple(f"LABEL_{i}" for i in range(len(labels))) else labels
 
-    def contradictions(self, sizes: Sizes) -> list[str]:
-        """Where config.json and the shapes of the weights disagree, a phrase each."""
-        if self.fields is None:
-            return []
-        facts: dict[str, int] = {
+    def find_contradictions(self, sizes: Sizes) -> list[str]:
+        """List where config.json and the shapes of the weights disagree, one phrase each."""
+        facts = {
             "hidden_size": sizes.dim,
             "num_hidden_layers": sizes.depth,
             "intermediate_size": sizes.mlp_dim,
@@ -112,14 +84,60 @@ class HfDescription:
             if self.fields.get(name, value) != value
         ]
         if self.fields.get("hidden_act", "gelu") != "gelu":
-            found.append(f"config.json asks for activation {self.fields['hidden_act']!r}, not gelu")
+            found.append(f"config.json has activation {self.fields['hidden_act']!r}, not gelu")
         labels = self.fields.get("id2label")
         if self.is_ast and sizes.classes and isinstance(labels, dict):
             if len(labels) != sizes.classes:
                 found.append(f"config.json names {len(labels)} labels, the head {sizes.classes}")
             elif any(not key.isdecimal() or int(key) >= len(labels) for key in labels):
                 found.append(f"the keys of id2label are not 0 to {len(labels) - 1}")
+            elif wrong := find_wrong_label(list(map(str, labels.values()))):
+                found.append(f"id2label has {wrong}")
         return found
+
+
+def read_hf_description(config: dict[str, Any] | None, layout: Layout, path: Path) -> HfDescription:
+    """Read a config.json where it belongs to these weights.
+
+    Raises:
+        DataError: it describes another kind of model, or holds impossible numbers.
+    """
+    if config is None or layout.name not in _MODELS or "model_type" not in config:
+        return HfDescription({}, False)
+    kind = config["model_type"]
+    allowed = ("deit", "vit") if layout.rule == "imagenet" else (_MODELS[layout.name],)
+    if kind not in allowed:
+        raise DataError(
+            f"{path}: config.json says model_type {str(kind)[:60]!r}, the tensors are named as "
+            f"in {layout.title}: the two do not belong together"
+        )
+    for name in _INTEGERS:
+        value = config.get(name, 1)
+        if not _is_size(value):
+            raise DataError(f"{path}: config.json has {name}={str(value)[:40]}, not a size")
+    return HfDescription(config, layout.name == "hf-ast")
+
+
+def find_wrong_label(labels: Sequence[str]) -> str:
+    """Describe what is wrong with class names, an empty or a repeated one; "" if nothing is."""
+    for number, label in enumerate(labels):
+        if not label.strip():
+            return f"an empty name for class {number}"
+    repeated = [name for name, count in collections.Counter(labels).items() if count > 1]
+    return f"the name {repeated[0][:80]!r} for more than one class" if repeated else ""
+
+
+def read_statistics(value: Any) -> Statistics:
+    """Return (mean, std) of the log-mel that a model was trained on.
+
+    Raises:
+        DataError: not two finite numbers, the second above 0.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2:
+        mean, std = value
+        if all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) and std > 0:
+            return float(mean), float(std)
+    raise DataError(f"statistics {str(value)[:60]} are not a mean and a standard deviation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,21 +151,8 @@ class NativeDescription:
     statistics: Statistics | None
 
 
-def read_statistics(value: Any) -> Statistics:
-    """(mean, std) of the log-mel that a model was trained on.
-
-    Raises:
-        DataError: not two finite numbers, the second above 0.
-    """
-    if isinstance(value, list | tuple) and len(value) == 2:
-        mean, std = value
-        if all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) and std > 0:
-            return float(mean), float(std)
-    raise DataError(f"statistics {str(value)[:60]} are not a mean and a standard deviation")
-
-
 def read_native_description(text: str, path: Path, names: Iterable[str]) -> NativeDescription:
-    """Reads the description of canonical parameters.
+    """Read the description of canonical parameters.
 
     Raises:
         DataError: not one, of a newer format, or of an adapter instead of a whole model.
@@ -158,9 +163,9 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
     except (ValueError, RecursionError, AttributeError):
         raise DataError(f"{path}: its aatjax entry is not readable as JSON") from None
     if "config" not in entries or "method" in entries or "petl" in entries:
-        seen = guess_origin(names) or "it looks like an aatjax adapter"
+        origin = guess_origin(names) or "it looks like an aatjax adapter"
         raise DataError(
-            f"{path}: not the weights of a whole model: {seen}; load it as an adapter; {EXPECTED}"
+            f"{path}: not the weights of a whole model: {origin}; load it as an adapter; {EXPECTED}"
         )
     if version != FORMAT:
         raise DataError(
@@ -169,26 +174,31 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
     try:
         _check_fields(entries["config"])
         config = ASTConfig.from_json(entries["config"])
-        labels = entries.get("labels")
+        labels, statistics = entries.get("labels"), entries.get("statistics")
         if labels is not None:
             if not isinstance(labels, list) or not all(isinstance(n, str) for n in labels):
                 raise DataError("labels are not a list of names")
-            labels = tuple(labels)
+            if wrong := find_wrong_label(labels):
+                raise DataError(f"labels have {wrong}")
         rows, columns = entries.get("grid") or config.grid
         rule = entries.get("rule", "audioset")
-        statistics = entries.get("statistics")
-        statistics = None if statistics is None else read_statistics(statistics)
         if rule not in RULES or type(rows) is not int or type(columns) is not int:
             raise DataError(f"grid {rows} x {columns} with position rule {rule!r}")
         if not (1 <= rows <= 10**5 and 1 <= columns <= 10**5):
             raise DataError(f"a position grid of {rows} x {columns}")
+        return NativeDescription(
+            config,
+            None if labels is None else tuple(labels),
+            (rows, columns),
+            cast(Positions, rule),
+            None if statistics is None else read_statistics(statistics),
+        )
     except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: its aatjax entry describes no AST ({error})") from None
-    return NativeDescription(config, labels, (rows, columns), cast(Positions, rule), statistics)
 
 
 def _check_fields(fields: Any) -> None:
-    """Holds each entry to the type of the field's default and sizes to what can be a model."""
+    """Check each entry against the type of the field's default, and sizes against bounds."""
     if not isinstance(fields, dict):
         raise DataError("config is not an object")
     for field in dataclasses.fields(ASTConfig):
@@ -204,7 +214,7 @@ def _check_fields(fields: Any) -> None:
         else:
             good = type(value) is type(default)
         if not good:
-            raise DataError(f"{field.name}={str(value)[:40]!r} cannot be")
+            raise DataError(f"{field.name}={str(value)[:40]!r} is impossible")
 
 
 def _is_size(value: Any) -> bool:
@@ -218,7 +228,7 @@ def describe_checkpoint(
     rule: Positions,
     statistics: Statistics | None = None,
 ) -> str:
-    """The JSON text that goes with canonical parameters (format 1)."""
+    """Return the JSON text that accompanies canonical parameters (format 1)."""
     entries: dict[str, Any] = {
         "format": FORMAT,
         "config": config.to_json(),

@@ -1,7 +1,7 @@
 """Orbax folders of canonical parameters with their `aatjax.json`."""
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from aatjax.convert.lazy_tensor import StoredTensor
 from aatjax.errors import DataError
+from aatjax.io.atomic import write_text
 
 DESCRIPTION = "aatjax.json"
 DESCRIPTION_LIMIT = 8 * 2**20
@@ -22,41 +23,35 @@ def is_orbax(path: Path) -> bool:
 
 
 def read_orbax(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The flat parameters of an Orbax folder and the text of its `aatjax.json`.
+    """Return the flat parameters of an Orbax folder and the text of its `aatjax.json`.
 
     The description lies in the folder, or beside the Orbax files one level up.
 
     Raises:
         DataError: no description, or a checkpoint that Orbax cannot read.
     """
-    import orbax.checkpoint as ocp  # slow to import, and few need it
+    import orbax.checkpoint as ocp  # slow to import, and rarely needed
 
     root = path / PARAMS if (path / PARAMS).is_dir() else path
     places = (path / DESCRIPTION, path.parent / DESCRIPTION)
     description = next((place for place in places if place.is_file()), None)
     if description is None:
         raise DataError(
-            f"{path}: an Orbax folder without {DESCRIPTION}, which says what model it is: "
-            "write it with aatjax, or name a .safetensors file"
+            f"{path}: an Orbax folder without {DESCRIPTION}, which describes the model: write it "
+            "with aatjax, or name a .safetensors file"
         )
     if description.stat().st_size > DESCRIPTION_LIMIT:
         raise DataError(f"{description}: too large for a description")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(root.absolute()).item_metadata.tree
-            flat = dict(_flatten(tree))
-            total = sum(math.prod(leaf.shape) for leaf in flat.values())
+            total = sum(math.prod(leaf.shape) for leaf in _flatten(tree).values())
             declared = 64 * sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
             if total * 4 > max(declared, 2**30):
                 raise DataError(f"{path}: declares {total} numbers, more than its files can hold")
-            arguments = _map(tree, lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
-            values = dict(
-                _flatten(
-                    checkpointer.restore(
-                        root.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments)
-                    )
-                )
-            )
+            kinds = _map(tree, lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
+            arguments = ocp.args.PyTreeRestore(restore_args=kinds)
+            values = _flatten(checkpointer.restore(root.absolute(), args=arguments))
     except DataError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -72,41 +67,35 @@ def read_orbax(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 
 def write_orbax_files(folder: Path, params: dict[str, np.ndarray], description: str) -> None:
-    """Fills an existing empty folder: `params/` by Orbax and the description."""
+    """Fill an existing empty folder: `params/` by Orbax, and the description."""
     import orbax.checkpoint as ocp
 
-    json.loads(description)
-    (folder / DESCRIPTION).write_text(description, encoding="utf-8")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / PARAMS, _nest(params))
-        checkpointer.wait_until_finished()
-
-
-def _nest(params: dict[str, np.ndarray]) -> dict[str, Any]:
+    write_text(folder / DESCRIPTION, description)
     tree: dict[str, Any] = {}
     for name, value in params.items():
         *folders, last = name.split("/")
         place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
+        for part in folders:
+            place = place.setdefault(part, {})
         place[last] = value
-    return tree
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / PARAMS, tree)
+        checkpointer.wait_until_finished()
 
 
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves by '/'-joined names; lists count like dictionaries of positions."""
     if isinstance(tree, list | tuple):
         tree = {str(i): part for i, part in enumerate(tree)}
     if not isinstance(tree, dict):
-        return [(prefix, tree)]
-    return [
-        leaf
-        for key, part in tree.items()
-        for leaf in _flatten(part, f"{prefix}/{key}" if prefix else str(key))
-    ]
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, part in tree.items():
+        found |= _flatten(part, f"{prefix}/{key}" if prefix else str(key))
+    return found
 
 
-def _map(tree: Any, function: Any) -> Any:
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(tree, dict):
         return {key: _map(part, function) for key, part in tree.items()}
     if isinstance(tree, list | tuple):

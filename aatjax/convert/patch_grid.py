@@ -1,4 +1,4 @@
-"""From a number of positions to a patch grid: strides, frames, and the grid of the source."""
+"""Patch grid of a checkpoint from its number of positions: strides, frames, source grid."""
 
 import dataclasses
 import math
@@ -14,22 +14,18 @@ MELS = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
-    """What the caller says about the input of the model; None where the file decides."""
+class GridRequest:
+    """Input of the model as asked for by the caller; None where the file decides."""
 
     stride: tuple[int, int] | None = None
     frames: int | None = None
     mels: int | None = None
 
     @classmethod
-    def of(
+    def from_arguments(
         cls, stride: int | tuple[int, int] | None, frames: int | None, mels: int | None
-    ) -> "Wishes":
-        """Checks the numbers; one stride stands for both axes.
-
-        Raises:
-            UsageError: a number below 1.
-        """
+    ) -> "GridRequest":
+        """Check the numbers; one stride stands for both axes."""
         both = (stride, stride) if isinstance(stride, int) else stride
         for name, value in (("stride", min(both or (1,))), ("frames", frames), ("mels", mels)):
             if value is not None and value < 1:
@@ -47,10 +43,10 @@ class Geometry:
     source: tuple[int, int]
 
 
-def grid_of(
+def compute_grid(
     patch: tuple[int, int], stride: tuple[int, int], mels: int, frames: int
 ) -> tuple[int, int]:
-    """Patch rows and columns; zero or less where the input is smaller than a patch."""
+    """Return patch rows and columns; zero or less where the input is smaller than a patch."""
     return (mels - patch[0]) // stride[0] + 1, (frames - patch[1]) // stride[1] + 1
 
 
@@ -58,18 +54,18 @@ def find_geometry(
     layout: Layout,
     patches: int,
     patch: tuple[int, int],
-    wishes: Wishes,
+    request: GridRequest,
     described: dict[str, Any] | None = None,
     pretrained: tuple[int, int] | None = None,
 ) -> Geometry:
-    """Where the positions of a checkpoint lie and what input the model takes.
+    """Find the grid of a checkpoint's positions and the input that the model takes.
 
     Args:
         layout: the file's layout; its position rule decides the procedure.
         patches: stored positions without prefix tokens.
         patch: patch size (frequency, time).
-        wishes: arguments of the caller. For AST they describe the file, for ImageNet and SSAST
-            weights, which are adapted anyway, the model wanted.
+        request: for AST the input of the file; for ImageNet and SSAST weights, which are adapted
+            anyway, the input of the model wanted.
         described: a Hugging Face AST `config.json`.
         pretrained: SSAST's pretraining input (mel bins, frames).
 
@@ -84,7 +80,7 @@ def find_geometry(
             raise DataError(
                 f"{patches} positions are no square grid, as ImageNet weights have: not DeiT/ViT"
             )
-        return _adapted(wishes, patch, (side, side), MELS, 1024)
+        return _adapt_geometry(request, patch, (side, side), MELS, 1024)
     if layout.rule == "ssast":
         bins, length = pretrained or (MELS, 1024)
         source = (bins // patch[0], length // patch[1])
@@ -93,30 +89,30 @@ def find_geometry(
                 f"{patches} positions do not fit the pretraining input of {bins} x {length} in "
                 f"patches of {patch[0]} x {patch[1]}"
             )
-        return _adapted(wishes, patch, source, bins, length)
+        return _adapt_geometry(request, patch, source, bins, length)
     if described is not None:
-        return _described(patches, patch, wishes, described)
-    return _searched(patches, patch, wishes)
+        return _read_geometry(patches, patch, request, described)
+    return _search_geometry(patches, patch, request)
 
 
-def _adapted(
-    wishes: Wishes, patch: tuple[int, int], source: tuple[int, int], mels: int, frames: int
+def _adapt_geometry(
+    request: GridRequest, patch: tuple[int, int], source: tuple[int, int], mels: int, frames: int
 ) -> Geometry:
-    mels, frames = wishes.mels or mels, wishes.frames or frames
+    mels, frames = request.mels or mels, request.frames or frames
     usual = (patch[0], 1) if patch[0] >= mels else (10, 10)
-    return Geometry(wishes.stride or usual, mels, frames, source)
+    return Geometry(request.stride or usual, mels, frames, source)
 
 
-def _described(
-    patches: int, patch: tuple[int, int], wishes: Wishes, described: dict[str, Any]
+def _read_geometry(
+    patches: int, patch: tuple[int, int], request: GridRequest, described: dict[str, Any]
 ) -> Geometry:
-    stride = wishes.stride or (
+    stride = request.stride or (
         described.get("frequency_stride", 10),
         described.get("time_stride", 10),
     )
-    mels = wishes.mels or described.get("num_mel_bins", MELS)
-    frames = wishes.frames or described.get("max_length", 1024)
-    grid = grid_of(patch, stride, mels, frames)
+    mels = request.mels or described.get("num_mel_bins", MELS)
+    frames = request.frames or described.get("max_length", 1024)
+    grid = compute_grid(patch, stride, mels, frames)
     if min(grid) < 1 or grid[0] * grid[1] != patches:
         raise DataError(
             f"{patches} positions in the weights, but config.json (and arguments) make a grid of "
@@ -126,28 +122,28 @@ def _described(
     return Geometry(stride, mels, frames, grid)
 
 
-def _searched(patches: int, patch: tuple[int, int], wishes: Wishes) -> Geometry:
-    """Tries published strides and lengths; other strides than 10 only at their own length."""
-    mels = wishes.mels or MELS
+def _search_geometry(patches: int, patch: tuple[int, int], request: GridRequest) -> Geometry:
+    """Try published strides and lengths; strides other than 10 only at their own length."""
+    mels = request.mels or MELS
     fits: list[Geometry] = []
-    for stride in (wishes.stride,) if wishes.stride else STRIDES:
-        free = wishes.stride is not None or stride == STRIDES[0]
-        lengths = (wishes.frames,) if wishes.frames else FRAMES if free else FRAMES[:1]
+    for stride in (request.stride,) if request.stride else STRIDES:
+        free = request.stride is not None or stride == STRIDES[0]
+        lengths = (request.frames,) if request.frames else FRAMES if free else FRAMES[:1]
         for frames in lengths:
-            grid = grid_of(patch, stride, mels, frames)
+            grid = compute_grid(patch, stride, mels, frames)
             if min(grid) >= 1 and grid[0] * grid[1] == patches:
                 fits.append(Geometry(stride, mels, frames, grid))
-    if not fits and wishes.stride and not wishes.frames:
-        rows = grid_of(patch, wishes.stride, mels, patch[1])[0]
+    if not fits and request.stride and not request.frames:
+        rows = compute_grid(patch, request.stride, mels, patch[1])[0]
         if rows >= 1 and patches % rows == 0:
             columns = patches // rows
-            frames = patch[1] + wishes.stride[1] * (columns - 1)
-            fits.append(Geometry(wishes.stride, mels, frames, (rows, columns)))
+            frames = patch[1] + request.stride[1] * (columns - 1)
+            fits.append(Geometry(request.stride, mels, frames, (rows, columns)))
     if len({fit.source for fit in fits}) == 1:
         return fits[0]
     found = " or ".join(f"{fit.source[0]} x {fit.source[1]}" for fit in fits) or "no known grid"
-    given = [f"stride={wishes.stride}"] if wishes.stride else []
-    given += [f"frames={wishes.frames}"] if wishes.frames else []
+    given = [f"stride={request.stride}"] if request.stride else []
+    given += [f"frames={request.frames}"] if request.frames else []
     raise DataError(
         f"{patches} positions fit {found} of {patch[0]} x {patch[1]} patches"
         f"{' at ' + ', '.join(given) if given else ''}: give the stride and frames (and mels) "

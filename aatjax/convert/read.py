@@ -1,25 +1,24 @@
-"""Reads every published weight layout into canonical flat parameters, wholly or not at all."""
+"""Reads every published weight layout into canonical flat parameters, completely or not at all."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 
-from aatjax.convert.detect import EXPECTED, guess_origin
+from aatjax.convert.detect import EXPECTED, choose_layout, expand_layout, guess_origin
 from aatjax.convert.infer_config import Sizes, infer_sizes
 from aatjax.convert.lazy_tensor import FLOATS, StoredTensor
-from aatjax.convert.matching import choose_layout, expand
 from aatjax.convert.metadata import (
-    HfDescription,
     Statistics,
+    read_hf_description,
     read_native_description,
     read_statistics,
 )
-from aatjax.convert.patch_grid import Wishes, find_geometry
+from aatjax.convert.patch_grid import GridRequest, find_geometry
 from aatjax.convert.rules import NATIVE, Layout, Positions, Rule
-from aatjax.convert.tensor_files import TensorFile, open_tensors, read_json
+from aatjax.convert.tensor_files import TensorFile, open_tensors, read_description
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
 
@@ -28,7 +27,7 @@ Expected = dict[str, tuple[Rule, tuple[str, ...], tuple[int, ...]]]
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights of an AST, wherever they came from.
+    """Weights of an AST from any source.
 
     Attributes:
         config: the model they belong to, or (ImageNet, SSAST) can be adapted to.
@@ -36,11 +35,12 @@ class Checkpoint:
         grid: (frequency, time) patches that the stored positions cover.
         rule: how these positions are adapted to `config.grid`, see `resize_positions`.
         labels: names of the classes, where the file has them.
-        layout: what kind of file it was.
+        layout: short name of the layout.
         has_head: whether `params` hold a classifier.
         num_prefix: tokens before the patches, 2 (CLS, DIST) or 1.
         statistics: mean and standard deviation of the log-mel that the model was trained on,
-            where the file or its preprocessor_config.json tells.
+            where the file or its preprocessor_config.json has them.
+        wrapper: prefix of all names in the file that was removed, such as `module.`.
     """
 
     config: ASTConfig
@@ -52,6 +52,7 @@ class Checkpoint:
     has_head: bool
     num_prefix: int
     statistics: Statistics | None = None
+    wrapper: str = ""
 
 
 def read_checkpoint(
@@ -64,24 +65,24 @@ def read_checkpoint(
     rgb: Literal["sum", "mean"] = "sum",
     allow_nan: bool = False,
 ) -> Checkpoint:
-    """Reads AST weights: Hugging Face, original, SSAST, ImageNet DeiT/ViT, aatjax, Orbax.
+    """Read AST weights: Hugging Face, original, SSAST, ImageNet DeiT/ViT, aatjax, Orbax.
 
     Every expected tensor must be there in the right shape and no other one, otherwise nothing is
-    loaded. Pickles are read as data (see `pickle_values`): files of strangers run nothing.
+    loaded. Pickles are read as data (see `read_pickle`): untrusted files execute nothing.
 
     Args:
         path: a .safetensors, .pth or .bin file, or a folder holding one (sharded too) with its
             config.json, or an Orbax folder that aatjax wrote.
-        heads: attention heads, which no weight shows; else config.json, else one for 64 of width.
-        stride: patch stride, (frequency, time) or one for both, if the file does not tell.
+        heads: attention heads, which no weight shows; else config.json, else one per 64 of width.
+        stride: patch stride, (frequency, time) or one for both, if the file does not hold it.
             For ImageNet and SSAST weights: the stride of the model wanted.
         frames: 10 ms frames of the input, likewise.
         mels: mel bins of the input, likewise.
         rgb: ImageNet patch kernels are summed over colours (published code), or averaged.
-        allow_nan: load even tensors that hold NaN or infinity.
+        allow_nan: load tensors that hold NaN or infinity.
 
     Raises:
-        DataError: not such a file, damaged, incomplete, or the grid cannot be told.
+        DataError: not such a file, damaged, incomplete, or of an unknown grid.
         UsageError: impossible arguments.
     """
     path = Path(path)
@@ -89,37 +90,38 @@ def read_checkpoint(
         raise UsageError(f"rgb={rgb!r} is neither 'sum' nor 'mean'")
     if heads is not None and heads < 1:
         raise UsageError(f"heads={heads} must be at least 1")
-    wishes = Wishes.of(stride, frames, mels)
+    request = GridRequest.from_arguments(stride, frames, mels)
     file = open_tensors(path)
     if "aatjax" in file.metadata:
-        return _read_native(file, heads, wishes, allow_nan)
+        return _read_native(file, heads, request, allow_nan)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     layout = choose_layout(shapes)
     if layout is None:
-        seen = guess_origin(shapes) or f"its tensors are named {_some(shapes)}"
-        raise DataError(f"{path}: not AST weights: {seen}; {EXPECTED}")
-    if layout is NATIVE:
+        origin = guess_origin(shapes) or f"its tensors are named {_list_some(shapes)}"
+        raise DataError(f"{path}: not AST weights: {origin}; {EXPECTED}")
+    if layout.name == "native":
         raise DataError(
             f"{path}: canonical names, but the description that aatjax writes into the header is "
             f"gone, so the model is unknown: fetch the file again; {EXPECTED}"
         )
-    described = HfDescription.of(file.config, layout, path)
+    described = read_hf_description(file.config, layout, path)
     sizes = infer_sizes(layout, shapes, qkv_bias=described.qkv_bias)
-    expected = expand(layout, sizes.shapes(), sizes.depth)
-    problems = _compare(file.tensors, expected, layout) + described.contradictions(sizes)
-    if problems:
-        _refuse(path, layout, problems, shapes)
-    pretrained = _read_numbers(file, layout)
-    params = _load(file, expected, layout, rgb, allow_nan)
+    expected = _check_tensors(file, layout, sizes, described.find_contradictions(sizes))
     try:
         geometry = find_geometry(
-            layout, sizes.patches, sizes.patch, wishes, described.ast, pretrained
+            layout,
+            sizes.patches,
+            sizes.patch,
+            request,
+            described.fields if described.is_ast else None,
+            _read_numbers(file, layout),
         )
+        heads = heads or described.heads or _guess_heads(sizes.dim)
         eps, head_eps = described.eps or layout.eps
         config = ASTConfig(
             dim=sizes.dim,
             depth=sizes.depth,
-            heads=heads or described.heads or _default_heads(sizes.dim),
+            heads=heads,
             mlp_dim=sizes.mlp_dim,
             patch=sizes.patch,
             stride=geometry.stride,
@@ -136,105 +138,100 @@ def read_checkpoint(
         raise type(error)(f"{path}: {error}") from None
     return Checkpoint(
         config=config,
-        params=params,
+        params=_load(file, expected, layout, rgb, allow_nan),
         grid=geometry.source,
         rule=layout.rule,
         labels=described.labels if sizes.classes else None,
         layout=layout.name,
         has_head=sizes.classes is not None,
         num_prefix=config.num_prefix,
-        statistics=_extractor_statistics(file) if layout.name == "hf-ast" else None,
+        statistics=_read_extractor(file) if layout.name == "hf-ast" else None,
+        wrapper=layout.wrapper,
     )
 
 
-def _extractor_statistics(file: TensorFile) -> Statistics | None:
+def _read_extractor(file: TensorFile) -> Statistics | None:
     """Mean and standard deviation from the feature extractor beside Hugging Face weights."""
-    folder = file.path if file.path.is_dir() else file.path.parent
-    entries = read_json(folder / "preprocessor_config.json")
+    path = (file.path if file.path.is_dir() else file.path.parent) / "preprocessor_config.json"
+    entries = read_description(path)
     if entries is None or "mean" not in entries or not entries.get("do_normalize", True):
         return None
     try:
         return read_statistics([entries["mean"], entries.get("std")])
     except DataError as error:
-        raise DataError(f"{folder / 'preprocessor_config.json'}: {error}") from None
+        raise DataError(f"{path}: {error}") from None
 
 
 def _read_native(
-    file: TensorFile, heads: int | None, wishes: Wishes, allow_nan: bool
+    file: TensorFile, heads: int | None, request: GridRequest, allow_nan: bool
 ) -> Checkpoint:
-    """Weights that aatjax wrote: their description says all."""
-    names = list(file.tensors)
-    described = read_native_description(file.metadata["aatjax"], file.path, names)
-    config, grid = described.config, described.grid
-    said = {"heads": heads, **dataclasses.asdict(wishes)}
-    for name, value in said.items():
+    """Weights that aatjax wrote, with a complete description."""
+    described = read_native_description(file.metadata["aatjax"], file.path, file.tensors)
+    config, labels = described.config, described.labels
+    for name, value in {"heads": heads, **dataclasses.asdict(request)}.items():
         if value is not None and value != getattr(config, name):
             raise UsageError(
                 f"{file.path}: says {name}={getattr(config, name)}, the argument {name}={value}: "
-                "leave the argument out"
+                "omit the argument"
             )
-    has_head = any(name.startswith("head/") for name in names)
-    sizes = Sizes.of(config, grid, has_head=has_head)
-    expected = expand(NATIVE, sizes.shapes(), sizes.depth)
-    problems = _compare(file.tensors, expected, NATIVE)
-    labels = described.labels
+    has_head = any(name.startswith("head/") for name in file.tensors)
+    sizes = Sizes.from_config(config, described.grid, has_head=has_head)
+    problems = []
     if labels is not None and len(labels) != config.num_classes:
         problems.append(f"{len(labels)} labels for {config.num_classes} classes")
-    if problems:
-        _refuse(file.path, NATIVE, problems, names)
-    params = _load(file, expected, NATIVE, "sum", allow_nan)
-    layout = "orbax" if file.form == "orbax" else "native"
+    expected = _check_tensors(file, NATIVE, sizes, problems)
     return Checkpoint(
-        config,
-        params,
-        grid,
-        described.rule,
-        labels,
-        layout,
-        has_head,
-        config.num_prefix,
-        described.statistics,
+        config=config,
+        params=_load(file, expected, NATIVE, "sum", allow_nan),
+        grid=described.grid,
+        rule=described.rule,
+        labels=labels,
+        layout="orbax" if file.form == "orbax" else "native",
+        has_head=has_head,
+        num_prefix=config.num_prefix,
+        statistics=described.statistics,
     )
+
+
+def _check_tensors(file: TensorFile, layout: Layout, sizes: Sizes, problems: list[str]) -> Expected:
+    """What the file must hold; a DataError names all that differs, and `problems`."""
+    expected = expand_layout(layout, sizes.shapes(), sizes.depth)
+    found = _compare(file.tensors, expected, layout)
+    if found or problems:
+        unexpected = any("unexpected" in problem for problem in found)
+        origin = guess_origin(file.tensors) if unexpected else None
+        raise DataError(
+            f"{file.path}: read as {layout.title}, but of its tensors "
+            f"{'; '.join([*found, *problems])}. Nothing was loaded"
+            f"{f': {origin}' if origin else ''}; {EXPECTED}"
+        )
+    return expected
 
 
 def _compare(tensors: Mapping[str, StoredTensor], expected: Expected, layout: Layout) -> list[str]:
-    """Everything that keeps the file from being loaded whole, a phrase a group."""
-    missing = [name for name in (*expected, *layout.numbers) if name not in tensors]
-    unknown = [
-        name
-        for name in tensors
-        if name not in expected and name not in layout.numbers and not layout.is_ignored(name)
-    ]
+    """The differences between the file and what it must hold, one phrase per kind."""
+    found = {name: shape for name, (_, _, shape) in expected.items() if name in tensors}
     shapes, types = [], []
-    for name, (_, _, shape) in expected.items():
-        if name not in tensors:
-            continue
-        have = tensors[name]
-        if have.shape != shape:
-            turned = len(shape) > 1 and sorted(have.shape) == sorted(shape)
+    for name, shape in found.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            turned = len(shape) > 1 and sorted(tensor.shape) == sorted(shape)
             hint = ", transposed" if turned else ""
-            shapes.append(f"{name} is {have.shape}, expected {shape}{hint}")
-        elif have.dtype not in FLOATS:
-            types.append(f"{name} is {have.dtype}")
-    groups = (
-        ("missing", missing),
-        ("of the wrong shape", shapes),
-        ("not of a floating type", types),
-        ("unexpected", unknown),
-    )
-    return [f"{len(names)} {what} ({_some(names)})" for what, names in groups if names]
+            shapes.append(f"{name} is {tensor.shape}, expected {shape}{hint}")
+        elif tensor.dtype not in FLOATS:
+            types.append(f"{name} is {tensor.dtype}")
+    known = {*expected, *layout.numbers}
+    groups = {
+        "missing": [name for name in (*expected, *layout.numbers) if name not in tensors],
+        "of the wrong shape": shapes,
+        "not of a floating type": types,
+        "unexpected": [n for n in tensors if n not in known and not layout.is_ignored(n)],
+    }
+    return [f"{len(names)} {kind} ({_list_some(names)})" for kind, names in groups.items() if names]
 
 
-def _refuse(path: Path, layout: Layout, problems: list[str], names: Iterable[str]) -> NoReturn:
-    seen = guess_origin(names) if any("unexpected" in problem for problem in problems) else None
-    raise DataError(
-        f"{path}: read as {layout.title}, but of its tensors {'; '.join(problems)}. Nothing was "
-        f"loaded{f': {seen}' if seen else ''}; {EXPECTED}"
-    )
-
-
-def _some(names: Iterable[str], shown: int = 3) -> str:
-    """The first few names, safe to print on one line."""
+def _list_some(names: Iterable[str], shown: int = 3) -> str:
+    """The first few names, printable on one line."""
     listed = [" ".join(name.split())[:120] for name in names]
     more = f", and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(name if name.isprintable() else repr(name) for name in listed[:shown]) + more
@@ -249,21 +246,21 @@ def _read_numbers(file: TensorFile, layout: Layout) -> tuple[int, int] | None:
         tensor = file.tensors[name]
         value = float(np.asarray(tensor.load()).reshape(-1)[0]) if tensor.size == 1 else 0.0
         if not 1 <= value <= 1e6:
-            raise DataError(f"{file.path}: {name} is not a length of the pretraining input")
+            raise DataError(f"{name} is not a length of the pretraining input")
         values.append(int(value))
     return values[0], values[1]
 
 
-def _default_heads(dim: int) -> int:
+def _guess_heads(dim: int) -> int:
     if dim % 64:
-        raise DataError(f"heads cannot be told from a width of {dim}: give heads=")
+        raise DataError(f"a width of {dim} does not show the number of heads: give heads=")
     return dim // 64
 
 
 def _load(
     file: TensorFile, expected: Expected, layout: Layout, rgb: str, allow_nan: bool
 ) -> dict[str, np.ndarray]:
-    """Reads the numbers, in float32, after all names, shapes and sizes were found right."""
+    """Read the numbers as float32, after all names, shapes and sizes were checked."""
     items = sum(file.tensors[name].size for name in expected)
     if items > max(file.size, 1):
         raise DataError(
@@ -284,7 +281,7 @@ def _load(
             params[target] = np.array(part) if part.base is not None else part
     if bad and not allow_nan:
         raise DataError(
-            f"{file.path}: NaN or infinity in {len(bad)} tensors: {_some(bad)}: the weights are "
-            "damaged; allow_nan=True loads them all the same"
+            f"{file.path}: NaN or infinity in {len(bad)} tensors: {_list_some(bad)}: the weights "
+            "are damaged (read_checkpoint(allow_nan=True) loads them)"
         )
     return params

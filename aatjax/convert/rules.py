@@ -1,6 +1,6 @@
-"""The published weight layouts as rules: name in the file, canonical names, how to turn it.
+"""The published weight layouts as rules: name in the file, canonical names, change of axes.
 
-A rule reads both ways. `{i}` stands for the number of a block. A source tensor with several
+A rule works both ways. `{i}` stands for the number of a block. A source tensor with several
 targets (fused query, key, value) is cut in equal parts along the output axis.
 """
 
@@ -31,7 +31,7 @@ class Rule:
     turn: Turn = "copy"
 
     def to_canonical(self, value: Float[np.ndarray, "..."]) -> list[Float[np.ndarray, "..."]]:
-        """The canonical arrays, one for each target."""
+        """Return the canonical arrays, one per target."""
         if self.turn == "linear":
             value = value.T
         elif self.turn == "conv":
@@ -41,7 +41,7 @@ class Rule:
         return [np.ascontiguousarray(p) for p in np.split(value, len(self.targets), axis=-1)]
 
     def to_source(self, values: list[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
-        """The array of the file from the canonical ones."""
+        """Return the array of the file from the canonical ones."""
         value = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
         if self.turn == "linear":
             value = value.T
@@ -50,7 +50,7 @@ class Rule:
         return np.ascontiguousarray(value)
 
     def source_shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape in the file from the canonical ones."""
+        """Return the shape in the file from the canonical ones."""
         *rest, last = shapes[0]
         shape = (*rest, last * len(shapes))
         if self.turn == "linear":
@@ -64,16 +64,17 @@ class Layout:
 
     Attributes:
         name: short name, as reported.
-        title: what to call it in messages.
-        prefix: what stands before the names of the body.
+        title: name in messages.
+        prefix: prefix of the names of the body.
         body: rules of embedding, blocks and final norm.
-        head_prefix: what stands before the names of the head.
-        head: rules of the classifier; empty where it is of no use (ImageNet, pretext tasks).
-        ignored: patterns (full match, prefixes included) of tensors knowingly left out.
+        head_prefix: prefix of the names of the head.
+        head: rules of the classifier; empty where it is not used (ImageNet, pretext tasks).
+        ignored: patterns (full match, prefixes included) of tensors that are skipped on purpose.
         rule: how its positions are adapted to other lengths.
         distilled: whether there is a DIST token; None where the file decides.
         eps: epsilons of body and head LayerNorms, unless a config.json says otherwise.
         numbers: names of integer scalars that describe the pretraining grid (SSAST).
+        wrapper: prefix before all names, see `wrap`.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Layout:
     distilled: bool | None = True
     eps: tuple[float, float] = (1e-6, 1e-5)
     numbers: tuple[str, ...] = ()
+    wrapper: str = ""
 
     @property
     def rules(self) -> tuple[tuple[str, Rule], ...]:
@@ -95,8 +97,22 @@ class Layout:
         return (*body, *((self.head_prefix + rule.source, rule) for rule in self.head))
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the tensor is knowingly left out."""
+        """Whether the tensor is skipped on purpose."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+    def wrap(self, wrapper: str) -> "Layout":
+        """Return the layout with a prefix before all its names, such as `module.`."""
+        if not wrapper:
+            return self
+        return dataclasses.replace(
+            self,
+            title=f"{self.title} (names behind {wrapper!r})",
+            wrapper=wrapper,
+            prefix=wrapper + self.prefix,
+            head_prefix=wrapper + self.head_prefix,
+            ignored=tuple(f"{re.escape(wrapper)}(?:{pattern})" for pattern in self.ignored),
+            numbers=tuple(wrapper + name for name in self.numbers),
+        )
 
 
 def _linear(source: str, *targets: str) -> tuple[Rule, Rule]:
@@ -113,59 +129,62 @@ def _norm(source: str, target: str) -> tuple[Rule, Rule]:
     )
 
 
-def _embedding(cls: str, dist: str, pos: str, projection: str) -> tuple[Rule, ...]:
+def _make_body(embedding: str, block: str, parts: str, norm: str) -> tuple[Rule, ...]:
+    """The rules of a body.
+
+    Args:
+        embedding: names of CLS, DIST, positions and patch projection.
+        block: prefix of the names of a block.
+        parts: names in a block: norm, query-key-value (one or three), output, norm, up, down.
+        norm: name of the final norm.
+    """
+    cls, dist, pos, projection = embedding.split()
+    before, *qkv, out, after, up, down = (f"{block}{part}" for part in parts.split())
+    to = "blocks/{i}"
+    targets = [f"{to}/attn/{part}" for part in "qkv"]
     return (
         Rule(cls, ("embed/cls",)),
         Rule(dist, ("embed/dist",)),
         Rule(pos, ("embed/pos",)),
         Rule(f"{projection}.weight", ("embed/proj/kernel",), "conv"),
         Rule(f"{projection}.bias", ("embed/proj/bias",)),
+        *_norm(before, f"{to}/ln1"),
+        *(
+            _linear(qkv[0], *targets)
+            if len(qkv) == 1
+            else (rule for pair in map(_linear, qkv, targets) for rule in pair)
+        ),
+        *_linear(out, f"{to}/attn/out"),
+        *_norm(after, f"{to}/ln2"),
+        *_linear(up, f"{to}/mlp/up"),
+        *_linear(down, f"{to}/mlp/down"),
+        *_norm(norm, "norm"),
     )
 
 
-_B = "blocks/{i}"
-_QKV = tuple(f"{_B}/attn/{part}" for part in ("q", "k", "v"))
-
-_TIMM = (
-    *_embedding("cls_token", "dist_token", "pos_embed", "patch_embed.proj"),
-    *_norm("blocks.{i}.norm1", f"{_B}/ln1"),
-    *_linear("blocks.{i}.attn.qkv", *_QKV),
-    *_linear("blocks.{i}.attn.proj", f"{_B}/attn/out"),
-    *_norm("blocks.{i}.norm2", f"{_B}/ln2"),
-    *_linear("blocks.{i}.mlp.fc1", f"{_B}/mlp/up"),
-    *_linear("blocks.{i}.mlp.fc2", f"{_B}/mlp/down"),
-    *_norm("norm", "norm"),
+_TIMM = _make_body(
+    "cls_token dist_token pos_embed patch_embed.proj",
+    "blocks.{i}.",
+    "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2",
+    "norm",
 )
-_HF_EMBEDDING = _embedding(
-    "embeddings.cls_token",
-    "embeddings.distillation_token",
-    "embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection",
+_HF_EMBEDDING = (
+    "embeddings.cls_token embeddings.distillation_token embeddings.position_embeddings "
+    "embeddings.patch_embeddings.projection"
 )
-_FILE_LAYER = "encoder.layer.{i}"
-_HF_FILE = (  # what files of every version of transformers hold
-    *_HF_EMBEDDING,
-    *_norm(f"{_FILE_LAYER}.layernorm_before", f"{_B}/ln1"),
-    *_linear(f"{_FILE_LAYER}.attention.attention.query", _QKV[0]),
-    *_linear(f"{_FILE_LAYER}.attention.attention.key", _QKV[1]),
-    *_linear(f"{_FILE_LAYER}.attention.attention.value", _QKV[2]),
-    *_linear(f"{_FILE_LAYER}.attention.output.dense", f"{_B}/attn/out"),
-    *_norm(f"{_FILE_LAYER}.layernorm_after", f"{_B}/ln2"),
-    *_linear(f"{_FILE_LAYER}.intermediate.dense", f"{_B}/mlp/up"),
-    *_linear(f"{_FILE_LAYER}.output.dense", f"{_B}/mlp/down"),
-    *_norm("layernorm", "norm"),
+_HF_FILE = _make_body(  # what files of every version of transformers hold
+    _HF_EMBEDDING,
+    "encoder.layer.{i}.",
+    "layernorm_before attention.attention.query attention.attention.key attention.attention.value "
+    "attention.output.dense layernorm_after intermediate.dense output.dense",
+    "layernorm",
 )
-_HF_MEMORY = (  # names of state_dict() in transformers 5
-    *_HF_EMBEDDING,
-    *_norm("layers.{i}.layernorm_before", f"{_B}/ln1"),
-    *_linear("layers.{i}.attention.q_proj", _QKV[0]),
-    *_linear("layers.{i}.attention.k_proj", _QKV[1]),
-    *_linear("layers.{i}.attention.v_proj", _QKV[2]),
-    *_linear("layers.{i}.attention.o_proj", f"{_B}/attn/out"),
-    *_norm("layers.{i}.layernorm_after", f"{_B}/ln2"),
-    *_linear("layers.{i}.mlp.fc1", f"{_B}/mlp/up"),
-    *_linear("layers.{i}.mlp.fc2", f"{_B}/mlp/down"),
-    *_norm("layernorm", "norm"),
+_HF_MEMORY = _make_body(  # names of state_dict() in transformers 5
+    _HF_EMBEDDING,
+    "layers.{i}.",
+    "layernorm_before attention.q_proj attention.k_proj attention.v_proj attention.o_proj "
+    "layernorm_after mlp.fc1 mlp.fc2",
+    "layernorm",
 )
 _AST_HEAD = (*_norm("mlp_head.0", "head/norm"), *_linear("mlp_head.1", "head/linear"))
 _HF_HEAD = (
@@ -173,37 +192,11 @@ _HF_HEAD = (
     *_linear("classifier.dense", "head/linear"),
 )
 _OLD_HEADS = r"(v\.)?head(_dist)?\.(weight|bias)"
-_PRETEXT = (
-    r"mask_embed",
-    r"[cg]predlayer\.[02]\.(weight|bias)",
-)
+_PRETEXT = (r"mask_embed", r"[cg]predlayer\.[02]\.(weight|bias)")
 _NO_EPS = (1e-12, 1e-12)
 
 
-def _layouts() -> Iterable[Layout]:
-    for module in ("module.", ""):
-        ignored = (re.escape(module) + _OLD_HEADS,)
-        yield Layout(
-            "original", "original AST .pth", f"{module}v.", _TIMM, module, _AST_HEAD, ignored
-        )
-        yield Layout(
-            "ssast",
-            "SSAST pretraining checkpoint",
-            f"{module}v.",
-            _TIMM,
-            ignored=(*ignored, *(re.escape(module) + pattern for pattern in _PRETEXT)),
-            rule="ssast",
-            numbers=(f"{module}p_input_fdim", f"{module}p_input_tdim"),
-        )
-        yield Layout(
-            "timm",
-            "timm DeiT or ViT",
-            module,
-            _TIMM,
-            ignored=ignored,
-            rule="imagenet",
-            distilled=None,
-        )
+def _make_hf_layouts() -> Iterable[Layout]:
     for rules in (_HF_FILE, _HF_MEMORY):
         for prefix in ("audio_spectrogram_transformer.", ""):
             yield Layout("hf-ast", "Hugging Face AST", prefix, rules, "", _HF_HEAD, eps=_NO_EPS)
@@ -223,11 +216,35 @@ def _layouts() -> Iterable[Layout]:
             )
 
 
-def _canonical() -> tuple[Rule, ...]:
-    names = [target for rule in (*_TIMM, *_AST_HEAD) for target in rule.targets]
-    return tuple(Rule(name, (name,)) for name in names)
-
-
-NATIVE = Layout("native", "aatjax weights", "", _canonical(), distilled=None)
-LAYOUTS: tuple[Layout, ...] = (NATIVE, *_layouts())
+_CANONICAL = [target for rule in (*_TIMM, *_AST_HEAD) for target in rule.targets]
+NATIVE = Layout(
+    "native",
+    "aatjax weights",
+    "",
+    tuple(Rule(name, (name,)) for name in _CANONICAL),
+    distilled=None,
+)
+LAYOUTS: tuple[Layout, ...] = (
+    NATIVE,
+    Layout("original", "original AST .pth", "v.", _TIMM, "", _AST_HEAD, (_OLD_HEADS,)),
+    Layout(
+        "ssast",
+        "SSAST pretraining checkpoint",
+        "v.",
+        _TIMM,
+        ignored=(_OLD_HEADS, *_PRETEXT),
+        rule="ssast",
+        numbers=("p_input_fdim", "p_input_tdim"),
+    ),
+    Layout(
+        "timm",
+        "timm DeiT or ViT",
+        "",
+        _TIMM,
+        ignored=(_OLD_HEADS,),
+        rule="imagenet",
+        distilled=None,
+    ),
+    *_make_hf_layouts(),
+)
 HF_AST = next(layout for layout in LAYOUTS if layout.name == "hf-ast")

@@ -1,14 +1,14 @@
 """Pickles read as plain data: no object is built, no function called, no module imported.
 
 PyTorch files are pickles, and a pickle is a program. This reader walks its opcodes
-(`pickletools.genops`) on a stack of its own and understands only what a file of tensors needs;
-every other opcode and every global outside the allow-list is refused by name.
+(`pickletools.genops`) on a stack of its own and supports only what a file of tensors needs; every
+other opcode and every global outside the allow-list is refused by name.
 """
 
 import dataclasses
 import io
 import pickletools
-from typing import Any, Literal
+from typing import Any
 
 from aatjax.errors import DataError
 
@@ -29,6 +29,7 @@ _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(f"torch.{name}" for name in STORAGES)}
 
+MOST_OPCODES = 2_000_000
 _PUSH = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
@@ -36,8 +37,6 @@ _PUSH = {
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-_GETS = {"GET", "BINGET", "LONG_BINGET"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +63,8 @@ class _Global:
     name: str
 
 
-_Kind = Literal["MARK"]
-_MARK: _Kind = "MARK"
-
-
 def read_pickle(stream: io.BytesIO, where: str) -> Any:
-    """Reads one pickle from the stream, which is left behind its STOP.
+    """Read one pickle from a stream, which is left behind its STOP.
 
     Args:
         stream: bytes in memory.
@@ -79,7 +74,7 @@ def read_pickle(stream: io.BytesIO, where: str) -> Any:
         Dictionaries, lists, tuples, numbers, strings and `TensorReference`s.
 
     Raises:
-        DataError: a damaged pickle, or one that asks for more than tensors.
+        DataError: a damaged pickle, or one that needs more than tensors.
     """
     try:
         return _Machine(where).run(stream)
@@ -106,9 +101,11 @@ class _Machine:
         )
 
     def run(self, stream: io.BytesIO) -> Any:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name == "STOP":
                 return self.pop()
+            if count > MOST_OPCODES:
+                raise self.refuse(f"has more than {MOST_OPCODES:,} opcodes")
             self.step(opcode.name, argument)
         raise ValueError("no STOP")
 
@@ -117,74 +114,69 @@ class _Machine:
             raise ValueError("stack underflow")
         return self.stack.pop()
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_items(self, count: int | None = None) -> list[Any]:
+        """Some items from the top of the stack, or all down to the last mark."""
+        if count is not None:
+            return [self.pop() for _ in range(count)][::-1]
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def step(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in _PUSH:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _TUPLES:
-            items = [self.pop() for _ in range(_TUPLES[name])]
-            stack.append(tuple(reversed(items)))
-        elif name in _PUTS:
-            self.memo[argument] = stack[-1]
-        elif name in _GETS:
-            stack.append(self.memo[argument])
-        elif name in ("PROTO", "FRAME"):
-            pass
-        else:
-            self.compound(name, argument)
-
-    def compound(self, name: str, argument: Any) -> None:
+        """Execute one opcode."""
         stack = self.stack
         match name:
-            case "MARK":
-                self.marks.append(len(stack))
+            case "PROTO" | "FRAME":
+                pass
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
-            case "TUPLE":
-                stack.append(tuple(self.pop_to_mark()))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                stack.append(self.pop_to_mark())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                stack.append(self.pairs(self.pop_to_mark()))
-            case "APPEND":
-                item = self.pop()
-                self.top(list).append(item)
-            case "APPENDS":
-                items = self.pop_to_mark()
+            case "MARK":
+                self.marks.append(len(stack))
+            case "APPEND" | "APPENDS":
+                items = self.pop_items(1 if name == "APPEND" else None)
                 self.top(list).extend(items)
-            case "SETITEM":
-                value, key = self.pop(), self.pop()
-                self.top(dict).update(self.pairs([key, value]))
-            case "SETITEMS":
-                items = self.pop_to_mark()
-                self.top(dict).update(self.pairs(items))
-            case "GLOBAL":
-                stack.append(self.find(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                attribute, module = self.pop(), self.pop()
-                stack.append(self.find(module, attribute))
-            case "REDUCE":
-                arguments, function = self.pop(), self.pop()
-                stack.append(self.call(function, arguments))
+            case "SETITEM" | "SETITEMS":
+                items = self.pop_items(2 if name == "SETITEM" else None)
+                self.top(dict).update(self.make_dict(items))
             case "BUILD":
                 self.pop()  # the _metadata of a state dict: not needed, not applied
                 self.top(dict)
-            case "BINPERSID":
-                stack.append(self.storage(self.pop()))
             case _:
-                raise self.refuse(f"uses opcode {name}")
+                stack.append(self.make_value(name, argument))
+
+    def make_value(self, name: str, argument: Any) -> Any:
+        """The value that an opcode pushes."""
+        if name in _PUSH:
+            return argument
+        if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        if name in _TUPLES:
+            return tuple(self.pop_items(_TUPLES[name]))
+        match name:
+            case "GET" | "BINGET" | "LONG_BINGET":
+                return self.memo[argument]
+            case "TUPLE":
+                return tuple(self.pop_items())
+            case "EMPTY_LIST":
+                return []
+            case "LIST":
+                return self.pop_items()
+            case "EMPTY_DICT":
+                return {}
+            case "DICT":
+                return self.make_dict(self.pop_items())
+            case "GLOBAL":
+                return self.find(*argument.split(" ", 1))
+            case "STACK_GLOBAL":
+                return self.find(*self.pop_items(2))
+            case "REDUCE":
+                return self.call(*self.pop_items(2))
+            case "BINPERSID":
+                return self.make_storage(self.pop())
+        raise self.refuse(f"uses opcode {name}")
 
     def top(self, kind: type) -> Any:
         value = self.stack[-1]
@@ -192,7 +184,7 @@ class _Machine:
             raise ValueError(f"{kind.__name__} expected, {type(value).__name__} found")
         return value
 
-    def pairs(self, items: list[Any]) -> dict[Any, Any]:
+    def make_dict(self, items: list[Any]) -> dict[Any, Any]:
         keys = items[0::2]
         for key in keys:
             if not isinstance(key, str | int | float | None):
@@ -208,24 +200,22 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             raise ValueError("a call of something that is not a function")
-        match function.name:
-            case name if name == _ORDERED_DICT and not arguments:
-                return {}
-            case name if name == _ORDERED_DICT and len(arguments) == 1:
-                (items,) = arguments
-                return self.pairs([part for key, value in items for part in (key, value)])
-            case name if name == _TENSOR and len(arguments) >= 4:
-                storage, offset, shape, strides = arguments[:4]
-                if not isinstance(storage, Storage):
-                    raise ValueError("a tensor without storage")
-                return TensorReference(storage, offset, shape, strides)
-            case name if name == _PARAMETER and arguments:
-                if not isinstance(arguments[0], TensorReference):
-                    raise ValueError("a parameter that is not a tensor")
-                return arguments[0]
-        raise self.refuse(f"calls {function.name} with {len(arguments)} arguments")
+        name, count = function.name, len(arguments)
+        if name == _ORDERED_DICT and count <= 1:
+            items = arguments[0] if arguments else ()
+            return self.make_dict([part for key, value in items for part in (key, value)])
+        if name == _TENSOR and count >= 4:
+            storage, offset, shape, strides = arguments[:4]
+            if not isinstance(storage, Storage):
+                raise ValueError("a tensor without storage")
+            return TensorReference(storage, offset, shape, strides)
+        if name == _PARAMETER and arguments:
+            if not isinstance(arguments[0], TensorReference):
+                raise ValueError("a parameter that is not a tensor")
+            return arguments[0]
+        raise self.refuse(f"calls {name} with {count} arguments")
 
-    def storage(self, identity: Any) -> Storage:
+    def make_storage(self, identity: Any) -> Storage:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise ValueError("a persistent id that is not a storage")
         _, kind, key, _, count, *view = identity

@@ -1,8 +1,10 @@
-"""Opens a file or folder of tensors, whatever its form, without reading the numbers yet."""
+"""Opens a file or folder of tensors in any form, without reading the numbers."""
 
+import collections
 import dataclasses
 import functools
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from aatjax.convert.lazy_tensor import StoredTensor, read_array
 from aatjax.convert.orbax import is_orbax, read_orbax
 from aatjax.convert.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
 from aatjax.errors import DataError
+from aatjax.io.json_file import read_json_object
 
 HEADER_LIMIT = 16 * 2**20
 JSON_LIMIT = 8 * 2**20
@@ -54,9 +57,9 @@ class TensorFile:
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Opens .safetensors, `torch.save` files (.pth, .bin), folders of them and Orbax folders.
+    """Open .safetensors, `torch.save` files (.pth, .bin), folders of them and Orbax folders.
 
-    The form is told from the content, not from the name.
+    The form is recognised by the content, not by the name.
 
     Raises:
         DataError: missing, damaged, of an unknown form, or a pickle that asks for more than
@@ -65,8 +68,7 @@ def open_tensors(path: Path) -> TensorFile:
     try:
         if path.is_dir():
             return _open_folder(path)
-        config = read_json(path.parent / "config.json")
-        return _open_one(path, path, config)
+        return _open_one(path, path, read_description(path.parent / "config.json"))
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or path}: no such file: check the path") from None
     except DataError:
@@ -75,19 +77,11 @@ def open_tensors(path: Path) -> TensorFile:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a small file; None where there is no such file."""
+def read_description(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object from a small file; None where there is no such file."""
     if not path.is_file():
         return None
-    if path.stat().st_size > JSON_LIMIT:
-        raise DataError(f"{path}: {path.stat().st_size} bytes are too many for a description")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: a JSON object expected")
-    return value
+    return read_json_object(path, limit=JSON_LIMIT, advice="fetch the file again")
 
 
 def _open_folder(path: Path) -> TensorFile:
@@ -95,7 +89,7 @@ def _open_folder(path: Path) -> TensorFile:
         tensors, metadata = read_orbax(path)
         size = sum(4 * tensor.size for tensor in tensors.values())
         return TensorFile(path, tensors, metadata, None, size, "orbax")
-    config = read_json(path / "config.json")
+    config = read_description(path / "config.json")
     name = next((name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if name is None:
         others = sorted(f.name for f in path.iterdir() if f.suffix in (".safetensors", ".pth"))
@@ -112,8 +106,8 @@ def _open_folder(path: Path) -> TensorFile:
 
 
 def _open_shards(path: Path, name: str, config: dict[str, Any] | None) -> TensorFile:
-    """Joins the shards that an `*.index.json` lists."""
-    index = read_json(path / name) or {}
+    """Join the shards that an `*.index.json` lists."""
+    index = read_description(path / name) or {}
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise DataError(f"{path / name}: no weight_map of tensor names to file names")
@@ -138,7 +132,7 @@ def _open_shards(path: Path, name: str, config: dict[str, Any] | None) -> Tensor
 
 
 def _open_one(named: Path, path: Path, config: dict[str, Any] | None) -> TensorFile:
-    """Opens one file of tensors; `named` is what messages speak of later."""
+    """Open one file of tensors; later messages name `named`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
@@ -154,27 +148,26 @@ def _open_one(named: Path, path: Path, config: dict[str, Any] | None) -> TensorF
     return TensorFile(named, tensors, {}, config, size, "torch")
 
 
+_FOREIGN = (
+    (r"\s*(?:<!doctype|<html|<\?xml)", "a web page: the download went wrong, fetch it again"),
+    (r"\s*version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull`"),
+    (r"\x89HDF", "an HDF5 file (Keras?), which is no published form of AST weights"),
+    (r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive: unpack it first"),
+    (r"\x80", "a bare pickle, not a file of torch.save: refused, a pickle can run anything"),
+    (r"\Z", "the file is empty: fetch it again"),
+    (r"", "neither .safetensors nor a file of torch.save: truncated, or another format"),
+)
+
+
 def _refuse_content(path: Path, start: bytes) -> NoReturn:
-    text = start.lstrip().lower()
-    if not start:
-        what = "the file is empty: fetch it again"
-    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "a web page, not weights: the download went wrong, fetch it again"
-    elif text.startswith(b"version https://git-lfs"):
-        what = "a Git LFS pointer, not the weights: run `git lfs pull`"
-    elif start.startswith(b"\x89HDF"):
-        what = "an HDF5 file (Keras?), which is no published form of AST weights"
-    elif start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
-        what = "a compressed archive: unpack it first"
-    elif start[:1] == b"\x80":
-        what = "a bare pickle, not a file of torch.save: refused, a pickle can run anything"
-    else:
-        what = "neither .safetensors nor a file of torch.save: truncated, or another format"
-    raise DataError(f"{path}: {what}")
+    for pattern, what in _FOREIGN:
+        if re.match(pattern, start.decode("latin-1"), re.IGNORECASE):
+            raise DataError(f"{path}: {what}")
+    raise AssertionError
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Opens a .safetensors file after a look at its header."""
+    """Open a .safetensors file whose header was checked."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -187,7 +180,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, st
             raise DataError(f"{path}: truncated inside its header: fetch the file again")
         header = file.read(length)
     try:
-        entries = json.loads(header, object_pairs_hook=_no_doubles)
+        entries = json.loads(header, object_pairs_hook=_refuse_repeated)
         kinds = {k: v["dtype"] for k, v in entries.items() if k != "__metadata__"}
         if unknown := [f"{k[:80]} ({v})" for k, v in kinds.items() if v not in _DTYPES]:
             raise DataError(
@@ -212,16 +205,16 @@ def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, st
     return tensors, metadata
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(names) != len(set(names)):
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{double[:80]!r} appears twice")
-    return dict(pairs)
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name[:80]!r} appears twice")
+    return found
 
 
 def _state_dict(path: Path, value: Any) -> dict[str, StoredTensor]:
-    """The dictionary of tensors inside what torch.save wrote."""
+    """The dictionary of tensors in an object that torch.save wrote."""
     if isinstance(value, dict) and not _is_state(value):
         inner = [key for key in _WRAPPERS if isinstance(value.get(key), dict)]
         if len(inner) == 1:
@@ -232,10 +225,10 @@ def _state_dict(path: Path, value: Any) -> dict[str, StoredTensor]:
     if not _is_state(value):
         names = [str(key) for key in value]
         odd = next((k for k, v in value.items() if not isinstance(v, StoredTensor)), "")
-        seen = guess_origin(names) or f"{str(odd)[:60]!r} is no tensor"
+        origin = guess_origin(names) or f"{str(odd)[:60]!r} is no tensor"
         shown = ", ".join(name[:40] for name in names[:4]) or "nothing"
         raise DataError(
-            f"{path}: a dictionary of named tensors was expected; it holds {shown}: {seen}"
+            f"{path}: a dictionary of named tensors was expected; it holds {shown}: {origin}"
         )
     return value
 

@@ -1,7 +1,7 @@
 """`torch.save` files without PyTorch: the zip form and the older form behind a magic number.
 
-Every offset, shape and stride is checked against the bytes that are really there before anything
-is allocated; tensors are read one by one, when asked for.
+Every offset, shape and stride is checked against the size of the file before anything is allocated;
+tensors are read one by one, on demand.
 """
 
 import functools
@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aatjax.convert.lazy_tensor import StoredTensor, numpy_dtype, read_array
+from aatjax.convert.lazy_tensor import StoredTensor, make_dtype, read_array
 from aatjax.convert.safe_pickle import TensorReference, read_pickle
 from aatjax.errors import DataError
 
@@ -23,7 +23,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 
 def read_torch_zip(path: Path) -> Any:
-    """Reads a `torch.save` zip: its object with `StoredTensor`s in the place of tensors.
+    """Read a `torch.save` zip: its object with `StoredTensor`s in place of tensors.
 
     Raises:
         DataError: damaged, compressed, nested or dishonest about its sizes; or an unsafe pickle.
@@ -31,7 +31,7 @@ def read_torch_zip(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = _check_members(path, archive.infolist())
-            root = _root(path, members)
+            root = _find_root(path, members)
             order = members.get(f"{root}byteorder")
             if order is not None and archive.read(order).strip() != b"little":
                 raise DataError(f"{path}: big-endian tensors: save it again on a common machine")
@@ -43,7 +43,7 @@ def read_torch_zip(path: Path) -> Any:
                 )
             value = read_pickle(io.BytesIO(archive.read(info)), str(path))
             places = {
-                name.removeprefix(f"{root}data/"): _place(path, file, member)
+                name.removeprefix(f"{root}data/"): _locate_member(path, file, member)
                 for name, member in members.items()
                 if name.startswith(f"{root}data/")
             }
@@ -57,7 +57,7 @@ def read_torch_zip(path: Path) -> Any:
 
 
 def read_torch_legacy(path: Path) -> Any:
-    """Reads the form of `torch.save` from before PyTorch 1.6, as `read_torch_zip` does.
+    """Read the form of `torch.save` before PyTorch 1.6, as `read_torch_zip` does.
 
     Raises:
         DataError: damaged, cut short, or an unsafe pickle.
@@ -72,7 +72,7 @@ def read_torch_legacy(path: Path) -> Any:
             raise DataError(f"{path}: big-endian tensors: save it again on a common machine")
         value = read_pickle(head, where)
         keys = read_pickle(head, where)
-        used = {reference.storage.key: reference.storage for _, reference in _references(value)}
+        used = {found.storage.key: found.storage for _, found in _list_references(value)}
         if not isinstance(keys, list) or len(keys) != len(set(map(str, keys))):
             raise DataError(f"{path}: damaged list of storages")
         places: dict[str, tuple[int, int]] = {}
@@ -83,7 +83,7 @@ def read_torch_legacy(path: Path) -> Any:
             if len(count_bytes) < 8 or key not in used:
                 raise DataError(f"{path}: truncated or damaged at storage {str(key)[:40]!r}")
             (count,) = struct.unpack("<q", count_bytes)
-            length = count * numpy_dtype(used[key].dtype).itemsize
+            length = count * make_dtype(used[key].dtype).itemsize
             if count < 0 or position + 8 + length > size:
                 raise DataError(f"{path}: truncated: storage {key!r} ends after the file")
             places[key] = (position + 8, length)
@@ -111,7 +111,7 @@ def _check_members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfil
     return members
 
 
-def _root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
+def _find_root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     """The folder inside the zip that holds `data.pkl`."""
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     names = ", ".join(repr(name[:60]) for name in list(members)[:3])
@@ -129,8 +129,8 @@ def _root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     return root
 
 
-def _place(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the bytes of a stored member begin, and how many there are."""
+def _locate_member(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Offset and number of the bytes of a stored member."""
     file.seek(info.header_offset)
     signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
@@ -139,7 +139,7 @@ def _place(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]
     return start, info.file_size
 
 
-def _references(value: Any) -> list[tuple[str, TensorReference]]:
+def _list_references(value: Any) -> list[tuple[str, TensorReference]]:
     """Every tensor reference in nested dictionaries and lists, with a name for messages."""
     found: list[tuple[str, TensorReference]] = []
     seen: set[int] = set()
@@ -156,13 +156,13 @@ def _references(value: Any) -> list[tuple[str, TensorReference]]:
 
 
 def _resolve(path: Path, value: Any, places: dict[str, tuple[int, int]]) -> Any:
-    """Replaces tensor references by checked `StoredTensor`s, three levels of dictionaries deep."""
-    for name, reference in _references(value):
-        _check(path, name, reference, places)
+    """Replace tensor references by checked `StoredTensor`s, three levels of dictionaries deep."""
+    for name, reference in _list_references(value):
+        _check_tensor(path, name, reference, places)
 
     def replace(item: Any, depth: int) -> Any:
         if isinstance(item, TensorReference):
-            return _stored(path, item, places[item.storage.key])
+            return _make_tensor(path, item, places[item.storage.key])
         if isinstance(item, dict) and depth:
             return {key: replace(part, depth - 1) for key, part in item.items()}
         return item
@@ -170,10 +170,10 @@ def _resolve(path: Path, value: Any, places: dict[str, tuple[int, int]]) -> Any:
     return replace(value, 3)
 
 
-def _check(
+def _check_tensor(
     path: Path, name: str, reference: TensorReference, places: dict[str, tuple[int, int]]
 ) -> None:
-    """Refuses a tensor whose shape, strides or storage do not fit the bytes in the file."""
+    """Refuse a tensor whose shape, strides or storage do not fit the bytes in the file."""
     storage, offset = reference.storage, reference.offset
     shape, strides = reference.shape, reference.strides
     what = f"{path}: tensor {name[:80]!r}"
@@ -186,7 +186,7 @@ def _check(
         raise DataError(f"{what} has a negative size, stride or offset")
     if storage.key not in places:
         raise DataError(f"{what} points to storage {storage.key[:40]!r}, which is not in the file")
-    if storage.count * numpy_dtype(storage.dtype).itemsize > places[storage.key][1]:
+    if storage.count * make_dtype(storage.dtype).itemsize > places[storage.key][1]:
         raise DataError(
             f"{what} declares a storage of {storage.count} {storage.dtype}, the file holds "
             f"{places[storage.key][1]} bytes of it: truncated or damaged"
@@ -202,10 +202,10 @@ def _check(
         )
 
 
-def _stored(path: Path, reference: TensorReference, place: tuple[int, int]) -> StoredTensor:
-    """A checked tensor: the bytes from its first to its last number are read when asked for."""
+def _make_tensor(path: Path, reference: TensorReference, place: tuple[int, int]) -> StoredTensor:
+    """A checked tensor, which reads the bytes from its first to its last number."""
     dtype, shape, strides = reference.storage.dtype, reference.shape, reference.strides
-    width = numpy_dtype(dtype).itemsize
+    width = make_dtype(dtype).itemsize
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     length = 0 if 0 in shape else extent * width
     begin = place[0] + reference.offset * width

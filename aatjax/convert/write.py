@@ -1,6 +1,5 @@
-"""Writes weights: aatjax's own .safetensors and Orbax folders, and what transformers loads."""
+"""Writes weights: aatjax's own .safetensors, Orbax folders, and what transformers loads."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
+from aatjax.convert.detect import expand_layout
 from aatjax.convert.infer_config import Sizes
-from aatjax.convert.matching import expand
-from aatjax.convert.metadata import Statistics, describe_checkpoint
+from aatjax.convert.metadata import Statistics, describe_checkpoint, find_wrong_label
 from aatjax.convert.orbax import write_orbax_files
 from aatjax.convert.rules import HF_AST, Positions
 from aatjax.errors import DataError, UsageError
 from aatjax.io.atomic import write_file, write_folder
+from aatjax.io.json_file import write_json
 from aatjax.models.config import ASTConfig
 
 Params = Mapping[str, Float[np.ndarray, "..."]] | Mapping[str, Float[Array, "..."]]
@@ -34,13 +34,13 @@ def write_native(
     rule: Positions = "audioset",
     statistics: Statistics | None = None,
 ) -> None:
-    """Writes canonical parameters and their description to one .safetensors file, atomically.
+    """Write canonical parameters and their description to one .safetensors file, atomically.
 
     Args:
-        path: the file; an older one is replaced once the new one is whole.
+        path: the file; an older one is replaced once the new one is complete.
         params: canonical names to arrays, with or without the head.
         config: the model they belong to.
-        labels: class names, one for each class.
+        labels: class names, one per class.
         dtype: stored type; float16 halves the file.
         grid: (frequency, time) grid of `embed/pos` where it is not `config.grid`.
         rule: how positions on another grid are adapted.
@@ -48,12 +48,12 @@ def write_native(
 
     Raises:
         DataError: names or shapes are not those of `config`, or a number float16 cannot hold.
-        WriteError: the file could not be written; nothing is left under its name.
+        WriteError: the file could not be written; an older one is unchanged.
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f"dtype={dtype!r} is neither float32 nor float16")
-    names = _labels(labels, config)
-    arrays = _checked(params, config, grid or config.grid)
+    names = _check_labels(labels, config)
+    arrays = _check_params(params, config, grid or config.grid)
     if dtype == "float16":
         for name, value in arrays.items():
             if np.abs(value).max(initial=0.0) > np.finfo(np.float16).max:
@@ -72,16 +72,16 @@ def write_orbax(
     grid: tuple[int, int] | None = None,
     rule: Positions = "audioset",
     statistics: Statistics | None = None,
+    replace: bool = False,
 ) -> None:
-    """Writes an Orbax folder (`params/` and `aatjax.json`) under a new name, atomically.
+    """Write an Orbax folder (`params/` and `aatjax.json`), atomically.
 
-    Raises:
-        DataError, WriteError: as `write_native`.
+    Args and errors as `write_native`; `replace` allows a folder that is not empty.
     """
-    names = _labels(labels, config)
-    arrays = _checked(params, config, grid or config.grid)
+    names = _check_labels(labels, config)
+    arrays = _check_params(params, config, grid or config.grid)
     text = describe_checkpoint(config, names, grid or config.grid, rule, statistics)
-    write_folder(Path(path), lambda folder: write_orbax_files(folder, arrays, text))
+    write_folder(Path(path), lambda f: write_orbax_files(f, arrays, text), replace=replace)
 
 
 def write_hf(
@@ -92,8 +92,9 @@ def write_hf(
     *,
     mean: float = AUDIOSET_MEAN,
     std: float = AUDIOSET_STD,
+    replace: bool = False,
 ) -> tuple[str, ...]:
-    """Writes a folder that transformers (4 and 5) loads, under a new name, atomically.
+    """Write a folder that transformers (4 and 5) loads, atomically.
 
     With a head it is an `ASTForAudioClassification`, without one an `ASTModel`.
 
@@ -101,22 +102,23 @@ def write_hf(
         path: the folder; it must not exist yet, or be empty.
         params: canonical names to arrays; `embed/pos` on `config.grid`.
         config: the model they belong to.
-        labels: class names, one for each class.
+        labels: class names, one per class.
         mean: log-mel mean that ASTFeatureExtractor subtracts.
         std: log-mel standard deviation; the extractor divides by twice this.
+        replace: allow a folder that is not empty.
 
     Returns:
-        Sentences on what differs a little in Hugging Face's form; empty if nothing does.
+        Notes on small differences of Hugging Face's form; empty if there are none.
 
     Raises:
         UsageError: a model that Hugging Face's AST cannot express.
         DataError: names or shapes are not those of `config`.
-        WriteError: the folder could not be written; nothing is left under its name.
+        WriteError: the folder could not be written.
     """
     has_head = any(name.startswith("head/") for name in params)
-    _refuse_inexpressible(config, has_head)
-    names = _labels(labels, config)
-    arrays = _checked(params, config, config.grid)
+    _check_expressible(config, has_head)
+    names = _check_labels(labels, config)
+    arrays = _check_params(params, config, config.grid)
     notes: list[str] = []
     if has_head and config.head_eps != config.eps:
         notes.append(
@@ -129,38 +131,36 @@ def write_hf(
         name if name.startswith("classifier.") else prefix + name.removeprefix(HF_AST.prefix): (
             rule.to_source([arrays[target] for target in targets])
         )
-        for name, (rule, targets, _) in expand(HF_AST, shapes, config.depth).items()
+        for name, (rule, targets, _) in expand_layout(HF_AST, shapes, config.depth).items()
     }
-    model = _hf_config(config, names, has_head)
-    extractor = _hf_extractor(config, mean, std)
 
     def fill(folder: Path) -> None:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        for name, entries in (("config", model), ("preprocessor_config", extractor)):
-            text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        write_json(folder / "config.json", _make_hf_config(config, names, has_head))
+        write_json(folder / "preprocessor_config.json", _make_hf_extractor(config, mean, std))
 
-    write_folder(Path(path), fill)
+    write_folder(Path(path), fill, replace=replace)
     return tuple(notes)
 
 
-def _refuse_inexpressible(config: ASTConfig, has_head: bool) -> None:
-    reasons = []
-    if not config.distilled:
-        reasons.append("it has no distillation token, Hugging Face's AST always has one")
-    if has_head and config.pool != "cls_dist":
-        reasons.append(f"it pools {config.pool}, Hugging Face's AST the mean of CLS and DIST")
-    if has_head and not config.head_norm:
-        reasons.append("its head has no LayerNorm, Hugging Face's AST always has one")
-    if config.patch[0] != config.patch[1]:
-        reasons.append(f"its patches are {config.patch}, Hugging Face's AST has square ones")
-    if reasons:
-        raise UsageError(
-            f"Hugging Face cannot express this model: {'; '.join(reasons)}: write native weights"
-        )
+def _check_expressible(config: ASTConfig, has_head: bool) -> None:
+    always = "Hugging Face's AST always has one"
+    reasons = {
+        f"it has no distillation token, {always}": not config.distilled,
+        f"it pools {config.pool}, Hugging Face's AST the mean of CLS and DIST": (
+            has_head and config.pool != "cls_dist"
+        ),
+        f"its head has no LayerNorm, {always}": has_head and not config.head_norm,
+        f"its patches are {config.patch}, Hugging Face's AST has square ones": (
+            config.patch[0] != config.patch[1]
+        ),
+    }
+    if any(reasons.values()):
+        listed = "; ".join(reason for reason, holds in reasons.items() if holds)
+        raise UsageError(f"Hugging Face cannot express this model: {listed}: write native weights")
 
 
-def _hf_config(config: ASTConfig, labels: list[str] | None, has_head: bool) -> dict[str, Any]:
+def _make_hf_config(config: ASTConfig, labels: list[str] | None, has_head: bool) -> dict[str, Any]:
     entries: dict[str, Any] = {
         "architectures": ["ASTForAudioClassification" if has_head else "ASTModel"],
         "model_type": "audio-spectrogram-transformer",
@@ -188,7 +188,7 @@ def _hf_config(config: ASTConfig, labels: list[str] | None, has_head: bool) -> d
     return entries
 
 
-def _hf_extractor(config: ASTConfig, mean: float, std: float) -> dict[str, Any]:
+def _make_hf_extractor(config: ASTConfig, mean: float, std: float) -> dict[str, Any]:
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "sampling_rate": 16000,
@@ -204,29 +204,30 @@ def _hf_extractor(config: ASTConfig, mean: float, std: float) -> dict[str, Any]:
     }
 
 
-def _labels(labels: Iterable[str] | None, config: ASTConfig) -> list[str] | None:
+def _check_labels(labels: Iterable[str] | None, config: ASTConfig) -> list[str] | None:
     if labels is None:
         return None
     names = [str(label) for label in labels]
     if len(names) != config.num_classes:
         raise UsageError(f"{len(names)} labels for {config.num_classes} classes")
+    if wrong := find_wrong_label(names):
+        raise UsageError(f"labels have {wrong}")
     return names
 
 
-def _checked(
+def _check_params(
     params: Params, config: ASTConfig, grid: tuple[int, int]
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """The parameters as float32 arrays, once names and shapes are exactly those of the config."""
     arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
     has_head = any(name.startswith("head/") for name in arrays)
-    shapes = Sizes.of(config, grid, has_head=has_head).shapes()
+    shapes = Sizes.from_config(config, grid, has_head=has_head).shapes()
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
-    wrong += [f"{name} is unknown" for name in arrays if name not in shapes]
-    wrong += [
-        f"{name} is {value.shape}, expected {shapes[name]}"
-        for name, value in arrays.items()
-        if name in shapes and value.shape != shapes[name]
-    ]
+    for name, value in arrays.items():
+        if name not in shapes:
+            wrong.append(f"{name} is unknown")
+        elif value.shape != shapes[name]:
+            wrong.append(f"{name} is {value.shape}, expected {shapes[name]}")
     if wrong:
         more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise DataError(f"parameters do not fit the model: {', '.join(wrong[:4])}{more}")
