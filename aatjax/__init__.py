@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aatjax.petl.merge import merge
     from aatjax.train.adapter_file import TrainedAdapter, load_adapter
     from aatjax.train.evaluation import evaluate
-    from aatjax.train.fit import Run, fit
+    from aatjax.train.fit import FitSettings, Run, fit
     from aatjax.train.loop import Training
     from aatjax.train.optim import Optim
 
@@ -29,6 +29,7 @@ _HOMES = {
     "Adapters": "aatjax.inference.adapters",
     "Classifier": "aatjax.inference.classifier",
     "Config": "aatjax.config",
+    "FitSettings": "aatjax.train.fit",
     "LoadOptions": "aatjax.convert.load",
     "Optim": "aatjax.train.optim",
     "Prediction": "aatjax.inference.classifier",
@@ -53,6 +54,7 @@ __all__ = [
     "Adapters",
     "Classifier",
     "Config",
+    "FitSettings",
     "LoadOptions",
     "Optim",
     "Prediction",

@@ -1,4 +1,4 @@
-"""A small run for `test_sharding`, in a process of its own: prints what came of it as JSON.
+"""A small run for `test_sharding`, in a process of its own: prints its result as JSON.
 
 usage: run_sharded.py METHOD DATA,FSDP,MODEL RUN_DIR [HOST:PORT PROCESSES PROCESS]
 """
@@ -38,7 +38,7 @@ CONFIG = ASTConfig(
 
 
 class Tones(Reader):
-    """A tone in noise; writes down which clips were read."""
+    """A tone in noise; records which clips were read."""
 
     def __init__(self):
         self.seen = []

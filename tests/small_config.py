@@ -1,4 +1,4 @@
-"""A config that trains in a few seconds, for tests that run the command line in a process."""
+"""A config that trains in a few seconds, for tests of the command line in a process."""
 
 from aatjax.config import Config, Data, Model
 from aatjax.petl.soft_moa import SoftMoA

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what was saved, or a word on why it cannot."""
+"""Checkpoints: what comes back is what was saved, or an error with the reason."""
 
 import json
 import os
@@ -85,9 +85,9 @@ def test_round_trip(tmp_path: Path, average: bool, best: bool) -> None:
     empty = {"state": filled(state, 0), "best": None}
     if best:
         empty["best"] = jax.tree.map(jnp.zeros_like, tree["best"])
-    found, told = again.restore(empty)
+    found, extra = again.restore(empty)
     assert_equal(found, tree)
-    assert told == progress
+    assert extra == progress
     assert (found["state"].average is None) is not average
 
 
@@ -98,19 +98,19 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
         checkpoints.save(step, filled(state, step), {"at": step})
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["4", "6"]
     for step in (4, 6, None):
-        found, told = checkpoints.restore(state, step)
+        found, extra = checkpoints.restore(state, step)
         assert_equal(found, filled(state, step or 6))
-        assert told == {"at": step or 6}
+        assert extra == {"at": step or 6}
 
 
-def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
+def test_the_same_step_is_written_again(tmp_path: Path) -> None:
     state = make_state(petl.Linear())
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, filled(state, 1), {})
     checkpoints.save(2, filled(state, 5), {"again": True})
-    found, told = checkpoints.restore(state)
+    found, extra = checkpoints.restore(state)
     assert_equal(found, filled(state, 5))
-    assert told == {"again": True}
+    assert extra == {"again": True}
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_there(tmp_path: 
             path.write_bytes(damaged)
             reopened = Checkpoints(tmp_path)
             try:
-                found, told = reopened.restore(state, 2)
+                found, extra = reopened.restore(state, 2)
             except DataError as error:
                 refused += 1
                 assert "step 2" in str(error) and "\n" not in str(error)
             else:  # what was damaged holds nothing that is needed
                 assert_equal(found, filled(state, 2))
-                assert told == {"at": 2}
+                assert extra == {"at": 2}
             found, _ = reopened.restore(state, 1)
             assert_equal(found, filled(state, 1))
             reopened.close()
@@ -196,13 +196,13 @@ def test_a_flipped_byte_never_loads_as_other_numbers(tmp_path: Path) -> None:
             path.write_bytes(bytes(flipped))
             reopened = Checkpoints(tmp_path)
             try:
-                found, told = reopened.restore(empty, 1)
+                found, extra = reopened.restore(empty, 1)
             except DataError as error:
                 assert "step 1" in str(error)
                 refused += 1
             else:
                 assert_equal(found, noise)
-                assert told == {"at": 1}
+                assert extra == {"at": 1}
             reopened.close()
         path.write_bytes(content)
     assert refused > 5
@@ -255,7 +255,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(
     assert_equal(checkpoints.restore(state)[0], filled(state, 1))
 
 
-def test_a_background_failure_is_told_at_the_next_settle(
+def test_a_background_failure_is_raised_at_the_next_settle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F4: asynchronous, and yet reported before the next step is done."""
@@ -264,7 +264,7 @@ def test_a_background_failure_is_told_at_the_next_settle(
     checkpoints.save(1, filled(state, 1), {})
 
     class Full:
-        def result(self) -> None:  # as the store of the arrays says it
+        def result(self) -> None:  # as the array store raises it
             raise RuntimeError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
 
     checkpoints.settle()
@@ -276,7 +276,7 @@ def test_a_background_failure_is_told_at_the_next_settle(
     assert_equal(checkpoints.restore(state)[0], filled(state, 1))
 
 
-def test_what_is_saved_is_what_was_given_though_its_memory_is_given_away(tmp_path: Path) -> None:
+def test_what_is_saved_is_what_was_given_though_its_memory_is_donated(tmp_path: Path) -> None:
     checkpoints = checkpoint.Checkpoints(tmp_path)
     spoil = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     tree = {f"leaf{i}": jnp.full((256, 256), 3.0) for i in range(8)}
@@ -299,9 +299,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
     for path in data_files(tmp_path / "2"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     reopened = Checkpoints(tmp_path, say=said.append)
-    found, told = reopened.restore(state)
+    found, extra = reopened.restore(state)
     assert_equal(found, filled(state, 1))
-    assert told == {"at": 1}
+    assert extra == {"at": 1}
     assert re.search(r"step 2 cannot be read.*going back to step 1", said[-1])
     assert (tmp_path / "2").is_dir()
 
@@ -334,15 +334,15 @@ def test_killed_while_saving(tmp_path: Path) -> None:
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
         assert process.stdout is not None
-        told = 0
+        extra = 0
         for _ in range(2 + round):
-            told = int(process.stdout.readline())
+            extra = int(process.stdout.readline())
         time.sleep(0.013 * round)
         process.send_signal(signal.SIGKILL)
         process.wait()
         checkpoints = Checkpoints(tmp_path)
         latest = checkpoints.latest
-        assert latest is not None and latest >= told > before
+        assert latest is not None and latest >= extra > before
         found, progress = checkpoints.restore(template)
         assert progress == {"at": latest}
         assert all((np.asarray(leaf) == latest).all() for leaf in found.values())
@@ -356,5 +356,5 @@ def test_progress_is_plain_json(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     progress = {"sums": {"loss": 0.1 + 0.2}, "seconds": 1e-9, "best_score": -0.5}
     checkpoints.save(1, state, progress)
-    _, told = checkpoints.restore(state)
-    assert json.dumps(told) == json.dumps(progress)
+    _, extra = checkpoints.restore(state)
+    assert json.dumps(extra) == json.dumps(progress)

@@ -60,7 +60,7 @@ def finish(process: Any, seconds: float = 200.0) -> tuple[int, str]:
 
 
 def until(process: Any, pattern: str, seconds: float = 120.0) -> str:
-    """Reads what the process says until a line matches."""
+    """Read standard error of the process until a line matches."""
     seen, end = "", time.monotonic() + seconds
     while time.monotonic() < end:
         line = process.stderr.readline()

@@ -136,7 +136,9 @@ def test_frames_cut_the_centre_of_the_positions(published, oracle):
 @pytest.mark.parametrize("frames", [10, 0, -5])
 def test_too_few_frames_are_refused(published, frames):
     for source in (published, "random:tiny"):
-        with pytest.raises(UsageError, match=rf"{frames} frames is smaller than one patch|frames={frames} "):
+        with pytest.raises(
+            UsageError, match=rf"{frames} frames is smaller than one patch|frames={frames} "
+        ):
             aatjax.load(source, frames=frames)
 
 

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, against values worked out by hand, and on degenerate sets."""
+"""Metrics against scikit-learn, against values computed on paper, and on degenerate sets."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def test_multi_label_agrees_with_scikit_learn():
     assert (name, value) == ("mAP", result.mean_ap) and low < value < high
 
 
-def test_values_worked_out_by_hand():
+def test_values_computed_on_paper():
     # True classes a a a b; guesses a a b b.
     logits = np.array([[2, 0], [3, 0], [0, 1], [0, 2]], np.float32)
     targets = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)

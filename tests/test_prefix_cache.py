@@ -1,4 +1,4 @@
-"""Frozen-prefix reuse: the same training as without it, and refused where it could not be."""
+"""Stored tokens: the same training as without them, refused where they would change."""
 
 import dataclasses
 import functools
@@ -73,7 +73,7 @@ def test_stored_tokens_train_the_same_weights(name) -> None:
     assert plain.test.headline == reused.test.headline
 
 
-def test_tokens_in_memory_are_computed_once_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_in_memory_are_computed_once_per_source(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     real = PrefixCache._compute
 

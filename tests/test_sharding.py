@@ -104,9 +104,9 @@ def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) 
     for index, process in enumerate(running):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
-        told = json.loads(out.splitlines()[-1])
-        told["weights"] = dict(np.load(folder / f"weights{index}.npz"))
-        found.append(told)
+        result = json.loads(out.splitlines()[-1])
+        result["weights"] = dict(np.load(folder / f"weights{index}.npz"))
+        found.append(result)
     return found
 
 
@@ -124,11 +124,11 @@ def test_two_processes_train_as_one_does(method: str, tmp_path: Path) -> None:
     """Each reads its half of every batch; both end with the same weights."""
     found = launch(tmp_path, method, "-1,1,1", 2, count=2)
     wanted = run_one_device(method)
-    for told in found:
-        assert told["devices"] == 4
-        told["losses"] = told["losses"] or wanted["losses"]
-        assert_alike(told, wanted)
-    halves = [np.reshape(told["seen"], (-1, 4)) for told in found]
+    for result in found:
+        assert result["devices"] == 4
+        result["losses"] = result["losses"] or wanted["losses"]
+        assert_alike(result, wanted)
+    halves = [np.reshape(result["seen"], (-1, 4)) for result in found]
     together = np.concatenate(halves, axis=1).reshape(-1)
     assert together.tolist() == wanted["seen"]
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
@@ -276,7 +276,7 @@ def test_a_coordinator_that_is_each_host_itself_is_refused(
             distributed.start_processes(distributed.Processes("127.0.0.1:1234", 4, index))
 
 
-def test_the_cluster_is_told_by_its_variables() -> None:
+def test_the_cluster_is_detected_by_its_variables() -> None:
     assert distributed.detect_cluster({}) is None
     slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
     assert distributed.detect_cluster(slurm) == (8, 2)

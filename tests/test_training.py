@@ -1,4 +1,4 @@
-"""Training: what moves and what does not, what is kept, and how a run stops and goes on."""
+"""Training: frozen and trained weights, selection, and stopping and resuming a run."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,18 +161,18 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> No
     monkeypatch.setattr(loop.ProgressDisplay, "step", step)
 
 
-# What moves and what does not.
+# Frozen and trained weights.
 
 
-def test_every_batch_of_the_last_figures_is_told_to_the_watchdog() -> None:
-    told: list[tuple[str, int]] = []
+def test_every_batch_of_the_final_evaluation_is_a_heartbeat() -> None:
+    beats: list[tuple[str, int]] = []
     train(
         adapted(),
         test=tones(9, first=20),
         valid=tones(5, first=40),
-        context=FitContext(beat=lambda *one: told.append(one)),
+        context=FitContext(beat=lambda *one: beats.append(one)),
     )
-    last = told[len(told) - told[::-1].index(("step", 8)) :]
+    last = beats[len(beats) - beats[::-1].index(("step", 8)) :]
     # One validation at the end of the last epoch, then the figures on test clips.
     assert last.count(("eval", 9)) >= 1 + 1 + 1
 
@@ -341,7 +342,7 @@ def first_moment(state: TrainState) -> list[np.ndarray]:
     [(MIXED, "bce"), pytest.param(Augment(), "ce", marks=pytest.mark.slow)],
     ids=["augmented-bce", "plain-ce"],
 )
-def test_what_lies_in_rows_of_weight_zero_changes_nothing(augment: Augment, loss: str) -> None:
+def test_rows_of_weight_zero_change_nothing(augment: Augment, loss: str) -> None:
     batch = make_batch(4)
     batch["weight"] = jnp.asarray([1, 1, 1, 0], jnp.float32)
     other = dict(batch)
@@ -386,7 +387,7 @@ def test_without_augmentation_the_key_does_not_matter() -> None:
     assert (trainable(MIXED, 0) != trainable(MIXED, 1)).any()
 
 
-def test_every_step_draws_its_augmentation_anew() -> None:
+def test_every_step_draws_new_augmentation() -> None:
     parts = surgery.split(adapted())
     tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=3)
     steps = make_steps(parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=MIXED, loss="ce")
@@ -430,7 +431,9 @@ FOR_BEST: dict[str, Any] = {
 }
 
 
-def test_last_best_and_average_are_what_they_say(after_step: Callable[[Any], None]) -> None:
+def test_last_best_and_average_weights(
+    after_step: Callable[[Any], None],
+) -> None:
     seen: dict[int, Any] = {}
 
     def keep(number: int, state: TrainState) -> TrainState:
@@ -512,7 +515,7 @@ def test_weights_that_were_not_kept_are_refused(tmp_path: Path) -> None:
         run.save(tmp_path / "a.safetensors", weights="best")
 
 
-def test_several_labels_a_clip_train_with_bce() -> None:
+def test_several_labels_per_clip_train_with_bce() -> None:
     many = tones(18, multi_label=True)
     run = train(
         adapted(),
@@ -534,7 +537,7 @@ def test_one_label_per_clip_may_train_with_bce() -> None:
     assert run.history[0]["train/loss"] == pytest.approx(np.log(2), abs=0.1)
 
 
-# The same again.
+# Reproducibility.
 
 
 @pytest.mark.parametrize("augment", [Augment(), AUGMENTED])
@@ -643,7 +646,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     loud = surgery.variables(model)["head/linear/bias"]
 
     def spoil(number: int, state: TrainState) -> TrainState:
-        """Step 4 sees a head of NaN, the next ones the right one again."""
+        """Set the head to NaN for step 4, and back for the next ones."""
         flat, tree = jax.tree.flatten(state.trainable)
         place = next(i for i, leaf in enumerate(flat) if leaf.shape == loud.shape)
         if number == 3:
@@ -671,7 +674,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 @contextlib.contextmanager
 def monkey_finite() -> Iterator[None]:
-    """The look at the weights after an epoch is another test's."""
+    """Switch off the check of the weights after an epoch, which has its own test."""
     before = loop.Loop._check_weights
     loop.Loop._check_weights = lambda *rest: None  # type: ignore[assignment]
     try:
@@ -720,7 +723,7 @@ def test_rows_without_any_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in train(adapted(), run_dir=tmp_path).history] == [3, 6, 9]
 
 
-def test_ctrl_c_without_a_folder_says_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_without_a_folder_reports_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, 2)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedRunError, match=r"stopped at step 2 of 9$"):
@@ -744,7 +747,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Checkpoints(tmp_path / "checkpoints").latest == 3
 
 
-# What is not finite.
+# Values that are not finite.
 
 
 def test_a_frozen_weight_that_is_nan_stops_the_run(tmp_path: Path) -> None:
@@ -780,18 +783,18 @@ def test_weights_that_turn_nan_never_reach_a_checkpoint(
     assert checkpoints.latest == kept
     checkpoints.close()
     monkeypatch.undo()
-    resumed = train(adapted(), run_dir=tmp_path)  # whatever it was has been mended
+    resumed = train(adapted(), run_dir=tmp_path)  # without the fault
     assert_same(trained_arrays(resumed.model), trained_arrays(train(adapted()).model))
     assert [row["step"] for row in read(tmp_path)] == [3, 6, 9]
 
 
 @pytest.mark.slow
-def test_a_learning_rate_beyond_all_bounds_stops_the_run(tmp_path: Path) -> None:
+def test_a_huge_learning_rate_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match=r"lower optim\.lr"):
         train(adapted(petl.Full()), run_dir=tmp_path, optim=Optim(lr=1e30))
 
 
-# What does not fit together.
+# Refused arguments.
 
 
 def test_the_number_of_classes_must_fit() -> None:
@@ -866,7 +869,7 @@ def test_a_clip_that_fails_stops_the_run_and_is_named(tmp_path: Path) -> None:
         train(adapted(), source=source, run_dir=tmp_path)
 
 
-def test_each_epoch_says_one_line(tmp_path: Path) -> None:
+def test_each_epoch_prints_one_line(tmp_path: Path) -> None:
     with (tmp_path / "screen").open("w+") as screen:
         train(adapted(), show=screen, valid=tones(6, first=50))
     lines = (tmp_path / "screen").read_text().splitlines()
@@ -874,6 +877,29 @@ def test_each_epoch_says_one_line(tmp_path: Path) -> None:
     assert re.match(
         r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  valid/accuracy", lines[0]
     )
+
+
+@pytest.mark.parametrize(("show", "lines"), [(True, 3), (False, 0), (None, 0), ("stderr", 3)])
+def test_progress_goes_to_standard_error_unless_switched_off(
+    show: Any, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(adapted(), show=show)
+    found = capsys.readouterr()
+    assert found.err.count("epoch ") == lines and not found.out
+
+
+def test_without_tensorboardx_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    train(adapted(), show=True, run_dir=tmp_path)
+    assert capsys.readouterr().err.count("aatjax[tensorboard]") == 1
+    assert len(read(tmp_path)) == 3 and not (tmp_path / "tensorboard").exists()
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="fit has no setting 'epoch'; did you mean 'epochs'"):
+        train(adapted(), epoch=3)
 
 
 # Mixtures and padding.

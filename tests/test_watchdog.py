@@ -1,4 +1,4 @@
-"""Who counts as stuck, by a clock of the test's own. Runs of several: tests/test_processes.py."""
+"""Detection of stuck processes, with a fake clock. Whole runs: tests/test_distributed.py."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class Watched:
             self.dog.beat(phase, 1)
 
     def after(self, seconds: float) -> list[str]:
-        """Whom the watchdog ends when that much time has gone by."""
+        """Return the processes that the watchdog ends after some time."""
         self.now += seconds
         self.dog._check_stuck(self.now)
         return self.ended
@@ -37,7 +37,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
-def test_every_part_of_a_long_evaluation_is_a_sign_of_life(watched: Watched) -> None:
+def test_every_batch_of_a_long_evaluation_is_a_heartbeat(watched: Watched) -> None:
     for _ in range(5):
         watched.dog.beat("eval", 2)
         assert watched.after(500) == []
@@ -45,7 +45,7 @@ def test_every_part_of_a_long_evaluation_is_a_sign_of_life(watched: Watched) -> 
 
 
 @pytest.mark.parametrize(("phase", "limited"), [("start", 0), ("report", 0), ("step", 1)])
-def test_what_nobody_waits_for_may_take_any_time(
+def test_phases_without_waiting_peers_have_no_limit(
     watched: Watched, phase: str, limited: int
 ) -> None:
     watched.dog.beat(phase, 0)
@@ -58,7 +58,7 @@ def test_the_first_time_in_a_phase_may_be_spent_on_compiling(watched: Watched) -
     assert watched.after(2) == ["0 is stuck: 3601 s in 'save' after step 1"]
 
 
-def test_a_peer_that_has_said_goodbye_is_told_nothing(watched: Watched) -> None:
+def test_a_peer_that_has_finished_gets_no_message(watched: Watched) -> None:
     sent: list[bytes] = []
 
     class Link:
