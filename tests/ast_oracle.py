@@ -1,7 +1,7 @@
 """A small random AST of Hugging Face `transformers`, and the same tensors in every layout.
 
 The default model has a 12 x 12 patch grid (128 mel bins, 128 frames), which every layout can
-express; `read_checkpoint(path, **ARGUMENTS)` says what some files do not tell.
+express; `read_checkpoint(path, **ARGUMENTS)` adds what some files do not hold.
 """
 
 import json

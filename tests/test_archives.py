@@ -38,7 +38,7 @@ TARS = ["w", "w:gz", "w:bz2", "w:xz"]
 
 
 def make_zip(path, members, method=zipfile.ZIP_DEFLATED):
-    """A zip of (name or ZipInfo, bytes), the same name twice if it is told to."""
+    """A zip of (name or ZipInfo, bytes), the same name twice if it is given twice."""
     with zipfile.ZipFile(path, "w", method) as packed:
         for name, content in members:
             if not isinstance(name, zipfile.ZipInfo):
@@ -317,14 +317,14 @@ def test_encrypted_and_unknown_methods_are_refused(tmp_path, refuse):
         pytest.param(bz2.compress(bytes(999)), id="bzip2 of zeros"),
     ],
 )
-def test_what_is_no_archive_is_told(tmp_path, refuse, content):
+def test_what_is_no_archive_is_refused(tmp_path, refuse, content):
     path = tmp_path / "a.zip"
     path.write_bytes(content)
     assert not is_archive(path)
     refuse(path, str(path), "neither a zip nor a tar")
 
 
-def test_paths_that_are_no_file_are_told(tmp_path, refuse):
+def test_paths_that_are_no_file_are_refused(tmp_path, refuse):
     os.mkfifo(tmp_path / "fifo")
     refuse(tmp_path / "fifo", "is not a file")
     refuse(tmp_path, "is not a file")
@@ -490,14 +490,14 @@ def test_an_interruption_leaves_whole_files(tmp_path, place, kind, monkeypatch):
     assert files(unpack_archive(archive, place)) == FILES
 
 
-def test_too_little_space_is_told_before(tmp_path, refuse, monkeypatch):
+def test_too_little_space_is_reported_before(tmp_path, refuse, monkeypatch):
     archive = make_zip(tmp_path / "a.zip", [("x.wav", bytes(5000))])
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage(4999))
     refuse(archive, "5000 bytes are needed and 4999 are free", error=WriteError)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, place, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, place, monkeypatch):
     archive = make_zip(tmp_path / "a.zip", [("x.wav", b"x")])
     place.parent.mkdir()
     place.write_text("a file")
@@ -519,7 +519,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, place, monkeypatch):
     assert list(place.iterdir()) == []
 
 
-def test_an_archive_that_changes_meanwhile_is_told(tmp_path, place, monkeypatch):
+def test_an_archive_that_changes_meanwhile_is_refused(tmp_path, place, monkeypatch):
     archive = make_zip(tmp_path / "a.zip", [("x.wav", b"x")])
     check = archives._check_space
 

@@ -75,8 +75,8 @@ def canonical(model):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_parameters(model, layout, tmp_path):
     path = write_layout(model, layout, tmp_path / "weights")
-    told = layout.startswith(("hf_deit", "ssast", "timm"))
-    got = read_checkpoint(path, **(ARGUMENTS if told else {}))
+    silent = layout.startswith(("hf_deit", "ssast", "timm"))
+    got = read_checkpoint(path, **(ARGUMENTS if silent else {}))
     want = canonical(model)
     if layout in HEADLESS:
         want = {name: value for name, value in want.items() if not name.startswith("head/")}
@@ -165,7 +165,7 @@ def test_published_base_files_have_159_and_203_tensors():
 
 
 def test_full_width_original_file(tmp_path):
-    """An AudioSet file in full size (two blocks of it), told from nothing but its tensors."""
+    """An AudioSet file in full size (two blocks of it), inferred from nothing but its tensors."""
     original = next(x for x in READABLE if x.name == "original").wrap("module.")
     tensors = {
         name: torch.full(shape, 0.5, dtype=torch.float16)
@@ -191,7 +191,7 @@ def test_full_width_original_file(tmp_path):
         (9 * 3, {"frames": 44}, (9, 3), 44),
     ],
 )
-def test_grid_is_told_from_the_number_of_positions(
+def test_grid_is_inferred_from_the_number_of_positions(
     model, patches, arguments, grid, frames, tmp_path
 ):
     tensors = original_tensors(model)
@@ -313,9 +313,7 @@ def test_heads_come_from_config_or_argument(tmp_path):
     (path / "config.json").unlink()
     assert read_checkpoint(path).config.heads == 2
     narrow = write_layout(random_hf_ast(hidden_size=96), "original", tmp_path / "b")
-    with pytest.raises(
-        DataError, match=r"width of 96 does not show .* heads: give heads="
-    ):
+    with pytest.raises(DataError, match=r"width of 96 does not show .* heads: give heads="):
         read_checkpoint(narrow)
     assert read_checkpoint(narrow, heads=3).config.heads == 3
     with pytest.raises(UsageError, match="multiple"):

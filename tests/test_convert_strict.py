@@ -1,4 +1,4 @@
-"""B22: every tensor is used or named, in one line, and other models are told apart."""
+"""B22: every tensor is used or named, in one line, and other models are recognised."""
 
 import numpy as np
 import pytest
@@ -154,13 +154,13 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
-def test_other_models_are_told_apart(model, kind, tmp_path):
-    make, told = STRANGERS[kind]
+def test_other_models_are_recognised(model, kind, tmp_path):
+    make, words = STRANGERS[kind]
     message = refusal(saved(make(model), tmp_path / "best_optim_state.pth"))
-    assert told in message, message
+    assert words in message, message
 
 
-def test_adapters_of_aatjax_are_told_apart(model, tmp_path):
+def test_adapters_of_aatjax_are_recognised(model, tmp_path):
     tensors = {"blocks/0/mlp/adapter/down/kernel": torch.zeros(2, 2)}
     path = tmp_path / "adapter.safetensors"
     save_file(tensors, path, {"aatjax": '{"format": 1, "method": "adapter"}'})

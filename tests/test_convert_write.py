@@ -100,9 +100,7 @@ def test_parameters_must_fit_the_config(source, write, tmp_path):
     wrong = dict(source.params)
     wrong["norm/scale"] = np.zeros(3, np.float32)
     wrong["extra"] = wrong.pop("norm/bias")
-    with pytest.raises(
-        DataError, match=r"norm/bias is missing, norm/scale is .* extra is unknown"
-    ):
+    with pytest.raises(DataError, match=r"norm/bias is missing, norm/scale is .* extra is unknown"):
         write(path, wrong, source.config)
     with pytest.raises(UsageError, match="2 labels for 5 classes"):
         write(path, source.params, source.config, ["a", "b"])

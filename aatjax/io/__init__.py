@@ -1,1 +1,1 @@
-"""Files, locks, archives, the Hugging Face Hub and signals; knows nothing of sound."""
+"""Files, locks, archives, the Hugging Face Hub and signals; independent of sound."""

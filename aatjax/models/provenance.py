@@ -1,4 +1,4 @@
-"""Where a model's backbone came from, and the fingerprint that tells it from any other."""
+"""Source and fingerprint of a model's backbone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,6 +31,6 @@ class Origin:
 
 
 def fingerprint_backbone(params: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes and float32 values of all tensors outside the head."""
+    """Return the SHA-256 of names, shapes and float32 values of all tensors outside the head."""
     body = {name: value for name, value in params.items() if not name.startswith("head/")}
     return hash_arrays(body, dtype=np.float32)
