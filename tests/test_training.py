@@ -25,7 +25,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
 from aatjax.data.source import Clip, Reader, Source
-from aatjax.errors import DataError, NotFiniteError, UsageError
+from aatjax.errors import DataError, NotFiniteError, UsageError, WriteError
 from aatjax.inference.classifier import Classifier
 from aatjax.io.signals import InterruptedRunError
 from aatjax.models.ast import AST, ASTConfig
@@ -745,6 +745,26 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         train(adapted(), run_dir=tmp_path)
     assert ended == [130]
     assert Checkpoints(tmp_path / "checkpoints").latest == 3
+
+
+@pytest.mark.parametrize("choice", ["stop", "continue"])
+def test_a_checkpoint_that_fails_in_the_background_stops_the_run_or_not(
+    choice: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settle, calls = Checkpoints.settle, itertools.count()
+
+    def fail_once(self: Checkpoints) -> None:
+        settle(self)
+        if next(calls) == 5:
+            raise WriteError("the disk is full")
+
+    monkeypatch.setattr(Checkpoints, "settle", fail_once)
+    training = Training(epochs=3, batch_size=4, on_save_error=choice)
+    raises = pytest.raises(WriteError) if choice == "stop" else contextlib.nullcontext()
+    with raises:
+        run = train(adapted(), run_dir=tmp_path, training=training, show=True)
+        assert len(run.history) == 3
+        assert "warning: the disk is full" in capsys.readouterr().err
 
 
 # Values that are not finite.

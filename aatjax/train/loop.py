@@ -146,15 +146,10 @@ class Loop:
     """One run of the training loop, under `jax.set_mesh`; epochs share its attributes.
 
     Attributes:
-        training: the settings.
-        steps: the compiled steps.
         evaluator: computes logits; holds front end, mesh, frozen parameters and stored tokens.
         schedule: learning rate by step.
         per_epoch: steps per epoch.
-        train, valid: clips to train and to validate on.
         buckets: lengths of the clips of each part.
-        run_dir: the run folder.
-        show: stream of the progress display.
         monitor: figures of the method, computed after each epoch.
         beat: called with the phase and the steps done, for a watchdog.
         done: steps done.
@@ -183,9 +178,7 @@ class Loop:
     progress: LoopProgress = dataclasses.field(default_factory=LoopProgress)
     checkpoints: Checkpoints | None = None
     saved: int | None = None
-    pending: list[tuple[dict[str, jax.Array], dict[str, np.ndarray]]] = dataclasses.field(
-        default_factory=list
-    )
+    pending: list[tuple[Any, dict[str, np.ndarray]]] = dataclasses.field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -224,7 +217,7 @@ class Loop:
                         stopping = not self._end_epoch(state, feed, stop, writer, display)
                     if stopping and (self.done < self.total or self.ended):
                         self._stop(state, feed, stop)
-                self._write(lambda checkpoints: checkpoints.settle())
+                self._write(Checkpoints.settle)
         finally:
             display.close()
             writer.close()
@@ -262,8 +255,7 @@ class Loop:
             self.beat("input", self.done)
             feed.fetch()
             self.beat("step", self.done)
-        if self.checkpoints is not None:
-            self.checkpoints.settle()
+        self._write(Checkpoints.settle)
         look = self.ended or len(self.pending) >= CHECK_EVERY
         if look or (stop.signum is not None and not is_distributed()):
             self._collect()
@@ -303,7 +295,7 @@ class Loop:
         self._collect()  # the signal may have come after the last look at the loss
         self._check_weights(state)
         self._save(state, feed)
-        self._write(lambda checkpoints: checkpoints.settle())
+        self._write(Checkpoints.settle)
         resume = "" if self.checkpoints is None else "; the same command goes on from here"
         raise InterruptedRunError(
             f"stopped at step {self.done} of {self.total}{resume}", stop.signum or 15
