@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One process a node, all of a node's GPUs each; JAX finds the others through SLURM itself.
+# One process per node with all its GPUs; JAX finds the other processes through SLURM.
 #
 #   sbatch --nodes=4 tools/launch/slurm.sh folder --data.path /data/sounds --run /shared/runs/one
 #
-# The run folder must lie on a file system that all nodes share. The job asks to be requeued and to
-# be told 120 s before its end: the run then saves, ends with code 143, and goes on when it is back.
+# The run folder must be on a file system that all nodes share. The job asks to be requeued and to
+# be signalled 120 s before its end: the run then saves, exits with 143, and resumes when requeued.
 #SBATCH --job-name=aatjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
