@@ -211,11 +211,6 @@ def list_configs() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(folder) if m.name != "recipes")
 
 
-def load_recipes() -> dict[str, Any]:
-    """Return the papers' recipes by name, see `configs/recipes.py`."""
-    return importlib.import_module("aatjax.configs.recipes").RECIPES
-
-
 def load_config(name: str) -> Config:
     """Load a config of `aatjax.configs`, a recipe, a Python file or a JSON file.
 
@@ -225,6 +220,7 @@ def load_config(name: str) -> Config:
         UsageError: no such config, or the file does not bind one.
     """
     path = Path(name)
+    recipes = importlib.import_module("aatjax.configs.recipes")
     if path.suffix == ".json":
         try:
             return Config.from_json(read_json_object(path, advice="write it again"))
@@ -234,10 +230,10 @@ def load_config(name: str) -> Config:
         config = _run_file(path)
     elif name in list_configs():
         config = importlib.import_module(f"aatjax.configs.{name}").config
-    elif name in load_recipes():
-        config = load_recipes()[name].config
+    elif name in recipes.list_recipes():
+        config = recipes.make_recipe(name).config
     else:
-        near = difflib.get_close_matches(name, [*list_configs(), *load_recipes()], n=1)
+        near = difflib.get_close_matches(name, [*list_configs(), *recipes.list_recipes()], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UsageError(
             f"no config {name!r}{hint} (there are {', '.join(list_configs())}, and those of "

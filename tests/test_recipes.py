@@ -1,7 +1,11 @@
-"""Every recipe runs; their numbers are those of the papers; the command line tells of them."""
+"""Every recipe runs; its numbers are the papers'; the readable configs equal the recipes."""
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,8 +13,10 @@ from flax import nnx
 from official_layouts import MAKERS
 
 from aatjax import surgery
+from aatjax.cli.commands.recipes import count_cost, estimate_time
 from aatjax.cli.main import run
-from aatjax.config import Config, list_configs, load_config, load_recipes
+from aatjax.config import Config, list_configs, load_config
+from aatjax.configs.recipes import list_recipes, make_recipe
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
 from aatjax.experiments.partition import make_partition
@@ -20,11 +26,11 @@ from aatjax.models.config import ASTConfig
 from aatjax.petl.base import adapt
 from aatjax.train.metrics.results import NAMES
 
-RECIPES = load_recipes()
+RECIPES = {name: make_recipe(name) for name in list_recipes()}
 METHODS = {recipe.method for recipe in RECIPES.values()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory):
     """From the name of a benchmark to a small prepared set, made once."""
     home = tmp_path_factory.mktemp("prepared")
@@ -92,22 +98,51 @@ def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
     assert result.headline[0] == NAMES[BENCHMARKS[recipe.benchmark].metric]
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_a_recipe_divides_its_set_and_adapts_its_model(name, prepared) -> None:
-    recipe = RECIPES[name]
-    parts = make_partition(dataclasses.replace(recipe.config.data, path=prepared(recipe.benchmark)))
-    assert len(parts.train) and len(parts.test)
-    classes = len(BENCHMARKS[recipe.benchmark].classes)
-    shape = ASTConfig.size("base", frames=recipe.config.model.frames, num_classes=classes)
-    model: AST = nnx.eval_shape(lambda: adapt(AST(shape, rngs=nnx.Rngs(0)), recipe.config.petl))
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_recipe_divides_its_set_and_adapts_its_model(benchmark: str, prepared) -> None:
+    recipes = [recipe for recipe in RECIPES.values() if recipe.benchmark == benchmark]
+    divisions = [dataclasses.replace(r.config.data, path=prepared(benchmark)) for r in recipes]
+    for data in {data.statistics: data for data in divisions}.values():
+        parts = make_partition(data)
+        assert len(parts.train) and parts.test is not None and len(parts.test)
+    classes = len(BENCHMARKS[benchmark].classes)
     head = 768 * classes + classes
-    trained = {
-        path: var.size
-        for path, var in surgery.variables(model).items()
-        if isinstance(var, surgery.Trainable)
-    }
-    assert sum(size for path, size in trained.items() if "head/linear" in path) == head
-    assert (sum(trained.values()) > head + 2 * 768) == (recipe.method != "linear")
+    for recipe in recipes:
+        shape = ASTConfig.size("base", frames=recipe.config.model.frames, num_classes=classes)
+        model = nnx.eval_shape(lambda r=recipe, s=shape: adapt(AST(s, rngs=nnx.Rngs(0)), r.config.petl))
+        trained = {
+            path: var.size
+            for path, var in surgery.variables(model).items()
+            if isinstance(var, surgery.Trainable)
+        }
+        assert sum(size for path, size in trained.items() if "head/linear" in path) == head
+        assert (sum(trained.values()) > head + 2 * 768) == (recipe.method != "linear")
+
+
+def test_a_readable_config_equals_the_recipe_of_its_name() -> None:
+    readable = sorted(set(list_configs()) & set(RECIPES))
+    assert len(readable) == 9
+    for name in readable:
+        assert load_config(name) == RECIPES[name].config
+    assert load_config("esc50_adapter") == dataclasses.replace(
+        load_config("esc50_conformer").with_method("bottleneck_pfeiffer"), name="esc50_adapter"
+    )
+
+
+@pytest.mark.parametrize("name", sorted({*list_configs()} - {"default", "folder", "esc"}))
+def test_a_readable_config_states_row_figure_time_and_command(name: str) -> None:
+    text = import_module(f"aatjax.configs.{name}").__doc__ or ""
+    config = load_config(name)
+    trained, flops = count_cost(config)
+    assert f"{trained:,}" in " ".join(text.split())
+    row, expected, time = (
+        text.split(f"\n{word}")[1].split("\n\n")[0] for word in ("Paper row:", "Expected:", "Time:")
+    )
+    assert "arXiv 24" in row or "arXiv 23" in row
+    assert re.search(r"[\d.]+ to [\d.]+ %", expected)
+    assert "PFLOPs" in time and f"    aatjax train {name}" in text
+    for bound in re.findall(r"[\d,]+ (?:PFLOPs|minutes)", estimate_time(config, flops)):
+        assert bound in time
 
 
 def test_there_is_a_recipe_for_every_benchmark_and_method() -> None:
@@ -163,7 +198,7 @@ def test_openmics_schedule_is_its_own() -> None:
     assert (augment.freq_mask, augment.time_mask) == (48, 192)
 
 
-def test_expected_figures_are_told_or_said_to_be_unknown(capsys) -> None:
+def test_expected_figures_are_published_or_known_to_be_missing(capsys) -> None:
     assert "88.3 %" in RECIPES["esc50_conformer"].expected
     assert "27.52 %" in RECIPES["fluent_speech_commands_linear"].expected
     assert "97.31 %" in RECIPES["speech_commands_v2_full"].expected
@@ -193,3 +228,9 @@ def test_an_unprepared_set_says_how_to_prepare_it(tmp_path: Path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     assert run(["train", "gtzan_aat", "--run", str(tmp_path / "run")]) == 65
     assert "aatjax prepare gtzan --from ARCHIVE" in capsys.readouterr().err
+
+
+def test_the_list_of_recipes_needs_no_jax() -> None:
+    code = "import sys; from aatjax.cli.main import run; assert run(['recipes']) == 0; "
+    code += "assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -22,10 +22,10 @@ import soxr
 from jaxtyping import Float32, Int16
 
 from aatjax.audio.containers import Container, inspect_container
-from aatjax.audio.fbank import FRAME
 from aatjax.audio.listing import list_audio
 from aatjax.audio.streams import DecoderError, SoundFile, Stream, open_stream
 from aatjax.audio.waveform import (
+    FRAME,
     HIGHEST_RATE,
     LOWEST_RATE,
     AudioError,

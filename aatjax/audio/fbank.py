@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from aatjax.audio.waveform import FRAME
 from aatjax.errors import UsageError
 
-FRAME = 400
-"""Samples in one frame."""
 HOP = 160
 """Samples between the starts of two frames."""
 FFT = 512

@@ -7,8 +7,10 @@ import numpy as np
 import soxr
 from jaxtyping import Float, Float32, Int16
 
-from aatjax.audio.fbank import FRAME
 from aatjax.errors import DataError, UsageError
+
+FRAME = 400
+"""Samples in one frame of the front end (25 ms): the shortest clip."""
 
 LOWEST_RATE = 1000
 HIGHEST_RATE = 1_000_000

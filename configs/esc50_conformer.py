@@ -1,0 +1,31 @@
+"""Conformer adapters of width 8, kernel 8 (Pfeiffer) on ESC-50, 308,498 trainable parameters.
+
+Paper row: arXiv 2312.03694, table 1, Conformer (Pfeiffer): 88.30 %.
+Expected:  88.3 % accuracy, 86.8 to 89.6 % (95% interval of a share of 2,000 clips); a
+           reproduction by others reports 85.70 +- 1.16 %.
+Time:      not measured; five runs are 91 PFLOPs, at least 8 minutes on one TPU v5e chip.
+
+    aatjax prepare esc50 --download
+    aatjax train esc50_conformer --cross-validate --protocol petl
+"""
+
+from aatjax.audio.augment import Augment
+from aatjax.config import Config, Data, Model
+from aatjax.petl import Adapter
+from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+
+config = Config(
+    name="esc50_conformer",
+    petl=Adapter(block="conformer", reduction=96, kernel=8),
+    model=Model(
+        source="MIT/ast-finetuned-audioset-10-10-0.4593",
+        frames=500,
+        pool="mean_all",
+        head_norm=False,
+    ),
+    data=Data(format="esc50", path="data/esc50", statistics="audioset"),
+    training=Training(epochs=50, batch_size=32, loss="ce"),
+    optim=Optim(lr=5e-3),
+    augment=Augment(freq_mask=24, time_mask=80),
+)
