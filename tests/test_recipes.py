@@ -108,8 +108,12 @@ def test_a_recipe_divides_its_set_and_adapts_its_model(benchmark: str, prepared)
     classes = len(BENCHMARKS[benchmark].classes)
     head = 768 * classes + classes
     for recipe in recipes:
-        shape = ASTConfig.size("base", frames=recipe.config.model.frames, num_classes=classes)
-        model = nnx.eval_shape(lambda r=recipe, s=shape: adapt(AST(s, rngs=nnx.Rngs(0)), r.config.petl))
+        frames = recipe.config.model.frames
+        base = ASTConfig.size("base", frames=frames, num_classes=classes)
+        shape = dataclasses.replace(base, depth=2)
+        model = nnx.eval_shape(
+            lambda r=recipe, s=shape: adapt(AST(s, rngs=nnx.Rngs(0)), r.config.petl)
+        )
         trained = {
             path: var.size
             for path, var in surgery.variables(model).items()
