@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from aatjax.convert.rules import LAYOUTS, Layout, Rule
+from aatjax.convert.rules import LAYOUTS, TensorRule, WeightLayout
 
 # The first pattern that some name matches (re.search) decides.
 SIGNS: tuple[tuple[str, str], ...] = (
@@ -58,7 +58,7 @@ def find_wrapper(names: Iterable[str]) -> str:
     return wrapper
 
 
-def choose_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def choose_layout(shapes: Mapping[str, tuple[int, ...]]) -> WeightLayout | None:
     """Return the layout whose names cover most of the file.
 
     None if no layout covers half of the file and none finds most of its own names there. Names
@@ -67,7 +67,7 @@ def choose_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
     """
     names = [split_block_number(name)[0] for name in shapes]
     wrapper = find_wrapper(names)
-    best: tuple[float, Layout] | None = None
+    best: tuple[float, WeightLayout] | None = None
     for bare in LAYOUTS:
         layout = bare.wrap(wrapper)
         known = {source for source, _ in layout.rules}
@@ -92,8 +92,8 @@ def split_block_number(name: str) -> tuple[str, int | None]:
 
 
 def expand_layout(
-    layout: Layout, shapes: Mapping[str, tuple[int, ...]], depth: int
-) -> dict[str, tuple[Rule, tuple[str, ...], tuple[int, ...]]]:
+    layout: WeightLayout, shapes: Mapping[str, tuple[int, ...]], depth: int
+) -> dict[str, tuple[TensorRule, tuple[str, ...], tuple[int, ...]]]:
     """List the tensors of a file of this layout.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from aatjax.convert.detect import split_block_number
-from aatjax.convert.rules import Layout
+from aatjax.convert.rules import WeightLayout
 from aatjax.models.config import ASTConfig
 
 BASE = (768, 3072)
@@ -80,7 +80,7 @@ class Sizes:
 
 
 def infer_sizes(
-    layout: Layout, shapes: Mapping[str, tuple[int, ...]], *, qkv_bias: bool = True
+    layout: WeightLayout, shapes: Mapping[str, tuple[int, ...]], *, qkv_bias: bool = True
 ) -> Sizes:
     """Return the sizes that most tensors agree on, or of the base model where no tensor shows one.
 
@@ -120,7 +120,7 @@ def infer_sizes(
     )
 
 
-def _kernel(layout: Layout, shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
+def _kernel(layout: WeightLayout, shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[0] != dim or 0 in shape:
         return 16, 16, 1
     if layout.rule != "ssast" and shape[2] != shape[3] and shape[2:] != FRAME_PATCH:
@@ -130,7 +130,7 @@ def _kernel(layout: Layout, shape: tuple[int, ...], dim: int) -> tuple[int, int,
 
 
 def _distilled(
-    layout: Layout, shapes: Mapping[str, tuple[int, ...]], token: bool, tokens: int
+    layout: WeightLayout, shapes: Mapping[str, tuple[int, ...]], token: bool, tokens: int
 ) -> bool:
     """Whether there must be a DIST token: by its name, its head, or the square grid."""
     if layout.distilled is not None:

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 from aatjax.convert.detect import EXPECTED, guess_origin
 from aatjax.convert.infer_config import Sizes
-from aatjax.convert.rules import Layout, Positions
+from aatjax.convert.rules import WeightLayout
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
-from aatjax.models.positions import RULES
+from aatjax.models.positions import RULES, PositionRule
 
 FORMAT = 1
 Statistics = tuple[float, float]
@@ -96,7 +96,9 @@ class HfDescription:
         return found
 
 
-def read_hf_description(config: dict[str, Any] | None, layout: Layout, path: Path) -> HfDescription:
+def read_hf_description(
+    config: dict[str, Any] | None, layout: WeightLayout, path: Path
+) -> HfDescription:
     """Read a config.json where it belongs to these weights.
 
     Raises:
@@ -147,7 +149,7 @@ class NativeDescription:
     config: ASTConfig
     labels: tuple[str, ...] | None
     grid: tuple[int, int]
-    rule: Positions
+    rule: PositionRule
     statistics: Statistics | None
 
 
@@ -190,7 +192,7 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
             config,
             None if labels is None else tuple(labels),
             (rows, columns),
-            cast(Positions, rule),
+            cast(PositionRule, rule),
             None if statistics is None else read_statistics(statistics),
         )
     except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
@@ -225,7 +227,7 @@ def describe_checkpoint(
     config: ASTConfig,
     labels: Iterable[str] | None,
     grid: tuple[int, int],
-    rule: Positions,
+    rule: PositionRule,
     statistics: Statistics | None = None,
 ) -> str:
     """Return the JSON text that accompanies canonical parameters (format 1)."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from aatjax.convert.rules import Layout
+from aatjax.convert.rules import WeightLayout
 from aatjax.errors import DataError, UsageError
 
 STRIDES = ((10, 10), (12, 12), (14, 14), (16, 16))
@@ -51,7 +51,7 @@ def compute_grid(
 
 
 def find_geometry(
-    layout: Layout,
+    layout: WeightLayout,
     patches: int,
     patch: tuple[int, int],
     request: GridRequest,

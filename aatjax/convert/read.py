@@ -11,18 +11,20 @@ from aatjax.convert.detect import EXPECTED, choose_layout, expand_layout, guess_
 from aatjax.convert.infer_config import Sizes, infer_sizes
 from aatjax.convert.lazy_tensor import FLOATS, StoredTensor
 from aatjax.convert.metadata import (
+    HfDescription,
     Statistics,
     read_hf_description,
     read_native_description,
     read_statistics,
 )
 from aatjax.convert.patch_grid import GridRequest, find_geometry
-from aatjax.convert.rules import NATIVE, Layout, Positions, Rule
+from aatjax.convert.rules import NATIVE, TensorRule, WeightLayout
 from aatjax.convert.tensor_files import TensorFile, open_tensors, read_description
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
+from aatjax.models.positions import PositionRule
 
-Expected = dict[str, tuple[Rule, tuple[str, ...], tuple[int, ...]]]
+Expected = dict[str, tuple[TensorRule, tuple[str, ...], tuple[int, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Checkpoint:
     config: ASTConfig
     params: dict[str, np.ndarray] = dataclasses.field(repr=False)
     grid: tuple[int, int]
-    rule: Positions
+    rule: PositionRule
     labels: tuple[str, ...] | None
     layout: str
     has_head: bool
@@ -95,6 +97,29 @@ def read_checkpoint(
     if "aatjax" in file.metadata:
         return _read_native(file, heads, request, allow_nan)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    layout = _recognise(path, shapes)
+    described = read_hf_description(file.config, layout, path)
+    sizes = infer_sizes(layout, shapes, qkv_bias=described.qkv_bias)
+    expected = _check_tensors(file, layout, sizes, described.find_contradictions(sizes))
+    try:
+        config, grid = _make_config(file, layout, sizes, described, request, heads)
+    except (DataError, UsageError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    return Checkpoint(
+        config=config,
+        params=_load(file, expected, layout, rgb, allow_nan),
+        grid=grid,
+        rule=layout.rule,
+        labels=described.labels if sizes.classes else None,
+        layout=layout.name,
+        has_head=sizes.classes is not None,
+        num_prefix=config.num_prefix,
+        statistics=_read_extractor(file) if layout.name == "hf-ast" else None,
+        wrapper=layout.wrapper,
+    )
+
+
+def _recognise(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> WeightLayout:
     layout = choose_layout(shapes)
     if layout is None:
         origin = guess_origin(shapes) or f"its tensors are named {_list_some(shapes)}"
@@ -104,50 +129,42 @@ def read_checkpoint(
             f"{path}: canonical names, but the description that aatjax writes into the header is "
             f"gone, so the model is unknown: fetch the file again; {EXPECTED}"
         )
-    described = read_hf_description(file.config, layout, path)
-    sizes = infer_sizes(layout, shapes, qkv_bias=described.qkv_bias)
-    expected = _check_tensors(file, layout, sizes, described.find_contradictions(sizes))
-    try:
-        geometry = find_geometry(
-            layout,
-            sizes.patches,
-            sizes.patch,
-            request,
-            described.fields if described.is_ast else None,
-            _read_numbers(file, layout),
-        )
-        heads = heads or described.heads or _guess_heads(sizes.dim)
-        eps, head_eps = described.eps or layout.eps
-        config = ASTConfig(
-            dim=sizes.dim,
-            depth=sizes.depth,
-            heads=heads,
-            mlp_dim=sizes.mlp_dim,
-            patch=sizes.patch,
-            stride=geometry.stride,
-            mels=geometry.mels,
-            frames=geometry.frames,
-            num_classes=sizes.classes or ASTConfig.num_classes,
-            distilled=sizes.distilled,
-            pool="mean_patches" if layout.rule == "ssast" else "cls_dist",
-            eps=eps,
-            head_eps=head_eps,
-            qkv_bias=sizes.qkv_bias,
-        )
-    except (DataError, UsageError) as error:
-        raise type(error)(f"{path}: {error}") from None
-    return Checkpoint(
-        config=config,
-        params=_load(file, expected, layout, rgb, allow_nan),
-        grid=geometry.source,
-        rule=layout.rule,
-        labels=described.labels if sizes.classes else None,
-        layout=layout.name,
-        has_head=sizes.classes is not None,
-        num_prefix=config.num_prefix,
-        statistics=_read_extractor(file) if layout.name == "hf-ast" else None,
-        wrapper=layout.wrapper,
+    return layout
+
+
+def _make_config(
+    file: TensorFile,
+    layout: WeightLayout,
+    sizes: Sizes,
+    described: HfDescription,
+    request: GridRequest,
+    heads: int | None,
+) -> tuple[ASTConfig, tuple[int, int]]:
+    """The model of the weights, and the grid of their positions."""
+    fields = described.fields if described.is_ast else None
+    pretrained = _read_numbers(file, layout)
+    geometry = find_geometry(layout, sizes.patches, sizes.patch, request, fields, pretrained)
+    heads = heads or described.heads
+    if heads is None and sizes.dim % 64:
+        raise DataError(f"a width of {sizes.dim} does not show the number of heads: give heads=")
+    eps, head_eps = described.eps or layout.eps
+    config = ASTConfig(
+        dim=sizes.dim,
+        depth=sizes.depth,
+        heads=heads or sizes.dim // 64,
+        mlp_dim=sizes.mlp_dim,
+        patch=sizes.patch,
+        stride=geometry.stride,
+        mels=geometry.mels,
+        frames=geometry.frames,
+        num_classes=sizes.classes or ASTConfig.num_classes,
+        distilled=sizes.distilled,
+        pool="mean_patches" if layout.rule == "ssast" else "cls_dist",
+        eps=eps,
+        head_eps=head_eps,
+        qkv_bias=sizes.qkv_bias,
     )
+    return config, geometry.source
 
 
 def _read_extractor(file: TensorFile) -> Statistics | None:
@@ -193,7 +210,9 @@ def _read_native(
     )
 
 
-def _check_tensors(file: TensorFile, layout: Layout, sizes: Sizes, problems: list[str]) -> Expected:
+def _check_tensors(
+    file: TensorFile, layout: WeightLayout, sizes: Sizes, problems: list[str]
+) -> Expected:
     """What the file must hold; a DataError names all that differs, and `problems`."""
     expected = expand_layout(layout, sizes.shapes(), sizes.depth)
     found = _compare(file.tensors, expected, layout)
@@ -208,7 +227,9 @@ def _check_tensors(file: TensorFile, layout: Layout, sizes: Sizes, problems: lis
     return expected
 
 
-def _compare(tensors: Mapping[str, StoredTensor], expected: Expected, layout: Layout) -> list[str]:
+def _compare(
+    tensors: Mapping[str, StoredTensor], expected: Expected, layout: WeightLayout
+) -> list[str]:
     """The differences between the file and what it must hold, one phrase per kind."""
     found = {name: shape for name, (_, _, shape) in expected.items() if name in tensors}
     shapes, types = [], []
@@ -237,7 +258,7 @@ def _list_some(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(name if name.isprintable() else repr(name) for name in listed[:shown]) + more
 
 
-def _read_numbers(file: TensorFile, layout: Layout) -> tuple[int, int] | None:
+def _read_numbers(file: TensorFile, layout: WeightLayout) -> tuple[int, int] | None:
     """SSAST's pretraining input (mel bins, frames)."""
     if not layout.numbers:
         return None
@@ -251,14 +272,8 @@ def _read_numbers(file: TensorFile, layout: Layout) -> tuple[int, int] | None:
     return values[0], values[1]
 
 
-def _guess_heads(dim: int) -> int:
-    if dim % 64:
-        raise DataError(f"a width of {dim} does not show the number of heads: give heads=")
-    return dim // 64
-
-
 def _load(
-    file: TensorFile, expected: Expected, layout: Layout, rgb: str, allow_nan: bool
+    file: TensorFile, expected: Expected, layout: WeightLayout, rgb: str, allow_nan: bool
 ) -> dict[str, np.ndarray]:
     """Read the numbers as float32, after all names, shapes and sizes were checked."""
     items = sum(file.tensors[name].size for name in expected)

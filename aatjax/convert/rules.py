@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from aatjax.models.positions import PositionRule
+
 Turn = Literal["copy", "linear", "conv"]
-Positions = Literal["audioset", "imagenet", "ssast"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """One tensor of a layout.
 
     Attributes:
@@ -59,7 +60,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """A published form of AST weights.
 
     Attributes:
@@ -80,18 +81,18 @@ class Layout:
     name: str
     title: str
     prefix: str
-    body: tuple[Rule, ...]
+    body: tuple[TensorRule, ...]
     head_prefix: str = ""
-    head: tuple[Rule, ...] = ()
+    head: tuple[TensorRule, ...] = ()
     ignored: tuple[str, ...] = ()
-    rule: Positions = "audioset"
+    rule: PositionRule = "audioset"
     distilled: bool | None = True
     eps: tuple[float, float] = (1e-6, 1e-5)
     numbers: tuple[str, ...] = ()
     wrapper: str = ""
 
     @property
-    def rules(self) -> tuple[tuple[str, Rule], ...]:
+    def rules(self) -> tuple[tuple[str, TensorRule], ...]:
         """Every rule with the full name of its source."""
         body = ((self.prefix + rule.source, rule) for rule in self.body)
         return (*body, *((self.head_prefix + rule.source, rule) for rule in self.head))
@@ -100,7 +101,7 @@ class Layout:
         """Whether the tensor is skipped on purpose."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
-    def wrap(self, wrapper: str) -> "Layout":
+    def wrap(self, wrapper: str) -> "WeightLayout":
         """Return the layout with a prefix before all its names, such as `module.`."""
         if not wrapper:
             return self
@@ -115,21 +116,21 @@ class Layout:
         )
 
 
-def _linear(source: str, *targets: str) -> tuple[Rule, Rule]:
+def _linear(source: str, *targets: str) -> tuple[TensorRule, TensorRule]:
     return (
-        Rule(f"{source}.weight", tuple(f"{target}/kernel" for target in targets), "linear"),
-        Rule(f"{source}.bias", tuple(f"{target}/bias" for target in targets)),
+        TensorRule(f"{source}.weight", tuple(f"{target}/kernel" for target in targets), "linear"),
+        TensorRule(f"{source}.bias", tuple(f"{target}/bias" for target in targets)),
     )
 
 
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
+def _norm(source: str, target: str) -> tuple[TensorRule, TensorRule]:
     return (
-        Rule(f"{source}.weight", (f"{target}/scale",)),
-        Rule(f"{source}.bias", (f"{target}/bias",)),
+        TensorRule(f"{source}.weight", (f"{target}/scale",)),
+        TensorRule(f"{source}.bias", (f"{target}/bias",)),
     )
 
 
-def _make_body(embedding: str, block: str, parts: str, norm: str) -> tuple[Rule, ...]:
+def _make_body(embedding: str, block: str, parts: str, norm: str) -> tuple[TensorRule, ...]:
     """The rules of a body.
 
     Args:
@@ -143,11 +144,11 @@ def _make_body(embedding: str, block: str, parts: str, norm: str) -> tuple[Rule,
     to = "blocks/{i}"
     targets = [f"{to}/attn/{part}" for part in "qkv"]
     return (
-        Rule(cls, ("embed/cls",)),
-        Rule(dist, ("embed/dist",)),
-        Rule(pos, ("embed/pos",)),
-        Rule(f"{projection}.weight", ("embed/proj/kernel",), "conv"),
-        Rule(f"{projection}.bias", ("embed/proj/bias",)),
+        TensorRule(cls, ("embed/cls",)),
+        TensorRule(dist, ("embed/dist",)),
+        TensorRule(pos, ("embed/pos",)),
+        TensorRule(f"{projection}.weight", ("embed/proj/kernel",), "conv"),
+        TensorRule(f"{projection}.bias", ("embed/proj/bias",)),
         *_norm(before, f"{to}/ln1"),
         *(
             _linear(qkv[0], *targets)
@@ -196,12 +197,14 @@ _PRETEXT = (r"mask_embed", r"[cg]predlayer\.[02]\.(weight|bias)")
 _NO_EPS = (1e-12, 1e-12)
 
 
-def _make_hf_layouts() -> Iterable[Layout]:
+def _make_hf_layouts() -> Iterable[WeightLayout]:
     for rules in (_HF_FILE, _HF_MEMORY):
         for prefix in ("audio_spectrogram_transformer.", ""):
-            yield Layout("hf-ast", "Hugging Face AST", prefix, rules, "", _HF_HEAD, eps=_NO_EPS)
+            yield WeightLayout(
+                "hf-ast", "Hugging Face AST", prefix, rules, "", _HF_HEAD, eps=_NO_EPS
+            )
         for name, prefix in (("deit", "deit."), ("vit", "vit."), ("vit", "")):
-            yield Layout(
+            yield WeightLayout(
                 f"hf-{name}",
                 "Hugging Face DeiT" if name == "deit" else "Hugging Face ViT or DeiT",
                 prefix,
@@ -217,17 +220,17 @@ def _make_hf_layouts() -> Iterable[Layout]:
 
 
 _CANONICAL = [target for rule in (*_TIMM, *_AST_HEAD) for target in rule.targets]
-NATIVE = Layout(
+NATIVE = WeightLayout(
     "native",
     "aatjax weights",
     "",
-    tuple(Rule(name, (name,)) for name in _CANONICAL),
+    tuple(TensorRule(name, (name,)) for name in _CANONICAL),
     distilled=None,
 )
-LAYOUTS: tuple[Layout, ...] = (
+LAYOUTS: tuple[WeightLayout, ...] = (
     NATIVE,
-    Layout("original", "original AST .pth", "v.", _TIMM, "", _AST_HEAD, (_OLD_HEADS,)),
-    Layout(
+    WeightLayout("original", "original AST .pth", "v.", _TIMM, "", _AST_HEAD, (_OLD_HEADS,)),
+    WeightLayout(
         "ssast",
         "SSAST pretraining checkpoint",
         "v.",
@@ -236,7 +239,7 @@ LAYOUTS: tuple[Layout, ...] = (
         rule="ssast",
         numbers=("p_input_fdim", "p_input_tdim"),
     ),
-    Layout(
+    WeightLayout(
         "timm",
         "timm DeiT or ViT",
         "",

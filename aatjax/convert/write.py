@@ -12,11 +12,12 @@ from aatjax.convert.detect import expand_layout
 from aatjax.convert.infer_config import Sizes
 from aatjax.convert.metadata import Statistics, describe_checkpoint, find_wrong_label
 from aatjax.convert.orbax import write_orbax_files
-from aatjax.convert.rules import HF_AST, Positions
+from aatjax.convert.rules import HF_AST
 from aatjax.errors import DataError, UsageError
 from aatjax.io.atomic import write_file, write_folder
 from aatjax.io.json_file import write_json
 from aatjax.models.config import ASTConfig
+from aatjax.models.positions import PositionRule
 
 Params = Mapping[str, Float[np.ndarray, "..."]] | Mapping[str, Float[Array, "..."]]
 
@@ -31,7 +32,7 @@ def write_native(
     dtype: Literal["float32", "float16"] = "float32",
     *,
     grid: tuple[int, int] | None = None,
-    rule: Positions = "audioset",
+    rule: PositionRule = "audioset",
     statistics: Statistics | None = None,
 ) -> None:
     """Write canonical parameters and their description to one .safetensors file, atomically.
@@ -70,7 +71,7 @@ def write_orbax(
     labels: Iterable[str] | None = None,
     *,
     grid: tuple[int, int] | None = None,
-    rule: Positions = "audioset",
+    rule: PositionRule = "audioset",
     statistics: Statistics | None = None,
     replace: bool = False,
 ) -> None:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from aatjax.errors import DataError, UsageError
 
-Rule = Literal["audioset", "imagenet", "ssast"]
-RULES: tuple[Rule, ...] = ("audioset", "imagenet", "ssast")
+PositionRule = Literal["audioset", "imagenet", "ssast"]
+RULES: tuple[PositionRule, ...] = ("audioset", "imagenet", "ssast")
 
 
 def resize_positions(
@@ -19,7 +19,7 @@ def resize_positions(
     target: tuple[int, int],
     *,
     prefix: int,
-    rule: Rule,
+    rule: PositionRule,
 ) -> Float[Array, "1 m d"] | Float[np.ndarray, "1 m d"]:
     """Adapt position embeddings to another patch grid.
 
