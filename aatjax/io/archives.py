@@ -23,10 +23,10 @@ from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from tarfile import HeaderError, ReadError
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from aatjax.errors import AatjaxError, DataError, WriteError, printable
-from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
+from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors, write_text
 
 MARKER = ".unpacked.json"
 COMPRESSIBLE = 16 * 2**20  # up to here any ratio is accepted: silence compresses well
@@ -148,11 +148,11 @@ def unpack_archive(
             name = _parse_name(member.name)[0]
             if member.size is None or missing.get(name) != member.size:
                 continue
-            _store(into, name, _check_size(archive, member, member.size))
+            _store(archive, member, member.size, into, name)
             del missing[name]
             if progress is not None:
                 progress(len(files) - len(missing), len(files))
-    _store(into, MARKER, iter([json.dumps({**label, "files": len(files)}).encode() + b"\n"]))
+    write_text(into / MARKER, json.dumps({**label, "files": len(files)}) + "\n")
     return into
 
 
@@ -306,17 +306,25 @@ def _read_zip_content(
     archive: Path, packed: zipfile.ZipFile, info: zipfile.ZipInfo
 ) -> Iterator[bytes]:
     bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    size = BLOCK if bounded else 4096  # the other methods unpack all that they are given at once
+    block = BLOCK if bounded else 4096  # the other methods unpack all that they are given at once
     name = _decode_name(info)
     with _report_damage(archive, name):
         file = packed.open(info)
     with file:
-        while True:
-            with _report_damage(archive, name):
-                chunk = file.read(size)
-            if not chunk:
-                return
-            yield chunk
+        yield from _read_content(archive, name, info.file_size, file, block)
+
+
+def _read_content(
+    archive: Path, name: str, size: int, file: IO[bytes] | BufferedIOBase, block: int = BLOCK
+) -> Iterator[bytes]:
+    """Up to `size` bytes of a member, in blocks."""
+    while size:
+        with _report_damage(archive, name):
+            chunk = file.read(min(size, block))
+        if not chunk:
+            return
+        size -= len(chunk)
+        yield chunk
 
 
 @contextlib.contextmanager
@@ -391,7 +399,7 @@ def _read_tar(archive: Path) -> Members:
             if not refusal and not info.isreg() and not info.isdir():
                 refusal = f"is of an unknown kind ({info.type!r})"
             size = info.size if info.isreg() else 0
-            read = partial(_read_tar_content, archive, info.name, size, file)
+            read = partial(_read_content, archive, info.name, size, file)
             declared = None if info.isdir() else size
             yield _Member(info.name, declared, refusal, file.tell() + size, read)
             stream.allowed = HEADERS
@@ -401,30 +409,6 @@ def _read_tar(archive: Path) -> Members:
                 after += len(chunk)
                 if after > TRAILER:
                     raise ReadError(f"more than {TRAILER} bytes follow after its end")
-
-
-def _read_tar_content(archive: Path, name: str, size: int, file: BufferedIOBase) -> Iterator[bytes]:
-    while size:
-        with _report_damage(archive, name):
-            chunk = file.read(min(size, BLOCK))
-        if not chunk:
-            return
-        size -= len(chunk)
-        yield chunk
-
-
-def _check_size(archive: Path, member: _Member, size: int) -> Iterator[bytes]:
-    """The content of a member, which must have exactly the declared size."""
-    read = 0
-    for chunk in member.read():
-        read += len(chunk)
-        if read > size:
-            break
-        yield chunk
-    if read != size:
-        with _report_damage(archive, member.name):
-            less = "more" if read > size else "less"
-            raise ReadError(f"it holds {less} than the {size} bytes declared")
 
 
 def _is_done(into: Path, label: dict[str, Any]) -> bool:
@@ -503,10 +487,18 @@ def _check_space(into: Path, needed: int) -> None:
         )
 
 
-def _store(into: Path, name: str, chunks: Iterator[bytes]) -> None:
+def _store(archive: Path, member: _Member, size: int, into: Path, name: str) -> None:
+    """Write a file whose content must have exactly the declared size."""
     path = into / name
     with report_write_errors(path):
         _check_folders(into, name.rpartition("/")[0], make=True)
-        with open_output(path, durable=name == MARKER) as file:
-            for chunk in chunks:
-                file.write(chunk)
+        with open_output(path, durable=False) as file:
+            written = 0
+            for chunk in member.read():
+                written += len(chunk)
+                if written <= size:
+                    file.write(chunk)
+            if written != size:
+                less = "more" if written > size else "less"
+                with _report_damage(archive, member.name):
+                    raise ReadError(f"it holds {less} than the {size} bytes declared")
