@@ -602,10 +602,10 @@ def test_a_bundle_does_not_lead_out_of_its_folder(bundle: Path) -> None:
     seal(bundle, entries)
     entries = json.loads((bundle / MANIFEST).read_text())
     entries["files"]["../x"] = entries["files"].pop("model.safetensors")
-    from aatjax.export.manifest import _digest
+    from aatjax.io.digest import hash_json
 
     entries.pop("sha256")
-    entries["sha256"] = _digest(entries)
+    entries["sha256"] = hash_json(entries)
     (bundle / MANIFEST).write_text(json.dumps(entries))
     with pytest.raises(DataError, match="a file outside"):
         read_bundle(bundle)
