@@ -1,8 +1,8 @@
-"""What is trained, and where a method attaches: the only file that knows NNX's insides.
+"""Trainable parameters, and replacement of submodules by path: all that depends on NNX's internals.
 
-A path names a module or parameter from the model's root: `blocks/3/attn/q/kernel`. A wrapper
-that a method puts around a submodule keeps that submodule's path: its attribute `base` does not
-count, so the parameters of the backbone have the same names in every adapted model.
+A path names a module or parameter from the root of the model: `blocks/3/attn/q/kernel`. A wrapper
+that a method puts around a submodule keeps the path of that submodule: the attribute `base` does
+not count, so the parameters of the backbone have the same paths in every adapted model.
 """
 
 import dataclasses
@@ -20,25 +20,20 @@ BASE = "base"
 
 
 class Trainable(nnx.Param):
-    """A parameter that the optimiser updates; every other parameter is frozen."""
+    """A parameter that the optimiser updates; all other parameters are frozen."""
 
 
 class Penalty(nnx.Variable):
-    """A number that a forward pass leaves behind, to be added to the training loss."""
+    """A number that a forward pass leaves in the model, to be added to the training loss."""
 
 
 class Recorded(nnx.Variable):
-    """An array that a forward pass leaves behind, to be looked at."""
-
-
-def sum_penalties(model: nnx.Module) -> jax.Array | float:
-    """The sum of all penalties that the last forward pass left in the model; 0 without any."""
-    return sum((value.sum() for value in arrays(model, Penalty).values()), 0.0)
+    """An array that a forward pass leaves in the model, for inspection."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitModel:
-    """A model taken apart: what gradients see, what the forward pass updates, and the rest."""
+    """A model in parts: structure, trainable parameters, statistics, everything else."""
 
     graphdef: Any
     trainable: Any
@@ -47,88 +42,72 @@ class SplitModel:
 
 
 def split(model: nnx.Module) -> SplitModel:
-    """Splits a model into its trainable parameters, its statistics, and its frozen parameters."""
+    """Split a model into its trainable parameters, batch statistics and frozen parameters."""
     return SplitModel(*nnx.split(model, Trainable, nnx.BatchStat, ...))
 
 
 def join(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
-    """The model again, with fresh variables, so that it may be called inside a gradient."""
+    """Rebuild a model from `split`, with new variables, so that it can be run in a gradient."""
     return nnx.merge(graphdef, trainable, stats, frozen, copy=True)
 
 
 def clone(model: nnx.Module) -> Any:
-    """A second model with its own structure; the (immutable) arrays are shared."""
+    """Return a second model with a structure of its own that shares the (immutable) arrays."""
     parts = split(model)
     return join(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
 
 
-def _children(module: nnx.Module) -> Iterator[tuple[str, Any]]:
-    if isinstance(module, nnx.List):
-        yield from ((str(index), child) for index, child in enumerate(module))
-        return
-    for name, child in vars(module).items():
+def sum_penalties(model: nnx.Module) -> jax.Array | float:
+    """Return the sum of the penalties that the last forward pass left in the model."""
+    return sum((value.sum() for value in arrays(model, Penalty).values()), 0.0)
+
+
+def _walk(module: nnx.Module, path: str = "") -> Iterator[tuple[str, Any, str, Any]]:
+    """Yield (path, parent, name, child) of every submodule and variable, a module before its own."""
+    named = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
+    for key, child in list(named):
         if isinstance(child, nnx.Module | nnx.Variable):
-            yield name, child
+            name = str(key)
+            here = path if name == BASE else f"{path}/{name}" if path else name
+            yield here, module, name, child
+            if isinstance(child, nnx.Module):
+                yield from _walk(child, here)
 
 
-def _join(path: str, name: str) -> str:
-    if name == BASE:
-        return path
-    return f"{path}/{name}" if path else name
+def _set(parent: Any, name: str, child: Any) -> None:
+    if isinstance(parent, nnx.List):
+        parent[int(name)] = child
+    else:
+        setattr(parent, name, child)
 
 
 def modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Every submodule by path, the root under ''; of a wrapped one, the wrapper."""
-    found: dict[str, nnx.Module] = {}
-
-    def walk(path: str, module: nnx.Module) -> None:
-        found.setdefault(path, module)
-        for name, child in _children(module):
-            if isinstance(child, nnx.Module):
-                walk(_join(path, name), child)
-
-    walk("", model)
+    """Return every submodule by path, the root under ''; the outermost wrapper of a wrapped one."""
+    found = {"": model}
+    for path, _, _, child in _walk(model):
+        if isinstance(child, nnx.Module):
+            found.setdefault(path, child)
     return found
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every parameter and statistic by path.
+    """Return every parameter and statistic by path.
 
     Raises:
-        UsageError: two of them would have the same path (a method wrapped a module twice under
-            one name).
+        UsageError: two have the same path, because a method wrapped one module twice.
     """
     found: dict[str, nnx.Variable] = {}
-
-    def walk(path: str, module: nnx.Module) -> None:
-        for name, child in _children(module):
-            here = _join(path, name)
-            if isinstance(child, nnx.Module):
-                walk(here, child)
-            elif here in found:
-                raise UsageError(f"two parameters are named {here}: give one adapter another name")
-            else:
-                found[here] = child
-
-    walk("", model)
+    for path, _, _, child in _walk(model):
+        if isinstance(child, nnx.Variable):
+            if path in found:
+                raise UsageError(f"two parameters are named {path}: give one adapter another name")
+            found[path] = child
     return found
 
 
 def arrays(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, jax.Array]:
-    """The values of `variables` of one kind by path."""
+    """Return the values of the variables of one kind by path."""
     return {path: var[...] for path, var in variables(model).items() if isinstance(var, kind)}
-
-
-def _matches(path: str, pattern: str) -> bool:
-    parts, patterns = path.split("/"), pattern.split("/")
-    if patterns[-1] == "**":
-        patterns = patterns[:-1]
-        parts, long = parts[: len(patterns)], len(parts) > len(patterns)
-        if not long:
-            return False
-    return len(parts) == len(patterns) and all(
-        fnmatch.fnmatchcase(part, glob) for part, glob in zip(parts, patterns, strict=True)
-    )
 
 
 def wrap(
@@ -138,14 +117,13 @@ def wrap(
     *,
     innermost: bool = False,
 ) -> list[str]:
-    """Replaces every submodule whose path matches by `build(path, submodule)`.
+    """Replace every submodule whose path matches by `build(path, submodule)`, in place.
 
     Args:
-        model: changed in place.
+        model: an NNX model.
         pattern: a glob over path segments, such as `blocks/*/mlp`.
-        build: makes the wrapper; it must hold the submodule as its attribute `base`.
-        innermost: where another method has wrapped the submodule, wrap the submodule itself
-            instead of that wrapper.
+        build: returns the wrapper; it must hold the submodule as its attribute `base`.
+        innermost: wrap the submodule itself if it is wrapped already, instead of its wrapper.
 
     Returns:
         The paths that were wrapped.
@@ -153,62 +131,41 @@ def wrap(
     Raises:
         UsageError: nothing matches.
     """
-    known = modules(model)
-    paths = [path for path in known if path and _matches(path, pattern)]
-    if not paths:
-        raise UsageError(f"{pattern!r} matches no module; there are: {_overview(known)}")
-    for path in paths:
-        parent_path, _, name = path.rpartition("/")
-        parent: Any = known[parent_path]
-        while not isinstance(parent, nnx.List) and not hasattr(parent, name):
-            parent = parent.base
-        old = parent[int(name)] if isinstance(parent, nnx.List) else getattr(parent, name)
-        while innermost and hasattr(old, BASE):
-            parent, name, old = old, BASE, getattr(old, BASE)
-        new = build(path, old)
-        if isinstance(parent, nnx.List):
-            parent[int(name)] = new
-        else:
-            setattr(parent, name, new)
-    return paths
+    found: dict[str, tuple[Any, str, Any]] = {}
+    for path, parent, name, child in _walk(model):
+        is_new = innermost or path not in found  # the outermost comes first
+        if is_new and isinstance(child, nnx.Module) and _matches(path, pattern):
+            found[path] = parent, name, child
+    if not found:
+        raise UsageError(f"{pattern!r} matches no module; there are: {_overview(modules(model))}")
+    for path, (parent, name, child) in found.items():
+        _set(parent, name, build(path, child))
+    return list(found)
 
 
 def replace(model: nnx.Module, build: Callable[[str, nnx.Module], nnx.Module | None]) -> list[str]:
-    """Replaces every submodule for which `build(path, submodule)` returns another, in place.
+    """Replace every submodule for which `build(path, submodule)` returns another, in place.
 
-    Wrappers and what they wrap are both visited, the inner one first.
+    Wrappers and the modules inside them are both visited, the inner one first.
 
     Returns:
-        The paths at which something was replaced.
+        The paths of the replaced modules.
     """
     changed: list[str] = []
-
-    def walk(path: str, module: Any) -> None:
-        for name, child in list(_children(module)):
-            if not isinstance(child, nnx.Module):
-                continue
-            here = _join(path, name)
-            walk(here, child)
-            new = build(here, child)
-            if new is None:
-                continue
-            changed.append(here)
-            if isinstance(module, nnx.List):
-                module[int(name)] = new
-            else:
-                setattr(module, name, new)
-
-    walk("", model)
-    return changed
+    for path, parent, name, child in reversed(list(_walk(model))):
+        if isinstance(child, nnx.Module) and (new := build(path, child)) is not None:
+            changed.append(path)
+            _set(parent, name, new)
+    return changed[::-1]
 
 
 def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) -> list[str]:
-    """Makes every parameter whose path matches one of type `kind` (Trainable by default).
+    """Change every parameter whose path matches to the type `kind`, in place.
 
     Args:
-        model: changed in place.
+        model: an NNX model.
         pattern: a glob over path segments; a last segment `**` matches everything below.
-        kind: the new parameter type.
+        kind: the new type.
 
     Returns:
         The paths that match.
@@ -217,17 +174,10 @@ def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) ->
         UsageError: nothing matches.
     """
     matched: list[str] = []
-
-    def walk(path: str, module: nnx.Module) -> None:
-        for name, child in list(_children(module)):
-            here = _join(path, name)
-            if isinstance(child, nnx.Module):
-                walk(here, child)
-            elif isinstance(child, nnx.Param) and (pattern == "**" or _matches(here, pattern)):
-                matched.append(here)
-                setattr(module, name, kind(child[...]))
-
-    walk("", model)
+    for path, parent, name, child in list(_walk(model)):
+        if isinstance(child, nnx.Param) and (pattern == "**" or _matches(path, pattern)):
+            matched.append(path)
+            setattr(parent, name, kind(child[...]))
     if not matched:
         raise UsageError(
             f"{pattern!r} matches no parameter; there are: {_overview(variables(model))}"
@@ -238,16 +188,17 @@ def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) ->
 def assign(
     model: nnx.Module, values: Mapping[str, Any], *, what: str, complete: bool = False
 ) -> None:
-    """Sets parameters by path, in place; all problems are named at once.
+    """Set parameters by path, in place; nothing is changed unless every value fits.
 
     Args:
-        model: changed in place only if every value fits; it may be abstract.
+        model: an NNX model; it may be abstract.
         values: arrays by path.
-        what: where the values come from, for the message.
+        what: the origin of the values, for the message.
         complete: whether every parameter of the model must be given.
 
     Raises:
-        UsageError: an unknown path, a wrong shape, or (if `complete`) a missing parameter.
+        UsageError: unknown paths, wrong shapes, or (if `complete`) missing parameters; the message
+            lists them.
     """
     known = variables(model)
     problems = [f"{path} is not in the model" for path in sorted(set(values) - set(known))]
@@ -259,12 +210,18 @@ def assign(
         if path in known and tuple(np.shape(value)) != tuple(known[path].shape)
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (
-            f"; and {len(problems) - 8} more" if problems[8:] else ""
-        )
-        raise UsageError(f"{what} does not fit the model: {shown}")
+        more = f"; and {len(problems) - 8} more" if problems[8:] else ""
+        raise UsageError(f"{what} does not fit the model: {'; '.join(problems[:8])}{more}")
     for path, value in values.items():
         known[path].set_raw_value(jax.numpy.asarray(value, known[path].dtype))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, patterns = path.split("/"), pattern.split("/")
+    if patterns[-1] == "**" and len(parts) >= len(patterns):
+        patterns = patterns[:-1]
+        parts = parts[: len(patterns)]
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _overview(paths: Any) -> str:
