@@ -1,7 +1,7 @@
-"""An AST with any adaptation method in float64 numpy, written from the formulas of the papers.
+"""An AST with any adaptation method in float64 NumPy, written from the formulas of the papers.
 
-Nothing of aatjax is imported: what a model holds is told by the paths of its parameters, what is
-done with them by the fields of the method. Loops where loops are plainest.
+Nothing of aatjax is imported: the paths of the parameters say what a model contains, the fields of
+the method what is computed. Loops where they are the plainest form.
 """
 
 import math
@@ -32,7 +32,7 @@ class Oracle:
     Args:
         parameters: every parameter and statistic by path.
         config: the model's config (sizes, pooling, epsilons).
-        methods: the methods on the model, for the fields that parameters do not tell.
+        methods: the methods on the model, for what the parameters do not show.
         training: BatchNorm by the batch instead of by its statistics.
         valid: sounding frames of each clip, if padding is masked.
     """
@@ -71,7 +71,7 @@ class Oracle:
             lora = self.methods["lora"]
             rank = self.w[f"{path}/lora_a"].shape[1]
             published = lora.as_published or lora.scale == "alpha/reduction"
-            scale = lora.alpha / (lora.reduction if published else rank)
+            scale = lora.alpha / ((lora.reduction or 128) if published else rank)
             y = y + scale * (x @ self.w[f"{path}/lora_a"] @ self.w[f"{path}/lora_b"])
         if f"{path}/prefix" in self.w:
             rows = np.repeat(self.w[f"{path}/prefix"], x.shape[0], axis=0)
@@ -87,13 +87,12 @@ class Oracle:
             both = z @ w["w_in"] + w["b_in"]
             width = both.shape[-1] // 2
             gated = both[..., :width] * sigmoid(both[..., width:])
-            kernel = w["w_conv"]
-            mixed = np.zeros_like(gated) + w["b_conv"]
-            for token in range(z.shape[1]):
-                for j in range(len(kernel)):
-                    source = token + j - (len(kernel) - 1) // 2
-                    if 0 <= source < z.shape[1]:
-                        mixed[:, token] += kernel[j] * gated[:, source]
+            before = (len(w["w_conv"]) - 1) // 2
+            padded = np.pad(gated, ((0, 0), (before, len(w["w_conv"])), (0, 0)))
+            tokens = z.shape[1]
+            mixed = w["b_conv"] + sum(
+                row * padded[:, j : j + tokens] for j, row in enumerate(w["w_conv"])
+            )
             mean, var = w["batch_norm/mean"], w["batch_norm/var"]
             if self.training:
                 mean, var = mixed.mean(axis=(0, 1)), mixed.var(axis=(0, 1))
@@ -105,12 +104,11 @@ class Oracle:
             return gelu(hidden) @ w["w_up"] + w["b_up"]
         hidden = hidden * sigmoid(1.702 * hidden)
         if not published:
-            mixed = np.zeros_like(hidden) + w["b_conv"]
-            for token in range(z.shape[1]):
-                for j in range(3):
-                    if 0 <= token + j - 1 < z.shape[1]:
-                        mixed[:, token] += hidden[:, token + j - 1] @ w["w_conv"][j]
-            hidden = mixed
+            padded = np.pad(hidden, ((0, 0), (1, 1), (0, 0)))
+            tokens = z.shape[1]
+            hidden = w["b_conv"] + sum(
+                padded[:, j : j + tokens] @ rows for j, rows in enumerate(w["w_conv"])
+            )
         return hidden * sigmoid(1.702 * hidden) @ w["w_up"] + w["b_up"]
 
     def expert(self, path: str, number: int, z: np.ndarray, published: bool) -> np.ndarray:
@@ -162,7 +160,7 @@ class Oracle:
     # ---------------------------------------------------------------------- the model
 
     def beside(self, site: str, u: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What parallel adapters and mixtures at a site add."""
+        """The sum of the parallel adapters and mixtures at a site."""
         added = np.zeros_like(u)
         if self.has(f"{site}/mlp_adapter/"):
             added = added + self.adapter(f"{site}/mlp_adapter", u, False)
@@ -199,12 +197,11 @@ class Oracle:
         more = k.shape[1] - x.shape[1]
         out = np.zeros_like(x)
         for clip in range(x.shape[0]):
-            seen = np.concatenate([np.ones(more, bool), mask[clip]])
+            keep = np.concatenate([np.ones(more, bool), mask[clip]])
             for head in range(heads):
                 part = slice(head * size, (head + 1) * size)
-                for token in range(x.shape[1]):
-                    scores = k[clip, seen, part] @ q[clip, token, part] / math.sqrt(size)
-                    out[clip, token, part] = softmax(scores) @ v[clip, seen, part]
+                scores = q[clip, :, part] @ k[clip, keep, part].T / math.sqrt(size)
+                out[clip, :, part] = softmax(scores) @ v[clip, keep, part]
         return self.linear(f"{site}/out", out)
 
     def block(self, number: int, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -264,8 +261,8 @@ class Oracle:
             if not method.deep:
                 room = room + self.w["embed/prompts"]
             tokens = np.concatenate([tokens[:, :prefix], room, tokens[:, prefix:]], axis=1)
-            shown = np.ones((len(mask), places), bool)
-            mask = np.concatenate([mask[:, :prefix], shown, mask[:, prefix:]], axis=1)
+            learned = np.ones((len(mask), places), bool)
+            mask = np.concatenate([mask[:, :prefix], learned, mask[:, prefix:]], axis=1)
         for number in range(config.depth):
             if f"blocks/{number}/prompts" in self.w:
                 end = prefix + self.w[f"blocks/{number}/prompts"].shape[1]

@@ -1,0 +1,43 @@
+"""Small adapter files on a small backbone."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from aatjax import load, petl, surgery
+from aatjax.audio.frontend import FrontEnd
+from aatjax.convert import write_native
+from aatjax.models.ast import AST, ASTConfig
+from aatjax.train.adapter_file import save_adapter
+
+TINY = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=5)
+CLASSES = ("yes", "no", 'naïve, "quoted"\n')
+FRONTEND = FrontEnd(frames=39, mean=-5.5, std=3.25, pad="repeat")
+
+
+def write_base(path: Path, seed: int = 0, config: ASTConfig = TINY) -> Path:
+    write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(seed))), config)
+    return path
+
+
+def trained(source: Path, method: petl.Method, **options: Any) -> AST:
+    """An adapted model whose trainable parameters are far from their initial values."""
+    model = petl.adapt(load(source, num_classes=3, **options), method, seed=3)
+    rng = np.random.default_rng(0)
+    for value in surgery.variables(model).values():
+        if isinstance(value, surgery.Trainable):
+            value[...] = value[...] + jnp.asarray(0.3 * rng.normal(size=value.shape), jnp.float32)
+    return model
+
+
+def save(path: Path, model: AST, **extra: Any) -> Path:
+    return save_adapter(
+        path, model, classes=CLASSES, multi_label=True, frontend=FRONTEND, extra=extra
+    )
+
+
+def inputs(frames: int = 39) -> jnp.ndarray:
+    return jnp.asarray(np.random.default_rng(1).normal(size=(2, frames, 128)), jnp.float32)
