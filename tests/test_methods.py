@@ -160,17 +160,16 @@ def test_a_budget_finds_the_papers_widths(experts, location, core):
     assert count(method, **ESC50).trainable - 39_986 == core
 
 
-@pytest.mark.parametrize("size", ["tiny", "small"])
-def test_other_sizes_and_the_frame_patches_of_ssast_follow_the_closed_forms(size):
+def test_another_size_and_the_frame_patches_of_ssast_follow_the_closed_forms():
     shape = dict(
-        size=size,
+        size="small",
         frames=512,
         num_classes=10,
         patch=(128, 2),
         stride=(128, 1),
         pool="mean_patches",
     )
-    dim = {"tiny": 192, "small": 384}[size]
+    dim = 384
     head, r = 2 * dim + 11 * dim - dim + 10, round(dim / 64)
     block = 2 * dim * r + r + dim
     conv = 2 * dim + dim * 2 * r + 2 * r + 8 * r + r + 2 * r + r * dim + dim
@@ -189,7 +188,7 @@ def test_other_sizes_and_the_frame_patches_of_ssast_follow_the_closed_forms(size
 
 
 def test_the_table_command_prints_every_row(capsys, monkeypatch):
-    for name in petl.TABLE.keys() - {"linear", "dense_moa", "soft_moa_houlsby", "full"}:
+    for name in petl.TABLE.keys() - {"dense_moa", "soft_moa_houlsby", "full"}:
         monkeypatch.delitem(petl.TABLE, name)  # the others are counted above
     assert main.run(["methods", "--body-norm"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -244,6 +243,10 @@ def test_loading_with_zero_positions_is_remembered_by_the_adapter(tmp_path: Path
     found = aatjax.load_adapter(save(tmp_path / "a.safetensors", adapted))
     assert found.model.config.positions == "zeros"
     np.testing.assert_array_equal(found.model(inputs()), adapted(inputs()))
+
+
+@pytest.mark.slow
+def test_random_weights_can_have_zero_positions():
     random = aatjax.load("random:tiny", num_classes=2, frames=26, positions="zeros")
     assert not surgery.arrays(random)["embed/pos"].any()
 
@@ -310,34 +313,30 @@ def test_fifty_steps_move_all_that_is_trained_and_nothing_else(name, tmp_path):
 
 
 def test_the_training_step_adds_the_balance_loss_to_the_gradient(tmp_path):
-    """One step of plain gradient descent with and without it differs by its own gradient."""
-    source = write_base(tmp_path / "b.safetensors")
+    """One step of gradient descent follows the sum of the two gradients."""
+    method = petl.TopKMoA(num_experts=4, top=2, width=4, balance=2.0)
+    base = write_base(tmp_path / "b.safetensors")
+    parts = surgery.split(aatjax.adapt(aatjax.load(base, num_classes=3), method))
+    tx = optax.sgd(1.0)
+    steps = make_steps(parts.graphdef, tx, frontend=FRONTEND, augment=Augment(), loss="ce")
+    state = init_state(parts.trainable, parts.stats, tx, average=False)
     one = batch(FRONTEND, 3, 0)
-    moved: dict[float, Any] = {}
-    for balance in (0.0, 2.0):
-        method = petl.TopKMoA(num_experts=4, top=2, reduction=8.0, balance=balance)
-        adapted = aatjax.adapt(aatjax.load(source, num_classes=3), method)
-        parts = surgery.split(adapted)
-        tx = optax.sgd(1.0)
-        steps = make_steps(parts.graphdef, tx, frontend=FRONTEND, augment=Augment(), loss="ce")
-        state = init_state(parts.trainable, parts.stats, tx, average=False)
-        after, _ = steps.train(state, parts.frozen, one, jax.random.key(0))
-        moved[balance] = jax.tree.map(lambda a, b: b - a, after.trainable, parts.trainable)
-
+    after, _ = steps.train(state, parts.frozen, one, jax.random.key(0))
     x = FRONTEND(jnp.asarray(one["audio"]), jnp.asarray(one["length"]))
 
-    @jax.grad
-    def slope(trainable: Any) -> Any:
-        whole = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
-        whole(x)
-        return surgery.sum_penalties(whole)
+    @jax.jit
+    @jax.jacobian
+    def find_slopes(trainable: Any) -> Any:
+        model = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+        loss = optax.softmax_cross_entropy(model(x), one["target"]).mean()
+        return jnp.stack([loss, surgery.sum_penalties(model)])
 
-    expected = slope(parts.trainable)
-    difference = jax.tree.map(lambda a, b: a - b, moved[2.0], moved[0.0])
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    slopes = find_slopes(parts.trainable)
+    largest = max(float(jnp.abs(leaf[1]).max()) for leaf in jax.tree.leaves(slopes))
     assert largest > 1e-2
-    for found, wanted in zip(jax.tree.leaves(difference), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-4 * largest)
+    moved = jax.tree.map(lambda a, b: b - a, after.trainable, parts.trainable)
+    for found, both in zip(jax.tree.leaves(moved), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(found, both.sum(axis=0), atol=1e-4 * largest)
 
 
 # ------------------------------------------------------------------------ merging
@@ -482,7 +481,7 @@ def test_adapters_are_held_by_name_and_share_their_backbone(tmp_path):
         assert first[path].unsafe_buffer_pointer() == last[path].unsafe_buffer_pointer()
     held.remove("moa")
     assert held.active is None and list(held) == ["a", "b"]
-    with pytest.raises(UsageError, match="no adapter is in use"):
+    with pytest.raises(UsageError, match="no adapter is active"):
         held(inputs())
     with pytest.raises(UsageError, match=r"no adapter 'moa' \(there are a, b\)"):
         held.use("moa")
