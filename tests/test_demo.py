@@ -1,6 +1,7 @@
 """The page: its server answers as `predict`, its files are complete, browsers run it."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -361,14 +362,15 @@ def test_the_static_page_is_complete_and_verified(
     pytest.importorskip("jax2onnx", reason="the page's model needs jax2onnx")
     package = tmp_path / "runtime.tgz"
     package.write_bytes(fake_package(monkeypatch))
-    write = web.onnx_file.write
+
+    onnx = web.ONNX_FORMAT
 
     def private(folder: Path, subject: Any) -> tuple[str, ...]:
-        notes = write(folder, subject)
+        notes = onnx.write(folder, subject)
         (folder / "weights.data").chmod(0o600)  # as some versions of onnx leave it
         return notes
 
-    monkeypatch.setattr(web.onnx_file, "write", private)
+    monkeypatch.setattr(web, "ONNX_FORMAT", dataclasses.replace(onnx, write=private))
     done = export(adapter, "web", tmp_path / "page", runtime=str(package))
     assert max(done.largest.values()) < 1e-4
     folder = tmp_path / "page"
@@ -396,22 +398,22 @@ def test_only_the_published_runtime_is_accepted(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
     with pytest.raises(UnavailableError, match=r"npm pack onnxruntime-web@[0-9.]+.*--runtime"):
-        web._package(None)
+        web.find_package(None)
     with pytest.raises(DataError, match="cannot be read"):
-        web._package(str(tmp_path / "absent.tgz"))
+        web.find_package(str(tmp_path / "absent.tgz"))
     other = tmp_path / "other.tgz"
     other.write_bytes(b"something else")
     with pytest.raises(DataError, match=r"other\.tgz: is not onnxruntime-web .*hash"):
-        web._package(str(other))
+        web.find_package(str(other))
     package = fake_package(monkeypatch)
-    monkeypatch.setattr(web, "_fetched", lambda: package)
-    assert web._package(None) == package
-    monkeypatch.setattr(web, "_fetched", lambda: pytest.fail("fetched again"))
-    assert web._package(None) == package
+    monkeypatch.setattr(web, "_download", lambda: package)
+    assert web.find_package(None) == package
+    monkeypatch.setattr(web, "_download", lambda: pytest.fail("downloaded again"))
+    assert web.find_package(None) == package
     assert [p.name for p in (tmp_path / "aatjax").iterdir()] == [web.PACKAGE]
     (tmp_path / "aatjax" / web.PACKAGE).write_bytes(package[:-1])
     with pytest.raises(DataError, match="delete it"):
-        web._package(None)
+        web.find_package(None)
 
 
 # --- a browser -----------------------------------------------------------------------------------

@@ -24,13 +24,13 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.cli.main import run as run_command
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UnavailableError, UsageError, WriteError
-from aatjax.export import FORMATS, Differs, export, formats, read_bundle, verify
-from aatjax.export.inline_jaxpr import plain
-from aatjax.export.manifest import MANIFEST, seal
-from aatjax.export.merged_model import Clips, Subject
+from aatjax.export import FORMATS, ExportMismatchError, export, read_bundle, verify, writer
+from aatjax.export.inline_jaxpr import inline_calls
+from aatjax.export.manifest import MANIFEST, seal_bundle
+from aatjax.export.merged_model import MergedModel, ParityClips
 from aatjax.export.model_card import markdown, scalar
-from aatjax.export.parity import Moved, synthetic_sounds
-from aatjax.io.digest import hash_arrays
+from aatjax.export.parity import synthesize_clips
+from aatjax.io.digest import hash_arrays, hash_json
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl import TABLE
 from aatjax.train.adapter_file import save_adapter
@@ -63,8 +63,8 @@ def shrunk(name: str) -> petl.Method:
     return one(TABLE[name])
 
 
-def synthetic_clips(frontend: FrontEnd) -> Clips:
-    return Clips.of(frontend, *zip(*synthetic_sounds(frontend), strict=True))
+def synthetic_clips(frontend: FrontEnd) -> ParityClips:
+    return ParityClips.from_waveforms(frontend, *zip(*synthesize_clips(frontend), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,13 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return adapter
 
 
-def truth(path: Path) -> tuple[Subject, Clips, np.ndarray]:
+def truth(path: Path) -> tuple[MergedModel, ParityClips, np.ndarray]:
     """The adapter's own logits of the gate's sounds."""
     adapter = aatjax.load_adapter(path)
-    subject = Subject.of(adapter)
+    merged = MergedModel.from_adapter(adapter)
     clips = synthetic_clips(adapter.frontend)
     features, valid = jnp.asarray(clips.features), jnp.asarray(clips.valid)
-    return subject, clips, np.asarray(adapter.model(features, valid))
+    return merged, clips, np.asarray(adapter.model(features, valid))
 
 
 # Every method and every format.
@@ -139,7 +139,7 @@ def test_every_method_passes_the_gate_or_is_refused(
         record_property(to, max(done.largest.values()))
         entries = read_bundle(out)
         assert entries["to"] == to and entries["classes"] == list(CLASSES)
-        assert entries["gate"]["largest"] == done.largest
+        assert entries["parity"]["largest"] == done.largest
         card = (out / "README.md").read_text(encoding="utf-8")
         assert card.startswith("---\n")
         assert str(path.parent) not in (out / MANIFEST).read_text() + card
@@ -151,12 +151,12 @@ def test_every_method_passes_the_gate_or_is_refused(
 def test_the_export_is_of_the_adapted_model_not_of_its_base(make: Make, tmp_path: Path) -> None:
     path = make("lora")
     export(path, "safetensors", tmp_path / "out")
-    subject, clips, want = truth(path)
+    merged, clips, want = truth(path)
     model = load(tmp_path / "out" / "model.safetensors")
     assert model.labels == CLASSES
     assert model.statistics == (FRONTEND.mean, FRONTEND.std)
     np.testing.assert_allclose(model(jnp.asarray(clips.features)), want, atol=1e-4)
-    bare = surgery.clone(subject.adapted)
+    bare = surgery.clone(merged.adapted)
     factors = {k: np.zeros(v.shape) for k, v in surgery.arrays(bare).items() if "lora_b" in k}
     surgery.assign(bare, factors, what="no LoRA")
     assert np.abs(np.asarray(bare(jnp.asarray(clips.features))) - want).max() > 1e-2
@@ -267,7 +267,7 @@ model = PeftModel.from_pretrained(base, sys.argv[1] + "/transformers-4").eval()
 plain = transformers.ASTForAudioClassification.from_pretrained(sys.argv[2]).eval()
 features = torch.tensor(np.load(sys.argv[3]))
 with torch.no_grad():
-    np.savez(sys.argv[4], peft=model(features).logits, hf=plain(features).logits)
+    np.savez(sys.argv[4], peft=model(features).logits, hf=inline_calls(features).logits)
 """
 
 
@@ -330,10 +330,10 @@ def test_onnxruntime_says_the_same_for_every_batch(
 
 def test_the_front_end_graph_gives_the_log_mel(tmp_path: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    from aatjax.export.onnx_frontend import front_end_nodes
+    from aatjax.export.onnx_frontend import make_front_end_nodes
 
     frontend = FrontEnd(frames=98, mels=128)
-    nodes, constants = front_end_nodes(frontend, "x", "n")
+    nodes, constants = make_front_end_nodes(frontend, "x", "n")
     make_info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
@@ -346,7 +346,7 @@ def test_the_front_end_graph_gives_the_log_mel(tmp_path: Path) -> None:
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     clips = synthetic_clips(frontend)
-    loud = Clips.of(frontend, ["loud"], [np.full(9000, 32767, np.int16)])
+    loud = ParityClips.from_waveforms(frontend, ["loud"], [np.full(9000, 32767, np.int16)])
     for some in (clips, loud):
         x, count = session.run(
             None, {"waveform": some.waveform, "length": some.length.astype(np.int64)}
@@ -425,7 +425,7 @@ def test_plain_programs_hold_no_kernel_and_no_choice(tmp_path: Path) -> None:
     model = AST(config, rngs=nnx.Rngs(0))
     shape = jax.ShapeDtypeStruct((1, 400, 128), jnp.float32)
     before = str(jax.make_jaxpr(lambda x: model(x))(shape))
-    after = str(jax.make_jaxpr(plain(lambda x: model(x), shape))(shape))
+    after = str(jax.make_jaxpr(inline_calls(lambda x: model(x), shape))(shape))
     assert "platform_index" in before and "custom_vjp" in before
     for word in ("platform_index", "cond", "custom_vjp", "pallas", "jit", "scan"):
         assert not re.search(rf"\b{word}\w*\[", after), word
@@ -438,7 +438,7 @@ def test_plain_computes_the_same() -> None:
         return {"a": negative * tree["w"], "b": (jax.nn.relu(x).sum(),)}
 
     x, tree = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32), {"w": 3.0}
-    want, found = function(x, tree), plain(function, x, tree)(x, tree)
+    want, found = function(x, tree), inline_calls(function, x, tree)(x, tree)
     jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
@@ -449,12 +449,12 @@ def damaged(to: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyP
     """Lets a format's files be changed between writing and checking."""
     kind = FORMATS[to]
 
-    def write(folder: Path, subject: Subject, **options: Any) -> tuple[str, ...]:
-        notes = kind.write(folder, subject, **options)
+    def write(folder: Path, merged: MergedModel, **options: Any) -> tuple[str, ...]:
+        notes = kind.write(folder, merged, **options)
         change(folder)
         return notes
 
-    monkeypatch.setitem(formats.FORMATS, to, dataclasses.replace(kind, write=write))
+    monkeypatch.setitem(writer.FORMATS, to, dataclasses.replace(kind, write=write))
 
 
 def change_a_tensor(path: Path, part: str) -> None:
@@ -489,7 +489,9 @@ def test_the_gate_refuses_changed_weights(
         return None
 
     damaged(to, change, monkeypatch)
-    with pytest.raises(Moved, match=r"away from the model's.*tolerance 0\.0001") as caught:
+    with pytest.raises(
+        ExportMismatchError, match=r"away from the model's.*tolerance 0\.0001"
+    ) as caught:
         export(make("lora"), to, tmp_path / "out", platforms=("cpu",))
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -504,7 +506,7 @@ def test_the_gate_refuses_another_front_end(
         path.write_text(path.read_text().replace("-5.5", "-4.5"))
 
     damaged("hf", change, monkeypatch)
-    with pytest.raises(Moved, match="from waveform"):
+    with pytest.raises(ExportMismatchError, match="from waveform"):
         export(make("lora"), "hf", tmp_path / "out")
 
 
@@ -517,8 +519,8 @@ def test_the_gate_refuses_what_is_not_finite(
         found, by = kind.run(*args)
         return {given: value * np.nan for given, value in found.items()}, by
 
-    monkeypatch.setitem(formats.FORMATS, "safetensors", dataclasses.replace(kind, run=nothing))
-    with pytest.raises(Moved, match="nan"):
+    monkeypatch.setitem(writer.FORMATS, "safetensors", dataclasses.replace(kind, run=nothing))
+    with pytest.raises(ExportMismatchError, match="nan"):
         export(make("lora"), "safetensors", tmp_path / "out")
     for tolerance in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="tolerance"):
@@ -531,7 +533,7 @@ def test_given_files_are_what_is_compared_on(make: Make, tmp_path: Path) -> None
     name = tmp_path / "dog <x>.wav"
     soundfile.write(name, np.random.default_rng(0).normal(size=3000) * 0.1, 16000)
     export(make("lora"), "safetensors", tmp_path / "out", check=[name])
-    assert read_bundle(tmp_path / "out")["gate"]["clips"][:-1] == ["dog <x>.wav"]
+    assert read_bundle(tmp_path / "out")["parity"]["clips"][:-1] == ["dog <x>.wav"]
     with pytest.raises(AatjaxError, match=r"gone\.wav"):
         export(make("lora"), "safetensors", tmp_path / "other", check=[tmp_path / "gone.wav"])
 
@@ -599,11 +601,9 @@ def test_entries_that_are_none_are_refused(text: str, bundle: Path) -> None:
 
 def test_a_bundle_does_not_lead_out_of_its_folder(bundle: Path) -> None:
     entries = json.loads((bundle / MANIFEST).read_text())
-    seal(bundle, entries)
+    seal_bundle(bundle, entries)
     entries = json.loads((bundle / MANIFEST).read_text())
     entries["files"]["../x"] = entries["files"].pop("model.safetensors")
-    from aatjax.io.digest import hash_json
-
     entries.pop("sha256")
     entries["sha256"] = hash_json(entries)
     (bundle / MANIFEST).write_text(json.dumps(entries))
@@ -626,7 +626,7 @@ def test_a_whole_export_or_none(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats, "seal", full)
+    monkeypatch.setattr(writer, "seal_bundle", full)
     with pytest.raises(WriteError, match="No space left"):
         export(make("lora"), "safetensors", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
@@ -706,7 +706,7 @@ def test_a_changed_tensor_is_noticed(make: Make, tmp_path: Path, capsys: Any) ->
         tensors[name] = tensors[name] + np.float32(0.05)
 
     path = rewritten(make("lora"), tmp_path / "a.safetensors", change)
-    with pytest.raises(Differs, match="away from what they were"):
+    with pytest.raises(ExportMismatchError, match="away from the stored ones"):
         verify(path)
     assert run_command(["verify", str(path)]) == 1
     captured = capsys.readouterr()
@@ -745,7 +745,7 @@ def test_an_adapter_that_diverged_is_saved_but_not_exported(make: Make, tmp_path
     )
     with pytest.raises(DataError, match="not finite"):
         verify(tmp_path / "b.safetensors")
-    with pytest.raises(Differs):
+    with pytest.raises(ExportMismatchError):
         verify(path)
     with pytest.raises(DataError, match="not finite"):
         export(path, "safetensors", tmp_path / "out")
@@ -760,7 +760,7 @@ def test_the_commands(make: Make, tmp_path: Path, capsys: Any) -> None:
     assert "logits within" in capsys.readouterr().out
     for file in (path, out):
         assert run_command(["verify", str(file)]) == 0
-        assert "as it was" in capsys.readouterr().out
+        assert "unchanged" in capsys.readouterr().out
     for arguments, code in (
         (["export", str(path), "--to", "hff", str(tmp_path / "x")], 2),
         (["export", str(make("soft_moa")), "--to", "hf", str(tmp_path / "x")], 2),

@@ -1,7 +1,8 @@
-"""A trained adapter in the files of other runtimes, checked against the model it came from."""
+"""Exports of trained adapters to other runtimes, each checked against its model."""
 
-from aatjax.export.formats import FORMATS, Exported, export
 from aatjax.export.manifest import read_bundle
-from aatjax.export.verify import Differs, verify
+from aatjax.export.parity import ExportMismatchError
+from aatjax.export.verify import verify
+from aatjax.export.writer import FORMATS, Exported, export
 
-__all__ = ["FORMATS", "Differs", "Exported", "export", "read_bundle", "verify"]
+__all__ = ["FORMATS", "ExportMismatchError", "Exported", "export", "read_bundle", "verify"]

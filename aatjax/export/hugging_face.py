@@ -1,4 +1,4 @@
-"""A folder that transformers opens as `ASTForAudioClassification`, with its feature extractor."""
+"""Hugging Face: a folder that transformers opens as `ASTForAudioClassification`."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,8 +11,10 @@ from aatjax import surgery
 from aatjax.convert import write_hf
 from aatjax.convert.load import load
 from aatjax.errors import UsageError
-from aatjax.export.merged_model import Clips, Subject, logits_of, not_plain, refuse
+from aatjax.export.formats import ExportFormat, Logits, explain_parts, refuse
+from aatjax.export.merged_model import MergedModel, ParityClips, compute_logits
 
+NO_MASK = "it masks padding, Hugging Face's AST cannot"
 USAGE = """```python
 from transformers import pipeline
 
@@ -21,32 +23,30 @@ print(classify("sound.wav"))
 ```"""
 
 
-def refused(subject: Subject) -> None:
-    """Raises a UsageError for a model that Hugging Face's AST is not."""
-    reasons = not_plain(subject, "Hugging Face's AST")
-    if subject.masks:
-        reasons.append("it masks padding, Hugging Face's AST cannot")
-    refuse(subject, "hf", reasons, "export it to onnx or stablehlo")
+def _check(model: MergedModel) -> None:
+    reasons = explain_parts(model, "Hugging Face's AST")
+    if model.masks_padding:
+        reasons.append(NO_MASK)
+    refuse(model, "hf", reasons)
 
 
-def write(folder: Path, subject: Subject) -> tuple[str, ...]:
-    """Writes the folder; returns what differs a little."""
-    return write_weights(folder, subject, surgery.arrays(subject.served))
+def _write(folder: Path, model: MergedModel) -> tuple[str, ...]:
+    return write_hf_folder(folder, model, surgery.arrays(model.merged))
 
 
-def write_weights(folder: Path, subject: Subject, params: dict[str, Any]) -> tuple[str, ...]:
-    """Writes parameters of the model's shape as Hugging Face's AST.
+def write_hf_folder(folder: Path, model: MergedModel, params: dict[str, Any]) -> tuple[str, ...]:
+    """Write parameters of the model's shape as Hugging Face's AST; return notes.
 
     Raises:
         UsageError: pooling, head or patches are not Hugging Face's.
     """
-    frontend = subject.frontend
+    frontend = model.frontend
     try:
         notes = write_hf(
             folder,
             params,
-            subject.served.config,
-            subject.adapter.classes,
+            model.merged.config,
+            model.adapter.classes,
             mean=frontend.mean,
             std=frontend.std,
         )
@@ -59,20 +59,20 @@ def write_weights(folder: Path, subject: Subject, params: dict[str, Any]) -> tup
     return notes
 
 
-def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
-    """Logits by transformers where it is installed, else by aatjax's own reader; and by which."""
+def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
     if find_spec("torch") is None or find_spec("transformers") is None:
-        return {"log-mel": logits_of(load(folder), clips)}, "aatjax (transformers is not installed)"
+        logits = compute_logits(load(folder), clips)
+        return {"log-mel": logits}, "aatjax (transformers is not installed)"
     from transformers import ASTForAudioClassification
 
     model = ASTForAudioClassification.from_pretrained(str(folder), local_files_only=True)
-    return by_torch(model, folder, entries, clips), f"transformers {version('transformers')}"
+    return run_in_torch(model, folder, entries, clips), f"transformers {version('transformers')}"
 
 
-def by_torch(
-    model: Any, folder: Path, entries: dict[str, Any], clips: Clips
+def run_in_torch(
+    model: Any, folder: Path, entries: dict[str, Any], clips: ParityClips
 ) -> dict[str, np.ndarray]:
-    """Logits of a PyTorch model for log-mel, and for waveforms by the folder's extractor."""
+    """Return logits from log-mel, and from waveforms by the folder's feature extractor."""
     import torch
     from transformers import ASTFeatureExtractor
 
@@ -84,7 +84,7 @@ def by_torch(
             return model(torch.tensor(np.asarray(features))).logits.numpy()
 
     found = {"log-mel": logits(clips.features)}
-    # The extractor fills short clips as AST does and in no other way.
+    # The extractor pads short clips as AST does and in no other way.
     whole = clips.length == clips.audio.shape[1]
     first = len(whole) if entries["frontend"]["pad"] == "log_mel_zero" else int(whole.argmin())
     first = len(whole) if whole.all() else first
@@ -95,6 +95,4 @@ def by_torch(
     return found
 
 
-def usage(subject: Subject) -> str:
-    """Markdown for the card."""
-    return USAGE
+HF_FORMAT = ExportFormat("hf", _check, _write, _run, USAGE)

@@ -1,32 +1,35 @@
-"""A function's program in plain operations alone, so that other runtimes can take it over."""
+"""Programs of plain operations only, for converters to other runtimes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from aatjax.export.merged_model import MergedModel
 
 CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint"}
     | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 )
-"""Operations that only call a program they hold."""
+"""Operations that only call a program."""
 
 
-def plain(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
-    """The function as it is for these shapes, without what only its own runtime understands.
+def inline_calls(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+    """Return the function traced for these shapes, with calls and choices of platform removed.
 
-    Calls are inlined and their derivative rules dropped; where a platform chooses, the branch of
-    the platforms that have no branch of their own is taken, which is never a kernel; padding is
-    written as joining (the ONNX converter cannot pad batches of unknown size).
+    Calls are inlined without their derivative rules; of branches by platform the default one is
+    taken, which is never a kernel; padding becomes concatenation (the ONNX converter cannot pad
+    batches of unknown size).
 
     Args:
         function: of arrays and trees of arrays.
         examples: arrays or shapes.
 
     Returns:
-        A function of the same arguments, which may be mapped over a batch of unknown size.
+        A function of the same arguments, which `vmap` can map over a batch of unknown size.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
     tree = jax.tree.structure(shapes)
@@ -35,6 +38,19 @@ def plain(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
         return tree.unflatten(_run(closed.jaxpr, closed.consts, jax.tree.leaves(args)))
 
     return run
+
+
+def inline_model(model: MergedModel) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return (weights, log-mel `[1, t, f]`, valid frames `[1]`) -> logits, inlined; the weights."""
+    forward, weights = model.split_weights()
+    config = model.merged.config
+    one = inline_calls(
+        forward,
+        {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in weights.items()},
+        jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    return one, weights
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -63,8 +79,8 @@ def _apply(primitive: Any, params: dict[str, Any], inputs: list[Any]) -> Sequenc
         held = getattr(inner, "jaxpr", inner)
         return _run(held, getattr(inner, "consts", ()), inputs)
     if name == "pad" and all(low >= 0 <= high and not gap for low, high, gap in _padding(params)):
-        return [_joined(inputs[0], inputs[1], _padding(params))]
-    if name == "concatenate":  # of nothing and something: the converter cannot reshape nothing
+        return [_concatenate(inputs[0], inputs[1], _padding(params))]
+    if name == "concatenate":  # the converter cannot reshape empty parts
         inputs = [x for x in inputs if x.shape[params["dimension"]]] or inputs[:1]
     found = primitive.bind(*inputs, **params)
     return found if primitive.multiple_results else [found]
@@ -74,7 +90,7 @@ def _padding(params: dict[str, Any]) -> Sequence[tuple[int, int, int]]:
     return [(int(low), int(high), int(gap)) for low, high, gap in params["padding_config"]]
 
 
-def _joined(x: Any, value: Any, padding: Sequence[tuple[int, int, int]]) -> Any:
+def _concatenate(x: Any, value: Any, padding: Sequence[tuple[int, int, int]]) -> Any:
     for axis, (low, high, _) in enumerate(padding):
         sizes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in (low, high)]
         filled = [np.zeros(shape, x.dtype) + value for shape in sizes]

@@ -14,7 +14,44 @@ METRICS = {
 }
 
 
-def card(
+TEMPLATE = """\
+{metadata}
+
+# {name}
+
+Sounds to {count} classes, {labels}.
+
+## How to use
+
+{usage}
+{notes}
+## Model
+
+- method: {method}
+- base: {base}, fingerprint {fingerprint}
+- front end: {frontend}
+- classes: {classes}
+- licence: {licence}
+
+## Data and protocol
+
+{about}
+- fingerprint of the training clips: {data}
+- weights: {weights}
+
+## Metrics
+
+{metrics}
+
+## Checked
+
+By {by}, on {clips} clips; largest differences of logits, tolerance {tolerance:g}:
+
+{differences}
+"""
+
+
+def make_card(
     entries: Mapping[str, Any],
     info: Mapping[str, Any],
     *,
@@ -22,78 +59,59 @@ def card(
     notes: Sequence[str],
     licence: str,
 ) -> str:
-    """The text of an export's README.md.
+    """Return the text of an export's README.md.
 
     Args:
-        entries: what its `export.json` says.
+        entries: of its `export.json`.
         info: the metadata of the adapter.
         usage: how to use it, as Markdown.
-        notes: what a user must know besides.
+        notes: for the user.
         licence: identifier, such as `mit`.
     """
-    method, base, test = info["method"], entries["base"], info.get("test")
-    about = info.get("about") if isinstance(info.get("about"), Mapping) else {}
-    assert about is not None
+    method, base, parity = info["method"], entries["base"], entries["parity"]
+    about = info["about"] if isinstance(info.get("about"), Mapping) else {}
     name = f"{method['name']} adapter of an Audio Spectrogram Transformer"
-    gate = entries["gate"]
-    lines = [
-        *_metadata(entries, info, about, name, licence),
-        "",
-        f"# {markdown(name)}",
-        "",
-        f"Sounds to {len(entries['classes'])} classes"
-        + (", any number of them a clip." if entries["multi_label"] else ", one a clip."),
-        "",
-        "## How to use",
-        "",
-        usage,
-        *(f"\nNote: {markdown(note)}." for note in notes),
-        "",
-        "## Model",
-        "",
-        f"- method: {_pairs(method)}",
-        f"- base: {markdown(base['source'])}, fingerprint {markdown(base['fingerprint'][:12])}",
-        f"- front end: {_pairs(entries['frontend'])}",
-        f"- classes: {_classes(entries['classes'])}",
-        f"- licence: {markdown(licence)}",
-        "",
-        "## Data and protocol",
-        "",
-        *(
-            [f"- {markdown(key)}: {markdown(_text(value))}" for key, value in about.items()]
-            or ["- not told by the adapter's file"]
-        ),
-        f"- fingerprint of the training clips: {markdown(_text(info.get('data'))[:12])}",
-        f"- weights: {markdown(_text(info.get('weights')))}",
-        "",
-        "## Metrics",
-        "",
-        *_metrics(test),
-        "",
-        "## Checked",
-        "",
-        f"By {markdown(gate['by'])}, on {len(gate['clips'])} clips; largest differences of logits, "
-        f"tolerance {gate['tolerance']:g}:",
-        "",
-        *(f"- {markdown(given)}: {apart:.2g}" for given, apart in gate["largest"].items()),
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [f"- {markdown(key)}: {markdown(_text(value))}" for key, value in about.items()]
+    largest = [f"- {markdown(given)}: {apart:.2g}" for given, apart in parity["largest"].items()]
+    return TEMPLATE.format(
+        metadata="\n".join(_make_metadata(entries, info, about, name, licence)),
+        name=markdown(name),
+        count=len(entries["classes"]),
+        labels="any number of them per clip" if entries["multi_label"] else "one per clip",
+        usage=usage,
+        notes="".join(f"\nNote: {markdown(note)}.\n" for note in notes),
+        method=_format_fields(method),
+        base=markdown(base["source"]),
+        fingerprint=markdown(base["fingerprint"][:12]),
+        frontend=_format_fields(entries["frontend"]),
+        classes=_format_classes(entries["classes"]),
+        licence=markdown(licence),
+        about="\n".join(lines or ["- not in the adapter's file"]),
+        data=markdown(_text(info.get("data"))[:12]),
+        weights=markdown(_text(info.get("weights"))),
+        metrics=_format_metrics(info.get("test")),
+        by=markdown(parity["by"]),
+        clips=len(parity["clips"]),
+        tolerance=parity["tolerance"],
+        differences="\n".join(largest),
+    )
 
 
-def _metadata(
+def _make_metadata(
     entries: Mapping[str, Any],
     info: Mapping[str, Any],
     about: Mapping[str, Any],
     name: str,
     licence: str,
 ) -> list[str]:
+    """The YAML before the text."""
     source, test = entries["base"]["source"], info.get("test")
     lines = ["---", f"license: {scalar(licence)}", "library_name: aatjax"]
     lines += ["pipeline_tag: audio-classification"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         lines.append(f"base_model: {scalar(source)}")
     lines += ["tags:", "- audio-spectrogram-transformer", f"- {scalar(info['method']['name'])}"]
-    if isinstance(test, Mapping) and _number(test.get("value")):
+    if isinstance(test, Mapping) and _is_number(test.get("value")):
         data = about.get("benchmark", "own recordings")
         kind = METRICS.get(str(test.get("metric")), str(test.get("metric")))
         lines += [
@@ -112,27 +130,27 @@ def _metadata(
     return [*lines, "---"]
 
 
-def _metrics(test: Any) -> list[str]:
-    if not isinstance(test, Mapping) or not _number(test.get("value")):
-        return ["Not told by the adapter's file."]
+def _format_metrics(test: Any) -> str:
+    if not isinstance(test, Mapping) or not _is_number(test.get("value")):
+        return "Not in the adapter's file."
     low, high = test.get("low"), test.get("high")
-    bounds = f" [{low:.3f}, {high:.3f}]" if _number(low) and _number(high) else ""
+    bounds = f" [{low:.3f}, {high:.3f}]" if _is_number(low) and _is_number(high) else ""
     clips = markdown(_text(test.get("clips")))
     name = markdown(_text(test.get("metric")))
-    return [f"- {name} {test['value']:.3f}{bounds} on {clips} test clips"]
+    return f"- {name} {test['value']:.3f}{bounds} on {clips} test clips"
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _classes(classes: Sequence[str]) -> str:
+def _format_classes(classes: Sequence[str]) -> str:
     more = len(classes) - MOST_CLASSES
     shown = ", ".join(markdown(name) for name in classes[:MOST_CLASSES])
     return f"{shown}, and {more} more" if more > 0 else shown
 
 
-def _pairs(fields: Mapping[str, Any]) -> str:
+def _format_fields(fields: Mapping[str, Any]) -> str:
     named = [markdown(str(fields["name"]))] if "name" in fields else []
     others = [f"{markdown(k)} {markdown(_text(v))}" for k, v in fields.items() if k != "name"]
     return ", ".join([*named, *others])
@@ -144,8 +162,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def visible(text: str) -> str:
-    """The text in one line: control characters, broken and invisible ones as \\x, \\u or \\U."""
+def escape_invisible(text: str) -> str:
+    """Return the text in one line: invisible and broken characters as \\x, \\u or \\U."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
@@ -153,31 +171,31 @@ def visible(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no mark-up, no link, no HTML comes of it."""
+    """Return the text escaped for Markdown: no mark-up, no link, no HTML."""
     entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
     return "".join(
         entities.get(c) or (f"\\{c}" if c in "\\`*_{}[]()#+-.!|~$:\"'=^" else c)
-        for c in visible(text)
+        for c in escape_invisible(text)
     )
 
 
 def scalar(value: Any) -> str:
-    """A YAML scalar in double quotes that reads back as the text."""
+    """Return a YAML scalar in double quotes that reads back as the text."""
     parts = []
     for c in str(value):
         if c in '"\\':
             parts.append(f"\\{c}")
         elif c.isprintable():
             parts.append(c)
-        elif 0xD800 <= ord(c) < 0xE000:  # half a character: there is no such thing in a file
+        elif 0xD800 <= ord(c) < 0xE000:  # half of a surrogate pair
             parts.append(f"\\\\u{ord(c):04x}")
         else:
             parts.append(f"\\U{ord(c):08x}")
     return f'"{"".join(parts)}"'
 
 
-def public(source: str) -> str:
-    """Where a base came from, without the folders of the machine that trained on it."""
+def hide_folders(source: str) -> str:
+    """Return the source of a base without the folders of the machine that trained on it."""
     looks_like_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not PurePath(source).suffix
     if looks_like_id or ":" in source:
         return source

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aatjax.errors import UsageError
-from aatjax.export.inline_jaxpr import plain
-from aatjax.export.merged_model import Clips, Subject
-from aatjax.export.onnx_frontend import front_end_nodes
+from aatjax.export.formats import ExportFormat, Logits
+from aatjax.export.inline_jaxpr import inline_model
+from aatjax.export.merged_model import MergedModel, ParityClips
+from aatjax.export.onnx_frontend import make_front_end_nodes
 from aatjax.io.optional import need
 
 LOG_MEL, WAVEFORM, WEIGHTS = "log_mel.onnx", "waveform.onnx", "weights.data"
@@ -36,43 +37,36 @@ length = np.array([{samples}], np.int64)  # samples that are sound, the rest is 
 (x - mean) / (2 std) with the numbers in `export.json`{valid}. Any batch size."""
 
 
-def refused(subject: Subject) -> None:
-    """Nothing is refused but for want of the libraries (UnavailableError)."""
+def _check(model: MergedModel) -> None:
     need("jax2onnx", "onnxruntime", "onnx", extra="export")
 
 
-def write(folder: Path, subject: Subject) -> tuple[str, ...]:
-    """Writes both graphs and their weights."""
+def _write(folder: Path, model: MergedModel) -> tuple[str, ...]:
+    """Write both graphs and their weights."""
     import onnx
     from onnx.external_data_helper import convert_model_to_external_data
 
-    model = _graph(subject)
-    onnx.checker.check_model(model)
-    convert_model_to_external_data(model, location=WEIGHTS, size_threshold=SMALL)
-    onnx.save_model(model, str(folder / LOG_MEL))
+    graph = _make_graph(model)
+    onnx.checker.check_model(graph)
+    convert_model_to_external_data(graph, location=WEIGHTS, size_threshold=SMALL)
+    onnx.save_model(graph, str(folder / LOG_MEL))
     (folder / WEIGHTS).chmod((folder / LOG_MEL).stat().st_mode & 0o777)  # else for the owner only
-    model = onnx.load(str(folder / LOG_MEL), load_external_data=False)
-    _from_waveforms(model, subject)
-    (folder / WAVEFORM).write_bytes(model.SerializeToString())
+    graph = onnx.load(str(folder / LOG_MEL), load_external_data=False)
+    _add_front_end(graph.graph, model)
+    (folder / WAVEFORM).write_bytes(graph.SerializeToString())
     return ()
 
 
-def _graph(subject: Subject) -> Any:
+def _make_graph(model: MergedModel) -> Any:
     """The model from log-mel to logits, for any batch size."""
     import jax2onnx
 
-    forward, weights = subject.forward()
-    config = subject.served.config
-    size = (config.frames, config.mels)
-    one = plain(
-        forward,
-        weights,
-        jax.ShapeDtypeStruct((1, *size), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
-    inputs: list[Any] = [jax.ShapeDtypeStruct(("batch", *size), jnp.float32)]  # pyright: ignore
+    one, weights = inline_model(model)
+    config = model.merged.config
+    shape = ("batch", config.frames, config.mels)
+    inputs: list[Any] = [jax.ShapeDtypeStruct(shape, jnp.float32)]  # pyright: ignore
     names = ["log_mel"]
-    if subject.masks:
+    if model.masks_padding:
         names.append("valid")
         inputs.append(jax.ShapeDtypeStruct(("batch",), jnp.int32))  # pyright: ignore
 
@@ -94,19 +88,18 @@ def _graph(subject: Subject) -> Any:
             )
     except (NotImplementedError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UsageError(
-            f"jax2onnx {version('jax2onnx')} cannot convert this {subject.method.name} model "
+            f"jax2onnx {version('jax2onnx')} cannot convert this {model.method.name} model "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}): "
             "export it to stablehlo"
         ) from error
 
 
-def _from_waveforms(model: Any, subject: Subject) -> None:
-    """Puts the front end before the graph, in place."""
+def _add_front_end(graph: Any, model: MergedModel) -> None:
+    """Insert the front end before the graph, in place."""
     from onnx import TensorProto, helper
 
-    graph = model.graph
-    nodes, constants = front_end_nodes(
-        subject.frontend, "log_mel", "valid" if subject.masks else None
+    nodes, constants = make_front_end_nodes(
+        model.frontend, "log_mel", "valid" if model.masks_padding else None
     )
     old = list(graph.node)
     del graph.node[:], graph.input[:]
@@ -115,15 +108,15 @@ def _from_waveforms(model: Any, subject: Subject) -> None:
     graph.input.extend(
         [
             helper.make_tensor_value_info(
-                "waveform", TensorProto.FLOAT, ["batch", subject.frontend.samples]
+                "waveform", TensorProto.FLOAT, ["batch", model.frontend.samples]
             ),
             helper.make_tensor_value_info("length", TensorProto.INT64, ["batch"]),
         ]
     )
 
 
-def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
-    """Logits by onnxruntime: all clips in a batch and one alone, from log-mel and waveforms."""
+def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
+    """Run all clips in a batch and one alone, from log-mel and from waveforms."""
     need("onnxruntime", extra="export")
     import onnxruntime
 
@@ -153,7 +146,7 @@ def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converter's warnings about types that it fills in later."""
+    """Suppress the converter's warnings about types that it fills in later."""
     logger = logging.getLogger("onnx_ir")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -163,14 +156,4 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def usage(subject: Subject) -> str:
-    """Markdown for the card."""
-    frontend = subject.frontend
-    valid = ", and `valid`, the frames of each clip that are sound, int32" if subject.masks else ""
-    return USAGE.format(
-        samples=frontend.samples,
-        rate=frontend.rate,
-        frames=frontend.frames,
-        mels=frontend.mels,
-        valid=valid,
-    )
+ONNX_FORMAT = ExportFormat("onnx", _check, _write, _run, USAGE)

@@ -1,4 +1,4 @@
-"""The parity gate: the model and its export hear the same sounds and must say the same."""
+"""Parity check: a model and its export are run on the same clips and must give equal logits."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,34 +10,33 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, UsageError, printable
 
-Sound = tuple[str, Int16[np.ndarray, " s"]]
-Sounds = list[Sound]
+NamedSound = tuple[str, Int16[np.ndarray, " s"]]
 
 TOLERANCE = 1e-4
-"""How far a logit may move, in units of the largest logit's size (of 1 if none is that large)."""
+"""Largest difference of a logit, in units of the largest logit (of 1 if none is larger)."""
 
 SOUNDS = (("siren", 1, 1.0), ("bark", 2, 1.0), ("fire", 3, 0.2), ("clock", 4, 0.8))
-"""Sound, seed, and how much of the model's length it fills."""
+"""Sound, seed, and its length as a share of the model's."""
 
 
-class Moved(AatjaxError):
-    """An export does not compute what its model does."""
+class ExportMismatchError(AatjaxError):
+    """Files do not compute what their model does, or what they did when they were written."""
 
 
-def synthetic_sounds(frontend: FrontEnd) -> Sounds:
-    """A few synthetic sounds, some shorter than the model's length."""
+def synthesize_clips(frontend: FrontEnd) -> list[NamedSound]:
+    """Return a few synthetic sounds, some shorter than the model's length."""
     window = frontend.samples / frontend.rate
-    return [synthetic(frontend, sound, seed, seconds=part * window) for sound, seed, part in SOUNDS]
+    return [synthesize_clip(frontend, name, seed, part * window) for name, seed, part in SOUNDS]
 
 
-def synthetic(frontend: FrontEnd, sound: str, seed: int, seconds: float) -> Sound:
-    """A synthetic sound with its name."""
+def synthesize_clip(frontend: FrontEnd, sound: str, seed: int, seconds: float) -> NamedSound:
+    """Return a synthetic sound with its name."""
     name = f"{sound} (synthetic, seed {seed})"
     return name, synthesize(sound, seed, seconds=seconds, rate=frontend.rate)
 
 
-def sounds_of(files: Sequence[str | os.PathLike[str]]) -> Sounds:
-    """Sound files by their names.
+def read_clips(files: Sequence[str | os.PathLike[str]]) -> list[NamedSound]:
+    """Return sound files with their names.
 
     Raises:
         AudioError: a file cannot be decoded.
@@ -47,37 +46,47 @@ def sounds_of(files: Sequence[str | os.PathLike[str]]) -> Sounds:
     return [(printable(os.path.basename(file)), decode(file).waveform) for file in files]
 
 
-def compare(
+def find_limit(want: Float[np.ndarray, "n c"], tolerance: float) -> float:
+    """Return the largest allowed difference of a logit."""
+    return tolerance * max(1.0, float(np.abs(want).max()))
+
+
+def compare_outputs(
     want: Float[np.ndarray, "n c"],
     found: Mapping[str, Float[np.ndarray, "_ c"]],
     tolerance: float = TOLERANCE,
     *,
     what: str,
+    reference: str = "the model's",
+    consequence: str = "not exported",
 ) -> dict[str, float]:
-    """The largest difference of every way the export was run.
+    """Return the largest difference of logits by kind of input.
 
     Args:
-        want: the model's logits.
-        found: the export's, by what it was given; of the first clips, where they are fewer.
+        want: the expected logits.
+        found: the logits of the files by kind of input; of the first clips, where they are fewer.
         tolerance: see `TOLERANCE`.
-        what: the export, for the message.
+        what, reference, consequence: the files, whose logits are expected, and what a mismatch
+            means, for the message.
 
     Raises:
-        Moved: a logit is further away than the tolerance, or is not finite.
+        ExportMismatchError: a logit differs by more than the tolerance, or is not finite.
         UsageError: the tolerance is not a positive number.
     """
     if not tolerance > 0 or not np.isfinite(tolerance):
-        raise UsageError(f"tolerance={tolerance} must be a number above 0")
-    most = tolerance * max(1.0, float(np.abs(want).max()))
+        raise UsageError(f"--tolerance {tolerance} must be a number above 0")
+    limit = find_limit(want, tolerance)
     largest: dict[str, float] = {}
     for given, logits in found.items():
         if logits.shape[1:] != want.shape[1:] or not 0 < len(logits) <= len(want):
-            raise Moved(f"{what}: {list(logits.shape)} logits from {given}: not exported")
-        apart = np.abs(logits - want[: len(logits)])
-        if not np.isfinite(apart).all() or apart.max() > most:
-            raise Moved(
-                f"{what}: logits from {given} are {float(apart.max()):.2g} away from the model's, "
-                f"{most:.2g} is allowed (tolerance {tolerance:g}): not exported"
+            raise ExportMismatchError(
+                f"{what}: {list(logits.shape)} logits from {given}: {consequence}"
             )
-        largest[given] = float(apart.max())
+        difference = float(np.abs(logits - want[: len(logits)]).max())
+        if not difference <= limit:  # nan too
+            raise ExportMismatchError(
+                f"{what}: logits from {given} are {difference:.2g} away from {reference}, "
+                f"{limit:.2g} is allowed (tolerance {tolerance:g}): {consequence}"
+            )
+        largest[given] = difference
     return largest

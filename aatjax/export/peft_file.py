@@ -1,4 +1,4 @@
-"""LoRA as files of Hugging Face's PEFT, named as transformers 4 and as transformers 5 names it."""
+"""LoRA as files of Hugging Face's PEFT, with the names of transformers 4 and of transformers 5."""
 
 import json
 from importlib.metadata import version
@@ -9,31 +9,23 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from aatjax import surgery
-from aatjax.export import hugging_face
-from aatjax.export.merged_model import Clips, Subject, refuse
+from aatjax.export.formats import ExportFormat, Logits, refuse
+from aatjax.export.hugging_face import NO_MASK, run_in_torch, write_hf_folder
+from aatjax.export.merged_model import MergedModel, ParityClips
 from aatjax.io.optional import need
 from aatjax.petl import LoRA
 
 BODY = "audio_spectrogram_transformer"
+OLD_NAMES = (
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+)
+SITES = ("q", "k", "v", "out")
 STYLES: dict[str, tuple[str, dict[str, str]]] = {
-    "transformers-4": (
-        f"{BODY}.encoder.layer",
-        {
-            "q": "attention.attention.query",
-            "k": "attention.attention.key",
-            "v": "attention.attention.value",
-            "out": "attention.output.dense",
-        },
-    ),
-    "transformers-5": (
-        f"{BODY}.layers",
-        {
-            "q": "attention.q_proj",
-            "k": "attention.k_proj",
-            "v": "attention.v_proj",
-            "out": "attention.o_proj",
-        },
-    ),
+    "transformers-4": (f"{BODY}.encoder.layer", dict(zip(SITES, OLD_NAMES, strict=True))),
+    "transformers-5": (f"{BODY}.layers", {site: f"attention.{site[0]}_proj" for site in SITES}),
 }
 """Where the blocks are, and the names of the projections in one, by folder."""
 
@@ -45,40 +37,38 @@ base = ASTForAudioClassification.from_pretrained("base")
 model = PeftModel.from_pretrained(base, "transformers-5")  # transformers-4 with transformers 4
 ```
 
-`base` is the frozen backbone at the adapter's input length, its head still empty."""
+`base` is the frozen backbone at the adapter's input length, with an empty head."""
 
 
-def refused(subject: Subject) -> None:
-    """Raises a UsageError for anything but LoRA; UnavailableError without the libraries."""
+def _check(model: MergedModel) -> None:
     reasons = []
-    if not isinstance(subject.method, LoRA):
+    if not isinstance(model.method, LoRA):
         reasons.append("PEFT's LoRA files hold LoRA and nothing else")
-    if subject.masks:
-        reasons.append("it masks padding, Hugging Face's AST cannot")
-    instead = "onnx and stablehlo can"
-    if subject.plain and not subject.masks:
-        instead = "hf, safetensors, onnx and stablehlo can"
-    refuse(subject, "peft", reasons, instead)
+    if model.masks_padding:
+        reasons.append(NO_MASK)
+    plain = model.is_plain and not model.masks_padding
+    advice = "hf, safetensors, onnx and stablehlo can" if plain else "onnx and stablehlo can"
+    refuse(model, "peft", reasons, advice)
     need("peft", "transformers", "torch", extra="export")
 
 
-def write(folder: Path, subject: Subject) -> tuple[str, ...]:
-    """Writes one folder a key style, and the base that they belong to."""
-    arrays = {k: np.asarray(v, np.float32) for k, v in surgery.arrays(subject.adapted).items()}
+def _write(folder: Path, model: MergedModel) -> tuple[str, ...]:
+    """Write a folder per style of names, and the base that they belong to."""
+    arrays = {k: np.asarray(v, np.float32) for k, v in surgery.arrays(model.adapted).items()}
     factors = {path: value for path, value in arrays.items() if "/lora_" in path}
     base = {path: value for path, value in arrays.items() if path not in factors}
     for path in [path for path in base if path.startswith("head/")]:  # it comes with the adapter
         base[path] = np.full_like(base[path], path == "head/norm/scale")
-    notes = hugging_face.write_weights(folder / "base", subject, base)
+    notes = write_hf_folder(folder / "base", model, base)
     for style in STYLES:
-        _write_style(folder / style, style, subject, factors, arrays)
+        _write_style(folder / style, style, model, factors, arrays)
     return notes
 
 
 def _write_style(
     folder: Path,
     style: str,
-    subject: Subject,
+    model: MergedModel,
     factors: dict[str, np.ndarray],
     arrays: dict[str, np.ndarray],
 ) -> None:
@@ -96,7 +86,7 @@ def _write_style(
     }
     sites = dict.fromkeys(path.split("/")[3] for path in factors)
     numbers = sorted({int(path.split("/")[1]) for path in factors})
-    one = surgery.modules(subject.adapted)[next(iter(factors)).rpartition("/")[0]]
+    one = surgery.modules(model.adapted)[next(iter(factors)).rpartition("/")[0]]
     rank = next(value.shape[1] for path, value in factors.items() if path.endswith("lora_a"))
     alpha = getattr(one, "scale") * rank  # noqa: B009
     config = {
@@ -111,7 +101,7 @@ def _write_style(
         "fan_in_fan_out": False,
         "use_rslora": False,
         "target_modules": [names[site] for site in sites],
-        "layers_to_transform": None if len(numbers) == subject.served.config.depth else numbers,
+        "layers_to_transform": None if len(numbers) == model.merged.config.depth else numbers,
         "modules_to_save": ["classifier"],
     }
     folder.mkdir()
@@ -121,8 +111,7 @@ def _write_style(
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
-    """Logits by peft, with the files for the transformers that is installed."""
+def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
     need("peft", "transformers", "torch", extra="export")
     from peft import PeftModel
     from transformers import ASTForAudioClassification
@@ -131,11 +120,9 @@ def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, 
     style = "transformers-4" if found.startswith("4.") else "transformers-5"
     base = ASTForAudioClassification.from_pretrained(str(folder / "base"), local_files_only=True)
     model = PeftModel.from_pretrained(base, str(folder / style))
-    logits = hugging_face.by_torch(model, folder / "base", entries, clips)
+    logits = run_in_torch(model, folder / "base", entries, clips)
     runner = f"peft {version('peft')}, transformers {found}"
     return {f"{style}, {given}": value for given, value in logits.items()}, runner
 
 
-def usage(subject: Subject) -> str:
-    """Markdown for the card."""
-    return USAGE
+PEFT_FORMAT = ExportFormat("peft", _check, _write, _run, USAGE)

@@ -1,4 +1,4 @@
-"""Serialized programs (`jax.export`, StableHLO), one a platform and input, with their weights."""
+"""StableHLO: programs serialized by `jax.export`, per platform and input, with their weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,9 @@ from jax import export
 from safetensors.numpy import load_file, save_file
 
 from aatjax.errors import UsageError
-from aatjax.export.inline_jaxpr import plain
-from aatjax.export.merged_model import Clips, Subject
+from aatjax.export.formats import ExportFormat, Logits
+from aatjax.export.inline_jaxpr import inline_model
+from aatjax.export.merged_model import MergedModel, ParityClips
 from aatjax.io.optional import need
 
 WEIGHTS = "weights.safetensors"
@@ -38,33 +39,23 @@ normalised as (x - mean) / (2 std) with the numbers in `export.json`, and how ma
 clip are sound, int32. Any batch size. Matrix products are in full float32 on every platform."""
 
 
-def refused(subject: Subject) -> None:
-    """Nothing is refused but for want of flatbuffers, by which jax writes programs."""
+def _check(model: MergedModel) -> None:
     need("flatbuffers", extra="export")
 
 
-def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) -> tuple[str, ...]:
-    """Writes the weights and, for each platform, a program from log-mel and one from waveforms.
-
-    Raises:
-        UsageError: a platform that is not one of `PLATFORMS`.
-    """
+def _write(
+    folder: Path, model: MergedModel, platforms: Sequence[str] = PLATFORMS
+) -> tuple[str, ...]:
+    """Write the weights and, per platform, a program from log-mel and one from waveforms."""
     wrong = [name for name in platforms if name not in PLATFORMS]
     if wrong or not platforms:
         raise UsageError(
-            f"platforms={','.join(platforms)!r}: give one or more of {', '.join(PLATFORMS)}"
+            f"--platforms {','.join(platforms)}: give one or more of {', '.join(PLATFORMS)}"
         )
-    forward, weights = subject.forward()
-    frontend = subject.frontend
-    size = (frontend.frames, frontend.mels)
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in weights.items()}
+    frontend = model.frontend
     with jax.default_matmul_precision("highest"):
-        one = plain(
-            forward,
-            shapes,
-            jax.ShapeDtypeStruct((1, *size), jnp.float32),
-            jax.ShapeDtypeStruct((1,), jnp.int32),
-        )
+        one, weights = inline_model(model)
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in weights.items()}
 
     def from_log_mel(weights: Any, x: Any, valid: Any) -> Any:
         return jax.vmap(lambda x, valid: one(weights, x[None], valid[None])[0])(x, valid)
@@ -74,7 +65,7 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
 
     (batch,) = export.symbolic_shape("batch")
     programs = {
-        "log_mel": (from_log_mel, (batch, *size)),
+        "log_mel": (from_log_mel, (batch, frontend.frames, frontend.mels)),
         "waveform": (from_waveform, (batch, frontend.samples)),
     }
     for platform in platforms:
@@ -92,14 +83,13 @@ def write(folder: Path, subject: Subject, platforms: Sequence[str] = PLATFORMS) 
     return ()
 
 
-def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
-    """Logits of the programs for the platforms that are here, and which those are."""
+def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
     need("flatbuffers", extra="export")
     weights = load_file(folder / WEIGHTS)
     found: dict[str, np.ndarray] = {}
     here, away = [], []
     for platform in entries["platforms"]:
-        device = _device(platform)
+        device = _find_device(platform)
         if device is None:
             away.append(platform)
             continue
@@ -115,27 +105,18 @@ def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, 
                 found[title] = np.asarray(program.call(weights, *given))
     if not here:
         raise UsageError(
-            f"none of the platforms {', '.join(away)} is here, so nothing could be checked: add "
-            "the one of this machine to --platforms"
+            f"this machine has none of the platforms {', '.join(away)}, so nothing could be "
+            "checked: add its own to --platforms"
         )
     not_run = f"; not run: {', '.join(away)}" if away else ""
     return found, f"jax {jax.__version__} on {', '.join(here)}{not_run}"
 
 
-def _device(platform: str) -> Any:
+def _find_device(platform: str) -> Any:
     try:
         return jax.local_devices(backend=platform)[0]
     except RuntimeError:
         return None
 
 
-def usage(subject: Subject, platforms: Sequence[str] = PLATFORMS) -> str:
-    """Markdown for the card."""
-    frontend = subject.frontend
-    return USAGE.format(
-        platform=platforms[0],
-        samples=frontend.samples,
-        rate=frontend.rate,
-        frames=frontend.frames,
-        mels=frontend.mels,
-    )
+STABLEHLO_FORMAT = ExportFormat("stablehlo", _check, _write, _run, USAGE)

@@ -1,4 +1,4 @@
-"""`aatjax verify`: what a file said of its golden sample once, and what it says now."""
+"""Verification: the golden sample of a file is recomputed and compared with its stored logits."""
 
 import dataclasses
 import os
@@ -10,29 +10,25 @@ import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthetic.synthesize import synthesize
-from aatjax.errors import AatjaxError, DataError, UsageError, printable
+from aatjax.errors import DataError, UsageError, printable
 from aatjax.export.manifest import read_bundle
-from aatjax.export.merged_model import Clips
-from aatjax.export.parity import synthetic
+from aatjax.export.merged_model import ParityClips
+from aatjax.export.parity import compare_outputs, find_limit, synthesize_clip
 from aatjax.train.adapter_file import compute_golden_logits, find_versions, load_adapter
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""By compute type: how far a logit may be, in units of the largest (of 1 if none is larger)."""
-
-
-class Differs(AatjaxError):
-    """A file does not give its golden sample the logits it gave when it was written."""
+VERIFY_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Tolerance by compute type, see `parity.TOLERANCE`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """A file that still says what it said.
+    """A file that passed.
 
     Attributes:
         path: the adapter, or the folder of an export.
         largest: the largest difference of logits.
         allowed: the largest that would have passed.
-        by: what ran it.
+        by: the program that computed them.
     """
 
     path: Path
@@ -42,14 +38,14 @@ class Verified:
 
 
 def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None) -> Verified:
-    """Recomputes the golden sample of an adapter file or of an export.
+    """Recompute the golden sample of an adapter file or of an export.
 
     Args:
         path: `adapter.safetensors`, or the folder of an export.
-        base: the backbone's weights where they are not where they were in training.
+        base: the backbone's weights, if they moved since training.
 
     Raises:
-        Differs: the logits are not what they were.
+        ExportMismatchError: the logits differ from the stored ones.
         DataError: the file is damaged or changed, of another format, or has no golden sample.
         UnavailableError: a library of the export's format is not installed.
     """
@@ -57,38 +53,37 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
     if path.is_dir():
         return _verify_bundle(path)
     adapter = load_adapter(path, base=base)
-    sample, want = _sample(path, adapter.info)
-    found = compute_golden_logits(adapter.model, adapter.frontend, **sample)
-    dtype = adapter.model.config.dtype
+    sample, want = _read_sample(path, adapter.info)
+    logits = compute_golden_logits(adapter.model, adapter.frontend, **sample)
     written = adapter.info.get("versions", {}).get("jax", "unknown")
     here = find_versions()["jax"]
     by = f"jax {here}" if here == written else f"jax {here} (written with jax {written})"
-    return _compared(path, want, {by: found[None]}, by, TOLERANCE[dtype])
+    tolerance = VERIFY_TOLERANCE[adapter.model.config.dtype]
+    return _compare(path, want, {"the golden sample": logits[None]}, by, tolerance)
 
 
 def _verify_bundle(folder: Path) -> Verified:
-    from aatjax.export.formats import FORMATS
+    from aatjax.export.writer import FORMATS
 
     entries = read_bundle(folder)
-    sample, want = _sample(folder, entries)
-    kind = FORMATS.get(str(entries.get("to")))
-    if kind is None:
-        raise DataError(
-            f"{printable(folder)}: an export to {entries.get('to')!r}, which is unknown here"
-        )
+    sample, want = _read_sample(folder, entries)
+    to = FORMATS.get(str(entries.get("to")))
+    if to is None:
+        raise DataError(f"{printable(folder)}: unknown export format {entries.get('to')!r}")
     frontend = FrontEnd.from_dict(entries["frontend"])
-    name, waveform = synthetic(frontend, **sample)
-    clips = Clips.of(frontend, [name], [waveform])
-    found, by = kind.run(folder, entries, clips)
-    return _compared(folder, want, found, by, TOLERANCE["float32"])
+    name, waveform = synthesize_clip(frontend, **sample)
+    found, by = to.run(folder, entries, ParityClips.from_waveforms(frontend, [name], [waveform]))
+    found = {f"the golden sample ({given})": logits for given, logits in found.items()}
+    return _compare(folder, want, found, by, VERIFY_TOLERANCE["float32"])
 
 
-def _sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+def _read_sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """The golden sample's sound and its stored logits."""
     golden = entries.get("golden")
     if golden is None:
         raise DataError(
             f"{printable(path)}: has no golden sample (it was written without one, or by an older "
-            "aatjax): nothing to verify; save it anew for one"
+            "aatjax): nothing to verify; save it again to add one"
         )
     try:
         sample = {name: golden[name] for name in ("sound", "seed", "seconds")}
@@ -96,9 +91,9 @@ def _sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.
             raise DataError(f"{printable(path)}: its logits were not finite when it was written")
         want = np.asarray(golden["logits"], np.float32)
         synthesize(sample["sound"], sample["seed"], seconds=min(1.0, sample["seconds"]))
-        count = len(entries["classes"])
-        if want.shape != (count,) or not 0 < sample["seconds"] < 3600:
-            raise ValueError(f"{list(want.shape)} logits for {count} classes")
+        classes = len(entries["classes"])
+        if want.shape != (classes,) or not 0 < sample["seconds"] < 3600:
+            raise ValueError(f"{list(want.shape)} logits for {classes} classes")
     except DataError:
         raise
     except (UsageError, KeyError, TypeError, ValueError) as error:
@@ -106,14 +101,15 @@ def _sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.
     return sample, want
 
 
-def _compared(
+def _compare(
     path: Path, want: np.ndarray, found: Mapping[str, np.ndarray], by: str, tolerance: float
 ) -> Verified:
-    allowed = tolerance * max(1.0, float(np.abs(want).max()))
-    largest = max(float(np.nan_to_num(np.abs(v - want), nan=np.inf).max()) for v in found.values())
-    if largest > allowed:
-        raise Differs(
-            f"{printable(path)}: the golden sample's logits are {largest:.2g} away from what they were, "
-            f"{allowed:.2g} is allowed ({by}): its weights, its base or the software changed"
-        )
-    return Verified(path, largest, allowed, by)
+    largest = compare_outputs(
+        want[None],
+        found,
+        tolerance,
+        what=printable(path),
+        reference="the stored ones",
+        consequence=f"its weights, its base or the software changed ({by})",
+    )
+    return Verified(path, max(largest.values()), find_limit(want, tolerance), by)

@@ -1,19 +1,18 @@
-"""A page of static files: the ONNX model, onnxruntime-web and the page of `aatjax demo`."""
+"""Web: a static page with the ONNX model, onnxruntime-web and the files of `aatjax demo`."""
 
 import base64
 import hashlib
 import io
 import os
 import tarfile
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from aatjax.data.decode_cache import find_user_cache
 from aatjax.errors import DataError, UnavailableError, printable
-from aatjax.export import onnx_file
-from aatjax.export.merged_model import Clips, Subject
+from aatjax.export.formats import ExportFormat
+from aatjax.export.merged_model import MergedModel
+from aatjax.export.onnx_file import ONNX_FORMAT, WEIGHTS
 from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, make_page_config, read_page_file
@@ -32,28 +31,6 @@ RUNTIME = (
     "ort-wasm-simd-threaded.wasm",
 )
 MOST_BYTES = 200 * 2**20
-LICENCE = f"""onnxruntime-web {VERSION}, https://github.com/microsoft/onnxruntime
-
-MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
-associated documentation files (the "Software"), to deal in the Software without restriction,
-including without limitation the rights to use, copy, modify, merge, publish, distribute,
-sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
-furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial
-portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
-NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
-NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
-OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
-CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
-
 USAGE = """Everything is in this folder, nothing is fetched from elsewhere:
 
 ```sh
@@ -64,31 +41,15 @@ Any web server of static files does; browsers do not let a page opened as a file
 microphone needs https or localhost."""
 
 
-def refused(subject: Subject) -> None:
-    """What `onnx` refuses."""
-    onnx_file.refused(subject)
-
-
-def write(
-    folder: Path, subject: Subject, runtime: str | None = None, title: str = "aatjax"
+def _write(
+    folder: Path, model: MergedModel, runtime: str | None = None, title: str = "aatjax"
 ) -> tuple[str, ...]:
-    """Writes the graphs, the page and the runtime.
-
-    Args:
-        folder: an empty folder.
-        subject: the model.
-        runtime: the package as `npm pack` writes it; None takes it from the cache or the registry.
-        title: heading of the page.
-
-    Raises:
-        UnavailableError: the runtime is not at hand and cannot be fetched.
-        DataError: it is not what was published.
-    """
-    package = _package(runtime)
-    onnx_file.write(folder, subject)
-    adapter = subject.adapter
+    """Write the graphs, the page, and the runtime from a package of `npm pack`."""
+    package = find_package(runtime)
+    ONNX_FORMAT.write(folder, model)
+    adapter = model.adapter
     classifier = Classifier(
-        subject.served,
+        model.merged,
         adapter.classes,
         adapter.frontend,
         multi_label=adapter.multi_label,
@@ -106,24 +67,20 @@ def write(
             member = packed.extractfile(f"package/dist/{name}")
             assert member is not None
             (folder / "runtime" / name).write_bytes(member.read())
-    (folder / "runtime" / "LICENSE.txt").write_text(LICENCE)
+    licence = (files("aatjax.export") / "onnxruntime_licence.txt").read_text()
+    (folder / "runtime" / "LICENSE.txt").write_text(licence.format(VERSION=VERSION))
     # onnx may write its weights for their owner alone; a web server is often somebody else.
-    (folder / onnx_file.WEIGHTS).chmod((folder / "index.html").stat().st_mode)
+    (folder / WEIGHTS).chmod((folder / "index.html").stat().st_mode)
     return ()
 
 
-def run(folder: Path, entries: dict[str, Any], clips: Clips) -> tuple[dict[str, np.ndarray], str]:
-    """As `onnx`: the page runs the same graphs."""
-    return onnx_file.run(folder, entries, clips)
+def find_package(given: str | None) -> bytes:
+    """Return onnxruntime-web as published, from a file, the cache or the registry.
 
-
-def usage(subject: Subject, **options: Any) -> str:
-    """Markdown for the card."""
-    return USAGE
-
-
-def _package(given: str | None) -> bytes:
-    """onnxruntime-web as published, from a file, the cache or the registry."""
+    Raises:
+        UnavailableError: it cannot be downloaded.
+        DataError: it is not the published package.
+    """
     if given is not None:
         try:
             package = Path(given).read_bytes()
@@ -131,16 +88,16 @@ def _package(given: str | None) -> bytes:
             raise DataError(
                 f"{printable(given)}: cannot be read: {error.strerror or error}"
             ) from error
-        return _checked(package, printable(given))
+        return _check_package(package, printable(given))
     kept = find_user_cache() / PACKAGE
     if kept.is_file():
-        return _checked(kept.read_bytes(), f"{printable(kept)} (delete it)")
-    package = _checked(_fetched(), "what the registry sent")
+        return _check_package(kept.read_bytes(), f"{printable(kept)} (delete it)")
+    package = _check_package(_download(), "the registry's package")
     write_bytes(kept, package)
     return package
 
 
-def _fetched() -> bytes:
+def _download() -> bytes:
     import requests
 
     registry = os.environ.get("npm_config_registry", REGISTRY)  # noqa: SIM112, as npm has it
@@ -156,12 +113,15 @@ def _fetched() -> bytes:
         return bytes(found)
     except requests.RequestException as error:
         raise UnavailableError(
-            f"{address}: cannot be fetched ({type(error).__name__}); where there is a network, run "
-            f"`npm pack onnxruntime-web@{VERSION}` and give --runtime {PACKAGE}"
+            f"{address}: cannot be downloaded ({type(error).__name__}): with a network, run "
+            f"`npm pack onnxruntime-web@{VERSION}` and add --runtime {PACKAGE}"
         ) from error
 
 
-def _checked(package: bytes, what: str) -> bytes:
+def _check_package(package: bytes, what: str) -> bytes:
     if base64.b64encode(hashlib.sha512(package).digest()).decode() != INTEGRITY:
         raise DataError(f"{what}: is not onnxruntime-web {VERSION} as it was published (hash)")
     return package
+
+
+WEB_FORMAT = ExportFormat("web", ONNX_FORMAT.check, _write, ONNX_FORMAT.run, USAGE)

@@ -1,0 +1,179 @@
+"""`aatjax.export.export`: an adapter in the files of another runtime, complete or not at all."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aatjax.errors import DataError, UsageError, WriteError, printable
+from aatjax.export.formats import ExportFormat
+from aatjax.export.hugging_face import HF_FORMAT
+from aatjax.export.manifest import CARD, seal_bundle
+from aatjax.export.merged_model import MergedModel, ParityClips, compute_logits
+from aatjax.export.model_card import hide_folders, make_card
+from aatjax.export.onnx_file import ONNX_FORMAT
+from aatjax.export.parity import (
+    TOLERANCE,
+    compare_outputs,
+    read_clips,
+    synthesize_clip,
+    synthesize_clips,
+)
+from aatjax.export.peft_file import PEFT_FORMAT
+from aatjax.export.safetensors_file import SAFETENSORS_FORMAT
+from aatjax.export.stablehlo import PLATFORMS, STABLEHLO_FORMAT
+from aatjax.export.web import WEB_FORMAT
+from aatjax.inference.demo import find_title
+from aatjax.io.atomic import write_folder
+from aatjax.train.adapter_file import GOLDEN, TrainedAdapter, find_versions, load_adapter
+
+FORMATS: dict[str, ExportFormat] = {
+    format.name: format
+    for format in (
+        HF_FORMAT,
+        PEFT_FORMAT,
+        ONNX_FORMAT,
+        STABLEHLO_FORMAT,
+        SAFETENSORS_FORMAT,
+        WEB_FORMAT,
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A written export.
+
+    Attributes:
+        folder: its folder.
+        to: the format.
+        largest: the largest difference of logits, by kind of input.
+        by: the program that computed them.
+        notes: notes for the user.
+    """
+
+    folder: Path
+    to: str
+    largest: dict[str, float]
+    by: str
+    notes: tuple[str, ...]
+
+
+def export(
+    artefact: str | os.PathLike[str] | TrainedAdapter,
+    to: str,
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    check: Sequence[str | os.PathLike[str]] = (),
+    tolerance: float = TOLERANCE,
+    platforms: Sequence[str] = PLATFORMS,
+    runtime: str | None = None,
+    licence: str = "unknown",
+) -> Exported:
+    """Write an adapter in another format, if its files compute what the model does.
+
+    Args:
+        artefact: `adapter.safetensors`, or the result of `aatjax.load_adapter`.
+        to: `hf`, `peft`, `onnx`, `stablehlo`, `safetensors` or `web`.
+        out: the folder; new or empty.
+        base: the backbone's weights, if they moved since training.
+        check: sound files to compare on; by default a few synthetic sounds.
+        tolerance: largest difference of a logit, in units of the largest (of 1 if none is larger).
+        platforms: of `stablehlo`: cpu, cuda, tpu.
+        runtime: of `web`: the onnxruntime-web package, where it cannot be downloaded.
+        licence: for the model card, such as `mit`.
+
+    Raises:
+        UsageError: the format cannot hold the method; the message names those that can.
+        UnavailableError: a library of the format is not installed.
+        ExportMismatchError: the logits differ from the model's; nothing is written.
+        WriteError: the folder could not be written; nothing is left under its name.
+    """
+    out = Path(out)
+    _check_target(to, out)
+    format = FORMATS[to]
+    options: dict[str, Any] = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
+    if isinstance(artefact, TrainedAdapter):
+        name, adapter = "the adapter", artefact
+    else:
+        name, adapter = printable(artefact), load_adapter(artefact, base=base)
+        if to == "web":
+            options["title"] = find_title(artefact)
+    if to == "web":
+        options["runtime"] = runtime
+    model = MergedModel.from_adapter(adapter)
+    format.check(model)
+    sounds = read_clips(check) if check else synthesize_clips(model.frontend)
+    sounds.append(synthesize_clip(model.frontend, **GOLDEN))
+    clips = ParityClips.from_waveforms(model.frontend, *zip(*sounds, strict=True))
+    want = compute_logits(model.adapted, clips)
+    if not np.isfinite(want).all():
+        raise DataError(f"{name}: its logits are not finite: retrain it")
+    entries = _make_entries(model, to, want[-1])
+    if to == "stablehlo":
+        entries["platforms"] = list(platforms)
+    results: list[Exported] = []
+
+    def fill(folder: Path) -> None:
+        notes = format.write(folder, model, **options)
+        found, by = format.run(folder, entries, clips)
+        largest = compare_outputs(want, found, tolerance, what=f"{to} export of {name}")
+        entries["parity"] = {
+            "tolerance": tolerance,
+            "by": by,
+            "clips": list(clips.names),
+            "largest": largest,
+        }
+        usage = format.usage.format(**_describe_inputs(model), platform=[*platforms, "cpu"][0])
+        text = make_card(entries, model.adapter.info, usage=usage, notes=notes, licence=licence)
+        (folder / CARD).write_text(text, encoding="utf-8")
+        seal_bundle(folder, entries)
+        results.append(Exported(out, to, largest, by, notes))
+
+    write_folder(out, fill)
+    return results[0]
+
+
+def _check_target(to: str, out: Path) -> None:
+    if to not in FORMATS:
+        raise UsageError(f"no format {to!r}: use {', '.join(FORMATS)}")
+    if out.suffix in (".safetensors", ".onnx"):
+        raise UsageError(f"{printable(out)}: an export is a folder: omit {out.suffix}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WriteError(
+            f"{printable(out)}: exists and is not an empty folder: choose another name"
+        )
+
+
+def _describe_inputs(model: MergedModel) -> dict[str, Any]:
+    """Words of the usage texts that depend on the model."""
+    frontend, masks = model.frontend, model.masks_padding
+    return {
+        "samples": frontend.samples,
+        "rate": frontend.rate,
+        "frames": frontend.frames,
+        "mels": frontend.mels,
+        "mask_padding": ", mask_padding=True" if masks else "",
+        "valid": ", and `valid`, the valid frames of each clip, int32" if masks else "",
+    }
+
+
+def _make_entries(model: MergedModel, to: str, golden: np.ndarray) -> dict[str, Any]:
+    """The entries of `export.json` that describe the model."""
+    info = model.adapter.info
+    return {
+        "to": to,
+        "classes": list(model.adapter.classes),
+        "multi_label": model.adapter.multi_label,
+        "frontend": model.frontend.to_dict(),
+        "samples": model.frontend.samples,
+        "model": model.merged.config.to_json(),
+        "method": info["method"],
+        "base": {**info["base"], "source": hide_folders(info["base"]["source"])},
+        "versions": find_versions(),
+        "golden": {**GOLDEN, "logits": [float(f"{value:.7g}") for value in golden]},
+    }
