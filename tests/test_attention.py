@@ -102,7 +102,8 @@ LONG = [(300, 300, 2, 64), (700, 64, 2, 64), (1300, 14, 4, 64), (8, 700, 3, 64),
 @pytest.mark.parametrize(
     ("shape", "masked"),
     mark_slow(
-        itertools.product(LONG, [False, True]), lambda shape, masked: masked == (shape[0] < 700)
+        itertools.product(LONG, [False, True]),
+        lambda shape, masked: shape in LONG[::2] and masked == (shape[0] < 700),
     ),
 )
 def test_the_tpu_kernel_over_several_blocks_in_poisoned_memory(shape, masked):
@@ -226,7 +227,7 @@ def test_the_environment_names_the_kernels_that_are_chosen_by_default(monkeypatc
 
 CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 TOKENS = (110, 146, 470, 590, 602, 1214, 3590)
-DEFAULT = {("v5e:2x2", 110), ("v5p:2x2x1", 602), ("v6e:2x2", 1214)}
+DEFAULT = {("v5e:2x2", 110), ("v6e:2x2", 1214)}
 
 
 @pytest.mark.parametrize(

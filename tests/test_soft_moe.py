@@ -1,6 +1,7 @@
 """The soft mixture op against float64 numpy written from its equations, and its invariants."""
 
 import inspect
+import itertools
 import re
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
+from slow_cases import mark_slow
 
 from aatjax import ops
 from aatjax.errors import UsageError
@@ -227,9 +229,13 @@ def masks(kind: str) -> np.ndarray | None:
     return mask
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("kind", ["all", "some", "one clip empty"])
-def test_values_and_cotangents_of_every_implementation(normalize, kind):
+KINDS = itertools.product(["all", "some", "one clip empty"], [False, True])
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalize"), mark_slow(KINDS, lambda kind, normalize: normalize == (kind == "some"))
+)
+def test_values_and_cotangents_of_every_implementation(kind, normalize):
     values = inputs(b=2, n=5, d=4, e=2, p=2, r=3)
     mask = masks(kind)
     seed = np.random.default_rng(9).normal(size=values["x"].shape)
@@ -272,7 +278,7 @@ def relative(one, other) -> float:
     return float(np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30))
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     n=st.sampled_from([1, 2, 7, 13, 110, 146]),
     d=st.sampled_from([8, 64, 192]),

@@ -108,19 +108,23 @@ class Program:
                 return int(limits[0]) if limits[0].isdigit() else 1
         return 1
 
+    def _list_instructions(self) -> list[tuple[HloInstruction, int]]:
+        """Return every instruction with the number of times that it runs."""
+        times = self._times.items()
+        return [(one, factor) for name, factor in times for one in self.computations.get(name, [])]
+
     def count_collectives(self) -> dict[str, tuple[int, int]]:
         """Return (operations, bytes of their results per device) by kind, in one run."""
         found: dict[str, tuple[int, int]] = {}
-        for name, factor in self._times.items():
-            for one in self.computations.get(name, []):
-                kind = one.kind.removesuffix("-start")
-                if kind not in COLLECTIVES:
-                    continue
-                arrays = [count_bytes(item.group(0)) for item in ARRAY.finditer(one.result)]
-                if one.kind.endswith("-start") and kind != "all-reduce":
-                    arrays = arrays[len(arrays) // 2 :][:1]  # (operands, results, ...)
-                count, total = found.get(kind, (0, 0))
-                found[kind] = (count + factor, total + factor * sum(arrays))
+        for one, factor in self._list_instructions():
+            kind = one.kind.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            arrays = [count_bytes(item.group(0)) for item in ARRAY.finditer(one.result)]
+            if one.kind.endswith("-start") and kind != "all-reduce":
+                arrays = arrays[len(arrays) // 2 :][:1]  # (operands, results, ...)
+            count, total = found.get(kind, (0, 0))
+            found[kind] = (count + factor, total + factor * sum(arrays))
         return found
 
     def count_kernels(self) -> int:
@@ -128,8 +132,7 @@ class Program:
         targets = ("tpu_custom_call", "triton", "mosaic_gpu")
         return sum(
             factor
-            for name, factor in self._times.items()
-            for one in self.computations.get(name, [])
+            for one, factor in self._list_instructions()
             if one.kind == "custom-call" and any(f in one.attributes for f in targets)
         )
 

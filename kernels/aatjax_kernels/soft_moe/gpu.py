@@ -235,7 +235,7 @@ def forward(
         options,
         _gather,
         [per_clip(x), constant(phi_flat), *masks],
-        [*(per_clip(each, 2) for each in (per_slot, per_slot, sums)), *kept],
+        [per_clip(per_slot, 2), per_clip(per_slot, 2), per_clip(sums, 2, tiling.padded), *kept],
     )
     # One softmax of what the splits found.
     highest = jnp.max(peak, axis=1)
@@ -270,7 +270,8 @@ def backward(
     batch, _, dim = x.shape
     masks = mask_argument(mask)
     phi_flat = constant(tiling.flatten_phi(phi, x.dtype))
-    sums = per_clip(jax.ShapeDtypeStruct((batch, tiling.splits, tiling.slots, dim), F32), 2)
+    sums = jax.ShapeDtypeStruct((batch, tiling.splits, tiling.slots, dim), F32)
+    sums = per_clip(sums, 2, tiling.padded)
     source = scores[0] if tiling.keep else x
     outputs, pull = jax.vjp(apply_experts, slots.reshape(batch, *phi.shape[1:], dim), *experts)
     (doutputs,) = tiling.call(

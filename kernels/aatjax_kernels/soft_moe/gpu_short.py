@@ -171,14 +171,17 @@ def forward(
     batch, tokens, dim = x.shape
     packed, own = _pack_padded(tiling, phi, *experts)
     shared = (tiling.flatten_phi(phi, x.dtype), *packed, own)
-    kept = [(batch, tiling.slots, dim), (batch, tokens, tiling.padded)] if keep else []
+    rows, kept = tiling.rows, []
+    if keep:
+        kept.append(((batch, tiling.slots, dim), F32, tiling.padded))
+        kept.append(((batch, tokens, tiling.padded), F32, rows))
     out, *kept = tiling.call(
         options,
         _forward_kernel,
-        [per_clip(x), *map(constant, shared), *mask_argument(mask)],
+        [per_clip(x, rows=rows), *map(constant, shared), *mask_argument(mask, rows)],
         [
-            per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype)),
-            *(per_clip(jax.ShapeDtypeStruct(shape, F32)) for shape in kept),
+            per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype), rows=rows),
+            *(per_clip(jax.ShapeDtypeStruct(*each), rows=size) for *each, size in kept),
         ],
     )
     return out, tuple(kept)
@@ -203,18 +206,20 @@ def backward(
     outputs, pull = jax.vjp(apply_experts, real.reshape(batch, *phi.shape[1:], dim), *experts)
     answers = outputs.reshape(batch, tiling.slots, dim).astype(x.dtype)
     slope = gelu_and_slope(hidden)[1] * own[None]
-    sums = per_clip(jax.ShapeDtypeStruct((batch, tiling.slots, dim), F32))
+    sums = per_clip(jax.ShapeDtypeStruct((batch, tiling.slots, dim), F32), rows=tiling.padded)
+    by_slot = (slots, tiling.pad_slots(answers), slope)
     dx, dphi, doutputs = tiling.call(
         options,
         _backward_kernel,
         [
-            *map(per_clip, (x, dout)),
+            *(per_clip(each, rows=tiling.rows) for each in (x, dout)),
             constant(tiling.flatten_phi(phi, x.dtype)),
-            *map(per_clip, (scores, slots, tiling.pad_slots(answers), slope)),
+            per_clip(scores, rows=tiling.rows),
+            *map(per_clip, by_slot),
             *map(constant, (w_down, w_up)),
-            *mask_argument(mask),
+            *mask_argument(mask, tiling.rows),
         ],
-        [per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype)), sums, sums],
+        [per_clip(jax.ShapeDtypeStruct(x.shape, x.dtype), rows=tiling.rows), sums, sums],
     )
     _, *dweights = pull(doutputs.reshape(outputs.shape).astype(outputs.dtype))
     return dx, dphi.sum(axis=0).T.reshape(phi.shape), *dweights

@@ -159,9 +159,14 @@ def mask_tokens(mask_ref: Any, rows: Any, inside: Array) -> Array:
     return inside & (triton.load(mask_ref.at[rows], mask=inside, other=0.0) > 0)
 
 
-def per_clip(array: Any, skip: int = 1) -> tuple[Any, pl.BlockSpec]:
-    """Pair an array [b, ...] with the block of one clip; with `skip=2` [b, splits, ...]."""
+def per_clip(array: Any, skip: int = 1, rows: int = 0) -> tuple[Any, pl.BlockSpec]:
+    """Pair an array [b, ...] with the block of one clip; with `skip=2` [b, splits, ...].
+
+    A block of more `rows` than the array has must be masked where it is loaded and stored.
+    """
     shape = array.shape[skip:]
+    if rows:
+        shape = (rows, *shape[1:])
     rest = (0,) * len(shape)
     if skip == 1:
         return array, pl.BlockSpec((None, *shape), lambda b, k, g: (b, *rest))
@@ -173,6 +178,6 @@ def constant(array: Any) -> tuple[Any, pl.BlockSpec]:
     return array, pl.BlockSpec(array.shape, lambda b, k, g: (0,) * array.ndim)
 
 
-def mask_argument(mask: Array | None) -> list[Any]:
+def mask_argument(mask: Array | None, rows: int = 0) -> list[Any]:
     """Return the mask as an argument, or none."""
-    return [] if mask is None else [per_clip(mask.astype(F32))]
+    return [] if mask is None else [per_clip(mask.astype(F32), rows=rows)]
