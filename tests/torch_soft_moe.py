@@ -1,4 +1,4 @@
-"""The soft mixture in float64 PyTorch, differentiated by it: independent of everything of ours."""
+"""The soft mixture in float64 PyTorch, differentiated by it: independent of the package."""
 
 import numpy as np
 import torch
@@ -24,22 +24,22 @@ def soft_moe(
     if normalize:
         scored = tokens / torch.sqrt((tokens**2).sum(-1, keepdim=True) + 1e-6)
     logits = torch.einsum("bnd,dep->bnep", scored, slots)
-    read = torch.softmax(logits.flatten(2), dim=-1).reshape(logits.shape)
+    combine = torch.softmax(logits.flatten(2), dim=-1).reshape(logits.shape)
     if mask is None:
-        sent = torch.softmax(logits, dim=1)
+        dispatch = torch.softmax(logits, dim=1)
     else:
-        seen = torch.tensor(mask)[:, :, None, None]
-        read = torch.where(seen, read, 0.0)
-        sent = torch.where(seen, logits, -torch.inf)
-        # A clip without tokens has no softmax; its weights are zero.
+        valid = torch.tensor(mask)[:, :, None, None]
+        combine = torch.where(valid, combine, 0.0)
+        dispatch = torch.where(valid, logits, -torch.inf)
+        # A clip without tokens has no softmax: its weights are zero.
         empty = ~torch.tensor(mask).any(dim=1)
-        sent = torch.where(empty[:, None, None, None], 0.0, sent)
-        sent = torch.where(seen, torch.softmax(sent, dim=1), 0.0)
-    inside = torch.einsum("bnep,bnd->bepd", sent, tokens)
-    hidden = torch.einsum("bepd,edr->bepr", inside, down) + down_bias[None, :, None]
+        dispatch = torch.where(empty[:, None, None, None], 0.0, dispatch)
+        dispatch = torch.where(valid, torch.softmax(dispatch, dim=1), 0.0)
+    gathered = torch.einsum("bnep,bnd->bepd", dispatch, tokens)
+    hidden = torch.einsum("bepd,edr->bepr", gathered, down) + down_bias[None, :, None]
     hidden = torch.nn.functional.gelu(hidden)
     outputs = torch.einsum("bepr,erd->bepd", hidden, up) + up_bias[None, :, None]
-    out = torch.einsum("bnep,bepd->bnd", read, outputs)
+    out = torch.einsum("bnep,bepd->bnd", combine, outputs)
     out.backward(torch.tensor(np.asarray(cotangent, np.float64)))
     grads = [np.asarray(tensor.grad) for tensor in given]
     return out.detach().numpy(), grads

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice: makes it if need be, installs aatjax on every host, starts the same command on
-# all of them. JAX finds the hosts through the TPU's metadata; no address is given.
+# A Cloud TPU slice: creates it if necessary, installs aatjax on every host, and starts the same
+# command on all of them. JAX finds the hosts through the TPU's metadata.
 #
 #   NAME=ast ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://mine \
 #       tools/launch/tpu_vm.sh folder --data.path /mnt/bucket/sounds --run /mnt/bucket/runs/one
 #
-# BUCKET is mounted at /mnt/bucket on every host (gcsfuse): data, weights and the run folder lie
-# there. Run it again after a preemption: the run goes on from its last checkpoint.
+# BUCKET is mounted at /mnt/bucket on every host (gcsfuse) for data, weights and the run folder. After
+# a preemption run it again: the run continues from its last checkpoint.
 set -euo pipefail
 
 : "${NAME:?name of the TPU}" "${ZONE:?zone}" "${TYPE:?accelerator type, such as v5litepod-16}"

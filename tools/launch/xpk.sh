@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A workload on a GKE cluster that xpk made (`xpk cluster create`): the same command on every host.
+# A workload on a GKE cluster created by xpk (`xpk cluster create`): the same command on every host.
 #
 #   CLUSTER=mine ZONE=us-central2-b PROJECT=p TYPE=v5litepod-256 IMAGE=REGION-docker.pkg.dev/p/r/aatjax \
 #       tools/launch/xpk.sh folder --data.path /shared/sounds --run /shared/runs/one
 #
-# IMAGE is a container with aatjax[tpu]; /shared must be a volume that all hosts see.
+# IMAGE is a container with aatjax[tpu]; /shared must be a volume that all hosts mount.
 set -euo pipefail
 
 : "${CLUSTER:?}" "${ZONE:?}" "${PROJECT:?}" "${TYPE:?}" "${IMAGE:?}"

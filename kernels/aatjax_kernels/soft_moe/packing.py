@@ -1,7 +1,7 @@
 """Parameters in the layout of the kernels: slots and hidden units of all experts on one axis each.
 
 Phi becomes [s, d], the down- and up-projections [h, d] with h = e r hidden units, and `own` [s, h]
-says which hidden units belong to a slot's expert, so that all experts are two products.
+marks the hidden units of each slot's expert, so that all experts are two products.
 """
 
 from typing import NamedTuple
