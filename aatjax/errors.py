@@ -109,8 +109,8 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
                 check_fields(self)
 
     A field with a `Range` must hold a finite number inside it, whole where the annotation says
-    int; of a tuple, every item must. A field of `Literal` strings must hold one of them. None passes
-    where the annotation has it. Fields with neither are not checked.
+    int; of a tuple, every item must. A field of `Literal` strings must hold one of them. None is
+    accepted where the annotation has it. Fields with neither are not checked.
 
     Args:
         config: an instance of a dataclass.

@@ -63,7 +63,7 @@ def sum_penalties(model: nnx.Module) -> jax.Array | float:
 
 
 def _walk(module: nnx.Module, path: str = "") -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield (path, parent, name, child) of every submodule and variable, a module before its own."""
+    """Yield (path, parent, name, child) of every submodule and variable, parents first."""
     named = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
     for key, child in list(named):
         if isinstance(child, nnx.Module | nnx.Variable):

@@ -3,7 +3,7 @@
     aatjax train folder --data.path my_sounds/
     aatjax train folder --data.path labels.csv --model.source audioset_10_10_0.4593.pth
 
-A fifth of the clips is held out for testing, with recordings kept whole where they can be told.
+A fifth of the clips is held out for testing; recordings that can be identified are kept whole.
 With a published AST give `--optim.lr 1e-4` and a batch that fits, such as
 `--training.batch-size 8` on a laptop.
 """

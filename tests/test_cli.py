@@ -883,7 +883,7 @@ def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed(place: Place) -> None:
-    """F2: kill -9; the same command goes on, and no step is told twice."""
+    """F2: kill -9; the same command goes on, and no step is reported twice."""
     arguments = place.arguments(run="killed", epochs=30)
     metrics = place.root / "killed" / "metrics.jsonl"
     process = start(arguments)

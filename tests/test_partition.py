@@ -35,7 +35,7 @@ def write_sounds(root: Path, per_class: int = 6) -> Path:
 
 
 def write_table(root: Path, *splits: str) -> Data:
-    """A manifest with so many splits for the clips of each class in turn."""
+    """A manifest with a number of splits for the clips of each class in turn."""
     files = sorted(path.relative_to(root) for path in root.rglob("*.wav"))
     rows = [f"{f},{f.parent},{splits[int(f.stem) % len(splits)]}" for f in files]
     (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
@@ -85,7 +85,7 @@ def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
             folds=False,
             show=None,
         )
-    assert not (tmp_path / "run").exists(), "nothing was trained in vain"
+    assert not (tmp_path / "run").exists(), "no training before the error"
 
 
 def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> None:

@@ -217,7 +217,7 @@ def adapted() -> AST:
 
 
 def groups(model) -> dict[str, set[str]]:
-    """Paths by group, told by type."""
+    """Paths by group, from the types of the variables."""
     found = {"trainable": set(), "stats": set(), "frozen": set()}
     for path, kind in kinds(model).items():
         group = {Trainable: "trainable", nnx.BatchStat: "stats"}.get(kind, "frozen")

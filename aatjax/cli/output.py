@@ -7,7 +7,7 @@ from typing import Any
 Headline = tuple[str, float | None, float | None, float | None]
 
 
-def format_interval(headline: Headline | None) -> str:
+def format_headline(headline: Headline | None) -> str:
     """Return `value [low, high]` of (metric, value, low, high)."""
     if headline is None or headline[1] is None:
         return "n/a"
@@ -31,7 +31,7 @@ def format_result(result: Any) -> str:
     row = [
         result.method,
         f"{result.trainable:,}",
-        format_interval(result.headline),
+        format_headline(result.headline),
         f"{result.seconds:.0f}",
     ]
     return format_table(["method", "trainable", metric, "seconds"], [row])

@@ -27,7 +27,7 @@ STEP_ROWS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """The backbone and the output.
 
     Attributes:
@@ -45,11 +45,11 @@ class Options:
     markdown: Switch = False
 
 
-Common = OmitArgPrefixes[Options]
-SMALL = Options("small", 256)
+Common = OmitArgPrefixes[BenchOptions]
+SMALL = BenchOptions("small", 256)
 
 
-def _config(options: Options, **changes: Any) -> Any:
+def _config(options: BenchOptions, **changes: Any) -> Any:
     from aatjax.models.config import ASTConfig
 
     return ASTConfig.size(
@@ -74,7 +74,7 @@ def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
     return {name: method(name) for name in names}
 
 
-def _print(options: Options, heads: list[str], rows: list[list[str]]) -> None:
+def _print(options: BenchOptions, heads: list[str], rows: list[list[str]]) -> None:
     from aatjax.cli.output import format_table
 
     if options.markdown:
@@ -84,7 +84,7 @@ def _print(options: Options, heads: list[str], rows: list[list[str]]) -> None:
         print(format_table(heads, rows))
 
 
-def count_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None:
+def print_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None:
     """Count FLOPs, kept activations, parameters and file size per clip and method.
 
     Args:
@@ -267,4 +267,4 @@ def _tabulate_points(points: Sequence[Any]) -> tuple[list[str], list[list[str]]]
     ]
 
 
-KINDS = {"flops": count_flops, "step": measure_steps, "scaling": sweep_sizes}
+KINDS = {"flops": print_flops, "step": measure_steps, "scaling": sweep_sizes}

@@ -45,7 +45,7 @@ def main(
         config = ConfigChoice(name, flags=flags).load("compare", fields)
         chosen.append(config if protocol is None else config.with_protocol(protocol))
     from aatjax.experiments.compare.runs import make_entries, run_grid
-    from aatjax.experiments.compare.tables import format_table as format_comparison
+    from aatjax.experiments.compare.tables import format_comparison
     from aatjax.reports.html.compare import write_comparison
 
     entries = make_entries(chosen, methods, budget)

@@ -26,7 +26,7 @@ ONLY_WITH_SEGMENTS = ("format", "out", "smooth", "threshold", "min_duration", "g
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """The prediction.
 
     Attributes:
@@ -66,7 +66,7 @@ class Options:
     gap: Unset[float] = None
 
 
-def main(prediction: OmitArgPrefixes[Options]) -> None:
+def main(prediction: OmitArgPrefixes[PredictOptions]) -> None:
     """Run `aatjax predict`."""
     options = prediction
     _check(options)
@@ -81,7 +81,7 @@ def main(prediction: OmitArgPrefixes[Options]) -> None:
         _predict_files(classifier, options)
 
 
-def _check(options: Options) -> None:
+def _check(options: PredictOptions) -> None:
     """Raise UsageError for flags that exclude each other."""
     for name in ONLY_WITH_SEGMENTS:
         if not options.segments and getattr(options, name) is not None:
@@ -118,7 +118,7 @@ def _check(options: Options) -> None:
         raise UsageError("--out and --embeddings name the same file: give two")
 
 
-def _make_rules(options: Options) -> SegmentationRules:
+def _make_rules(options: PredictOptions) -> SegmentationRules:
     from aatjax.inference.segmentation import SegmentationRules
 
     on, off = None, None
@@ -147,7 +147,7 @@ def _make_rules(options: Options) -> SegmentationRules:
         raise UsageError(f"--{flag} {rest}") from None
 
 
-def _predict_files(classifier: Classifier, options: Options) -> None:
+def _predict_files(classifier: Classifier, options: PredictOptions) -> None:
     """Predict file by file; a truncated file is an error."""
     from aatjax.audio.waveform import AudioError
 
@@ -163,7 +163,7 @@ def _predict_files(classifier: Classifier, options: Options) -> None:
 
 
 def _predict_stream(
-    classifier: Classifier, options: Options, rules: SegmentationRules | None
+    classifier: Classifier, options: PredictOptions, rules: SegmentationRules | None
 ) -> None:
     """Predict in batches that files share; a truncated file is used up to the damage."""
     from aatjax.inference.classifier import BATCH
@@ -201,7 +201,7 @@ def _predict_stream(
 
 
 def _print_predictions(
-    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: Options
+    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: PredictOptions
 ) -> None:
     """Print a line per file."""
     import numpy as np
@@ -223,7 +223,7 @@ def _print_predictions(
 def _write_segments(
     events: Iterator[StreamResult | StreamEnd],
     classifier: Classifier,
-    options: Options,
+    options: PredictOptions,
     rules: SegmentationRules,
     out: BinaryIO | None,
 ) -> None:
@@ -251,7 +251,7 @@ def _write_segments(
             sys.stdout.buffer.flush()
 
 
-def _print_prediction(prediction: Prediction, options: Options) -> None:
+def _print_prediction(prediction: Prediction, options: PredictOptions) -> None:
     if options.json:
         print(json.dumps(prediction.to_json()), flush=True)
         return

@@ -7,7 +7,7 @@ from typing import Any
 from tyro.conf import UseAppendAction
 
 from aatjax.cli.arguments import ConfigArguments
-from aatjax.cli.output import format_interval, format_result, format_table, keep_compiled
+from aatjax.cli.output import format_headline, format_result, format_table, keep_compiled
 
 GROUP = "train"
 
@@ -80,13 +80,13 @@ def _format_repeats(method: str, repeated: Any) -> str:
         [
             name.replace("fold", "fold ").replace("draw", "draw "),
             f"{run.trainable:,}",
-            format_interval(run.headline),
+            format_headline(run.headline),
             f"{run.seconds:.0f}",
         ]
         for name, run in repeated.runs.items()
     ]
     seconds = sum(run.seconds for run in repeated.runs.values())
-    mean = format_interval((repeated.metric, repeated.mean, repeated.low, repeated.high))
+    mean = format_headline((repeated.metric, repeated.mean, repeated.low, repeated.high))
     name = "mean" if repeated.epoch is None else f"mean, epoch {repeated.epoch}"
     rows.append([name, "", mean, f"{seconds:.0f}"])
     if repeated.last is not None:

@@ -57,7 +57,7 @@ def make_comparison_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def format_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def format_comparison(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Heads and cells to be read: percent, with intervals."""
     heads = [
         "method",
@@ -89,7 +89,7 @@ def format_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def format_markdown(comparison: Comparison) -> str:
     """The table for a README, with its notes below."""
-    heads, rows = format_table(comparison)
+    heads, rows = format_comparison(comparison)
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     table = "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
@@ -100,7 +100,7 @@ def format_markdown(comparison: Comparison) -> str:
 
 def format_latex(comparison: Comparison) -> str:
     """A booktabs table for a paper."""
-    heads, rows = format_table(comparison)
+    heads, rows = format_comparison(comparison)
     head, *body = [
         " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *rows)
     ]

@@ -55,7 +55,7 @@ def write_comparison(comparison: Comparison, folder: Path, command: str) -> list
 
 
 def _render_page(comparison: Comparison, figures: dict[str, Figure], command: str) -> str:
-    heads, rows = tables.format_table(comparison)
+    heads, rows = tables.format_comparison(comparison)
     best = max(comparison.entries, key=lambda name: comparison.summaries[name].mean)
     return render_page(
         "compare.html",
