@@ -4,10 +4,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 import aatjax
+from aatjax import petl
 from aatjax.cli.main import COMMANDS
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
@@ -45,6 +47,22 @@ def test_the_example_runs_and_leaves_an_adapter(sounds, capsys):
     assert "trainable share" in printed and "dog.ogg: " in printed
     adapter = aatjax.load_adapter(sounds / "adapter.safetensors")
     assert adapter.classes == ("bark", "clock")
+
+
+def test_the_method_of_the_contributing_page_can_be_adapted(monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr("aatjax.petl.base.METHODS", dict(METHODS))
+    namespace = {"__name__": "mlp_scale"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
+    model = aatjax.load("random:tiny", num_classes=3)
+    adapted = aatjax.adapt(model, namespace["MlpScale"]())
+    dim, depth = model.config.dim, model.config.depth
+    linear = aatjax.adapt(model, petl.Linear())
+    counts = [aatjax.summary(m).trainable for m in (adapted, linear)]
+    assert counts[0] - counts[1] == dim * depth
+    x = np.random.default_rng(0).normal(size=(1, model.config.frames, 128)).astype(np.float32)
+    np.testing.assert_allclose(adapted(x), model(x), rtol=1e-6)
 
 
 def test_both_commands_are_there_once_each():
