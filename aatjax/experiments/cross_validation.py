@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from aatjax.experiments.partition import find_protocol, list_runs, make_partitio
 from aatjax.experiments.run import ExperimentResult, name_run_folder, train
 from aatjax.io.json_file import write_json
 from aatjax.train.distributed import run_on_main
-from aatjax.train.fit import Show
-from aatjax.train.logging import read_metrics
+from aatjax.train.logging import Show, choose_stream, read_metrics
 from aatjax.train.metrics.intervals import mean_interval
 
 
@@ -68,7 +66,7 @@ def cross_validate(
         UsageError: the data set has no folds or no test clips, or `data.shots` is missing.
         DataError: the metric is not defined on a fold.
     """
-    screen = (sys.stderr if isinstance(show, str | bool) else show) if show else None
+    screen = choose_stream(show)
     folder = Path(run_dir) if run_dir is not None else name_run_folder(config)
     results: dict[str, ExperimentResult] = {}
     runs = _plan_runs(config.data, draws, folds)

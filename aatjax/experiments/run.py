@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,8 @@ from aatjax.petl import adapt
 from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import clip_logits, measure_metrics
-from aatjax.train.fit import FitContext, Run, Show, fit
-from aatjax.train.logging import TextStream
+from aatjax.train.fit import FitContext, Run, fit
+from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.watchdog import Watchdog
 
@@ -125,7 +124,7 @@ def train(
             processes were started with different arguments. The differences are listed.
         DataError, WriteError, NotFiniteError, InterruptedRunError: see the parts.
     """
-    screen = (sys.stderr if isinstance(show, str | bool) else show) if show and is_main() else None
+    screen = choose_stream(show) if is_main() else None
     folder = Path(run_dir) if run_dir is not None else name_run_folder(config)
     watchdog = Watchdog(jax.process_index(), stuck=stuck_after)
     watchdog.start()

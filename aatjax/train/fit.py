@@ -2,10 +2,9 @@
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
 from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
 from aatjax.train.forward import split_model
-from aatjax.train.logging import TextStream
+from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
@@ -34,8 +33,6 @@ from aatjax.train.prefix_cache import PrefixCache, check_prefix, make_prefix_key
 from aatjax.train.sharding import MeshShape, check_batch, fetch
 from aatjax.train.state import Start, TrainState, start_state
 from aatjax.train.step import Loss, make_steps
-
-Show = TextStream | Literal["stderr"] | bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +188,7 @@ def fit(
     check_fit(model, list(sources.values()), setup.frontend)
     check_batch(setup.mesh, setup.training.batch_size)
     folder = None if run_dir is None else Path(run_dir)
-    screen = (sys.stderr if isinstance(show, str | bool) else show) if show else None
-    loop, state = _prepare(model, sources, setup, context, folder, screen)
+    loop, state = _prepare(model, sources, setup, context, folder, choose_stream(show))
     with jax.set_mesh(setup.mesh):
         state, best = loop.run(state)
         return _finish(model, loop, state, best, sources)

@@ -2,10 +2,11 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol, cast, runtime_checkable
+from typing import IO, Any, Literal, Protocol, cast, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +29,15 @@ class TextStream(Protocol):
     def isatty(self) -> bool:
         """Return whether it is a terminal."""
         ...
+
+
+Show = TextStream | Literal["stderr"] | bool | None
+"""Where progress goes: a stream, `stderr` or True, or None or False for nowhere."""
+
+
+def choose_stream(show: Show) -> TextStream | None:
+    """Return the stream of a progress setting."""
+    return (sys.stderr if isinstance(show, str | bool) else show) if show else None
 
 
 class MetricsWriter:

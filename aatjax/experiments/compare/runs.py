@@ -17,8 +17,7 @@ from aatjax.experiments.run import load_backbone, train
 from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
-from aatjax.train.fit import Show
-from aatjax.train.logging import read_metrics
+from aatjax.train.logging import Show, read_metrics
 
 FREE = ("cache", "pad", "statistics")
 """Fields of the data that may differ between rows: they do not change which clips are used."""
