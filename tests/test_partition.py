@@ -93,7 +93,7 @@ def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> Non
     given = ["--data.path", str(tmp_path / "s"), "--data.cache", str(tmp_path / "c")]
     run = ["--run", str(tmp_path / "run"), "--data.channels"]
     assert main.run(["train", "folder", *given, *run, "7"]) == 2
-    assert "channel 7 is asked for, but there are 2" in capfd.readouterr().err
+    assert "channel 7 is requested, but there are 2" in capfd.readouterr().err
     assert main.run(["train", "folder", *given, *run, "right"]) == 2
     assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
 

@@ -321,7 +321,7 @@ def test_warnings_about_the_data_are_reported(data: ReportData) -> None:
         "SUBSET: 400 of 2000",
         "protocol petl (arXiv 2402.00828), run 1, 1 of 5",
         "LEAK: ",
-        "2 pairs of clips",
+        "2 pairs of duplicate clips in different parts",
         "few-shot: 8",
         "weights are chosen by the clips",
         "accuracy is 2.000 in result.json",
