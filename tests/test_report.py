@@ -323,7 +323,7 @@ def test_warnings_about_the_data_are_reported(data: ReportData) -> None:
         "LEAK: ",
         "2 pairs of duplicate clips in different parts",
         "few-shot: 8",
-        "weights are chosen by the clips",
+        "weights are chosen by the test clips",
         "accuracy is 2.000 in result.json",
         "these numbers are too good",
     ):
