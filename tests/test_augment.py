@@ -1,4 +1,4 @@
-"""Augmentation: what it changes, what it leaves alone, and the numbers it draws."""
+"""Augmentation: what it changes, what it keeps, and the numbers it draws."""
 
 from typing import Any
 
@@ -174,7 +174,7 @@ def test_everything_together_is_deterministic_by_key() -> None:
     assert (np.abs(first[0] - other[0]).max(axis=(1, 2)) > 0.1).all()
 
 
-def test_masks_come_before_normalisation_unless_told_otherwise() -> None:
+def test_masks_come_before_normalisation_by_default() -> None:
     plain = augmented(Augment())[0]
     before = augmented(Augment(freq_mask=60))[0]
     after = augmented(Augment(freq_mask=60, spec_after_norm=True))[0]

@@ -1,7 +1,8 @@
-"""The log-mel front end against published numbers, Hugging Face's extractor and its own truth."""
+"""The log-mel front end against published numbers, Hugging Face, librosa and its reference."""
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from aatjax.audio.fbank import (
     LOG_FLOOR,
     count_frames,
     count_samples,
+    hertz_to_mel,
     log_mel,
     log_mel_reference,
     mel_bank,
@@ -51,6 +53,27 @@ def signals() -> dict[str, np.ndarray]:
 def assert_close(x: np.ndarray, truth: np.ndarray) -> None:
     assert x.shape == truth.shape
     np.testing.assert_allclose(np.asarray(x, np.float64), truth, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "mels"), [(16000, 128), (44100, 80)])
+def test_the_filters_lie_between_the_mel_frequencies_of_librosa(rate: int, mels: int) -> None:
+    """librosa's filters are triangular in Hz, these on the mel scale, with the same edges."""
+    edges = librosa.mel_frequencies(mels + 2, fmin=20.0, fmax=rate / 2, htk=True)
+    np.testing.assert_allclose(
+        hertz_to_mel(edges), 1127 / 2595 * np.log(10) * librosa.hz_to_mel(edges, htk=True)
+    )
+    bins = librosa.fft_frequencies(sr=rate, n_fft=512)
+    bank = mel_bank(rate, mels)
+    for number in range(mels):
+        inside = (bins > edges[number]) & (bins < edges[number + 2]) & (bins < rate / 2)
+        np.testing.assert_array_equal(bank[:, number] > 1e-9, inside)
+        if inside.any():
+            nearest = np.abs(hertz_to_mel(bins) - hertz_to_mel(edges[number + 1])).argmin()
+            assert bank[:, number].argmax() == nearest
+    sides = librosa.filters.mel(
+        sr=rate, n_fft=512, n_mels=mels, fmin=20.0, fmax=rate / 2, htk=True, norm=None
+    )
+    assert np.abs(bank.T - sides).max() < 0.05
 
 
 def test_golden_numbers_of_kaldi() -> None:
@@ -143,12 +166,14 @@ def test_the_slope_is_that_of_single_precision_and_a_tpu_can_run_it() -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    samples=st.integers(FRAME, FRAME + 12 * HOP),
+    samples=st.sampled_from([FRAME, FRAME + HOP - 1, FRAME + 7 * HOP + 3]),
     scale=st.sampled_from([1e-4, 1e-2, 0.3]),
     offset=st.sampled_from([0.0, 0.4]),
     seed=st.integers(0, 2**16),
 )
-def test_twin_equals_reference(samples: int, scale: float, offset: float, seed: int) -> None:
+def test_the_jax_version_equals_the_reference(
+    samples: int, scale: float, offset: float, seed: int
+) -> None:
     x = pcm(offset + np.random.default_rng(seed).normal(0, scale, samples))
     truth = log_mel_reference(x)
     assert truth.shape == (count_frames(samples), 128)
@@ -178,7 +203,7 @@ def test_other_rates_and_filter_counts() -> None:
 
 
 def test_silence_has_a_finite_gradient() -> None:
-    gradient = jax.grad(lambda x: jnp.sum(log_mel(x)))(jnp.zeros(FRAME))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_mel(x))))(jnp.zeros(FRAME))
     assert bool(jnp.isfinite(gradient).all())
 
 

@@ -362,7 +362,7 @@ def test_lora_merges_into_a_plain_model_that_computes_the_same(method):
     assert surgery.arrays(adapted)["blocks/0/attn/q/lora_a"].any(), "the original is not changed"
 
 
-def test_merging_leaves_other_adapters_in_place():
+def test_merging_keeps_other_adapters():
     method = petl.Combined(
         (petl.AAT(), petl.Prefix(tokens=4), petl.LoRA(rank=1, targets=("k", "v")))
     )

@@ -74,7 +74,7 @@ def test_only_the_declared_paths_are_trained_and_counted(name, published):
 
 
 @pytest.mark.parametrize(("name", "published"), FORMS)
-def test_adapting_renames_and_changes_nothing_and_leaves_the_original_alone(name, published):
+def test_adapting_renames_and_changes_nothing_of_the_original(name, published):
     method, _ = find_form(name, published)
     plain = make_model()
     before = surgery.arrays(plain)
@@ -320,7 +320,7 @@ def test_adapting_twice_is_refused():
             aatjax.adapt(adapted, petl.Linear())
 
 
-def test_a_method_without_inject_says_so():
+def test_a_method_without_inject_raises():
     class Empty(Method):
         pass
 

@@ -18,7 +18,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_layout_is_told_by_what_lies_there(real_audio, name):
+def test_every_layout_is_detected(real_audio, name):
     clips, classes, folds = SETS[name]
     source = open_source(real_audio / name)
     assert (len(source), len(source.classes), len(source.folds)) == (clips, classes, folds)

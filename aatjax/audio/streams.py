@@ -54,7 +54,7 @@ def open_stream(file: BufferedIOBase, container: Container, source: SoundFile) -
         DecoderError: no decoder reads the content.
     """
     try:
-        return _Sndfile(_Spliced(file, *(container.splice or (b"", 0))))
+        return _Sndfile(SplicedFile(file, *(container.splice or (b"", 0))))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         file.seek(0)
         if not _needs_ffmpeg(file.read(16), container):
@@ -95,7 +95,7 @@ class _Sndfile:
         self._sound.close()
 
 
-class _Spliced(BufferedIOBase):
+class SplicedFile(BufferedIOBase):
     """A file whose first bytes are replaced: `head`, then the file from `start` on.
 
     It never raises for a bad offset: libsndfile seeks to some in damaged files, and an exception
