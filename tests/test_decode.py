@@ -447,9 +447,7 @@ def test_b10_formats_of_ffmpeg_need_it(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script replaces ffmpeg")
-def test_b10_ffmpeg_is_used_if_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_b10_ffmpeg_is_used_if_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pcm = np.round(speech(9000) * 32768).astype("<i2").reshape(3000, 3)
     (tmp_path / "pcm").write_bytes(pcm.tobytes())  # pipe blocks end inside a frame of 6 bytes
     script = tmp_path / "ffmpeg"
