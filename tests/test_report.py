@@ -356,7 +356,7 @@ def test_without_mixture_validation_or_run_folder(
     assert info is not None and "decisions" not in info
     (tmp_path / "run" / "diagnosis.json").write_text("{")
     found = collect_report(tmp_path / "run")
-    assert isinstance(found.evaluation, str) and "no test part" in found.evaluation
+    assert isinstance(found.evaluation, str) and "no test clips" in found.evaluation
     page = check(render_report(found, ["aatjax", "report", "run"]))
     words = "".join(page.text)
     assert "not evaluated" in words and "Expert routing" not in words and "cannot be read" in words
