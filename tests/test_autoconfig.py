@@ -28,7 +28,7 @@ def diagnosis(seconds: list[float], *findings: Finding) -> Diagnosis:
     return Diagnosis("made", 198, {}, {}, measurements, findings)
 
 
-def chosen(source: Source, seconds: list[float], shape=(198, 128)):
+def choose(source: Source, seconds: list[float], shape=(198, 128)):
     return choose_settings(
         source,
         diagnosis(seconds),
@@ -50,28 +50,28 @@ def source(counts: list[int], **fields) -> Source:
 
 
 def test_the_rules() -> None:
-    config, why = chosen(source([40, 40, 30]), [1.0] * 100)
+    config, why = choose(source([40, 40, 30]), [1.0] * 100)
     assert config.petl.name == "soft_moa" and config.model.frames == 100
     assert (config.data.test_fraction, config.data.valid_fraction) == (0.2, 0.15)
     assert config.data.statistics == "train" and config.training.crop == "start"
     assert {c.what for c in why} >= {"model.frames", "method", "training.batch_size", "optim.lr"}
     assert all(c.why for c in why)
 
-    few, _ = chosen(source([40, 5]), [9.0] * 45)
+    few, _ = choose(source([40, 5]), [9.0] * 45)
     assert few.petl.name == "linear" and few.optim.lr == 1e-2
     assert few.model.frames == 297 and few.training.crop == "random"  # 1.5 times the base's 198
     assert few.data.valid_fraction == 0.0 and few.augment.mixup == 0.0
 
-    folds, _ = chosen(source([40, 40], fold=lambda c, k: str(k % 4)), [1.0] * 80)
+    folds, _ = choose(source([40, 40], fold=lambda c, k: str(k % 4)), [1.0] * 80)
     assert folds.data.fold == "3"
-    parts, _ = chosen(source([40, 40], split=lambda c, k: "train" if k % 4 else "test"), [1.0] * 80)
-    assert parts.data.fold is None and parts.data.test_fraction == 0.2  # not looked at
-    big, _ = chosen(source([400, 400]), [10.0] * 800, shape=(1024, 768))
+    parts, _ = choose(source([40, 40], split=lambda c, k: "train" if k % 4 else "test"), [1.0] * 80)
+    assert parts.data.fold is None and parts.data.test_fraction == 0.2  # not used
+    big, _ = choose(source([400, 400]), [10.0] * 800, shape=(1024, 768))
     assert big.petl.reduction == 128 and big.training.batch_size == 32  # type: ignore[attr-defined]
     assert big.model.frames == 1000
 
 
-def test_what_to_mend_next_names_the_findings_first() -> None:
+def test_next_steps_name_the_findings_first() -> None:
     found = diagnosis([1.0], Finding("clipped", (Item("a"), Item("b"))))
     lines = suggest_next_steps(found, None, "embedded")
     assert lines[0].startswith("2 x clipped") and "AudioSet" in lines[-1]
@@ -94,12 +94,12 @@ def test_from_a_folder_to_a_report_in_one_command(tmp_path, capsys) -> None:
         "random:tiny",
     ]
     assert run([*command, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "model.frames" in said and "nothing was trained" in said
+    out = capsys.readouterr().out
+    assert "model.frames" in out and "nothing was trained" in out
     assert not (tmp_path / "run").exists()
     assert run(command) == 0
-    said = capsys.readouterr().out
-    assert "replaced by you: --training.epochs 2" in said
+    out = capsys.readouterr().out
+    assert "replaced by your flags: --training.epochs 2" in out
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["training"]["epochs"] == 2 and config["model"]["source"] == "random:tiny"
     page = (tmp_path / "run/report.html").read_text()
@@ -107,16 +107,16 @@ def test_from_a_folder_to_a_report_in_one_command(tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "run/diagnosis.json").read_text())["findings"] is not None
     assert run(["eval", str(tmp_path / "run/adapter.safetensors"), "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out)
-    told = json.loads((tmp_path / "run/result.json").read_text())
-    assert evaluated["accuracy"] == pytest.approx(told["headline"][1])
-    assert np.isfinite(told["headline"][1])
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert evaluated["accuracy"] == pytest.approx(result["headline"][1])
+    assert np.isfinite(result["headline"][1])
 
 
-def test_mistakes_are_one_line(tmp_path, capsys) -> None:
+def test_mistakes_are_one_line(tmp_path, capsys, small_ast) -> None:
     assert run(["adapt", str(tmp_path / "none")]) == 65
     assert "no such file or folder" in capsys.readouterr().err
     folder = sounds(tmp_path / "sounds", 2, kinds=2)
-    flags = ["--quiet", "--no-labels", "--dry-run", "--base", "random:tiny"]
+    flags = ["--quiet", "--no-labels", "--dry-run", "--base", small_ast]
     assert run(["adapt", str(folder), *flags, "--training.epoch", "2"]) == 2
     assert "epoch" in capsys.readouterr().err
     assert run(["adapt", str(folder), *flags, "--method", "soft_mao"]) == 2

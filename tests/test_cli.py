@@ -206,7 +206,7 @@ def test_a_folder_in_which_nothing_was_trained_binds_nobody(
     wrong = place.arguments("--data.path", str(place.root / "sonds"), epochs=1)
     assert main.run(wrong) == 65
     assert "sonds: no such file or folder" in one_line(capfd.readouterr().err)
-    assert main.run(place.arguments(epochs=1)) == 0
+    assert main.run(place.arguments("--method", "linear", epochs=1)) == 0
 
 
 def test_quiet_says_nothing_on_the_side(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +239,15 @@ def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixtu
 
 
 def test_best_by_validation_clips(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    more = ["--data.valid-fraction", "0.3", "--training.select", "best", "--quiet"]
+    more = [
+        "--data.valid-fraction",
+        "0.3",
+        "--training.select",
+        "best",
+        "--quiet",
+        "--method",
+        "linear",
+    ]
     assert main.run(place.arguments(*more, epochs=2)) == 0
     assert (place.root / "run" / "last.safetensors").is_file()
     info = read_info(place.adapter)
@@ -255,7 +263,7 @@ def test_unreadable_files_are_counted_and_listed(
 ) -> None:
     (place.sounds / "hum" / "broken.wav").write_bytes(b"RIFF1234WAVEnothing")
     (place.sounds / "hum" / "notes.txt").write_text("not audio")
-    assert main.run(place.arguments("--data.max-bad", "0.2", epochs=1)) == 0
+    assert main.run(place.arguments("--method", "linear", "--data.max-bad", "0.2", epochs=1)) == 0
     captured = capfd.readouterr()
     assert "16 clips, 2 classes, 1 other file left out, 1 quarantined" in captured.err
     (line,) = (place.root / "run" / "quarantine.jsonl").read_text().splitlines()
@@ -267,14 +275,17 @@ def test_too_many_unreadable_files_end_it(place: Place, capfd: pytest.CaptureFix
     for i in range(3):
         (place.sounds / "hum" / f"broken{i}.wav").write_bytes(b"RIFF1234WAVEnothing")
     for allowed in ("0.1", "2", "0"):
-        assert main.run(place.arguments("--data.max-bad", allowed, epochs=1)) == 65
+        assert (
+            main.run(place.arguments("--method", "linear", "--data.max-bad", allowed, epochs=1))
+            == 65
+        )
         err = capfd.readouterr().err
         message = [line for line in err.splitlines() if line.startswith("aatjax: ")]
         assert len(message) == 1 and "Traceback" not in err
         assert "3 of 19 clips cannot be used" in message[0] and "--data.max-bad" in message[0]
         assert "broken0.wav" in message[0]
     assert len((place.root / "run" / "quarantine.jsonl").read_text().splitlines()) == 3
-    assert main.run(place.arguments("--data.max-bad", "3", epochs=1)) == 0
+    assert main.run(place.arguments("--method", "linear", "--data.max-bad", "3", epochs=1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -333,7 +344,7 @@ def test_a_class_of_one_clip_trains_and_is_told_of(
     make_sounds(place.sounds / "x", clips=1, classes=("rare",))
     (place.sounds / "x" / "rare").rename(place.sounds / "rare")
     (place.sounds / "x").rmdir()
-    assert main.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     assert "nan" not in capfd.readouterr().out
     capfd.readouterr()
     assert main.run(["eval", place.adapter]) == 0
@@ -351,7 +362,7 @@ def test_a_run_folder_that_cannot_be_written(
 
 def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     """F23."""
-    more = ["--method", "full", "--optim.lr", "1e30", "--quiet"]
+    more = ["--method", "linear", "--optim.lr", "1e30", "--quiet"]
     assert main.run(place.arguments(*more)) == 3
     assert "optim.lr" in one_line(capfd.readouterr().err)
 
@@ -470,6 +481,7 @@ def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:
         assert flag in out
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_there_is_one_line() -> None:
     """F26."""
     command = [sys.executable, "-c", "from aatjax.cli.main import main; main()", "train"]
@@ -550,7 +562,7 @@ def test_eval_on_other_sounds(
 
 
 def test_a_base_that_moved(place: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     moved = place.base.rename(tmp_path / "moved.safetensors")
     wave = str(place.sounds / "hum" / "0.wav")
     capfd.readouterr()
@@ -619,7 +631,7 @@ def test_names_of_every_kind_train(place: Place, capfd: pytest.CaptureFixture[st
         data = (place.sounds / "hum" / "0.wav").read_bytes()
         (place.sounds / "hum" / name).write_bytes(data)
     (place.sounds / "hum").rename(place.sounds / 'a class,\nwith 音 \'n "all"')
-    assert main.run(place.arguments("--quiet", epochs=1)) == 0
+    assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     info = read_info(place.adapter)
     assert info is not None
     assert info["classes"] == ['a class,\nwith 音 \'n "all"', "whistle"]

@@ -1,8 +1,6 @@
 """The embedded default: what `aatjax train` does on a fresh machine, from end to end."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +24,8 @@ def test_the_embedded_weights_recognise_sounds_they_were_trained_for():
     classifier = aatjax.Classifier.load("embedded")
     right = 0
     for sound in PRETRAIN_SOUNDS:
-        for seed in range(3):
-            waveform = synthesize(sound, 10_000_000 + seed)
-            right += classifier.predict_waveform(waveform).label == sound
-    assert right > 0.5 * 3 * len(PRETRAIN_SOUNDS)
+        right += classifier.predict_waveform(synthesize(sound, 10_000_000)).label == sound
+    assert right > 0.5 * len(PRETRAIN_SOUNDS)
 
 
 @pytest.mark.slow
@@ -49,12 +45,3 @@ def test_the_default_trains_evaluates_and_predicts(tmp_path, monkeypatch, capsys
     assert np.isclose(json.loads(capsys.readouterr().out)["accuracy"], accuracy)
     assert run(["predict", str(folder / "adapter.safetensors"), *files]) == 0
     assert all(name in capsys.readouterr().out for name in ["siren"])
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from aatjax.cli.main import run; assert run(['--help']) == 0; "
-        "print([m for m in ('jax', 'numpy', 'flax', 'tyro') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.splitlines()[-1] == "[]"

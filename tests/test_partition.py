@@ -98,19 +98,27 @@ def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> Non
     assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
 
 
-def train(root: Path, **changes: Any) -> experiment.ExperimentResult:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_ast: str) -> Path:
+    """A run folder, trained on the left channel of the sounds beside it."""
+    root = tmp_path_factory.mktemp("trained")
+    write_sounds(root / "s")
     config = Config(
         petl=petl.Linear(),
-        model=Model(source="random:tiny", frames=98),
-        data=Data(path=str(root / "s"), cache=str(root / "cache"), **changes),
+        model=Model(source=small_ast),
+        data=Data(path=str(root / "s"), cache=str(root / "cache"), channels="left"),
         training=Training(epochs=1, batch_size=4, threads=0),
     )
-    return experiment.train(config, run_dir=root / "run", show=None)
+    experiment.train(config, run_dir=root / "run", show=None)
+    return root / "run"
 
 
-def test_a_set_that_has_changed_has_no_test_part_any_more(tmp_path: Path) -> None:
+def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_path: Path) -> None:
+    adapter = load_adapter(trained / "adapter.safetensors")
+    data = {**adapter.info["config"]["data"], "path": str(tmp_path / "s")}
+    config = {**adapter.info["config"], "data": data}
+    adapter = dataclasses.replace(adapter, info={**adapter.info, "config": config})
     write_sounds(tmp_path / "s")
-    adapter = load_adapter(train(tmp_path).artefact)
     metrics, test = experiment.evaluate_adapter(adapter, bootstrap=0)
     assert metrics.clips == len(test) == 2
     write_sounds(tmp_path / "more", per_class=8)
@@ -119,30 +127,34 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(tmp_path: Path) -> Non
             (tmp_path / "more" / name / f"{i}.wav").rename(tmp_path / "s" / name / f"{i}.wav")
     with pytest.raises(UsageError, match="not those that the adapter was trained on: files were"):
         experiment.evaluate_adapter(adapter)
-    told = collect_report(tmp_path / "run").evaluation
-    assert isinstance(told, str) and "name the sounds to evaluate on" in told
-    assert (
-        experiment.evaluate_adapter(
-            adapter, Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache")), bootstrap=0
-        )[0].clips
-        == 16
-    )
+    whole = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache"))
+    assert experiment.evaluate_adapter(adapter, whole, bootstrap=0)[0].clips == 16
 
 
-def test_the_channel_that_was_trained_on_is_the_one_that_is_heard(tmp_path: Path) -> None:
-    write_sounds(tmp_path / "s")
-    artefact = train(tmp_path, channels="left").artefact
-    adapter = load_adapter(artefact)
+def test_a_report_names_the_changed_set(trained: Path) -> None:
+    wav = trained.parent / "s" / "tone" / "0.wav"
+    extra = wav.with_name("extra.wav")
+    try:
+        extra.write_bytes(wav.read_bytes())
+        text = collect_report(trained).evaluation
+    finally:
+        extra.unlink()
+    assert isinstance(text, str) and "name the sounds to evaluate on" in text
+
+
+def test_evaluation_and_prediction_use_the_channel_of_training(
+    trained: Path, tmp_path: Path
+) -> None:
+    adapter = load_adapter(trained / "adapter.safetensors")
     assert adapter.frontend.channels == "left"
-    path = tmp_path / "s" / "tone" / "3.wav"
-    left = soundfile.read(path, dtype="int16")[0][:, 0]
-    classifier = Classifier.load(artefact)
-    heard, alone = classifier.predict(path), classifier.predict_waveform(left)
-    assert heard.probabilities == alone.probabilities
-    mean = classifier.predict_waveform(left // 2)
-    assert heard.probabilities != mean.probabilities
-    _, source = experiment.evaluate_adapter(
-        adapter, Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache")), bootstrap=0
+    sounds = trained.parent / "s"
+    left = soundfile.read(sounds / "tone" / "3.wav", dtype="int16")[0][:, 0]
+    classifier = Classifier.load(trained / "adapter.safetensors")
+    from_file = classifier.predict(sounds / "tone" / "3.wav")
+    assert from_file.probabilities == classifier.predict_waveform(left).probabilities
+    assert from_file.probabilities != classifier.predict_waveform(left // 2).probabilities
+    source = experiment.load_test_clips(
+        adapter, Data(path=str(sounds), cache=str(tmp_path / "cache"))
     )
     at = [Path(clip.id).as_posix() for clip in source.clips].index("tone/3.wav")
     np.testing.assert_array_equal(source.waveform(at), left)
