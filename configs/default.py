@@ -1,7 +1,7 @@
 """The embedded default: Soft-MoA on the small AST in the package, 10 synthetic sounds.
 
-Task: 10 classes of synthetic environmental sounds that the backbone never heard, 20 labelled
-clips a class; 400 test clips. Nothing is downloaded.
+Task: 10 classes of synthetic environmental sounds that the backbone was not trained on, 20 labelled
+clips per class; 400 test clips. Nothing is downloaded.
 
     aatjax train
 """

@@ -3,10 +3,10 @@
     aatjax train esc --data.path ESC-50-master --cross-validate
     aatjax train esc --data.path ESC-50-master --data.fold 1 --method aat
 
-Three seconds of each clip (298 frames), the first ones in testing and any in training, where half
-of the clips are also mixed with another. Nothing is selected on the held-out fold: the figures are
-those of the last epoch. On ESC-10 with the small backbone of `tools/pretrain.py real` that is about
-a minute a fold on one CPU core.
+Three seconds of each clip (298 frames): the first in testing, a random part in training, where half
+of the clips are also mixed with another. Nothing is chosen on the held-out fold: the figures are
+those of the last epoch. On ESC-10, with the small backbone of `tools/pretrain.py real`, a fold takes
+about a minute on one CPU core.
 """
 
 from aatjax.audio.augment import Augment

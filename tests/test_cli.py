@@ -1,4 +1,4 @@
-"""The command line, verb by verb: what it prints, what it leaves on disk, how it ends."""
+"""The command line: output, files and exit code of every command."""
 
 import contextlib
 import csv
@@ -134,7 +134,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def one_line(text: str) -> str:
-    """What was said in exactly one line, with no traceback."""
+    """The message, which is exactly one line, with no traceback."""
     assert "Traceback" not in text
     lines = text.splitlines()
     assert len(lines) == 1, text
@@ -145,7 +145,7 @@ def one_line(text: str) -> str:
 # Training.
 
 
-def test_train_prints_a_table_and_where_the_adapter_lies(trained: Trained) -> None:
+def test_train_prints_a_table_and_the_adapter_file(trained: Trained) -> None:
     assert trained.code == 0, trained.err
     heads, row, where = trained.out.splitlines()
     assert heads.split() == ["method", "trainable", "accuracy", "seconds"]
@@ -167,7 +167,7 @@ def test_train_prints_a_table_and_where_the_adapter_lies(trained: Trained) -> No
     assert info["test"]["value"] == figures["headline"][1]
 
 
-def test_the_same_command_again_says_finished(
+def test_the_same_command_again_reports_a_finished_run(
     trained: Trained, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = Path(trained.adapter).read_bytes()
@@ -199,7 +199,7 @@ def test_another_config_in_the_same_folder_is_refused(
     assert (trained.root / "run" / "config.json").read_bytes() == before
 
 
-def test_a_folder_in_which_nothing_was_trained_binds_nobody(
+def test_a_folder_in_which_nothing_was_trained_claims_nothing(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A mistyped path must not make the right one a change of the config."""
@@ -209,7 +209,7 @@ def test_a_folder_in_which_nothing_was_trained_binds_nobody(
     assert main.run(place.arguments("--method", "linear", epochs=1)) == 0
 
 
-def test_quiet_says_nothing_on_the_side(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing_on_standard_error(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     captured = capfd.readouterr()
     assert captured.err == ""
@@ -337,7 +337,7 @@ def test_data_that_is_not_there_is_explained(
     assert words in one_line(capfd.readouterr().err)
 
 
-def test_a_class_of_one_clip_trains_and_is_told_of(
+def test_a_class_of_one_clip_trains_and_is_reported(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """B15: it stays in the training part; the figures do not break."""
@@ -411,7 +411,7 @@ def test_wrong_usage_is_one_line(
         (["folder"], "folder"),
     ],
 )
-def test_a_wrong_field_ends_with_2_and_a_word(
+def test_a_wrong_field_ends_with_2_and_one_line(
     arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["train", "default", *arguments]) == 2
@@ -493,7 +493,7 @@ def test_a_platform_that_is_not_there_is_one_line() -> None:
     assert "JAX_PLATFORMS=cpu" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_out_of_memory_says_what_to_turn(
+def test_out_of_memory_names_the_flags_that_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """F25."""
@@ -503,10 +503,10 @@ def test_out_of_memory_says_what_to_turn(
 
     monkeypatch.setattr("aatjax.experiments.run.fit", full)
     code = main.run(["train", "default", "--run", str(tmp_path / "full"), "--quiet"])
-    said = capfd.readouterr().err
-    assert code == 1 and "Traceback" not in said
-    assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in said
-    assert "--model.remat" in said and "more" not in said
+    err = capfd.readouterr().err
+    assert code == 1 and "Traceback" not in err
+    assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in err
+    assert "--model.remat" in err and "more" not in err
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
@@ -860,7 +860,7 @@ def wait_for_rows(process: "subprocess.Popen[str]", metrics: Path, rows: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
-    """F7, F8: it saves, says so, ends with 130 or 143, and ends up where a straight run does."""
+    """F7, F8: it saves, reports it, ends with 130 or 143, and resumes to the straight run's weights."""
     metrics = place.root / "broken" / "metrics.jsonl"
     arguments = place.arguments(run="broken", epochs=60)
     process = start(arguments)

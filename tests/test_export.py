@@ -1,4 +1,4 @@
-"""Exports: each passes the gate or is refused with the reason; files open where they should."""
+"""Exports: each passes its parity check or is refused with the reason; files open elsewhere."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 def truth(path: Path) -> tuple[MergedModel, ParityClips, np.ndarray]:
-    """The adapter's own logits of the gate's sounds."""
+    """The adapter's own logits of the sounds of the parity check."""
     adapter = aatjax.load_adapter(path)
     merged = MergedModel.from_adapter(adapter)
     clips = synthetic_clips(adapter.frontend)
@@ -119,7 +119,7 @@ def truth(path: Path) -> tuple[MergedModel, ParityClips, np.ndarray]:
 @pytest.mark.parametrize(
     "name", [pytest.param(m, marks=[pytest.mark.slow] * (m not in QUICK)) for m in METHODS]
 )
-def test_every_method_passes_the_gate_or_is_refused(
+def test_every_method_passes_its_parity_check_or_is_refused(
     name: str, make: Make, tmp_path: Path, record_property: Any
 ) -> None:
     path = make(name, depth=1)
@@ -164,7 +164,7 @@ def test_the_export_is_of_the_adapted_model_not_of_its_base(make: Make, tmp_path
 # Hugging Face.
 
 
-def test_transformers_opens_the_folder_and_says_the_same(make: Make, tmp_path: Path) -> None:
+def test_transformers_opens_the_folder_with_equal_logits(make: Make, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     out = tmp_path / "out"
     path = make("lora")
@@ -222,7 +222,7 @@ def test_other_fillings_are_noted(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_peft_opens_the_files_and_says_the_same(make: Make, tmp_path: Path) -> None:
+def test_peft_opens_the_files_with_equal_logits(make: Make, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     _, clips, _ = truth(make("lora"))
@@ -308,7 +308,7 @@ def test_transformers_4_opens_both(make: Make, tmp_path: Path) -> None:
         pytest.param("repeat", False, marks=pytest.mark.slow),
     ],
 )
-def test_onnxruntime_says_the_same_for_every_batch(
+def test_onnxruntime_gives_equal_logits_for_every_batch(
     pad: Any, masks: bool, make: Make, tmp_path: Path
 ) -> None:
     pytest.importorskip("jax2onnx")
@@ -414,8 +414,8 @@ def test_padding_is_masked_in_programs_too(make: Make, tmp_path: Path) -> None:
     export(path, "stablehlo", tmp_path / "out", platforms=("cpu",))
     export(path, "onnx", tmp_path / "onnx")
     _, clips, want = truth(path)
-    deaf = np.asarray(aatjax.load_adapter(path).model(jnp.asarray(clips.features)))
-    assert np.abs(deaf - want).max() > 5e-3  # so the gate would have seen it
+    unmasked = np.asarray(aatjax.load_adapter(path).model(jnp.asarray(clips.features)))
+    assert np.abs(unmasked - want).max() > 5e-3  # so the parity check would fail
 
 
 def test_platforms_that_cannot_be_checked_are_refused(make: Make, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_plain_computes_the_same() -> None:
     jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
-# The gate.
+# The parity check.
 
 
 def damaged(to: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +495,7 @@ def change_a_tensor(path: Path, part: str) -> None:
         ("onnx", "weights.data", ""),
     ],
 )
-def test_the_gate_refuses_changed_weights(
+def test_the_parity_check_refuses_changed_weights(
     to: str, file: str, part: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(folder: Path) -> None:
@@ -515,7 +515,7 @@ def test_the_gate_refuses_changed_weights(
     export(make("lora"), to, tmp_path / "out", platforms=("cpu",), tolerance=10.0)
 
 
-def test_the_gate_refuses_another_front_end(
+def test_the_parity_check_refuses_another_front_end(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(folder: Path) -> None:
@@ -527,7 +527,7 @@ def test_the_gate_refuses_another_front_end(
         export(make("lora"), "hf", tmp_path / "out")
 
 
-def test_the_gate_refuses_what_is_not_finite(
+def test_the_parity_check_refuses_what_is_not_finite(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = FORMATS["safetensors"]
@@ -588,7 +588,7 @@ def test_a_changed_file_of_a_bundle_is_refused(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda e: e["classes"].reverse(), "was changed"),
         (lambda e: e["frontend"].update(mean=0.0), "was changed"),
@@ -599,11 +599,11 @@ def test_a_changed_file_of_a_bundle_is_refused(bundle: Path) -> None:
         (lambda e: e.update(kind="adapter"), "not that of"),
     ],
 )
-def test_changed_entries_are_refused(change: Any, said: str, bundle: Path) -> None:
+def test_changed_entries_are_refused(change: Any, message: str, bundle: Path) -> None:
     entries = json.loads((bundle / MANIFEST).read_text())
     change(entries)
     (bundle / MANIFEST).write_text(json.dumps(entries))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_bundle(bundle)
 
 
@@ -731,8 +731,8 @@ def test_a_changed_tensor_is_noticed(make: Make, tmp_path: Path, capsys: Any) ->
     assert captured.out == "" and captured.err.count("\n") == 1 and "golden" in captured.err
 
 
-def test_no_golden_sample_is_said(make: Make, tmp_path: Path) -> None:
-    for number, (change, said) in enumerate(
+def test_a_missing_or_damaged_golden_sample_is_explained(make: Make, tmp_path: Path) -> None:
+    for number, (change, message) in enumerate(
         [
             (lambda info, _: info.pop("golden"), "has no golden sample"),
             (lambda info, _: info["golden"].update(logits=None), "not finite"),
@@ -744,7 +744,7 @@ def test_no_golden_sample_is_said(make: Make, tmp_path: Path) -> None:
         ]
     ):
         path = rewritten(make("lora"), tmp_path / f"{number}.safetensors", change)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             verify(path)
 
 

@@ -64,7 +64,7 @@ def test_a_division_without_training_clips_is_refused(tmp_path: Path) -> None:
         partition.make_partition(data)
 
 
-def test_clips_of_no_part_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_of_no_part_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_table(write_sounds(tmp_path / "s"), "train", "test", "valid")
     whole = Manifest(str(data.path))
     clips = [dataclasses.replace(c, split=None) if c.split == "valid" else c for c in whole.clips]

@@ -91,9 +91,9 @@ def test_a_recipe_runs_two_steps(name, small_ast, prepared, tmp_path) -> None:
     result = train(config, run_dir=tmp_path, show=None)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
-    told = json.loads((tmp_path / "result.json").read_text())
-    assert told["data"]["benchmark"] == BENCHMARKS[recipe.benchmark].title
-    assert told["data"]["whole"] is False and "chosen_on_test" not in told["data"]
+    result_file = json.loads((tmp_path / "result.json").read_text())
+    assert result_file["data"]["benchmark"] == BENCHMARKS[recipe.benchmark].title
+    assert result_file["data"]["whole"] is False and "chosen_on_test" not in result_file["data"]
     assert result.headline is not None
     assert result.headline[0] == NAMES[BENCHMARKS[recipe.benchmark].metric]
 
@@ -221,8 +221,8 @@ def test_expected_figures_are_published_or_known_to_be_missing(capsys) -> None:
     assert RECIPES["gtzan_lora"].expected == "no figure is published"
     assert all("no figure" in r.expected for r in RECIPES.values() if "moa" in r.method)
     assert run(["recipes", "openmic2018_aat"]) == 0
-    said = capsys.readouterr().out
-    assert "CHOOSES ON TEST CLIPS" in said and "aatjax prepare openmic2018 --download" in said
+    out = capsys.readouterr().out
+    assert "CHOOSES ON TEST CLIPS" in out and "aatjax prepare openmic2018 --download" in out
     assert run(["recipes", "esc50_conformer"]) == 0
     assert "308,498 parameters" in capsys.readouterr().out
 
@@ -230,8 +230,8 @@ def test_expected_figures_are_published_or_known_to_be_missing(capsys) -> None:
 def test_recipes_are_listed_and_found(capsys) -> None:
     assert "recipes" not in list_configs()
     assert run(["recipes"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in (*BENCHMARKS, *METHODS))
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*BENCHMARKS, *METHODS))
     assert run(["recipes", "esc50_softmoa"]) == 2
     assert "did you mean 'esc50_soft_moa'" in capsys.readouterr().err
     assert run(["train", "esc50_softmoa"]) == 2

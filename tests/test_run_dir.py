@@ -1,4 +1,4 @@
-"""What a run folder promises: the same config, the same clips, one run at a time."""
+"""Claims of a run folder: the same config, the same clips, one run at a time."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     """F17."""
     claim_config(tmp_path, CONFIG)
     other = dataclasses.replace(CONFIG, optim=Optim(lr=0.5), petl=petl.Linear())
-    claim_config(tmp_path, other)  # nothing was trained yet: it binds nobody
+    claim_config(tmp_path, other)  # nothing was trained yet: nothing is claimed
     claim_config(tmp_path, CONFIG)
     mark_started(tmp_path)
     claim_config(tmp_path, CONFIG)
@@ -139,8 +139,8 @@ with lock_folder(Path({str(tmp_path)!r})):
     holder.kill()
     holder.wait()
     with lock_folder(tmp_path):
-        told = json.loads((tmp_path / ".lock.json").read_text())
-        assert told["pid"] == os.getpid()
+        holder_info = json.loads((tmp_path / ".lock.json").read_text())
+        assert holder_info["pid"] == os.getpid()
 
 
 def test_a_field_that_a_newer_version_adds_is_no_change(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def bind_kind(
         raise SystemExit(0)
     kind = arguments[0]
     if kind not in kinds:
-        hint = nearest(kind, list(kinds)) or f" (there are {', '.join(kinds)})"
+        hint = suggest(kind, list(kinds)) or f" (there are {', '.join(kinds)})"
         raise UsageError(f"{prog} has no kind {kind!r}{hint}")
     return bind(
         kinds[kind], arguments[1:], f"{prog} {kind}", (kinds[kind].__doc__ or "").split("\n")[0]
@@ -156,7 +156,7 @@ def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str
         flag, has_value, _ = argument.partition("=")
         if flag.startswith("--"):
             target = rest if flag in (*own, "--help", "--") else fields
-            if target is fields and "." not in flag and (hint := nearest(flag, own)):
+            if target is fields and "." not in flag and (hint := suggest(flag, own)):
                 raise UsageError(f"unknown flag {flag!r}{hint}")
         target.append(argument)
         if has_value or flag.rpartition(".")[2].startswith("no-"):
@@ -231,7 +231,7 @@ def _join_lines(box: str) -> str:
     return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known: Sequence[str]) -> str:
     """Return `, did you mean ...?` where one of the known words is near, else nothing."""
     near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
     return f", did you mean {near[0]!r}?" if near and near[0] != word else ""

@@ -1,6 +1,7 @@
 """Tables of results; compiled programs kept between commands."""
 
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ def format_headline(headline: Headline | None) -> str:
     _, value, low, high = headline
     bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
     return f"{value:.3f}{bounds}"
+
+
+Columns = dict[str, Callable[[Any], str]]
+"""Columns of a table by their heads: the cell of an item."""
+
+
+def fill_rows(columns: Columns, items: Iterable[Any]) -> list[list[str]]:
+    """Return a row of cells per item."""
+    return [[cell(item) for cell in columns.values()] for item in items]
 
 
 def format_table(heads: list[str], rows: list[list[str]]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes
 
 from aatjax.cli.arguments import Switch
+from aatjax.cli.output import Columns, fill_rows, format_table
 
 GROUP = "plan"
 DEFAULTS = ("soft_moa", "dense_moa", "bottleneck_budget", "aat_ms", "lora", "linear", "full")
@@ -74,14 +75,17 @@ def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
     return {name: method(name) for name in names}
 
 
-def _print(options: BenchOptions, heads: list[str], rows: list[list[str]]) -> None:
-    from aatjax.cli.output import format_table
-
+def _print(options: BenchOptions, columns: Columns, items: Sequence[Any]) -> None:
+    heads, rows = list(columns), fill_rows(columns, items)
     if options.markdown:
         lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
     else:
         print(format_table(heads, rows))
+
+
+def _format(value: float | None, unit: float = 1, digits: int = 2) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"
 
 
 def print_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None:
@@ -100,33 +104,21 @@ def print_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None
         for cost in costs:
             print(json.dumps(cost.to_json()))
         return
-    rows = [
-        [
-            c.name,
-            f"{c.trainable:,}",
-            f"{c.forward.adapter / 1e9:.3f}",
-            f"{c.forward.total / 1e9:.1f}",
-            f"{c.training.adapter / 1e9:.3f}",
-            f"{c.training.total / 1e9:.1f}",
-            f"{c.activation_bytes / 2**20:.0f}",
-            f"{c.file_bytes / 1e6:.1f}",
-            ", ".join(f"{k} {v / 1e6:.0f}" for k, v in c.forward.inside.items()),
-        ]
-        for c in costs
-    ]
     print(f"AST-{options.size}, {options.frames} frames, GFLOPs per clip (1 multiply-add = 2)\n")
-    heads = [
-        "method",
-        "trainable",
-        "adapters forward",
-        "forward",
-        "adapters training",
-        "training",
-        "MiB kept",
-        "file MB",
-        "inside, forward MFLOPs",
-    ]
-    _print(options, heads, rows)
+    columns: Columns = {
+        "method": lambda c: c.name,
+        "trainable": lambda c: f"{c.trainable:,}",
+        "adapters forward": lambda c: f"{c.forward.adapter / 1e9:.3f}",
+        "forward": lambda c: f"{c.forward.total / 1e9:.1f}",
+        "adapters training": lambda c: f"{c.training.adapter / 1e9:.3f}",
+        "training": lambda c: f"{c.training.total / 1e9:.1f}",
+        "MiB kept": lambda c: f"{c.activation_bytes / 2**20:.0f}",
+        "file MB": lambda c: f"{c.file_bytes / 1e6:.1f}",
+        "inside, forward MFLOPs": lambda c: ", ".join(
+            f"{name} {flops / 1e6:.0f}" for name, flops in c.forward.inside.items()
+        ),
+    }
+    _print(options, columns, costs)
 
 
 def measure_steps(
@@ -175,36 +167,17 @@ def measure_steps(
         f"{device.device_kind}, jax {jax.__version__}: AST-{options.size}, {options.frames} "
         f"frames, {batch_size} clips per step, {dtype}, {rounds} rounds\n"
     )
-    _print(options, *_tabulate_steps(timings))
-
-
-def _tabulate_steps(timings: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    def ratio(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    heads = [
-        "method",
-        "trainable",
-        "step ms",
-        "quartiles",
-        "over linear",
-        "over dense_moa",
-        "inference ms",
-        "temporaries MiB",
-    ]
-    return heads, [
-        [
-            t.name,
-            f"{t.trainable:,}",
-            f"{1e3 * t.train_s:.0f}",
-            "-".join(f"{1e3 * q:.0f}" for q in t.train_quartiles_s),
-            ratio(t.over_linear),
-            ratio(t.over_dense),
-            f"{1e3 * t.infer_s:.0f}",
-            "" if t.temporaries is None else f"{t.temporaries / 2**20:.0f}",
-        ]
-        for t in timings
-    ]
+    columns: Columns = {
+        "method": lambda t: t.name,
+        "trainable": lambda t: f"{t.trainable:,}",
+        "step ms": lambda t: f"{1e3 * t.train_s:.0f}",
+        "quartiles": lambda t: "-".join(f"{1e3 * q:.0f}" for q in t.train_quartiles_s),
+        "over linear": lambda t: _format(t.over_linear),
+        "over dense_moa": lambda t: _format(t.over_dense),
+        "inference ms": lambda t: f"{1e3 * t.infer_s:.0f}",
+        "temporaries MiB": lambda t: _format(t.temporaries, 2**20, 0),
+    }
+    _print(options, columns, timings)
 
 
 def sweep_sizes(
@@ -249,22 +222,18 @@ def sweep_sizes(
         f"AST-{options.size}, budget {budget:,}: training GFLOPs per clip in the mixtures, "
         "Dense over Soft there and in the whole step\n"
     )
-    _print(options, *_tabulate_points(points))
-
-
-def _tabulate_points(points: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    heads = ["frames", "tokens", "experts", "slots", "width", "soft", "dense", "dense/soft"]
-    return [*heads, "whole step", "measured"], [
-        [
-            *map(str, (p.frames, p.tokens, p.experts, p.slots, p.width)),
-            f"{p.soft / 1e9:.3f}",
-            f"{p.dense / 1e9:.3f}",
-            f"{p.dense / p.soft:.2f}",
-            f"{p.step_dense / p.step_soft:.3f}",
-            "" if p.measured is None else f"{p.measured:.2f}",
-        ]
-        for p in points
-    ]
+    columns: Columns = {
+        **{
+            name: lambda p, name=name: str(getattr(p, name))
+            for name in ("frames", "tokens", "experts", "slots", "width")
+        },
+        "soft": lambda p: f"{p.soft / 1e9:.3f}",
+        "dense": lambda p: f"{p.dense / 1e9:.3f}",
+        "dense/soft": lambda p: f"{p.dense / p.soft:.2f}",
+        "whole step": lambda p: f"{p.step_dense / p.step_soft:.3f}",
+        "measured": lambda p: _format(p.measured),
+    }
+    _print(options, columns, points)
 
 
 KINDS = {"flops": print_flops, "step": measure_steps, "scaling": sweep_sizes}

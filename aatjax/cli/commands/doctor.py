@@ -45,14 +45,14 @@ def main(
     """
     from json import dumps
 
-    from aatjax.cli.arguments import nearest
+    from aatjax.cli.arguments import suggest
     from aatjax.cli.progress import StageBar
     from aatjax.doctor import KINDS, diagnose
     from aatjax.errors import UsageError
 
     for kind in ignore:
         if kind not in KINDS:
-            hint = nearest(kind, list(KINDS)) or f"; there are {', '.join(KINDS)}"
+            hint = suggest(kind, list(KINDS)) or f"; there are {', '.join(KINDS)}"
             raise UsageError(f"--ignore {kind}: no such finding{hint}")
     if show < 0:
         raise UsageError(f"--show {show} must be 0 or more")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from aatjax.cli.output import format_table
+from aatjax.cli.output import Columns, fill_rows, format_table
 
 GROUP = "plan"
 
@@ -45,16 +45,12 @@ def main(
         ]
         print(dumps(rows, indent=2))
         return
-    table = [
-        [
-            c.name,
-            c.method.name,
-            c.placement,
-            f"{c.trainable:,}",
-            f"{c.share:.2%}",
-            f"{c.added_flops / 1e9:+.3f}",
-        ]
-        for c in costs
-    ]
-    heads = ["row", "method", "placement", "trainable", "share", "GFLOPs per clip"]
-    print(format_table(heads, table))
+    columns: Columns = {
+        "row": lambda c: c.name,
+        "method": lambda c: c.method.name,
+        "placement": lambda c: c.placement,
+        "trainable": lambda c: f"{c.trainable:,}",
+        "share": lambda c: f"{c.share:.2%}",
+        "GFLOPs per clip": lambda c: f"{c.added_flops / 1e9:+.3f}",
+    }
+    print(format_table(list(columns), fill_rows(columns, costs)))

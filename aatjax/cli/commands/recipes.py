@@ -4,7 +4,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from aatjax.cli.arguments import nearest
+from aatjax.cli.arguments import suggest
 from aatjax.cli.output import format_table
 from aatjax.errors import UsageError, format_count
 
@@ -29,7 +29,7 @@ def main(name: Positional[str | None] = None, *, json: bool = False) -> None:
     elif name is None:
         print(dumps({name: make_recipe(name).config.to_json() for name in names}, indent=2))
     elif name not in names:
-        hint = nearest(name, names)
+        hint = suggest(name, names)
         raise UsageError(f"no recipe {name!r}{hint}; `aatjax recipes` lists them")
     elif json:
         print(dumps(make_recipe(name).config.to_json(), indent=2))
