@@ -209,7 +209,9 @@ def test_a_folder_in_which_nothing_was_trained_claims_nothing(
     assert main.run(place.arguments("--method", "linear", epochs=1)) == 0
 
 
-def test_quiet_prints_nothing_on_standard_error(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing_on_standard_error(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main.run(place.arguments("--quiet", "--method", "linear", epochs=1)) == 0
     captured = capfd.readouterr()
     assert captured.err == ""
@@ -860,7 +862,7 @@ def wait_for_rows(process: "subprocess.Popen[str]", metrics: Path, rows: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
-    """F7, F8: it saves, reports it, ends with 130 or 143, and resumes to the straight run's weights."""
+    """F7, F8: it saves, reports it, ends with 130 or 143, and resumes to equal weights."""
     metrics = place.root / "broken" / "metrics.jsonl"
     arguments = place.arguments(run="broken", epochs=60)
     process = start(arguments)
