@@ -1,13 +1,14 @@
 """Errors that a user can cause or meet, each with its exit code; checks of dataclass fields."""
 
 import dataclasses
+import difflib
 import functools
 import math
 import numbers
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 
@@ -20,6 +21,12 @@ def printable(text: str | os.PathLike[str]) -> str:
 def format_count(number: int, noun: str) -> str:
     """Return a number and its noun in singular or plural: `1 clip`, `1,200 clips`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the nearest of the known words, or '' if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 class AatjaxError(Exception):

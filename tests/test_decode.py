@@ -57,6 +57,7 @@ def refusal(source: str | Path | bytes, **options: object) -> AudioError:
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rate", "count"), [("WAV", 44100, 2), ("FLAC", 8000, 1)])
 def test_librosa_loads_the_same(kind: str, rate: int, count: int, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind.lower()}"

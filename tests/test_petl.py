@@ -36,6 +36,7 @@ from aatjax.models.ast import AST
 from aatjax.petl.base import Method, Parallel
 from aatjax.petl.bottleneck import Bottleneck
 from aatjax.petl.moa import MixtureShape
+from aatjax.petl.sites import BlockShape
 from aatjax.petl.soft_moa import SoftMixture
 from aatjax.surgery import Trainable
 
@@ -114,7 +115,7 @@ def test_the_seed_decides_the_new_weights():
 
 
 def test_initial_weights_have_the_published_spread():
-    shape = MixtureShape(768, 7, 6, "bottleneck", 8, jnp.dtype("float32"), "identity", False)
+    shape = MixtureShape(BlockShape("bottleneck", 768, 6, jnp.dtype("float32")), 7)
     mixture = surgery.arrays(SoftMixture(shape, 1, rngs=nnx.Rngs(0)))
     assert float(mixture["phi"].std()) == pytest.approx(0.0508, rel=0.03)
     adapter = surgery.arrays(Bottleneck(768, 192, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))

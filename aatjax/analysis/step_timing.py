@@ -19,7 +19,6 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, Method, adapt
 from aatjax.petl.moa import MixtureShape
-from aatjax.petl.sites import make_block
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
 from aatjax.train.state import start_state
@@ -176,22 +175,8 @@ class _Looped(nnx.Module):
     """sum_i gates_i A_i(x), with a product of its own for every expert."""
 
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
-        made = [
-            make_block(
-                "bottleneck",
-                shape.dim,
-                shape.width,
-                kernel=shape.kernel,
-                norm=False,
-                dtype=shape.dtype,
-                init=shape.init,
-                as_published=False,
-                rngs=rngs,
-            )
-            for _ in range(shape.experts)
-        ]
-        self.experts = nnx.List(made)
-        normal = jax.random.normal(rngs.params(), (shape.dim, shape.experts))
+        self.experts = nnx.List(shape.block.make(rngs) for _ in range(shape.experts))
+        normal = jax.random.normal(rngs.params(), (shape.block.dim, shape.experts))
         self.w_router = surgery.Trainable(0.02 * normal)
         self.b_router = surgery.Trainable(jnp.zeros(shape.experts))
 

@@ -69,12 +69,12 @@ class Augment:
             audio, target = mixup(
                 mix_key, audio, length, target, weight, prob=self.mixup, alpha=self.mixup_alpha
             )
+        masks = dict(freq=self.freq_mask, time=self.time_mask)
         x = frontend.features(audio, length)
-        if not self.spec_after_norm:
-            x = mask_spectrogram(mask_key, x, freq=self.freq_mask, time=self.time_mask)
-        x = frontend.normalise(x)
         if self.spec_after_norm:
-            x = mask_spectrogram(mask_key, x, freq=self.freq_mask, time=self.time_mask)
+            x = mask_spectrogram(mask_key, frontend.normalise(x), **masks)
+        else:
+            x = frontend.normalise(mask_spectrogram(mask_key, x, **masks))
         if self.noise:
             x = add_noise(noise_key, x)
         if self.roll:

@@ -28,9 +28,8 @@ class Container:
             length is stated.
         frames: sample frames stated, None if not known.
         counted: the decoder's own frame count comes from the file and is not an estimate.
-        splice: (head, start): the decoder is to read `head` and then the file from `start` on. A
-            WAV length of 0 left by a streaming writer, or an MP3 without a frame count, would make
-            libsndfile stop early.
+        splice: (head, start): decode `head`, then the file from `start` on; libsndfile would stop
+            early at a WAV length of 0 (of a streaming writer) or in an MP3 without a frame count.
     """
 
     kind: str = "other"
@@ -61,24 +60,11 @@ def detect_kind(head: bytes) -> str:
 def inspect_container(file: BufferedIOBase, size: int) -> Container:
     """Read the structure of an open sound file of `size` bytes and rewind it."""
     file.seek(0)
-    head = file.read(16)
-    kind = detect_kind(head)
+    kind = detect_kind(file.read(16))
+    readers = {"wav": _wav, "w64": _w64, "aiff": _aiff, "au": _au, "ogg": _ogg, "mp3": _mp3}
+    read = readers.get(kind, lambda *_: Container(kind, counted=kind == "flac"))
     try:
-        match kind:
-            case "wav":
-                return _wav(file, size, ">" if head[:4] == b"RIFX" else "<")
-            case "w64":
-                return _w64(file, size)
-            case "aiff":
-                return _aiff(file, size)
-            case "au":
-                return _au(file, size)
-            case "ogg":
-                return _ogg(file, size)
-            case "mp3":
-                return _mp3(file, head)
-            case _:
-                return Container(kind, counted=kind == "flac")
+        return read(file, size)
     except struct.error:  # the file ends inside a header
         return Container()
     finally:
@@ -115,8 +101,9 @@ def _count(length: int, codec: int, align: int) -> int | None:
     return length // align if align and codec in _PLAIN_CODECS else None
 
 
-def _wav(file: BufferedIOBase, size: int, order: str) -> Container:
-    file.seek(4)
+def _wav(file: BufferedIOBase, size: int) -> Container:
+    file.seek(0)
+    order = ">" if file.read(4) == b"RIFX" else "<"
     (outer,) = struct.unpack(order + "I", file.read(4))
     align, codec, long_length = 0, 0, None
     for name, at, length in _walk(file, 12, size, order + "4sI", 2):
@@ -187,17 +174,16 @@ def _ogg(file: BufferedIOBase, size: int) -> Container:
     return Container("ogg", 1.0 if whole and page[5] & 4 else 0.0)
 
 
-def _mp3(file: BufferedIOBase, head: bytes) -> Container:
+def _mp3(file: BufferedIOBase, size: int) -> Container:
     """Look for a frame count (Xing, Info or VBRI) in the first frame after an ID3v2 tag.
 
     Without one libsndfile estimates the length from the first bit rate and drops what follows,
     such as half of a clip of variable bit rate. An empty first frame with a count that is far too
     high makes it read to the end of the file.
     """
-    at = 0
-    if head[:3] == b"ID3":
-        a, b, c, d = head[6:10]
-        at = 10 + (a << 21 | b << 14 | c << 7 | d)
+    file.seek(0)
+    magic, *_, a, b, c, d = struct.unpack("3s7B", file.read(10))
+    at = 10 + (a << 21 | b << 14 | c << 7 | d) if magic == b"ID3" else 0
     file.seek(at)
     data = file.read(_MP3_SEARCH)
     for i in range(len(data) - 4):

@@ -58,8 +58,7 @@ class Decoded:
         frames: sample frames read from the file.
         notes: 'clipped' (samples beyond full scale, or at least 1 % of them at full scale),
             'silent' (only zeros, or a constant), 'padded from 37 samples',
-            'truncated 80000/160000 frames' (the second number is an estimate for compressed WAV,
-            and '?' if not known).
+            'truncated 80000/160000 frames' (the second estimated for compressed WAV, or '?').
     """
 
     waveform: Int16[np.ndarray, " n"]
@@ -129,10 +128,7 @@ def decode_blocks(
 ) -> Iterator[Int16[np.ndarray, " n"]]:
     """Decode a clip of any length block by block, in constant memory.
 
-    Args:
-        path_or_bytes: path of a file, or its content.
-        rate: sampling rate of the result in Hz.
-        channels: 'mean' of all channels, 'left', or the index of a channel.
+    The arguments are those of `decode`.
 
     Yields:
         Mono samples; concatenated, they are the waveform of `decode`. No block is empty.

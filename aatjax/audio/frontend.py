@@ -6,9 +6,7 @@ function can close over it or take it as a static argument. Every adapter file c
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import jax
@@ -18,21 +16,19 @@ from jaxtyping import Array, Bool, Float, Int16, Integer
 
 from aatjax.audio.fbank import FRAME, HOP, LOG_FLOOR, count_samples, log_mel, mel_bank
 from aatjax.audio.waveform import Channels, check_channels
-from aatjax.errors import DataError, Range, UsageError, check_fields
+from aatjax.errors import DataError, Range, UsageError, check_fields, suggest
 
 Pad = Literal["log_mel_zero", "silence", "repeat"]
 
-PRESETS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "audioset": (-4.2677393, 4.5689974),
-        "esc50": (-6.6268077, 5.358466),
-        "us8k": (-4.451961, 3.9357858),
-        "speech_commands_v1": (-6.785136, 5.496325),
-        "speech_commands_v2": (-6.845978, 5.5654526),
-        "openmic": (-4.0147066, 4.0522056),
-        "gtzan": (-3.0708861, 3.4615202),
-    }
-)
+PRESETS: Mapping[str, tuple[float, float]] = {
+    "audioset": (-4.2677393, 4.5689974),
+    "esc50": (-6.6268077, 5.358466),
+    "us8k": (-4.451961, 3.9357858),
+    "speech_commands_v1": (-6.785136, 5.496325),
+    "speech_commands_v2": (-6.845978, 5.5654526),
+    "openmic": (-4.0147066, 4.0522056),
+    "gtzan": (-3.0708861, 3.4615202),
+}
 """Mean and standard deviation of padded log-mel features, by data set."""
 
 
@@ -172,9 +168,8 @@ class FrontEnd:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if unknown := [str(name) for name in values if name not in names]:
-            near = difflib.get_close_matches(unknown[0], names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            raise UsageError(f"front end: unknown field {unknown[0]!r}; {hint}")
+            hint = suggest(unknown[0], names) or f" (there are {', '.join(names)})"
+            raise UsageError(f"front end: unknown field {unknown[0]!r}{hint}")
         return cls(**values)
 
 

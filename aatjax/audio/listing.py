@@ -18,10 +18,9 @@ EXTENSIONS = frozenset(
 def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     """List the sound files below a folder.
 
-    A file is recognised by its extension in upper or lower case or, without one, by its first
-    bytes. Links to files are followed if they stay inside the folder; links to folders are not
-    (their files are listed at their real place), so that no loop is possible. Only regular files
-    are opened.
+    A file is recognised by its extension or, without one, by its first bytes. Links to files are
+    followed if they stay inside the folder; links to folders are not, so that no loop is possible.
+    Only regular files are opened.
 
     Args:
         root: folder to search, with all folders below it.
@@ -94,10 +93,7 @@ def _find_reason(entry: "os.DirEntry[str]", home: str) -> str:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(error, OSError) and error.errno == errno.ELOOP:
-        return "symlink loop"
-    if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    known = {errno.ELOOP: "symlink loop", errno.ENOENT: "no such file or folder"}
+    known |= dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied")
+    code = getattr(error, "errno", None)
+    return known.get(code) or getattr(error, "strerror", None) or str(error)

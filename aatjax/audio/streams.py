@@ -17,7 +17,6 @@ from aatjax.io.optional import need
 
 _BLOCK_SAMPLES = 1 << 17
 
-
 SoundFile = str | os.PathLike[str] | bytes
 """The path of a sound file, or its content."""
 

@@ -17,7 +17,6 @@ HIGHEST_RATE = 1_000_000
 MAX_CHANNELS = 8
 """An axis of at most this many entries holds the channels of an array."""
 _LOUDEST = 4.0
-
 Channels = str | int
 """'mean' of all channels, 'left' (the first), or the index of one channel."""
 

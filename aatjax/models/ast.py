@@ -84,7 +84,7 @@ class PatchEmbed(nnx.Module):
         self.pos = nnx.Param(INIT(rngs.params(), (1, config.num_tokens, config.dim)))
 
     def __call__(self, x: Float[Array, "b t f"]) -> Tokens:
-        image = jnp.swapaxes(x, 1, 2)[..., None]
+        image = jnp.swapaxes(x.astype(jnp.dtype(self.config.dtype)), 1, 2)[..., None]
         patches = self.proj(image)
         batch, rows, columns, dim = patches.shape
         prefix = [self.cls[...]] if self.dist is None else [self.cls[...], self.dist[...]]
@@ -258,13 +258,13 @@ class AST(nnx.Module):
                 f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
                 f"the input is {list(x.shape)}: {self._advise(x.shape)}"
             )
-        return self.norm(self._run_blocks(self._embed(x), mask, 0, config.depth))
+        return self.norm(self._run_blocks(self.embed(x), mask, 0, config.depth))
 
     def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, block: int
     ) -> Tokens:
         """Return the tokens that enter a block, in the compute type."""
-        return self._run_blocks(self._embed(x), self._mask(valid), 0, block)
+        return self._run_blocks(self.embed(x), self._mask(valid), 0, block)
 
     def run_from(
         self, tokens: Tokens, valid: Integer[Array, " b"] | None, block: int
@@ -273,9 +273,6 @@ class AST(nnx.Module):
         mask = self._mask(valid)
         tokens = self._run_blocks(tokens, mask, block, self.config.depth)
         return self.head(self.pool(self.norm(tokens), mask))
-
-    def _embed(self, x: Float[Array, "b t f"]) -> Tokens:
-        return self.embed(x.astype(jnp.dtype(self.config.dtype)))
 
     def _mask(self, valid: Integer[Array, " b"] | None, frames: int | None = None) -> Mask | None:
         if not self.config.mask_padding or valid is None:

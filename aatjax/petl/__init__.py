@@ -1,10 +1,10 @@
 """Adaptation methods, one file per family; each has a class name and a short name (`soft_moa`)."""
 
-import difflib
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from aatjax.errors import suggest
 from aatjax.petl.aat import AAT
 from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method, adapt, find_method
@@ -19,34 +19,11 @@ from aatjax.petl.routing_weights import Routing, diagnose_routing, routing
 from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
 from aatjax.petl.soft_moa import SoftMoA
 
-__all__ = [
-    # Methods: one line each, so that editors and type checkers know them.
-    "AAT",
-    "Adapter",
-    "BitFit",
-    "Combined",
-    "DenseMoA",
-    "Full",
-    "LayerNormTuning",
-    "Linear",
-    "LoRA",
-    "Partial",
-    "Prefix",
-    "Prompt",
-    "SoftMoA",
-    "TopKMoA",
-    # What is done with them.
-    "METHODS",
-    "Method",
-    "Routing",
-    "TABLE",
-    "adapt",
-    "diagnose_routing",
-    "find_method",
-    "make_method",
-    "merge",
-    "routing",
-]
+# The methods, so that editors and type checkers know them; then what is done with them.
+__all__ = ["AAT", "Adapter", "BitFit", "Combined", "DenseMoA", "Full", "LayerNormTuning", "Linear"]
+__all__ += ["LoRA", "Partial", "Prefix", "Prompt", "SoftMoA", "TopKMoA"]
+__all__ += ["METHODS", "Method", "Routing", "TABLE", "adapt", "diagnose_routing", "find_method"]
+__all__ += ["make_method", "merge", "routing"]
 
 # A method in a file of this folder is found without a line above, too.
 for _module in pkgutil.iter_modules(__path__):
@@ -58,11 +35,9 @@ if not TYPE_CHECKING:  # to a type checker, only the names above exist
         classes = {method.__name__: method for method in METHODS.values()}
         if name in classes:
             return classes[name]
-        near = difflib.get_close_matches(name, [*classes, *__all__], n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(
-            f"aatjax.petl has no {name!r}{hint} (methods: {', '.join(sorted(classes))})"
-        )
+        hint = suggest(name, [*classes, *__all__])
+        methods = ", ".join(sorted(classes))
+        raise AttributeError(f"aatjax.petl has no {name!r}{hint} (methods: {methods})")
 
     def __dir__() -> list[str]:
         return sorted({*__all__, *(method.__name__ for method in METHODS.values())})

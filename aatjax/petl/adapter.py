@@ -11,7 +11,7 @@ from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
-from aatjax.petl.sites import Expert, Location, list_blocks, list_sites, make_block
+from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_width
 
 
@@ -99,22 +99,19 @@ class Adapter(Method):
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap `blocks/*/attn` and/or `blocks/*/mlp`."""
         config = model.config
-        width = find_width(self, config.dim)
+        shape = BlockShape(
+            self.block,
+            config.dim,
+            find_width(self, config.dim),
+            jnp.dtype(config.dtype),
+            kernel=self.kernel,
+            norm=self.inner_norm,
+            as_published=self.as_published,
+        )
         wrapper = self._choose_wrapper()
 
         def add_adapter(_: str, base: nnx.Module) -> nnx.Module:
-            block = make_block(
-                self.block,
-                config.dim,
-                width,
-                kernel=self.kernel,
-                norm=self.inner_norm,
-                dtype=jnp.dtype(config.dtype),
-                init="normal" if self.as_published else "identity",
-                as_published=self.as_published,
-                rngs=rngs,
-            )
-            return wrapper(base, "adapter", block)
+            return wrapper(base, "adapter", shape.make(rngs))
 
         for sublayer, norm in list_sites(self.location):
             for block in list_blocks(self, config.depth):

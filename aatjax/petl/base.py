@@ -1,7 +1,6 @@
 """The base of all adaptation methods, and what places a method on a model."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.errors import UsageError, check_fields
+from aatjax.errors import UsageError, check_fields, suggest
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.sizes import SIZES, find_sizes
@@ -108,9 +107,8 @@ def find_method(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"unknown method {name!r}{hint} (there are {', '.join(sorted(METHODS))})")
+    known = ", ".join(sorted(METHODS))
+    raise UsageError(f"unknown method {name!r}{suggest(name, METHODS)} (there are {known})")
 
 
 def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:

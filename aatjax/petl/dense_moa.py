@@ -31,7 +31,7 @@ class DenseMixture(ExpertBank):
         self, shape: MixtureShape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
     ):
         self.top, self.balance, self.watched = top, balance, False
-        self.w_router = Trainable(normal(0.02)(rngs.params(), (shape.dim, shape.experts)))
+        self.w_router = Trainable(normal(0.02)(rngs.params(), (shape.block.dim, shape.experts)))
         self.b_router = Trainable(zeros(rngs.params(), (shape.experts,)))
         self.penalty = None if top is None else Penalty(jnp.zeros(()))
         super().__init__(shape, rngs)

@@ -15,25 +15,19 @@ from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
-from aatjax.petl.bottleneck import Init, make_up_init
+from aatjax.petl.bottleneck import make_up_init
 from aatjax.petl.routing_weights import make_monitor
-from aatjax.petl.sites import Expert, Location, list_blocks, list_sites, make_block
+from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_width
 from aatjax.surgery import Recorded, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureShape:
-    """What the mixture at one site consists of."""
+    """The mixture at one site: `experts` blocks of one shape."""
 
-    dim: int
+    block: BlockShape
     experts: int
-    width: int
-    expert: Expert
-    kernel: int
-    dtype: jnp.dtype
-    init: Init
-    as_published: bool
 
 
 class ExpertBank(nnx.Module):
@@ -44,29 +38,17 @@ class ExpertBank(nnx.Module):
     """
 
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
-        self.dtype = shape.dtype
-        self.stacked = shape.expert == "bottleneck"
-        size, dim, width = shape.experts, shape.dim, shape.width
+        block = shape.block
+        self.dtype = block.dtype
+        self.stacked = block.kind == "bottleneck"
+        size, dim, width = shape.experts, block.dim, block.width
         if self.stacked:
             self.w_down = Trainable(normal(0.02)(rngs.params(), (size, dim, width)))
             self.b_down = Trainable(zeros(rngs.params(), (size, width)))
-            self.w_up = Trainable(make_up_init(shape.init)(rngs.params(), (size, width, dim)))
+            self.w_up = Trainable(make_up_init(block.init)(rngs.params(), (size, width, dim)))
             self.b_up = Trainable(zeros(rngs.params(), (size, dim)))
         else:
-            self.blocks = nnx.List(
-                make_block(
-                    shape.expert,
-                    dim,
-                    width,
-                    kernel=shape.kernel,
-                    norm=True,
-                    dtype=shape.dtype,
-                    init=shape.init,
-                    as_published=shape.as_published,
-                    rngs=rngs,
-                )
-                for _ in range(size)
-            )
+            self.blocks = nnx.List(block.make(rngs) for _ in range(size))
 
     def run_on_slots(self, slots: Float[Array, "b e p d"]) -> Float[Array, "b e p d"]:
         """Apply each expert to its own slots; for blocks that are not bottlenecks."""
@@ -118,7 +100,7 @@ class TwiceBlock(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Method):
-    """The fields that mixtures of adapters share; see `SoftMoA`, `DenseMoA` and `TopKMoA`.
+    """The base of `SoftMoA`, `DenseMoA` and `TopKMoA`.
 
     Attributes:
         num_experts: N.
@@ -190,25 +172,25 @@ class Mixture(Method):
 
     def _choose_shape(self, model: AST) -> MixtureShape:
         config = model.config
-        shape = MixtureShape(
-            dim=config.dim,
-            experts=self.num_experts,
-            width=1,
-            expert=self.expert,  # pyright: ignore[reportArgumentType]
-            kernel=self.kernel,
-            dtype=jnp.dtype(config.dtype),
-            init="normal" if self.as_published else "identity",
-            as_published=self.as_published,
-        )
         sites = len(list_sites(self.location)) * (self.last_blocks or config.depth)
 
+        def choose(width: int) -> MixtureShape:
+            block = BlockShape(
+                self.expert,  # pyright: ignore[reportArgumentType]
+                config.dim,
+                width,
+                jnp.dtype(config.dtype),
+                kernel=self.kernel,
+                as_published=self.as_published,
+            )
+            return MixtureShape(block, self.num_experts)
+
         def count(width: int) -> int:
-            wanted = dataclasses.replace(shape, width=width)
-            made = nnx.eval_shape(lambda: self.make_mixture(wanted, nnx.Rngs(0)))
+            made = nnx.eval_shape(lambda: self.make_mixture(choose(width), nnx.Rngs(0)))
             values = surgery.variables(made).values()
             return sites * sum(math.prod(v.shape) for v in values if isinstance(v, nnx.Param))
 
-        return dataclasses.replace(shape, width=find_width(self, config.dim, count))
+        return choose(find_width(self, config.dim, count))
 
 
 def record_routing(module: nnx.Module, **arrays: Array | None) -> None:

@@ -1,14 +1,9 @@
 """The rows of the papers' method tables by name, at their published sizes for AST-base.
 
-Errors of the published code are not reproduced; the docstring of each method names them. LoRA's
-scale makes a difference: alpha / rank, 2.67, where the published runs had 0.125.
-
-`aatjax train CONFIG --method NAME` takes a row or a method; `aatjax methods` prints the rows.
+Errors of the published code are not reproduced; the docstring of each method names them.
 """
 
-import difflib
-
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, suggest
 from aatjax.petl.aat import AAT
 from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method
@@ -21,7 +16,7 @@ from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
 from aatjax.petl.soft_moa import SoftMoA
 
 TABLE: dict[str, Method] = {
-    # arXiv 2401.10544; its head has a LayerNorm
+    # arXiv 2401.10544, whose head has a LayerNorm
     "linear": Linear(),
     "partial": Partial(),
     "prompt_12": Prompt(tokens=12, keep_dist=True, pool=None),
@@ -62,8 +57,5 @@ def make_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]()
     known = sorted({*TABLE, *METHODS})
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    raise UsageError(
-        f"unknown method {name!r}{hint} (there are {', '.join(known)}; join several with +)"
-    )
+    rows = f"there are {', '.join(known)}; join several with +"
+    raise UsageError(f"unknown method {name!r}{suggest(name, known)} ({rows})")

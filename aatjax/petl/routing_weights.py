@@ -56,10 +56,7 @@ def make_probe(model: AST) -> AST:
 
 
 def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, dict[str, Any]]:
-    """Run a model of `make_probe`; return the recorded arrays by mixture and name.
-
-    The names are those of the attributes of `Routing`; `x` and `valid` as in `routing`.
-    """
+    """Run a model of `make_probe`; return the fields of `Routing` by mixture, then by name."""
     probe(x, valid)
     found: dict[str, dict[str, Any]] = {}
     for path, array in surgery.arrays(probe, Recorded).items():

@@ -1,5 +1,6 @@
-"""Places in a block that methods adapt, and adapter blocks by name."""
+"""Places in a block that methods adapt, and the adapter blocks that they put there."""
 
+import dataclasses
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -34,43 +35,39 @@ def list_blocks(method: Any, depth: int) -> list[str]:
     return [f"blocks/{number}" for number in range(depth - last, depth)]
 
 
-def make_block(
-    kind: Expert,
-    dim: int,
-    width: int,
-    *,
-    kernel: int,
-    norm: bool,
-    dtype: jnp.dtype,
-    init: Init,
-    as_published: bool,
-    rngs: nnx.Rngs,
-) -> nnx.Module:
-    """Return an adapter block `[b, n, d] -> [b, n, d]`; options that it does not have are ignored.
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """An adapter block `[b, n, d] -> [b, n, d]`; options that its kind does not have are ignored.
 
-    Args:
+    Attributes:
         kind: `bottleneck`, `conformer` or `convpass`.
         dim: token width d.
-        width: bottleneck width.
+        width: bottleneck width r.
+        dtype: compute type.
         kernel: tokens of a conformer's convolution.
         norm: whether a conformer starts with a LayerNorm.
-        dtype: compute type.
-        init: `identity` or `normal`.
-        as_published: compute what the published code computes.
-        rngs: source of the initial weights.
+        as_published: compute, and start from, what the published code does.
     """
-    if kind == "bottleneck":
-        return Bottleneck(dim, width, dtype=dtype, rngs=rngs, init=init)
-    if kind == "convpass":
-        uses_conv = not as_published
-        return Convpass(dim, width, dtype=dtype, rngs=rngs, init=init, uses_conv=uses_conv)
-    return Conformer(
-        dim,
-        width,
-        kernel=kernel,
-        norm=norm,
-        uses_norm=not as_published,
-        dtype=dtype,
-        init=init,
-        rngs=rngs,
-    )
+
+    kind: Expert
+    dim: int
+    width: int
+    dtype: jnp.dtype
+    kernel: int = 8
+    norm: bool = True
+    as_published: bool = False
+
+    @property
+    def init(self) -> Init:
+        """Start of the last projection."""
+        return "normal" if self.as_published else "identity"
+
+    def make(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Return a block with new weights."""
+        options: dict[str, Any] = dict(dtype=self.dtype, init=self.init, rngs=rngs)
+        if self.kind == "bottleneck":
+            return Bottleneck(self.dim, self.width, **options)
+        if self.kind == "convpass":
+            return Convpass(self.dim, self.width, uses_conv=not self.as_published, **options)
+        options |= dict(kernel=self.kernel, norm=self.norm, uses_norm=not self.as_published)
+        return Conformer(self.dim, self.width, **options)

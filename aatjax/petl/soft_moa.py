@@ -22,14 +22,14 @@ class SoftMixture(ExpertBank):
     normal(0.02), the rest as zero, so that the mixture is zero at first.
 
     Args:
-        shape: width d, number of experts, size and kind of an expert.
+        shape: number N, kind and size of the experts.
         slots: slots p per expert.
         normalize: tokens and phi of unit length in the scores, times a learned scale.
         rngs: source of the initial weights.
     """
 
     def __init__(self, shape: MixtureShape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
-        size, dim = shape.experts, shape.dim
+        size, dim = shape.experts, shape.block.dim
         spread = math.sqrt(2 / ((size + dim) * slots))
         self.normalize, self.watched = normalize, False
         self.phi = Trainable(jax.random.normal(rngs.params(), (dim, size, slots)) * spread)
