@@ -95,5 +95,5 @@ def _find_reason(entry: "os.DirEntry[str]", home: str) -> str:
 def _explain(error: Exception) -> str:
     known = {errno.ELOOP: "symlink loop", errno.ENOENT: "no such file or folder"}
     known |= dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied")
-    code = getattr(error, "errno", None)
+    code = getattr(error, "errno", None) or 0
     return known.get(code) or getattr(error, "strerror", None) or str(error)
