@@ -1,7 +1,6 @@
 """The config of an experiment: typed, frozen dataclasses, to and from JSON."""
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 import runpy
@@ -14,7 +13,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.formats import SourceFormat, detect_benchmark
-from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields
+from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields, suggest
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, find_method, make_method
@@ -233,8 +232,7 @@ def load_config(name: str) -> Config:
     elif name in recipes.list_recipes():
         config = recipes.make_recipe(name).config
     else:
-        near = difflib.get_close_matches(name, [*list_configs(), *recipes.list_recipes()], n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        hint = suggest(name, [*list_configs(), *recipes.list_recipes()])
         raise UsageError(
             f"no config {name!r}{hint} (there are {', '.join(list_configs())}, and those of "
             "`aatjax recipes`; a file ends in .py or .json)"
@@ -266,8 +264,7 @@ def _check_json(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
     names = [field.name for field in dataclasses.fields(cls)]
     for name, value in fields.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(names)})"
+            hint = suggest(name, names) or f" (there are {', '.join(names)})"
             raise UsageError(f"{where} has no field {name!r}{hint}")
         if not _fits(value, hints[name]):
             hint = hints[name]

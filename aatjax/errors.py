@@ -23,10 +23,10 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return `, did you mean 'x'?` with the nearest of the known words, or '' if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""
 
 
 class AatjaxError(Exception):

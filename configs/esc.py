@@ -5,7 +5,7 @@
 
 Three seconds of each clip (298 frames): the first in testing, a random part in training, where half
 of the clips are also mixed with another. Nothing is chosen on the held-out fold: the figures are
-those of the last epoch. On ESC-10, with the small backbone of `tools/pretrain.py real`, a fold takes
+those of the last epoch. On ESC-10, with the backbone of `tools/pretrain.py real`, a fold takes
 about a minute on one CPU core.
 """
 

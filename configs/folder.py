@@ -4,7 +4,7 @@
     aatjax train folder --data.path labels.csv --model.source audioset_10_10_0.4593.pth
 
 A fifth of the clips is held out for testing; the clips of one recording stay together where file
-names or a column identify it. With a published AST add `--optim.lr 1e-4` and a batch size that fits,
+names or a column identify it. For a published AST add `--optim.lr 1e-4` and a batch that fits,
 such as `--training.batch-size 8` on a laptop.
 """
 

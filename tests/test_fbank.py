@@ -68,7 +68,9 @@ def test_the_filters_lie_between_the_mel_frequencies_of_librosa(rate: int, mels:
         inside = (bins > edges[number]) & (bins < edges[number + 2]) & (bins < rate / 2)
         np.testing.assert_array_equal(bank[:, number] > 1e-9, inside)
         if inside.any():
-            nearest = np.abs(hertz_to_mel(bins) - hertz_to_mel(edges[number + 1])).argmin()
+            nearest = np.abs(
+                hertz_to_mel(bins) - hertz_to_mel(edges[number + 1 : number + 2])
+            ).argmin()
             assert bank[:, number].argmax() == nearest
     sides = librosa.filters.mel(
         sr=rate, n_fft=512, n_mels=mels, fmin=20.0, fmax=rate / 2, htk=True, norm=None

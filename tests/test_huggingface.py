@@ -257,8 +257,11 @@ class TestColumns:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({}, "no column 'label' or 'labels'; the columns are audio, lable, text; did you mean"),
-            ({"label": "txt"}, "no column 'txt'; the columns are .*; did you mean 'text'.*label="),
+            (
+                {},
+                "no column 'label' or 'labels', did you mean 'lable'.; the columns are",
+            ),
+            ({"label": "txt"}, "no column 'txt', did you mean 'text'.; the columns are .*label="),
             ({"audio": "wave", "label": "text"}, "no column 'wave'; the columns are .*audio="),
             (
                 {"audio": "text", "label": "lable"},

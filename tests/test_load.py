@@ -310,7 +310,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_an_unknown_option_is_refused_with_the_nearest():
-    with pytest.raises(UsageError, match="load has no option 'frame': did you mean 'frames'"):
+    with pytest.raises(UsageError, match="load has no option 'frame', did you mean 'frames'"):
         aatjax.load("embedded", num_classes=3, frame=100)  # pyright: ignore[reportCallIssue]
 
 

@@ -301,6 +301,7 @@ def test_more_blocks_than_the_model_has_are_refused():
         aatjax.adapt(make_model(), petl.LoRA(last_blocks=3))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -918,7 +918,7 @@ def test_without_tensorboardx_one_line_names_the_extra(
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="fit has no setting 'epoch'; did you mean 'epochs'"):
+    with pytest.raises(UsageError, match="fit has no setting 'epoch', did you mean 'epochs'"):
         train(adapted(), epoch=3)
 
 

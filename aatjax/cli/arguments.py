@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import io
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     from aatjax.config import Config
@@ -123,7 +122,7 @@ def bind_kind(
         raise SystemExit(0)
     kind = arguments[0]
     if kind not in kinds:
-        hint = suggest(kind, list(kinds)) or f" (there are {', '.join(kinds)})"
+        hint = suggest(kind, kinds, 0.7) or f" (there are {', '.join(kinds)})"
         raise UsageError(f"{prog} has no kind {kind!r}{hint}")
     return bind(
         kinds[kind], arguments[1:], f"{prog} {kind}", (kinds[kind].__doc__ or "").split("\n")[0]
@@ -156,7 +155,11 @@ def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str
         flag, has_value, _ = argument.partition("=")
         if flag.startswith("--"):
             target = rest if flag in (*own, "--help", "--") else fields
-            if target is fields and "." not in flag and (hint := suggest(flag, own)):
+            if (
+                target is fields
+                and "." not in flag
+                and (hint := suggest(flag.partition("=")[0], own, 0.7))
+            ):
                 raise UsageError(f"unknown flag {flag!r}{hint}")
         target.append(argument)
         if has_value or flag.rpartition(".")[2].startswith("no-"):
@@ -229,9 +232,3 @@ def _join_lines(box: str) -> str:
     if field:
         message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"
     return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """Return `, did you mean ...?` where one of the known words is near, else nothing."""
-    near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
-    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""

@@ -1,7 +1,6 @@
 """The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -11,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from aatjax.errors import AatjaxError, UsageError
+from aatjax.errors import AatjaxError, UsageError, suggest
 from aatjax.io.signals import catch_sigterm
 
 GROUPS = ("train", "use", "data", "weights", "plan")
@@ -80,8 +79,7 @@ def find_command(name: str, *arguments: str) -> Callable[[], None]:
         UsageError: no such command, or wrong arguments.
     """
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f" (there are {', '.join(COMMANDS)})"
+        hint = suggest(name, COMMANDS) or f" (there are {', '.join(COMMANDS)})"
         raise UsageError(f"unknown command {name!r}{hint}")
     from aatjax.cli.arguments import bind, bind_kind
 

@@ -1,7 +1,6 @@
 """Models from published weights, from the package, or at random."""
 
 import dataclasses
-import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -13,7 +12,7 @@ from flax import nnx
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
 from aatjax.convert.read import Checkpoint, read_checkpoint
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, suggest
 from aatjax.io.hub import fetch_weights, is_repository_id
 from aatjax.models.ast import AST, Head
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
@@ -115,8 +114,8 @@ def apply_load_options(
 def _check_names(options: LoadOptions) -> None:
     for name in options:
         if name not in LoadOptions.__annotations__:
-            near = difflib.get_close_matches(name, LoadOptions.__annotations__, 1, 0.0)[0]
-            raise UsageError(f"load has no option {name!r}: did you mean {near!r}?")
+            hint = suggest(name, LoadOptions.__annotations__, cutoff=0.0)
+            raise UsageError(f"load has no option {name!r}{hint}")
 
 
 def build_model(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, suggest
 
 Row = tuple[int, dict[str, Any]]
 Problems = list[tuple[int, str]]
@@ -105,10 +104,9 @@ def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked:
     found = next((name for name in wanted if name in columns), None)
     if found is not None or not columns:
         return found or wanted[0]
-    near = difflib.get_close_matches(wanted[0], columns, 1)
     raise DataError(
-        f"{path}: no column {' or '.join(dict.fromkeys(wanted))}; the columns are "
-        f"{', '.join(columns)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        f"{path}: no column {' or '.join(dict.fromkeys(wanted))}{suggest(wanted[0], columns)}; "
+        f"the columns are {', '.join(columns)}"
     )
 
 

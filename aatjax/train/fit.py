@@ -1,7 +1,6 @@
 """`aatjax.fit`: training of an adapted model, and its result."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -18,7 +17,7 @@ from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, suggest
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
@@ -210,9 +209,8 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     names = list(FitSettings.__annotations__)
     for name in settings:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"settings are {', '.join(names)}"
-            raise UsageError(f"fit has no setting {name!r}; {hint}")
+            hint = suggest(name, names) or f"; settings are {', '.join(names)}"
+            raise UsageError(f"fit has no setting {name!r}{hint}")
     training = settings.get("training") or Training()
     if (epochs := settings.get("epochs")) is not None:
         training = dataclasses.replace(training, epochs=epochs)

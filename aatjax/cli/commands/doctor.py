@@ -45,10 +45,9 @@ def main(
     """
     from json import dumps
 
-    from aatjax.cli.arguments import suggest
     from aatjax.cli.progress import StageBar
     from aatjax.doctor import KINDS, diagnose
-    from aatjax.errors import UsageError
+    from aatjax.errors import UsageError, suggest
 
     for kind in ignore:
         if kind not in KINDS:

@@ -4,9 +4,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from aatjax.cli.arguments import suggest
 from aatjax.cli.output import format_table
-from aatjax.errors import UsageError, format_count
+from aatjax.errors import UsageError, format_count, suggest
 
 GROUP = "plan"
 PEAK = 197e12  # bfloat16 FLOPs per second of one TPU v5e chip

@@ -1,11 +1,10 @@
 """The papers' benchmarks by name, read from the archives as their owners distribute them."""
 
-import difflib
 import importlib
 import pkgutil
 
 from aatjax.data.benchmarks.base import Benchmark, Census, Division, Protocol, find_part
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, suggest
 
 __all__ = [
     "BENCHMARKS",
@@ -34,6 +33,5 @@ def find_benchmark(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    near = difflib.get_close_matches(name.lower().replace("-", ""), BENCHMARKS, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
+    hint = suggest(name.lower().replace("-", ""), BENCHMARKS)
     raise UsageError(f"no benchmark {name!r}{hint} (there are {', '.join(BENCHMARKS)})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from aatjax.audio.listing import EXTENSIONS
 from aatjax.data.tables import Problems, read_rows
-from aatjax.errors import DataError, printable
+from aatjax.errors import DataError, printable, suggest
 from aatjax.io.optional import need
 
 LABEL_COLUMNS = ("label", "labels")
@@ -206,11 +205,10 @@ def find_audio_column(table: HubTable, asked: str) -> str:
 
 
 def _report_column(table: HubTable, name: str, wanted: str, option: str) -> DataError:
-    near = difflib.get_close_matches(name, table.columns, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggest(name, table.columns)
     columns = printable(", ".join(table.columns))
     return DataError(
-        f"{printable(table.file)}: no column {wanted}; the columns are {columns}{hint}; choose one "
+        f"{printable(table.file)}: no column {wanted}{hint}; the columns are {columns}; choose one "
         f"with {option}="
     )
 

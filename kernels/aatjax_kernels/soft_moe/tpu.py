@@ -442,7 +442,7 @@ class _Arguments(NamedTuple):
 
     def call(self, kernel: Any, grid: tuple[int, ...], semantics: Any, **more: Any) -> Any:
         return pl.pallas_call(
-            functools.partial(kernel, self.tiling, self.options.normalize, len(self.masks)),
+            functools.partial(kernel, self.tiling, self.options.normalize, bool(self.masks)),
             grid=grid,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=semantics, vmem_limit_bytes=VMEM
