@@ -6,29 +6,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapter_files import CLASSES, FRONTEND, TINY, inputs, save, trained, write_base
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from aatjax import load, load_adapter, petl, surgery
-from aatjax.audio.frontend import FrontEnd
 from aatjax.convert import load as loading
 from aatjax.convert import write_native
 from aatjax.convert.load import reset_weights
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io.digest import hash_arrays
-from aatjax.models.ast import AST, ASTConfig
-from aatjax.train.adapter_file import FORMAT, read_info, save_adapter
+from aatjax.models.ast import AST
+from aatjax.train.adapter_file import FORMAT, read_info
 from aatjax.train.forward import bind_forward
 
 MIXTURE = petl.SoftMoA(num_experts=3, slots=2, reduction=4.0, location="both", train_norm=False)
 METHODS = [petl.Linear(), petl.AAT(), MIXTURE, petl.Full()]
-TINY = ASTConfig(dim=32, depth=1, heads=2, mlp_dim=48, stride=(16, 16), frames=39, num_classes=5)
-CLASSES = ("yes", "no", 'naïve, "quoted"\n')
-FRONTEND = FrontEnd(frames=39, mean=-5.5, std=3.25, pad="repeat")
 
 
 @pytest.fixture
@@ -36,30 +32,8 @@ def base(tmp_path: Path) -> Path:
     return write_base(tmp_path / "base.safetensors")
 
 
-def write_base(path: Path, seed: int = 0, config: ASTConfig = TINY) -> Path:
-    write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(seed))), config)
-    return path
-
-
-def trained(source: Path, method: petl.Method, **options: Any) -> AST:
-    """An adapted model whose trainable parameters are far from where they start."""
-    model = petl.adapt(load(source, num_classes=3, **options), method, seed=3)
-    rng = np.random.default_rng(0)
-    for value in surgery.variables(model).values():
-        if isinstance(value, surgery.Trainable):
-            value[...] = value[...] + jnp.asarray(0.3 * rng.normal(size=value.shape), jnp.float32)
-    return model
-
-
-def save(path: Path, model: AST, **extra: Any) -> Path:
-    return save_adapter(
-        path, model, classes=CLASSES, multi_label=True, frontend=FRONTEND, extra=extra
-    )
-
-
 def logits(model: AST, frames: int = 39) -> np.ndarray:
-    x = np.random.default_rng(1).normal(size=(2, frames, 128)).astype(np.float32)
-    return np.asarray(bind_forward(model, None)(x, np.full(2, frames)))
+    return np.asarray(bind_forward(model, None)(inputs(frames), np.full(2, frames)))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy import optimize, special, stats
+from tiny_model import tiny_config
 
 from aatjax import Classifier
 from aatjax.audio.frontend import FrontEnd
@@ -26,7 +27,7 @@ from aatjax.inference.calibration import (
     read_calibration,
     select_conformal,
 )
-from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.ast import AST
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -280,16 +281,7 @@ def test_mismatching_arguments_are_refused() -> None:
 # --- predictions --------------------------------------------------------------------------------
 
 FRONTEND = FrontEnd(frames=98)
-TINY = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=3,
-    pool="mean_patches",
-)
+TINY = tiny_config()
 
 
 @pytest.fixture(scope="module")

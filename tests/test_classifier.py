@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from flax import nnx
 from jaxtyping import Int16
+from tiny_model import tiny_config
 
 from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
@@ -19,23 +20,14 @@ from aatjax.audio.waveform import AudioError
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.inference.windows import Window, compute_step, cut_windows
-from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.ast import AST
 from aatjax.train.adapter_file import save_adapter
 
 RATE = 16000
 FRONTEND = FrontEnd(frames=98)
 SIZE = FRONTEND.samples
 CLASSES = ("ant", "bee", "cat")
-TINY = ASTConfig(
-    dim=32,
-    depth=2,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=3,
-    pool="mean_patches",
-)
+TINY = tiny_config(depth=2)
 
 
 def make_model(seed: int = 0) -> AST:

@@ -19,24 +19,16 @@ import pytest
 import soundfile
 from flax import nnx
 from safetensors.numpy import load_file
+from tiny_model import tiny_config
 
 from aatjax import load, surgery
 from aatjax.cli import main
 from aatjax.convert import write_native
-from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.ast import AST
 from aatjax.models.config import SIZES
 from aatjax.train.adapter_file import read_info
 
-TINY = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=2,
-    pool="mean_patches",
-)
+TINY = tiny_config(num_classes=2)
 ODD_NAMES = [
     "plain.wav",
     "with space.wav",

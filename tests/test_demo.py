@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import soxr
 from flax import nnx
+from tiny_model import tiny_config
 
 from aatjax import petl, surgery
 from aatjax.audio.decode import decode
@@ -34,7 +35,7 @@ from aatjax.export import export, verify, web
 from aatjax.inference.calibration import Calibration, apply_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, read_page_file
-from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.ast import AST
 from aatjax.train.adapter_file import save_adapter
 
 pytest.importorskip(
@@ -47,17 +48,7 @@ from fastapi.testclient import TestClient
 from aatjax.inference.demo.server import make_page_app
 from aatjax.inference.server.serve import open_socket
 
-CONFIG = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    mels=64,
-    num_classes=3,
-    pool="mean_patches",
-)
+CONFIG = tiny_config(mels=64)
 CLASSES = ("<script>alert(1)</script>", "dog & 'cat'", "</script>\u202e")
 MAIN = "from aatjax.cli.main import main; main()"
 

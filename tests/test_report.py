@@ -19,6 +19,7 @@ import soundfile
 from flax import nnx
 from jinja2 import UndefinedError
 from markupsafe import Markup
+from tiny_model import tiny_config
 
 from aatjax import surgery
 from aatjax.cli.main import run
@@ -33,7 +34,7 @@ from aatjax.inference.calibration import (
     compute_reliability,
     fit_calibration,
 )
-from aatjax.models.ast import AST, ASTConfig
+from aatjax.models.ast import AST
 from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.soft_moa import SoftMoA
@@ -54,16 +55,7 @@ from aatjax.train.metrics.intervals import percentile_interval, resample
 EVIL = "<script>alert(1)</script>"
 CLASSES = (EVIL, "\"onload='x' <b>&amp;", "plain")
 NAME = '"><img src=x onerror=alert(1)> {}.wav'
-TINY = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=2,
-    pool="mean_patches",
-)
+TINY = tiny_config(num_classes=2)
 LARGEST = 3_000_000
 TIMES_MEAN = np.array([[0.25, np.nan], [1.0, 9.0], [4.0, 0.0]])
 COMPARE: dict[str, Any] = {

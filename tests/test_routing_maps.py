@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_model import tiny_config
 
 from aatjax import petl, surgery
 from aatjax.audio.fbank import hertz_to_mel, mel_bank
@@ -23,16 +24,7 @@ RATE = 16000
 HERTZ = (400.0, 4000.0)
 CLASSES = ("low", "high", "never")
 FRONTEND = FrontEnd(frames=98)
-TINY = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=3,
-    pool="mean_patches",
-)
+TINY = tiny_config()
 
 
 class Tones(Reader):

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from flax import nnx
+from tiny_model import tiny_config
 
 from aatjax import surgery
 from aatjax.audio import streams
@@ -38,16 +39,7 @@ RATE = 16000
 FRONTEND = FrontEnd(frames=98)
 SIZE = FRONTEND.samples
 CLASSES = ("ant", "bee", "cat")
-TINY = ASTConfig(
-    dim=32,
-    depth=2,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=98,
-    num_classes=3,
-    pool="mean_patches",
-)
+TINY = tiny_config(depth=2)
 
 
 def make_model(**changes: Any) -> AST:

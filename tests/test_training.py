@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import Int16
+from tiny_model import tiny_config
 
 from aatjax import evaluate, fit, petl, surgery
 from aatjax.audio.augment import Augment
@@ -44,16 +45,7 @@ from aatjax.train.step import Steps, compute_losses, make_steps
 METHODS = [petl.AAT(), petl.SoftMoA(reduction=8.0)]
 AUGMENTED = Augment(noise=True, freq_mask=9)
 MIXED = Augment(mixup=1.0, noise=True, freq_mask=20)
-TINY = ASTConfig(
-    dim=32,
-    depth=1,
-    heads=2,
-    mlp_dim=48,
-    stride=(16, 16),
-    frames=39,
-    num_classes=3,
-    pool="mean_patches",
-)
+TINY = tiny_config(frames=39)
 
 
 class Tones(Reader):
