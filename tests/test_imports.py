@@ -139,6 +139,13 @@ def test_every_room_has_a_place():
     assert rooms == set(FLOOR_OF)
 
 
+def test_the_floors_of_the_contributing_page_are_these():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (picture,) = re.findall(r"^```\n(errors <.*?)```", page, re.MULTILINE | re.DOTALL)
+    floors = [tuple(re.findall(r"\w+", floor)) for floor in picture.split("<")]
+    assert floors == list(FLOORS)
+
+
 def test_few_modules_stand_outside_a_package():
     assert len(list((ROOT / "aatjax").glob("*.py"))) <= 6
 
