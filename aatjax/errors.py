@@ -6,6 +6,7 @@ import functools
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,18 @@ def format_count(number: int, noun: str) -> str:
 
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `, did you mean 'x'?` with the nearest of the known words, or '' if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f", did you mean {near[0]!r}?" if near and near[0] != word else ""
+    """Return `, did you mean 'x'?` with the nearest of the known words, or '' if none is near.
+
+    Capitals and punctuation do not count: ESC-50 is near esc50.
+    """
+
+    def simplify(name: str) -> str:
+        return re.sub(r"[\W_]", "", name).lower()
+
+    names = {simplify(name): name for name in known}
+    near = difflib.get_close_matches(simplify(word), names, n=1, cutoff=cutoff)
+    found = names[near[0]] if near else word
+    return f", did you mean {found!r}?" if found != word else ""
 
 
 class AatjaxError(Exception):

@@ -33,5 +33,5 @@ def find_benchmark(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    hint = suggest(name.lower().replace("-", ""), BENCHMARKS)
+    hint = suggest(name, BENCHMARKS)
     raise UsageError(f"no benchmark {name!r}{hint} (there are {', '.join(BENCHMARKS)})")
