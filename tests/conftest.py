@@ -1,5 +1,6 @@
 """Settings of every test run: several fake devices, exact products, cached compilation."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -26,6 +27,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+# Tracing makes many objects that live on; the default thresholds spend a tenth of the time on them.
+gc.set_threshold(200_000, 50, 100)
 
 # Checking every array against its annotation costs 8 s a process: CI does it in a run of its own.
 if os.environ.get("AATJAX_TYPECHECK"):
