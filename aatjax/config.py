@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import runpy
+import sys
 import traceback
 import typing
 from pathlib import Path
@@ -243,9 +244,10 @@ def load_config(name: str) -> Config:
 
 
 def _run_file(path: Path) -> Any:
-    """Run a Python file and return what it binds as `config`."""
+    """Run a Python file, which may import its neighbours; return what it binds as `config`."""
     if not path.exists():
         raise UsageError(f"{path}: no such config file")
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         return runpy.run_path(str(path)).get("config")
     except AatjaxError:
@@ -256,6 +258,8 @@ def _run_file(path: Path) -> Any:
         raise UsageError(
             f"{path}: could not be run: {type(error).__name__} at line {line}: {error}"
         ) from error
+    finally:
+        sys.path.pop(0)
 
 
 def _check_json(where: str, fields: dict[str, Any], cls: type[Any]) -> None:

@@ -71,6 +71,7 @@ _PETL: dict[str, PaperSetting] = {
     "fluent_speech_commands": PaperSetting(PETL, 400, 32, 75),
     "iemocap": PaperSetting(PETL, 800, 32, 20),
 }
+_UNTRIED = PaperSetting(PETL, 1024, 32, 50)
 _SIMILAR = {"esc10": "esc50", "speech_commands_v1": "speech_commands_v2"}
 
 METHODS = {
@@ -189,7 +190,9 @@ def _find_setting(benchmark: str, method: str) -> tuple[PaperSetting, str | None
         return own[benchmark], None
     if similar in own:
         return own[similar], f"length, batch and epochs are those of {similar}"
-    found = other[benchmark if benchmark in other else similar]
+    found = other.get(benchmark, other.get(similar))
+    if found is None:
+        return _UNTRIED, "length, batch and epochs are guesses: no paper used this set"
     return found, f"length, batch, loss and augmentation are those of {found.paper}"
 
 

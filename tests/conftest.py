@@ -70,3 +70,10 @@ def small_ast(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "one_block.safetensors"
     write_native(path, surgery.arrays(AST(config, rngs=nnx.Rngs(0))), config)
     return str(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees the programs that a module compiled: all of them together need gigabytes."""
+    yield
+    jax.clear_caches()

@@ -57,8 +57,9 @@ def lora(letters: str) -> tuple[str, ...]:
 PREFIX = ("blocks/*/attn/k/prefix", "blocks/*/attn/v/prefix")
 DEEP = ("blocks/*/prompts",)
 
-# An instance of a method, and globs of all that it trains in addition to the head.
-CASES: dict[str, tuple[Method, tuple[str, ...]]] = {
+# An instance of a method, and globs of all that it trains in addition to the head (None: not
+# stated). A method of `petl_oracle` has its cases here; any other is tested at its defaults.
+CASES: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "linear": (petl.Linear(), ()),
     "full": (petl.Full(), ("embed/*", "embed/proj/*", "blocks/*", "norm/*")),
     "partial": (petl.Partial(), ("blocks/1/*",)),
@@ -144,7 +145,10 @@ CASES: dict[str, tuple[Method, tuple[str, ...]]] = {
         PREFIX + DEEP + lora("kv"),
     ),
 }
-PUBLISHED: dict[str, tuple[Method, tuple[str, ...]]] = {
+_listed = {method.name for method, _ in CASES.values()}
+WITHOUT_ORACLE = [name for name in petl.METHODS if name not in _listed]
+CASES |= {name: (petl.METHODS[name](), None) for name in WITHOUT_ORACLE}
+PUBLISHED: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "linear": (petl.Linear(as_published=True), ()),
     "full": (petl.Full(as_published=True), CASES["full"][1]),
     "bitfit": (petl.BitFit(as_published=True), CASES["bitfit"][1]),
@@ -182,13 +186,14 @@ REPEATS |= {"soft_moa", "soft_moa_both", "soft_moa_ffn", "soft_moa_no_norm", "de
 REPEATS |= {"combined_rows", "prompt_patches", "prompt_but_cls", "prompt_cls", "prompt_own_pool"}
 FORMS = [(name, False) for name in CASES] + [(name, True) for name in PUBLISHED]
 """(name, as published) of every case."""
-KINDS = [name for name in CASES if name not in REPEATS]
+WITH_ORACLE = [form for form in FORMS if form[0] not in WITHOUT_ORACLE]
+KINDS = [name for name in CASES if name not in {*REPEATS, *WITHOUT_ORACLE}]
 PUBLISHED_KINDS = ["adapter_sequential_before", "conformer", "convpass", "lora", "prompt_aat"]
 PUBLISHED_KINDS += ["soft_moa", "dense_moa"]
 """Published forms that compute something else than the default, not only from other weights."""
 
 
-def find_form(name: str, published: bool) -> tuple[Method, tuple[str, ...]]:
+def find_form(name: str, published: bool) -> tuple[Method, tuple[str, ...] | None]:
     return (PUBLISHED if published else CASES)[name]
 
 

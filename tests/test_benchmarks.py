@@ -11,6 +11,7 @@ from official_layouts import MAKERS, table
 
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, find_benchmark, gtzan
+from aatjax.data.benchmarks.base import make_list_protocols
 from aatjax.data.benchmarks.esc50 import CLASSES as ESC_CLASSES
 from aatjax.data.formats import SourceFormat
 from aatjax.errors import DataError, UsageError
@@ -48,11 +49,21 @@ def test_a_benchmark_is_read_from_its_official_layout(name, official) -> None:
 
 
 def test_every_benchmark_is_a_source_format() -> None:
-    assert set(BENCHMARKS) == set(MAKERS) and set(BENCHMARKS) <= set(get_args(SourceFormat))
+    missing = set(BENCHMARKS) - set(get_args(SourceFormat))
+    assert not missing, f"add {missing} to SourceFormat in aatjax/data/formats.py"
+    assert set(MAKERS) <= set(BENCHMARKS)
+
+
+def test_official_lists_without_one_that_chooses() -> None:
+    (honest,) = make_list_protocols(valid=None)
+    assert (honest.selection, honest.divisions[0].valid) == ("last", ())
+    assert "last epoch" in honest.paper
+    (chosen,) = make_list_protocols()
+    assert (chosen.selection, chosen.divisions[0].valid) == ("best", ("valid",))
 
 
 def test_the_official_counts_are_the_published_ones() -> None:
-    assert {b.name: (b.clips, len(b.classes)) for b in BENCHMARKS.values()} == {
+    published = {
         "esc50": (2000, 50),
         "esc10": (400, 10),
         "urbansound8k": (8732, 10),
@@ -63,6 +74,9 @@ def test_the_official_counts_are_the_published_ones() -> None:
         "fluent_speech_commands": (30043, 31),
         "iemocap": (5531, 4),
     }
+    assert published.keys() <= BENCHMARKS.keys()
+    for name, counts in published.items():
+        assert (BENCHMARKS[name].clips, len(BENCHMARKS[name].classes)) == counts
     for benchmark in BENCHMARKS.values():
         if benchmark.parts:
             assert sum(benchmark.parts.values()) == benchmark.clips

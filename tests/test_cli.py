@@ -421,6 +421,7 @@ def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert all(verb in out for verb in main.COMMANDS)
 
 
+# The flags of commands that people use: none may be lost.
 FLAGS = {
     "adapt": "base dry-run format method no-labels pattern quiet run",
     "bench flops": "classes frames json markdown methods size",
@@ -464,8 +465,21 @@ def test_every_command_explains_each_of_its_flags(
     assert not empty, "flags without a help text"
 
 
-def test_the_table_of_flags_has_every_command() -> None:
-    assert {name.split()[0] for name in FLAGS} == set(main.COMMANDS)
+def test_no_command_is_lost_and_every_one_has_a_group(capfd: pytest.CaptureFixture[str]) -> None:
+    assert {name.split()[0] for name in FLAGS} <= set(main.COMMANDS)
+    for name, (group, summary) in main.COMMANDS.items():
+        where = f"aatjax/cli/commands/{name}.py"
+        assert group in main.GROUPS, f"{where}: GROUP must be one of {main.GROUPS}"
+        assert summary, f"{where}: its docstring has no first line"
+        assert main.run([name, "--help"]) == 0
+        assert f"usage: aatjax {name}" in capfd.readouterr().out
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aatjax", "--help"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, main.format_overview() + "\n")
 
 
 def test_flags_lists_the_fields(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import soundfile
 
 import aatjax
 from aatjax import petl
+from aatjax.cli import main
 from aatjax.cli.main import COMMANDS
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
@@ -49,9 +52,31 @@ def test_the_example_runs_and_leaves_an_adapter(sounds, capsys):
     assert adapter.classes == ("bark", "clock")
 
 
-def test_the_method_of_the_contributing_page_can_be_adapted(monkeypatch):
+def read_contributing() -> list[str]:
+    """The programs of the page: a method, a command."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_command_of_the_contributing_page_runs(monkeypatch, tmp_path, capfd):
+    _, code = read_contributing()
+    module = types.ModuleType("aatjax.cli.commands.loudness", code.split('"""')[1])
+    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(COMMANDS, "loudness", (module.GROUP, module.__doc__))
+    assert module.GROUP in main.GROUPS
+    soundfile.write(tmp_path / "half.wav", np.full(1600, 0.5), 16000)
+    half, missing = str(tmp_path / "half.wav"), str(tmp_path / "missing.wav")
+    assert main.run(["loudness", half, missing]) == 65
+    out, err = capfd.readouterr()
+    assert out == f"{half}  0.5\n"
+    assert f"{missing}: No such file" in err and "1 of 2 files could not be read" in err
+    assert main.run(["loudness", "--decibels", half]) == 0
+    assert capfd.readouterr().out == f"{half}  -6.021\n"
+
+
+def test_the_method_of_the_contributing_page_can_be_adapted(monkeypatch):
+    code, _ = read_contributing()
     monkeypatch.setattr("aatjax.petl.base.METHODS", dict(METHODS))
     namespace = {"__name__": "mlp_scale"}
     exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
@@ -63,6 +88,9 @@ def test_the_method_of_the_contributing_page_can_be_adapted(monkeypatch):
     assert counts[0] - counts[1] == dim * depth
     x = np.random.default_rng(0).normal(size=(1, model.config.frames, 128)).astype(np.float32)
     np.testing.assert_allclose(adapted(x), model(x), rtol=1e-6)
+    masked = aatjax.load("random:tiny", num_classes=3, mask_padding=True, dtype="bfloat16")
+    logits = aatjax.adapt(masked, namespace["MlpScale"]())(x, np.array([200]))
+    np.testing.assert_array_equal(logits, masked(x, np.array([200])))
 
 
 def test_both_commands_are_there_once_each():
@@ -76,10 +104,12 @@ def test_the_readme_is_short():
 
 def test_every_command_and_method_is_named():
     for command in COMMANDS:
-        assert f"`{command}`" in README, command
-        assert f"`aatjax {command}" in (DOCS / "commands.md").read_text(), command
+        assert f"`{command}`" in README, f"README.md, Commands: add `{command}`"
+        text = (DOCS / "commands.md").read_text()
+        assert f"`aatjax {command}" in text, f"docs/commands.md: add a row of `aatjax {command}`"
     for name, method in METHODS.items():
-        assert f"`{name}`" in README and f"`{method.__name__}(" in README
+        row = f"README.md, Methods: add a row with `{method.__name__}()` and `{name}`"
+        assert f"`{name}`" in README and f"`{method.__name__}(" in README, row
 
 
 def test_every_path_in_the_map_exists():

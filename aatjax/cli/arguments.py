@@ -71,9 +71,9 @@ def bind(
 ) -> Callable[[], None]:
     """Parse the arguments of a command; the result runs it.
 
-    A command is a typed function: its parameters are its arguments and flags, its docstring their
-    help. A parameter `fields` takes every flag that is not the command's own, a parameter `command`
-    the whole command line.
+    A command is a typed function: its parameters are its arguments, those after `*` its flags, its
+    docstring their help. A parameter `fields` takes every flag that is not the command's own, a
+    parameter `command` the whole command line.
 
     Raises:
         UsageError: a wrong, unknown or missing argument.
@@ -91,6 +91,8 @@ def bind(
     for name, parameter in signature.parameters.items():
         if parameter.default in (None, False, ()):
             hints[name] = Annotated[hints[name], NO_HINT]
+        if parameter.kind is not parameter.KEYWORD_ONLY and not _is_group(hints[name]):
+            hints[name] = Positional[hints[name]]
 
     def call(*args: Any, **options: Any) -> Callable[[], None]:
         return functools.partial(function, *args, **options, **more)
@@ -129,14 +131,18 @@ def bind_kind(
     )
 
 
+def _is_group(hint: Any) -> bool:
+    """Whether a parameter is a dataclass of arguments and flags."""
+    return dataclasses.is_dataclass(next(iter(typing.get_args(hint)), None))  # Annotated[it, ...]
+
+
 def _list_arguments(
     signature: inspect.Signature, hints: dict[str, Any]
 ) -> Iterator[tuple[str, bool]]:
     """Names of a command's arguments, those in a dataclass too, and whether each is required."""
     for name, parameter in signature.parameters.items():
-        group = next(iter(typing.get_args(hints[name])), None)  # of Annotated[group, ...]
-        if dataclasses.is_dataclass(group):
-            for field in dataclasses.fields(group):
+        if _is_group(hints[name]):
+            for field in dataclasses.fields(typing.get_args(hints[name])[0]):
                 yield field.name, field.default is dataclasses.MISSING
         else:
             yield name, parameter.default is parameter.empty

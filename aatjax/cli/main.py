@@ -14,7 +14,7 @@ from aatjax.errors import AatjaxError, UsageError, suggest
 from aatjax.io.signals import catch_sigterm
 
 GROUPS = ("train", "use", "data", "weights", "plan")
-"""Order of the groups in the overview; a command's file states its own."""
+"""Groups of the overview, in its order; a command's file states its own."""
 
 
 def find_commands() -> dict[str, tuple[str, str]]:

@@ -108,7 +108,10 @@ def find_method(name: str) -> type[Method]:
     if name in METHODS:
         return METHODS[name]
     known = ", ".join(sorted(METHODS))
-    raise UsageError(f"unknown method {name!r}{suggest(name, METHODS)} (there are {known})")
+    raise UsageError(
+        f"unknown method {name!r}{suggest(name, METHODS)} (there are {known}; import the module of "
+        "a method of your own first)"
+    )
 
 
 def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:

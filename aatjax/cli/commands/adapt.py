@@ -4,13 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
 GROUP = "train"
 
 
 def main(
-    path: Positional[str],
+    path: str,
     *,
     fields: list[str],
     command: list[str],

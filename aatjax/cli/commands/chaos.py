@@ -3,15 +3,13 @@
 import sys
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from aatjax.errors import UsageError
 
 GROUP = "plan"
 
 
 def main(
-    config: Positional[str] = "default",
+    config: str = "default",
     *,
     fields: list[str],
     workdir: Path,

@@ -4,8 +4,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from aatjax.cli.arguments import ConfigChoice
 from aatjax.cli.output import format_table, keep_compiled
 from aatjax.errors import UsageError
@@ -14,7 +12,7 @@ GROUP = "train"
 
 
 def main(
-    configs: Positional[tuple[str, ...]] = (),
+    configs: tuple[str, ...] = (),
     *,
     fields: list[str],
     command: list[str],

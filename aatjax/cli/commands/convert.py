@@ -4,16 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import Positional
-
 from aatjax.errors import UsageError
 
 GROUP = "weights"
 
 
 def main(
-    source: Positional[str],
-    out: Positional[Path],
+    source: str,
+    out: Path,
     *,
     to: Literal["native", "hf", "orbax"] | None = None,
     dtype: Literal["float32", "float16"] = "float32",

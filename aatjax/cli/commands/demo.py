@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 GROUP = "use"
 
 
 def main(
-    adapter: Positional[Path],
+    adapter: Path,
     *,
     base: str | None = None,
     port: int = 7860,

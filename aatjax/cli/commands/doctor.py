@@ -7,13 +7,13 @@ error: training stops, leaves the clip out, or a figure would be too high; warni
 trained on as it is; note: for information.
 """
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 GROUP = "data"
 
 
 def main(
-    path: Positional[str],
+    path: str,
     *,
     format: str = "auto",
     pattern: str | None = None,

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 GROUP = "train"
 
 
 def main(
-    adapter: Positional[Path],
-    path: Positional[str | None] = None,
+    adapter: Path,
+    path: str | None = None,
     *,
     format: str = "auto",
     base: str | None = None,

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 GROUP = "weights"
 
 
 def main(
-    adapter: Positional[Path],
-    out: Positional[Path],
+    adapter: Path,
+    out: Path,
     *,
     to: Literal["hf", "peft", "onnx", "stablehlo", "safetensors", "web"],
     base: str | None = None,

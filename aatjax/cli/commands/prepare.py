@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
 
 GROUP = "data"
 
 
 def main(
-    name: Positional[str],
+    name: str,
     *,
     from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="ARCHIVE|FOLDER")] = None,
     to: Path = Path("data"),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from tyro.conf import Positional
-
 from aatjax.cli.output import format_table
 from aatjax.errors import UsageError, format_count, suggest
 
@@ -11,7 +9,7 @@ GROUP = "plan"
 PEAK = 197e12  # bfloat16 FLOPs per second of one TPU v5e chip
 
 
-def main(name: Positional[str | None] = None, *, json: bool = False) -> None:
+def main(name: str | None = None, *, json: bool = False) -> None:
     """Run `aatjax recipes`.
 
     Args:

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 GROUP = "train"
 
 
 def main(
-    run: Positional[Path],
+    run: Path,
     *,
     command: list[str],
     out: Path | None = None,

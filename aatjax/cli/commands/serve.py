@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes
 
 from aatjax.inference.server.limits import ServerLimits
 
@@ -10,7 +10,7 @@ GROUP = "use"
 
 
 def main(
-    folder: Positional[Path],
+    folder: Path,
     *,
     base: str | None = None,
     host: str = "127.0.0.1",

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 GROUP = "weights"
 
 
-def main(file: Positional[Path], *, base: str | None = None) -> None:
+def main(file: Path, *, base: str | None = None) -> None:
     """Run `aatjax verify`.
 
     Args:

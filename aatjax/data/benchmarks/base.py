@@ -1,15 +1,18 @@
 """What a benchmark is: its files, counts and protocols, and the reader that all of them share.
 
-A new benchmark is one new module in this package and its name in
-`aatjax.data.formats.SourceFormat`. The module holds
+A new benchmark is one new module in this package, which the package finds by itself, and its name
+in `aatjax.data.formats.SourceFormat`. The module holds
 
-1. a function for `Benchmark.list_clips`: from the root to every clip that the official tables
-   name, with id, class, fold or split, group and path, whether the file is there or not.
+1. a function for `Benchmark.list_clips`: from the root to an `aatjax.data.source.Clip` for every
+   clip that the official tables name, whether the file is there or not, with its id, the indices of
+   its classes, its path, its fold or split (`train`, `valid`, `test`), and its group.
    `aatjax.data.tables.read_table` reads CSV files; the error of a `TableRow` names file and row.
-2. a `Benchmark` at module level: marks, classes, official counts, protocols (`make_fold_protocols`
-   and `make_list_protocols` hold the usual ones) and publication. The package finds it by itself.
+2. a `Benchmark` at module level: marks, classes, official counts, publication, and protocols:
+   `make_fold_protocols`, or `make_list_protocols` (`valid=None` where no list chooses).
 
-The tests take a small copy of the official layout from a function in `tests/official_layouts.py`.
+Its recipes (`NAME_soft_moa`, ...) have the usual settings until `configs/recipes.py` has its own.
+The tests read a small copy of the official layout, made by a function that `MAKERS` in
+`tests/official_layouts.py` holds under the benchmark's name; without one they skip it.
 """
 
 from __future__ import annotations
@@ -247,11 +250,22 @@ def make_fold_protocols(folds: Sequence[str], petl: tuple[Division, ...]) -> tup
     )
 
 
-def make_list_protocols(*papers: str) -> tuple[Protocol, ...]:
-    """Return the protocols of a benchmark with three official lists: honest, and of the papers."""
-    honest = "the official lists; the best epoch on the validation list"
+def make_list_protocols(*papers: str, valid: str | None = "valid") -> tuple[Protocol, ...]:
+    """Return the protocols of a benchmark with official lists: honest, and of the papers.
+
+    Args:
+        papers: names of the papers' protocols to include, `aat` and `petl`.
+        valid: the list that chooses an epoch in the honest protocol; None where there is none.
+    """
+    epoch = "the best epoch on the validation list" if valid else "weights of the last epoch"
+    honest = Protocol(
+        "honest",
+        f"the official lists; {epoch}",
+        use_lists(valid),
+        selection="best" if valid else "last",
+    )
     every = (
-        Protocol("honest", honest, use_lists(), selection="best"),
+        honest,
         Protocol("aat", AAT, use_lists(), selection="best"),
         Protocol("petl", PETL, use_lists(), few_shot="first"),
     )
