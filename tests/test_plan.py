@@ -129,8 +129,9 @@ def test_a_shape_without_its_weights_is_refused_and_named():
     assert (shape.dim, shape.frames, shape.num_classes, shape.scan) == (768, 1024, 7, True)
 
 
-def test_a_plan_for_fake_devices():
-    found = plan_step(SMALL, "cpu:4", num_classes=10, batch_per_device=2)
+def test_a_plan_for_fake_devices(small_ast):
+    config = dataclasses.replace(SMALL, model=Model(source=small_ast, frames=64))
+    found = plan_step(config, "cpu:4", num_classes=10, batch_per_device=2)
     assert (found.devices, found.hosts, found.batch_size) == (4, 1, 8)
     assert set(found.collectives) == {"all-reduce"}
     moved = found.collectives["all-reduce"][1]
@@ -138,7 +139,7 @@ def test_a_plan_for_fake_devices():
     assert found.fits and found.memory is None and found.step_s is None
     assert found.arguments > 4 * found.trainable
     with pytest.raises(UsageError, match="batch_size=32 does not divide over 3"):
-        plan_step(SMALL, "cpu:3")
+        plan_step(config, "cpu:3")
 
 
 @pytest.mark.slow
