@@ -66,8 +66,8 @@ def test_stored_tokens_train_the_same_weights(name) -> None:
     plain, reused = trained(METHODS[name]), trained(METHODS[name], cache_prefix=True)
     one, two = surgery.arrays(plain.model), surgery.arrays(reused.model)
     for path in one:
-        if path.endswith("/b_conv"):
-            continue  # BatchNorm takes it out again: its gradient is rounding noise
+        if path.endswith(("/b_conv", "/batch_norm/mean")):
+            continue  # BatchNorm takes the bias out with the mean: its gradient is rounding noise
         np.testing.assert_allclose(one[path], two[path], rtol=2e-5, atol=2e-6, err_msg=path)
     for a, b in zip(plain.history, reused.history, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
