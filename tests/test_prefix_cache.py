@@ -57,6 +57,9 @@ def trained(method, *, config=CONFIG, folder=None, **changes):
 
 
 SLOW = set(METHODS) - {"conformer"}
+# Softmax and BatchNorm take out what is added to all keys or clips: such a bias has rounding noise
+# for a gradient, and the mean in BatchNorm follows it.
+NOISE = ("attn/k/bias", "/b_conv", "/batch_norm/mean")
 
 
 @pytest.mark.parametrize(
@@ -66,8 +69,8 @@ def test_stored_tokens_train_the_same_weights(name) -> None:
     plain, reused = trained(METHODS[name]), trained(METHODS[name], cache_prefix=True)
     one, two = surgery.arrays(plain.model), surgery.arrays(reused.model)
     for path in one:
-        if path.endswith(("/b_conv", "/batch_norm/mean")):
-            continue  # BatchNorm takes the bias out with the mean: its gradient is rounding noise
+        if path.endswith(NOISE):
+            continue
         np.testing.assert_allclose(one[path], two[path], rtol=2e-5, atol=2e-6, err_msg=path)
     for a, b in zip(plain.history, reused.history, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)

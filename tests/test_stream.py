@@ -633,7 +633,7 @@ for file in files:
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     print(json.dumps([track.seconds, len(track.segments), took, peak]))
 """
-BOUND = 24  # MiB
+BOUND = 40  # MiB; the allocator alone differs by 10 to 25
 
 
 @pytest.mark.slow
