@@ -247,6 +247,7 @@ def _run_file(path: Path) -> Any:
     """Run a Python file, which may import its neighbours; return what it binds as `config`."""
     if not path.exists():
         raise UsageError(f"{path}: no such config file")
+    before = list(sys.path)
     sys.path.insert(0, str(path.resolve().parent))
     try:
         return runpy.run_path(str(path)).get("config")
@@ -259,7 +260,7 @@ def _run_file(path: Path) -> Any:
             f"{path}: could not be run: {type(error).__name__} at line {line}: {error}"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
 
 
 def _check_json(where: str, fields: dict[str, Any], cls: type[Any]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -375,3 +376,14 @@ def test_statistics(statistics: str, sounds: dict[str, Path], tmp_path: Path) ->
     )
     assert found.mean == pytest.approx(features.mean(), rel=1e-4)
     assert found.std == pytest.approx(features.std(ddof=1), rel=1e-4)
+
+
+def test_a_config_file_imports_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_config.py").write_text("EPOCHS = 7\n")
+    text = "import aatjax\nfrom neighbour_of_config import EPOCHS\n"
+    text += "training = aatjax.Training(epochs=EPOCHS)\n"
+    text += "config = aatjax.Config(petl=aatjax.petl.Linear(), training=training)\n"
+    (tmp_path / "mine.py").write_text(text)
+    before = list(sys.path)
+    assert load_config(str(tmp_path / "mine.py")).training.epochs == 7
+    assert sys.path == before
