@@ -12,6 +12,7 @@ import sys
 import tyro
 
 COMMANDS = {
+    "epochs": ("epochs", "epochs of `fit`, relative to a plain PyTorch loop"),
     "methods": ("training", "training step of every method, relative to a linear probe"),
     "step": ("training", "training step of AST-base, relative to PyTorch"),
     "prefix": ("training", "epochs with and without the stored frozen prefix"),
