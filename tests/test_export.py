@@ -428,7 +428,7 @@ def test_platforms_that_cannot_be_checked_are_refused(make: Make, tmp_path: Path
 def test_plain_programs_hold_no_kernel_and_no_choice(tmp_path: Path) -> None:
     """A model large enough that attention chooses by platform."""
     config = dataclasses.replace(
-        TINY, dim=128, depth=1, frames=400, mels=128, stride=(4, 4), patch=(16, 16)
+        TINY, dim=128, depth=2, frames=400, mels=128, stride=(4, 4), patch=(16, 16)
     )
     model = AST(config, rngs=nnx.Rngs(0))
     shape = jax.ShapeDtypeStruct((1, 400, 128), jnp.float32)

@@ -279,7 +279,7 @@ def test_scanned_and_rematerialised_blocks_give_the_same(name, changes):
 
 def test_a_scanned_model_is_one_loop_and_a_rematerialised_one_recomputes():
     def program(**changes) -> str:
-        loss, trainable = loss_of(aatjax.adapt(small(**changes), petl.AAT()))
+        loss, trainable = loss_of(aatjax.adapt(small(depth=4, **changes), petl.AAT()))
         return str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(trainable))
 
     plain, scanned, remat = program(), program(scan=True), program(remat=True)
@@ -304,8 +304,58 @@ def test_a_scanned_gradient_ends_in_the_first_trained_block(first):
     assert str(jax.make_jaxpr(loss)(trainable)).count("scan[") == 1
 
 
+# ------------------------------------------------------------- tokens that the head reads
+
+
+@pytest.mark.parametrize("pool", ["cls_dist", "cls"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_last_block_computes_only_what_the_pool_reads(pool, scan):
+    """The same logits and gradients as by way of all tokens, with less work."""
+    adapted = aatjax.adapt(small(depth=3, pool=pool, scan=scan), petl.AAT())
+    parts = surgery.split(adapted)
+    rng = np.random.default_rng(1)
+    trainable = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), parts.trainable
+    )
+
+    def make(read):
+        def run(trainable):
+            model = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+            logits = read(model, clip())
+            return jnp.square(logits).sum(), logits
+
+        return jax.value_and_grad(run, has_aux=True)
+
+    short = make(lambda model, x: model(x))
+    long = make(lambda model, x: model.head(model.pool(model.tokens(x))))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5),
+        short(trainable),
+        long(trainable),
+    )
+    assert count_flops(short, trainable) < 0.85 * count_flops(long, trainable)
+
+
+def test_a_block_whose_tokens_depend_on_each_other_computes_them_all():
+    """A subclass with another call does not inherit that its tokens are independent."""
+
+    class Average(petl.bottleneck.Bottleneck):
+        def __call__(self, x, mask=None):
+            return super().__call__(x) + x.mean(axis=1, keepdims=True)
+
+    def add(_, base):
+        extra = Average(16, 2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+        return petl.base.Parallel(base, "extra", extra)
+
+    for site in ("mlp", "attn"):
+        model = small(depth=2)
+        surgery.wrap(model, f"blocks/1/{site}", add)
+        want = model.head(model.pool(model.tokens(clip())))
+        np.testing.assert_allclose(model(clip()), want, rtol=1e-5, atol=1e-5)
+
+
 def test_scan_refuses_blocks_that_differ():
-    adapted = small(scan=True)
+    adapted = small(scan=True, depth=3)
     surgery.wrap(
         adapted,
         "blocks/1/mlp",

@@ -545,7 +545,7 @@ def test_a_method_without_an_oracle_trains_and_scans(name):
 
 def test_blocks_that_differ_cannot_be_scanned():
     method, _ = find_form("prompt_aat", True)
-    adapted = aatjax.adapt(make_model(scan=True), method)
+    adapted = aatjax.adapt(make_model(scan=True, depth=3), method)
     with pytest.raises(UsageError, match="differs from block 0"):
         adapted(make_clips())
 

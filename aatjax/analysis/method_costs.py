@@ -162,11 +162,16 @@ def compare_costs(config: ASTConfig, methods: Mapping[str, Method] = TABLE) -> l
 
 
 def make_program(model: AST) -> tuple[Callable[..., jax.Array], Any, Any, Any, Any]:
-    """Return the forward pass of one clip, and its arguments: the model's parts and the input."""
+    """Return the forward pass of one clip, and its arguments: the model's parts and the input.
+
+    All tokens are computed, as the papers count; a run leaves out those of the last block that the
+    head does not read.
+    """
     parts, config = surgery.split(model), model.config
 
     def forward(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> jax.Array:
-        return surgery.join(parts.graphdef, trainable, stats, frozen)(x)
+        model: AST = surgery.join(parts.graphdef, trainable, stats, frozen)
+        return model.head(model.pool(model.tokens(x)))
 
     x = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
     return forward, parts.trainable, parts.stats, parts.frozen, x

@@ -25,7 +25,7 @@ from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.models.scan import run_blocks
-from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
+from aatjax.models.tokens import Mask, Tokens, average_tokens, call_first, is_per_token
 
 INIT = truncated_normal(0.02)
 HEAD_INIT = truncated_normal(0.01)
@@ -118,6 +118,8 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with its output projection: `[b, n, d] -> [b, n, d]`."""
 
+    takes_count = True
+
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.heads = config.heads
         dim, bias = config.dim, config.qkv_bias
@@ -126,19 +128,22 @@ class Attention(nnx.Module):
         self.v = make_linear(dim, dim, config, bias=bias, rngs=rngs)
         self.out = make_linear(dim, dim, config, rngs=rngs)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
+    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
         batch, tokens, dim = x.shape
         # A method may put learned keys and values in front of those of the tokens (prefix tuning).
         shape = (batch, -1, self.heads, dim // self.heads)
-        q, k, v = (project(x).reshape(shape) for project in (self.q, self.k, self.v))
+        q = self.q(x[:, :count]).reshape(shape)
+        k, v = (project(x).reshape(shape) for project in (self.k, self.v))
         if mask is not None:
             learned = jnp.ones((batch, k.shape[1] - tokens), bool)
             mask = jnp.concatenate([learned, mask], axis=1)
-        return self.out(ops.attention(q, k, v, mask=mask).reshape(batch, tokens, dim))
+        return self.out(ops.attention(q, k, v, mask=mask).reshape(batch, -1, dim))
 
 
 class Mlp(nnx.Module):
     """Down(GELU(Up x)) with the exact (erf) GELU: `[b, n, d] -> [b, n, d]`."""
+
+    per_token = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.up = make_linear(config.dim, config.mlp_dim, config, rngs=rngs)
@@ -149,7 +154,12 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-LayerNorm Transformer block: x = x + Attn(LN1 x), then x + MLP(LN2 x)."""
+    """Pre-LayerNorm Transformer block: x = x + Attn(LN1 x), then x + MLP(LN2 x).
+
+    With `count`, only the first `count` tokens of the output.
+    """
+
+    takes_count = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.ln1 = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
@@ -157,9 +167,12 @@ class Block(nnx.Module):
         self.ln2 = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
-        x = x + call_masked(self.attn, self.ln1(x).astype(x.dtype), mask)
-        return x + call_masked(self.mlp, self.ln2(x).astype(x.dtype), mask)
+    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+        read = count if is_per_token(self.mlp) else None  # tokens that the MLP reads
+        u = self.ln1(x).astype(x.dtype)
+        x = x[:, :read] + call_first(self.attn, u, mask, read)
+        u = self.ln2(x).astype(x.dtype)
+        return x[:, :count] + call_first(self.mlp, u, mask, count)
 
 
 class Pool(nnx.Module):
@@ -167,6 +180,11 @@ class Pool(nnx.Module):
 
     def __init__(self, config: ASTConfig):
         self.kind, self.prefix = config.pool, config.num_prefix
+
+    @property
+    def reads(self) -> int | None:
+        """Number of first tokens that are read, or None for all."""
+        return {"cls_dist": self.prefix, "cls": 1}.get(self.kind)
 
     def __call__(self, tokens: Tokens, mask: Mask | None = None) -> Float[Array, "b d"]:
         match self.kind:
@@ -241,7 +259,7 @@ class AST(nnx.Module):
                 `config.mask_padding`. None is all.
         """
         mask = self._mask(valid, x.shape[1] if x.ndim == 3 else None)
-        return self.head(self.pool(self.tokens(x, mask), mask))
+        return self._classify(self._embed(x, mask), mask, 0)
 
     def tokens(self, x: Float[Array, "b t f"], mask: Mask | None = None) -> Tokens:
         """Return all tokens after the final LayerNorm, in float32.
@@ -250,6 +268,9 @@ class AST(nnx.Module):
             UsageError: the input is not `[b, config.frames, config.mels]`. With a mask it may have
                 fewer frames: those that are padding in every clip can be omitted.
         """
+        return self.norm(self._run_blocks(self._embed(x, mask), mask, 0, self.config.depth))
+
+    def _embed(self, x: Float[Array, "b t f"], mask: Mask | None) -> Tokens:
         config = self.config
         shorter = mask is not None and x.ndim == 3 and config.patch[1] <= x.shape[1]
         frames = min(config.frames, x.shape[1]) if shorter else config.frames
@@ -258,7 +279,7 @@ class AST(nnx.Module):
                 f"the model takes [batch, {config.frames} frames, {config.mels} mel bins], "
                 f"the input is {list(x.shape)}: {self._advise(x.shape)}"
             )
-        return self.norm(self._run_blocks(self.embed(x), mask, 0, config.depth))
+        return self.embed(x)
 
     def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, block: int
@@ -270,8 +291,12 @@ class AST(nnx.Module):
         self, tokens: Tokens, valid: Integer[Array, " b"] | None, block: int
     ) -> Float[Array, "b c"]:
         """Return the logits of tokens that enter a block; see `run_until`."""
-        mask = self._mask(valid)
-        tokens = self._run_blocks(tokens, mask, block, self.config.depth)
+        return self._classify(tokens, self._mask(valid), block)
+
+    def _classify(self, tokens: Tokens, mask: Mask | None, block: int) -> Float[Array, "b c"]:
+        """Return the logits of tokens that enter a block; only tokens that count are computed."""
+        reads = getattr(self.pool, "reads", None)
+        tokens = self._run_blocks(tokens, mask, block, self.config.depth, reads)
         return self.head(self.pool(self.norm(tokens), mask))
 
     def _mask(self, valid: Integer[Array, " b"] | None, frames: int | None = None) -> Mask | None:
@@ -279,12 +304,15 @@ class AST(nnx.Module):
             return None
         return self.embed.mask(valid, frames)
 
-    def _run_blocks(self, x: Tokens, mask: Mask | None, start: int, end: int) -> Tokens:
+    def _run_blocks(
+        self, x: Tokens, mask: Mask | None, start: int, end: int, count: int | None = None
+    ) -> Tokens:
         first = self.first_trained
         return run_blocks(
             list(self.blocks)[start:end],
             x,
             mask,
+            count=count,
             scan=self.config.scan,
             remat=self.config.remat,
             first_trained=first - start if first is not None and start <= first < end else None,

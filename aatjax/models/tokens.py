@@ -1,4 +1,4 @@
-"""Token sequences: their array types, masked calls and masked means."""
+"""Token sequences: their array types, masked calls, calls for some tokens, masked means."""
 
 from typing import Any
 
@@ -13,6 +13,37 @@ Mask = Bool[Array, "b n"]
 def call_masked(module: Any, x: Tokens, mask: Mask | None) -> Any:
     """Call a module as `module(x, mask)`, or as `module(x)` where there is no mask."""
     return module(x) if mask is None else module(x, mask)
+
+
+def is_per_token(module: Any) -> bool:
+    """Return whether a token of the output depends on no other token of the input.
+
+    A module says so by its attribute `per_token`, see `_states`.
+    """
+    return _states(module, "per_token")
+
+
+def _states(module: Any, name: str) -> bool:
+    """Return an attribute that is about a module's call: one inherited with another call is void."""
+    kinds = type(module).__mro__
+    about = [index for index, kind in enumerate(kinds) if name in vars(kind)]
+    calls = [index for index, kind in enumerate(kinds) if "__call__" in vars(kind)]
+    return bool(about) and about[0] <= calls[0] and bool(getattr(module, name))
+
+
+def call_first(module: Any, x: Tokens, mask: Mask | None, count: int | None) -> Any:
+    """Return a module's output for the first `count` tokens only; None is all.
+
+    Less is computed where the module is per token, or has the attribute `takes_count`: its call
+    then takes `count` after the mask.
+    """
+    if count is None:
+        return call_masked(module, x, mask)
+    if is_per_token(module):
+        return call_masked(module, x[:, :count], None if mask is None else mask[:, :count])
+    if _states(module, "takes_count"):
+        return module(x, mask, count)
+    return call_masked(module, x, mask)[:, :count]
 
 
 def average_tokens(tokens: Tokens, mask: Mask | None, start: int = 0) -> Float[Array, "b d"]:

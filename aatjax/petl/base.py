@@ -11,7 +11,7 @@ from flax import nnx
 from aatjax import surgery
 from aatjax.errors import UsageError, check_fields, suggest
 from aatjax.models.ast import AST
-from aatjax.models.tokens import Mask, Tokens, call_masked
+from aatjax.models.tokens import Mask, Tokens, call_first, call_masked, is_per_token
 from aatjax.petl.sizes import SIZES, find_sizes
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
@@ -201,22 +201,35 @@ class Wrapper(nnx.Module):
         self.name = name
         setattr(self, name, adapter)
 
-    def apply_adapter(self, x: Tokens, mask: Mask | None) -> Tokens:
-        """Apply the adapter."""
+    def is_each_per_token(self) -> bool:
+        """Return whether both parts are (`aatjax.models.tokens.is_per_token`)."""
+        return is_per_token(self.base) and is_per_token(getattr(self, self.name))
+
+    def apply_adapter(self, x: Tokens, mask: Mask | None, count: int | None = None) -> Tokens:
+        """Apply the adapter, for the first `count` tokens of the output only."""
         with jax.named_scope("adapter"):
-            return call_masked(getattr(self, self.name), x, mask)
+            return call_first(getattr(self, self.name), x, mask, count)
 
 
 class Parallel(Wrapper):
     """base(x) + adapter(x)."""
 
-    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
-        return call_masked(self.base, x, mask) + self.apply_adapter(x, mask)
+    takes_count = True
+    per_token = property(Wrapper.is_each_per_token)
+
+    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+        return call_first(self.base, x, mask, count) + self.apply_adapter(x, mask, count)
 
 
 class After(Wrapper):
     """z + adapter(z) with z = base(x)."""
 
-    def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
+    takes_count = True
+    per_token = property(Wrapper.is_each_per_token)
+
+    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+        if count is not None and is_per_token(getattr(self, self.name)):
+            z = call_first(self.base, x, mask, count)
+            return z + self.apply_adapter(z, None if mask is None else mask[:, :count])
         z: jax.Array = call_masked(self.base, x, mask)
-        return z + self.apply_adapter(z, mask)
+        return z[:, :count] + self.apply_adapter(z, mask, count)

@@ -41,6 +41,8 @@ class Bottleneck(nnx.Module):
         down: initialiser of W_down.
     """
 
+    per_token = True
+
     def __init__(
         self,
         dim: int,

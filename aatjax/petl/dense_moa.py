@@ -9,7 +9,7 @@ from flax import nnx
 from jax.nn.initializers import normal, zeros
 
 from aatjax.errors import Range, UsageError
-from aatjax.models.tokens import Mask, Tokens
+from aatjax.models.tokens import Mask, Tokens, is_per_token
 from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
 from aatjax.surgery import Penalty, Trainable
 
@@ -35,6 +35,12 @@ class DenseMixture(ExpertBank):
         self.b_router = Trainable(zeros(rngs.params(), (shape.experts,)))
         self.penalty = None if top is None else Penalty(jnp.zeros(()))
         super().__init__(shape, rngs)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether no token depends on others: not with a loss or a record over all of them."""
+        blocks = True if self.stacked else all(map(is_per_token, self.blocks))
+        return blocks and self.top is None and not self.watched
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         with jax.named_scope("router"):

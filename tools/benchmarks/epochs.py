@@ -80,8 +80,10 @@ def epochs(
         rounds: runs of each.
         out: CSV file.
     """
-    model = load("embedded", num_classes=10, frames=frames) if not width else make_model(
-        width, depth, frames or 1024
+    model = (
+        load("embedded", num_classes=10, frames=frames)
+        if not width
+        else make_model(width, depth, frames or 1024)
     )
     frontend = make_front_end(model)
     source = keep_in_memory(Synthetic(clips=clips, seconds=frontend.samples / frontend.rate))
@@ -99,8 +101,14 @@ def epochs(
             runs["aatjax"].append(run_fit(adapted, source, batch, epochs, steps))
             runs["pytorch"].append(run_torch(adapted, features, targets, order, epochs))
         row = summarize(runs)
-        row = {"cpu": cpu, "model": label, "frames": model.config.frames, "batch": batch,
-               "method": name, **row}
+        row = {
+            "cpu": cpu,
+            "model": label,
+            "frames": model.config.frames,
+            "batch": batch,
+            "method": name,
+            **row,
+        }
         print("  ".join(f"{k} {v}" for k, v in list(row.items())[4:]), flush=True)
         if out is not None:
             append(out, row)
@@ -142,7 +150,9 @@ class Meter:
 
     def epoch(self, loss: float, steps: int) -> Epoch:
         """Return what was used, with a loss."""
-        wall, cpu, faults = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        wall, cpu, faults = (
+            now - then for now, then in zip(self._read(), self._start, strict=True)
+        )
         return Epoch(loss, wall, cpu, faults / steps)
 
 
