@@ -355,7 +355,7 @@ def test_a_block_whose_tokens_depend_on_each_other_computes_them_all():
 
 
 def test_scan_refuses_blocks_that_differ():
-    adapted = small(scan=True, depth=3)
+    adapted = small(scan=True)
     surgery.wrap(
         adapted,
         "blocks/1/mlp",
@@ -368,7 +368,7 @@ def test_scan_refuses_blocks_that_differ():
     with pytest.raises(UsageError, match=r"block 1 differs from block 0 .*use scan=False") as info:
         adapted(clip())
     assert "\n" not in str(info.value)
-    trained = small(scan=True)
+    trained = small(scan=True, depth=4)
     surgery.retag(trained, "blocks/2/ln1/*")
     with pytest.raises(UsageError, match="block 2 differs from block 0"):
         trained(clip())

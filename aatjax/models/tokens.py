@@ -24,7 +24,7 @@ def is_per_token(module: Any) -> bool:
 
 
 def _states(module: Any, name: str) -> bool:
-    """Return an attribute that is about a module's call: one inherited with another call is void."""
+    """Return an attribute about a module's call; void in a subclass with another call."""
     kinds = type(module).__mro__
     about = [index for index, kind in enumerate(kinds) if name in vars(kind)]
     calls = [index for index, kind in enumerate(kinds) if "__call__" in vars(kind)]
