@@ -376,7 +376,7 @@ def test_scan_refuses_blocks_that_differ():
     another.blocks[1].attn.heads = 4  # the same weights, another function
     with pytest.raises(UsageError, match="block 1 differs from block 0"):
         another(clip())
-    widened = small(scan=True)
+    widened = small(scan=True, depth=4)
     widened.blocks[2].mlp = Mlp(ASTConfig(**{**SMALL, "mlp_dim": 32}), rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match="block 2 differs from block 0"):
         widened(clip())

@@ -54,14 +54,15 @@ class Augment:
         self,
         key: PRNGKey,
         frontend: FrontEnd,
-        audio: Int16[Array, "b s"] | Float[Array, "b s"],
+        audio: Int16[Array, "b s"] | Float[Array, "b *s"],
         length: Integer[Array, " b"],
         target: Float[Array, "b c"],
         weight: Float[Array, " b"],
     ) -> tuple[Float[Array, "b t f"], Float[Array, "b c"]]:
         """Return augmented, normalised features `[b, t, f]` and (mixed) targets of fitted clips.
 
-        The arguments are those of `mixup`. Switching one augmentation on or off does not change
+        The arguments are those of `mixup`; without mixup `audio` may be what the front end takes in
+        place of sounds. Switching one augmentation on or off does not change
         the random numbers of the others.
         """
         mix_key, mask_key, noise_key, roll_key = jax.random.split(key, 4)

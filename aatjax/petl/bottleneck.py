@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, normal, zeros
 from jaxtyping import Array, Float
 
+from aatjax import ops
 from aatjax.models.tokens import Mask, Tokens
 from aatjax.surgery import Trainable
 
@@ -60,7 +60,7 @@ class Bottleneck(nnx.Module):
         self.b_up = Trainable(zeros(rngs.params(), (dim,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
-        return self.up(jax.nn.gelu(self.down(x), approximate=False))
+        return self.up(ops.gelu(self.down(x)))
 
     def down(self, x: Tokens) -> Float[Array, "b n r"]:
         """Return W_down x + b_down in the compute type."""

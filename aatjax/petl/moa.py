@@ -10,7 +10,7 @@ from flax import nnx
 from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float
 
-from aatjax import surgery
+from aatjax import ops, surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
@@ -71,7 +71,7 @@ class ExpertBank(nnx.Module):
         w_up = self.w_up[...].reshape(size * width, dim).astype(dtype)
         b_down = self.b_down[...].reshape(1, 1, -1).astype(dtype)
         with jax.named_scope("experts"):
-            hidden = jax.nn.gelu(x.astype(dtype) @ w_down + b_down, approximate=False)
+            hidden = ops.gelu(x.astype(dtype) @ w_down + b_down)
             hidden = hidden * jnp.repeat(gates, width, axis=-1)
             outputs = hidden @ w_up
         with jax.named_scope("combine"):

@@ -19,6 +19,7 @@ from aatjax.models.ast import AST
 from aatjax.train.forward import make_forward, split_model
 from aatjax.train.metrics.evaluate import compute_metrics
 from aatjax.train.metrics.results import Metrics
+from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.sharding import (
     MeshShape,
@@ -44,7 +45,7 @@ class Evaluator:
         frontend: log-mel front end.
         mesh: the devices.
         batch_size: clips per batch, at least.
-        prefix: where batches begin at stored tokens, the tokens.
+        stored: what batches hold in place of the sounds, if anything.
     """
 
     forward: Any
@@ -52,7 +53,7 @@ class Evaluator:
     frontend: FrontEnd
     mesh: Mesh
     batch_size: int
-    prefix: PrefixCache | None = None
+    stored: PrefixCache | LogMelCache | None = None
 
     @property
     def batch(self) -> int:
@@ -79,8 +80,8 @@ class Evaluator:
         return logits
 
     def load_tokens(self, source: Source) -> StoredTokens | None:
-        """Return the stored tokens of a source's clips where batches begin at such."""
-        return None if self.prefix is None else self.prefix.load(source)
+        """Return what is stored of a source's clips where batches hold such."""
+        return None if self.stored is None else self.stored.load(source)
 
     def _predict_clips(
         self, weights: Weights, clips: Source, frontend: FrontEnd, stopped: Callable[[], bool]

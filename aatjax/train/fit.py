@@ -24,6 +24,7 @@ from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
 from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
 from aatjax.train.forward import split_model
+from aatjax.train.log_mel_cache import make_log_mel_cache
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
@@ -285,10 +286,15 @@ def _prepare(
         start=None if prefix is None else prefix.start,
     )
     size = training.eval_batch_size or 2 * training.batch_size
+    stored = prefix
+    if prefix is None and not buckets:
+        stored = make_log_mel_cache(
+            sources, setup.frontend, setup.augment, setup.mesh, batch=size, crop=training.crop
+        )
     loop = Loop(
         training=training,
         steps=steps,
-        evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, prefix),
+        evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, stored),
         schedule=make_schedule(setup.optim, **steps_of_run),
         per_epoch=per_epoch,
         train=train,

@@ -33,16 +33,22 @@ PROGRAMS = 64  # compiled forward passes that are kept
 
 @dataclasses.dataclass(frozen=True)
 class BatchFrontEnd(FrontEnd):
-    """The same front end, each device on its own clips: XLA would gather them for the FFT."""
+    """The same front end, each device on its own clips: XLA would gather them for the FFT.
 
-    def features(self, audio: Num[Array, "b s"], length: Integer[Array, " b"]) -> jax.Array:
+    In place of sounds it takes stored log-mel `[b, t, f]` too.
+    """
+
+    def features(self, audio: Num[Array, "b *s"], length: Integer[Array, " b"]) -> jax.Array:
+        if audio.ndim == 3:
+            return audio
         return ops.over_batch(lambda clips, _: FrontEnd.features(self, *clips), (audio, length), ())
 
     @classmethod
-    def for_batch(cls, frontend: FrontEnd, audio: Num[Array, "b s"]) -> "BatchFrontEnd":
+    def for_batch(cls, frontend: FrontEnd, audio: Num[Array, "b *s"]) -> "BatchFrontEnd":
         """The front end at the length of a batch, which may be shorter (`data.buckets`)."""
         fields = dataclasses.asdict(frontend)
-        return cls(**{**fields, "frames": count_frames(audio.shape[1])})
+        frames = audio.shape[1] if audio.ndim == 3 else count_frames(audio.shape[1])
+        return cls(**{**fields, "frames": frames})
 
 
 def read_logits(model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"]) -> jax.Array:
@@ -62,6 +68,17 @@ def read_vectors(
     return logits, average_tokens(tokens, mask, tokens.shape[1] - patches)
 
 
+@functools.lru_cache(16)
+def make_inputs(frontend: FrontEnd) -> Any:
+    """Return the jitted front end `(audio, length) -> normalised log-mel, valid frames`."""
+
+    def run(audio: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        front = BatchFrontEnd.for_batch(frontend, audio)
+        return front(audio, length), front.count_frames(length)
+
+    return jax.jit(run)
+
+
 def split_model(model: AST) -> surgery.SplitModel:
     """Split a model so that models which compute the same have the same structure."""
     model = surgery.clone(model)
@@ -77,7 +94,8 @@ def make_forward(
 ) -> Any:
     """Return the jitted forward pass `(state, audio, length) -> read(model, x, valid)`.
 
-    Its arguments are a `ModelState`, clips `[b, s]` and their valid samples `[b]`. Under
+    Its arguments are a `ModelState`, clips `[b, s]` (or their log-mel before normalisation,
+    `[b, t, f]`) and their valid samples `[b]`. Under
     `jax.set_mesh` the clips are split over the devices and the result is copied to all of them.
 
     Args:

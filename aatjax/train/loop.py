@@ -21,6 +21,8 @@ from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.distributed import any_process, is_distributed, is_main
 from aatjax.train.evaluation import Evaluator, Weights, measure_metrics
+from aatjax.train.forward import make_inputs
+from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.logging import MetricsWriter, ProgressDisplay, TextStream
 from aatjax.train.sharding import find_local_rows, put_batch
 from aatjax.train.state import TrainState
@@ -392,11 +394,14 @@ class Loop:
         frontend, mesh, size = self.evaluator.frontend, self.evaluator.mesh, self.evaluator.batch
         source = self.train if self.valid is None else self.valid
         rows = find_local_rows(mesh, size)
-        batches = make_eval_batches(source, frontend, batch_size=size, threads=0, rows=rows)
+        held = self.evaluator.stored
+        stored = held.load(source) if isinstance(held, LogMelCache) else None
+        batches = make_eval_batches(
+            source, frontend, batch_size=size, threads=0, rows=rows, stored=stored
+        )
         host = next(iter(batches))
         batch = put_batch({name: host[name] for name in ("audio", "length")}, mesh, size)
-        x = frontend(batch["audio"], batch["length"])
-        valid = frontend.count_frames(batch["length"])
+        x, valid = make_inputs(frontend)(batch["audio"], batch["length"])
         figures = jax.device_get(monitor(*weights, self.evaluator.frozen, x, valid))
         return {f"mixture/{name}": float(value) for name, value in figures.items()}
 

@@ -23,6 +23,9 @@ Loss = Literal["ce", "bce"]
 class Batch(TypedDict):
     """One batch: audio `[b, s]` int16, valid samples `[b]`, targets `[b, c]`, weight `[b]`.
 
+    In place of the audio, stored log-mel `[b, t, f]` before normalisation (not with mixup), or
+    tokens.
+
     A target is NaN where it is unknown whether the clip has the class (loss `bce` only).
     """
 

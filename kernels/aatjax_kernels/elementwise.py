@@ -1,4 +1,4 @@
-"""GELU and LayerNorm that keep only their input for the backward pass.
+"""GELU and LayerNorm that keep little more than their input for the backward pass.
 
 Automatic differentiation would keep three arrays of hidden units and two float32 arrays of tokens
 per layer: on a TPU 18 of the 29 activation tensors that a layer of AST keeps in bfloat16.
@@ -18,12 +18,18 @@ F32 = jnp.float32
 @jax.custom_vjp
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, eq. 2)."""
-    return jax.nn.gelu(x, approximate=False)
+    return (x * _normal_cdf(x.astype(F32))).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    # As PyTorch: erfc would be exact far below zero, where x Phi(x) is below 1e-6, at twice the
+    # time on CPU.
+    return 0.5 * (1.0 + lax.erf(x * 0.5**0.5))
 
 
 def _gelu_back(x: Array, dout: Array) -> tuple[Array]:
     wide = x.astype(F32)
-    cdf = 0.5 * lax.erfc(-wide * 0.5**0.5)
+    cdf = _normal_cdf(wide)
     slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
     return ((dout.astype(F32) * slope).astype(x.dtype),)
 
@@ -42,32 +48,31 @@ def layer_norm(
         scale, bias: `[d]`.
         eps: added to the (biased) variance.
     """
-    return _normalize(x, eps)[0] * _row(scale, x) + _row(bias, x)
+    return _norm_forward(x, scale, bias, eps)[0]
 
 
 def _row(values: Array, x: Array) -> Array:
     return values.astype(F32).reshape((1,) * (x.ndim - 1) + values.shape)
 
 
-def _normalize(x: Array, eps: float) -> tuple[Array, Array]:
-    wide = x.astype(F32)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    rate = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
-    return centred * rate, rate
-
-
 def _norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Any]:
-    return layer_norm(x, scale, bias, eps), (x, scale, bias)
+    wide = x.astype(F32)
+    mean = wide.mean(axis=-1)
+    centred = wide - mean[..., None]
+    rate = lax.rsqrt(jnp.square(centred).mean(axis=-1) + eps)
+    out = centred * (rate[..., None] * _row(scale, x)) + _row(bias, x)
+    return out, (x, scale, bias, mean, rate)
 
 
 def _norm_back(eps: float, kept: Any, dout: Array) -> tuple[Array, Array, Array]:
-    x, scale, bias = kept
-    normal, rate = _normalize(x, eps)
+    x, scale, bias, mean, rate = kept
+    centred = x.astype(F32) - mean[..., None]
     scaled = dout * _row(scale, x)
-    dx = scaled - scaled.mean(axis=-1, keepdims=True)
-    dx = rate * (dx - normal * (scaled * normal).mean(axis=-1, keepdims=True))
+    along = rate**3 * (scaled * centred).mean(axis=-1)
+    shift = rate * scaled.mean(axis=-1)
+    dx = scaled * rate[..., None] - centred * along[..., None] - shift[..., None]
     rows = tuple(range(x.ndim - 1))
-    dscale = (dout * normal).sum(axis=rows).astype(scale.dtype)
+    dscale = (dout * (centred * rate[..., None])).sum(axis=rows).astype(scale.dtype)
     return dx.astype(x.dtype), dscale, dout.sum(axis=rows).astype(bias.dtype)
 
 
