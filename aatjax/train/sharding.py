@@ -173,6 +173,8 @@ def find_local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
     """Put this process's rows of a batch on the devices, as arrays over the whole mesh."""
     sharding = NamedSharding(mesh, BATCH)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
 
     def one(rows: np.ndarray) -> jax.Array:
         shape = (batch_size, *rows.shape[1:])

@@ -75,6 +75,7 @@ def _attend_back(arrays: tuple[Any, ...]) -> tuple[Array, Array, Array]:
     weights = jnp.exp(_logits(query, key, mask) - log_sum)
     dvalue = _over_queries(weights.astype(value.dtype), dout)
     inner = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jax.lax.optimization_barrier(inner)  # XLA:CPU would sum again for every tile of dP
     dlogits = weights * (_dot("gnk,gmk->gnm", dout, value) - inner)
     dlogits = (dlogits * query.shape[-1] ** -0.5).astype(query.dtype)
     dquery = _dot("gnm,gmk->gnk", dlogits, key).astype(query.dtype)
@@ -83,8 +84,9 @@ def _attend_back(arrays: tuple[Any, ...]) -> tuple[Array, Array, Array]:
 
 
 def _over_queries(weights: Array, values: Array) -> Array:
-    """Return W^T V. XLA:CPU is faster at V^T W, which transposes the smaller one."""
-    return jnp.swapaxes(_dot("gnk,gnm->gkm", values, weights), 1, 2)
+    """Return W^T V as the transpose of V^T W: XLA:CPU is slow where the larger one is transposed."""
+    product = jax.lax.optimization_barrier(_dot("gnk,gnm->gkm", values, weights))
+    return jnp.swapaxes(product, 1, 2)
 
 
 def _over_heads(function: Callable[..., Any], weights: int, *arrays: Any) -> Any:
