@@ -284,8 +284,11 @@ class AST(nnx.Module):
     def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, block: int
     ) -> Tokens:
-        """Return the tokens that enter a block, in the compute type."""
-        return self._run_blocks(self.embed(x), self._mask(valid), 0, block)
+        """Return the tokens that enter a block, in the compute type.
+
+        Of those behind the last block only the ones that are pooled.
+        """
+        return self._run_blocks(self.embed(x), self._mask(valid), 0, block, self._reads_at(block))
 
     def run_from(
         self, tokens: Tokens, valid: Integer[Array, " b"] | None, block: int
@@ -295,9 +298,13 @@ class AST(nnx.Module):
 
     def _classify(self, tokens: Tokens, mask: Mask | None, block: int) -> Float[Array, "b c"]:
         """Return the logits of tokens that enter a block; only tokens that count are computed."""
-        reads = getattr(self.pool, "reads", None)
-        tokens = self._run_blocks(tokens, mask, block, self.config.depth, reads)
+        depth = self.config.depth
+        tokens = self._run_blocks(tokens, mask, block, depth, self._reads_at(depth))
         return self.head(self.pool(self.norm(tokens), mask))
+
+    def _reads_at(self, block: int) -> int | None:
+        """Return how many first tokens are read of those that enter a block, or None for all."""
+        return getattr(self.pool, "reads", None) if block == self.config.depth else None
 
     def _mask(self, valid: Integer[Array, " b"] | None, frames: int | None = None) -> Mask | None:
         if not self.config.mask_padding or valid is None:

@@ -19,17 +19,23 @@ from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, suggest
 from aatjax.models.ast import AST
-from aatjax.petl.base import Method
+from aatjax.petl.base import Method, find_first_trained
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
 from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
 from aatjax.train.forward import split_model
-from aatjax.train.log_mel_cache import make_log_mel_cache
+from aatjax.train.log_mel_cache import LIMIT, LogMelCache, is_read_alike, measure_log_mel
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
-from aatjax.train.prefix_cache import PrefixCache, check_prefix, make_prefix_key
+from aatjax.train.prefix_cache import (
+    PrefixCache,
+    check_prefix,
+    find_obstacle,
+    make_prefix_key,
+    measure_tokens,
+)
 from aatjax.train.sharding import MeshShape, check_batch, fetch
 from aatjax.train.state import Start, TrainState, start_state
 from aatjax.train.step import Loss, make_steps
@@ -272,9 +278,9 @@ def _prepare(
     tx = make_optimizer(setup.optim, **steps_of_run)
     average = training.average is not None
     begin = start_state(parts, tx, setup.mesh, average=average, dtype=model.config.dtype)
-    prefix = None
-    if training.cache_prefix:
-        prefix = _store_prefix(model, parts.graphdef, begin, sources, setup, context)
+    stored = None
+    if not buckets:
+        stored = _choose_stored(model, parts.graphdef, begin, sources, setup, context)
     steps = make_steps(
         parts.graphdef,
         tx,
@@ -283,14 +289,9 @@ def _prepare(
         loss=setup.loss,
         average=training.average,
         layout=begin.layout,
-        start=None if prefix is None else prefix.start,
+        start=stored.start if isinstance(stored, PrefixCache) else None,
     )
     size = training.eval_batch_size or 2 * training.batch_size
-    stored = prefix
-    if prefix is None and not buckets:
-        stored = make_log_mel_cache(
-            sources, setup.frontend, setup.augment, setup.mesh, batch=size, crop=training.crop
-        )
     loop = Loop(
         training=training,
         steps=steps,
@@ -308,26 +309,52 @@ def _prepare(
     return loop, begin.state
 
 
-def _store_prefix(
+def _choose_stored(
     model: AST,
     graphdef: Any,
     begin: Start,
     sources: Mapping[str, Source],
     setup: _Setup,
     context: FitContext,
-) -> PrefixCache:
+) -> PrefixCache | LogMelCache | None:
+    """Return what replaces the sounds: tokens where that is asked for, or what memory can hold."""
     training, frontend, train = setup.training, setup.frontend, sources["train"]
-    longest = 0
-    if training.crop == "random":
-        longest = max(len(train.waveform(i)) for i in range(len(train)))
-    start = check_prefix(model, setup.augment, training.crop, longest, frontend.samples)
+    if training.cache_prefix:
+        longest = 0
+        if training.crop == "random":
+            longest = max(len(train.waveform(i)) for i in range(len(train)))
+        start = check_prefix(model, setup.augment, training.crop, longest, frontend.samples)
+        folder = context.prefix_folder
+        return _store_prefix(model, graphdef, begin, sources, setup, start, folder)
+    if not is_read_alike(sources, frontend, setup.augment, setup.mesh, training.crop):
+        return None
+    start = find_first_trained(model)
+    if start and find_obstacle(model, setup.augment, "start", 0, 0) is None:
+        if measure_tokens(model, start) * sum(map(len, sources.values())) <= LIMIT:
+            return _store_prefix(model, graphdef, begin, sources, setup, start, None)
+    if measure_log_mel(sources, frontend) > LIMIT:
+        return None
+    return LogMelCache(frontend, training.batch_size, setup.mesh)
+
+
+def _store_prefix(
+    model: AST,
+    graphdef: Any,
+    begin: Start,
+    sources: Mapping[str, Source],
+    setup: _Setup,
+    start: int,
+    folder: Path | None,
+) -> PrefixCache:
+    """Compute the tokens that enter block `start`, and store them in a folder or in memory."""
+    training, frontend = setup.training, setup.frontend
     prefix = PrefixCache(
         graphdef,
         (begin.state.trainable, begin.state.stats, begin.frozen),
         frontend,
         start,
         make_prefix_key(model, frontend, start),
-        context.prefix_folder,
+        folder,
         model.config.dtype,
         training.batch_size,
         setup.mesh,

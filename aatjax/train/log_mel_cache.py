@@ -8,7 +8,7 @@ is smaller to send.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,9 @@ from aatjax.train.forward import BatchFrontEnd
 from aatjax.train.sharding import fetch, put_batch
 
 LIMIT = 2**30
-"""Bytes of features that a run keeps at most: 2,000 clips of 10 seconds, or 20,000 of one."""
+"""Bytes that a run keeps at most in place of the sounds: of log-mel 2,000 clips of 10 seconds, or
+20,000 of one.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,35 +72,30 @@ def _compile(frontend: FrontEnd) -> Any:
     return jax.jit(BatchFrontEnd(**dataclasses.asdict(frontend)).features)
 
 
-def make_log_mel_cache(
+def is_read_alike(
     sources: Mapping[str, Source],
     frontend: FrontEnd,
     augment: Augment,
     mesh: Mesh,
-    *,
-    batch: int,
     crop: Crop,
-) -> LogMelCache | None:
-    """Return a cache for a run, or None where it would be wrong or of no use.
+) -> bool:
+    """Return whether a run on CPU has the same log-mel of each clip in every epoch.
 
     Args:
         sources: the run's clips; those of `train` may be cropped and augmented.
         frontend: log-mel front end.
         augment: augmentation of training batches.
         mesh: the devices.
-        batch: clips per batch.
         crop: where long training clips are cut.
     """
     platforms = {device.platform for device in mesh.devices.flat}
-    size = 4 * frontend.frames * frontend.mels * sum(map(len, sources.values()))
-    changes = augment.mixup > 0
-    if crop == "random" and not changes:
-        train = sources["train"]
-        changes = any(_is_longer(train, frontend.samples))
-    if platforms != {"cpu"} or jax.process_count() > 1 or size > LIMIT or changes:
-        return None
-    return LogMelCache(frontend, batch, mesh)
+    if platforms != {"cpu"} or jax.process_count() > 1 or augment.mixup > 0:
+        return False
+    train = sources["train"]
+    lengths = (len(train.waveform(index)) for index in range(len(train)))
+    return crop == "start" or all(length <= frontend.samples for length in lengths)
 
 
-def _is_longer(source: Source, samples: int) -> Iterable[bool]:
-    return (len(source.waveform(index)) > samples for index in range(len(source)))
+def measure_log_mel(sources: Mapping[str, Source], frontend: FrontEnd) -> int:
+    """Return the bytes of the log-mel of all clips."""
+    return 4 * frontend.frames * frontend.mels * sum(map(len, sources.values()))

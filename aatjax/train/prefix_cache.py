@@ -1,4 +1,4 @@
-"""StoredTokens outputs of the frozen blocks below the first trained one.
+"""Stored outputs of the frozen blocks below the first trained one.
 
 The tokens that enter that block are the same in every epoch as long as nothing below is trained and
 the sound is the same each time. They are stored in the compute type, one row per clip, keyed by the
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from aatjax import surgery
@@ -48,6 +49,17 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
     Raises:
         UsageError: the tokens change during training; the message says why and what to change.
     """
+    if reason := find_obstacle(model, augment, crop, longest, samples):
+        raise UsageError(f"training.cache_prefix: {reason}, or set training.cache_prefix=false")
+    start = find_first_trained(model)
+    assert start is not None
+    return start
+
+
+def find_obstacle(
+    model: AST, augment: Augment, crop: Crop, longest: int, samples: int
+) -> str | None:
+    """Return why the tokens cannot be stored, and what to change; arguments as `check_prefix`."""
     start = find_first_trained(model)
     none = Augment()
     changed = [
@@ -66,11 +78,7 @@ def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples
         "training.crop='start'": crop == "random" and longest > samples,
         "it needs a single process": is_distributed(),
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UsageError(f"training.cache_prefix: {reason}, or set training.cache_prefix=false")
-    assert start is not None
-    return start
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,8 @@ class PrefixCache:
         graphdef: the model's structure.
         state: its parameters, on the devices.
         frontend: log-mel front end.
-        start: the first block that is not part of it.
+        start: the first block that is not part of it. Behind the last block, only the tokens that
+            are pooled are stored.
         key: identifies weights, front end and compute type, see `make_prefix_key`.
         folder: where tokens are stored; None keeps them in memory.
         dtype: the compute type, in which tokens are stored.
@@ -173,6 +182,14 @@ class PrefixCache:
             done += kept
         assert tokens is not None
         return StoredTokens(tokens, length)
+
+
+def measure_tokens(model: AST, start: int) -> int:
+    """Return the bytes of the tokens of one clip that enter a block, in the compute type."""
+    config = model.config
+    x = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
+    found = nnx.eval_shape(lambda model, x: model.run_until(x, None, start), model, x)
+    return found.size * found.dtype.itemsize
 
 
 def make_prefix_key(model: AST, frontend: FrontEnd, start: int) -> str:
