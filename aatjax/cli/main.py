@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from aatjax.errors import AatjaxError, UsageError, suggest
+from aatjax.io.host import prepare_process
 from aatjax.io.signals import catch_sigterm
 
 GROUPS = ("train", "use", "data", "weights", "plan")
@@ -52,6 +53,7 @@ def run(arguments: list[str]) -> int:
         else:
             command = find_command(*arguments)
             _quiet_libraries()
+            prepare_process()
             with catch_sigterm():
                 command()
             sys.stdout.flush()

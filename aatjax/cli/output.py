@@ -1,8 +1,6 @@
-"""Tables of results; compiled programs kept between commands."""
+"""Tables of results."""
 
-import platform
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -45,21 +43,3 @@ def format_result(result: Any) -> str:
         f"{result.seconds:.0f}",
     ]
     return format_table(["method", "trainable", metric, "seconds"], [row])
-
-
-def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, for this version and kind of machine."""
-    import jax
-
-    from aatjax.data.decode_cache import find_user_cache
-    from aatjax.io.digest import hash_bytes
-
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-        return
-    try:
-        about = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
-    except OSError:
-        about = platform.processor()
-    machine = hash_bytes(f"{platform.machine()} {about}")[:12]
-    folder = find_user_cache() / "compiled" / f"{jax.__version__}-{machine}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -29,12 +29,6 @@ ABANDONED = 3600  # seconds after which the temporary file of a killed run is re
 MOST_SHOWN = 5
 
 
-def find_user_cache() -> Path:
-    """Return the user's cache folder of this package: sounds, compiled programs, downloads."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "aatjax"
-
-
 def decode_all(
     source: Source,
     cache_dir: str | Path,

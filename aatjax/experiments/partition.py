@@ -9,7 +9,7 @@ from typing import Any
 
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, find_part
-from aatjax.data.decode_cache import decode_all, find_user_cache
+from aatjax.data.decode_cache import decode_all
 from aatjax.data.formats import detect_benchmark, open_source
 from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.source import Source
@@ -18,6 +18,7 @@ from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.data.tfds import is_prepared, read_facts
 from aatjax.errors import DataError, UsageError, format_count
+from aatjax.io.host import find_user_cache
 from aatjax.train.logging import TextStream
 
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class

@@ -8,7 +8,6 @@ import tarfile
 from importlib.resources import files
 from pathlib import Path
 
-from aatjax.data.decode_cache import find_user_cache
 from aatjax.errors import DataError, UnavailableError, printable
 from aatjax.export.formats import ExportFormat
 from aatjax.export.merged_model import MergedModel
@@ -17,6 +16,7 @@ from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, make_page_config, read_page_file
 from aatjax.io.atomic import write_bytes
+from aatjax.io.host import find_user_cache
 
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket
@@ -17,12 +18,13 @@ from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.train.forward import make_forward, split_model
+from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.metrics.evaluate import compute_metrics
 from aatjax.train.metrics.results import Metrics
-from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.sharding import (
     MeshShape,
+    choose_devices,
     count_batch_shards,
     fetch,
     find_local_rows,
@@ -139,7 +141,8 @@ def clip_logits(
     """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
     frontend = frontend or make_front_end(model)
     check_fit(model, [source], frontend)
-    mesh = MeshShape().make(jax.local_devices())
+    weights = sum(array.nbytes for array in surgery.arrays(model).values())
+    mesh = MeshShape().make(choose_devices(batch_size, weights, jax.local_devices()))
     parts = split_model(model)
     state = (parts.trainable, parts.stats, cast_frozen(parts.frozen, model.config.dtype))
     with jax.set_mesh(mesh):

@@ -18,6 +18,7 @@ from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, suggest
+from aatjax.io.host import keep_memory
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, find_first_trained
 from aatjax.train.adapter_file import save_adapter
@@ -36,7 +37,7 @@ from aatjax.train.prefix_cache import (
     make_prefix_key,
     measure_tokens,
 )
-from aatjax.train.sharding import MeshShape, check_batch, fetch
+from aatjax.train.sharding import MeshShape, check_batch, choose_devices, fetch
 from aatjax.train.state import Start, TrainState, start_state
 from aatjax.train.step import Loss, make_steps
 
@@ -186,6 +187,7 @@ def fit(
         NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
         InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
+    keep_memory()
     parts = {"train": train, "valid": valid, "test": test}
     sources = {name: source for name, source in parts.items() if source is not None}
     context = context or FitContext()
@@ -227,13 +229,16 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     loss = training.loss or ("bce" if train.multi_label else "ce")
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")
-    mesh = settings.get("mesh")
+    mesh = settings.get("mesh") or MeshShape()
+    if mesh == MeshShape():
+        weights = sum(array.nbytes for array in surgery.arrays(model).values())
+        mesh = mesh.make(choose_devices(training.batch_size, weights, jax.devices()))
     return _Setup(
         training,
         optim,
         settings.get("augment") or Augment(),
         settings.get("frontend") or make_front_end(model),
-        mesh if isinstance(mesh, Mesh) else (mesh or MeshShape()).make(),
+        mesh if isinstance(mesh, Mesh) else mesh.make(),
         loss,
     )
 
@@ -328,10 +333,10 @@ def _choose_stored(
         return _store_prefix(model, graphdef, begin, sources, setup, start, folder)
     if not is_read_alike(sources, frontend, setup.augment, setup.mesh, training.crop):
         return None
-    start = find_first_trained(model)
-    if start and find_obstacle(model, setup.augment, "start", 0, 0) is None:
-        if measure_tokens(model, start) * sum(map(len, sources.values())) <= LIMIT:
-            return _store_prefix(model, graphdef, begin, sources, setup, start, None)
+    start, clips = find_first_trained(model), sum(map(len, sources.values()))
+    fixed = start and find_obstacle(model, setup.augment, "start", 0, 0) is None
+    if start and fixed and clips * measure_tokens(model, start) <= LIMIT:
+        return _store_prefix(model, graphdef, begin, sources, setup, start, None)
     if measure_log_mel(sources, frontend) > LIMIT:
         return None
     return LogMelCache(frontend, training.batch_size, setup.mesh)

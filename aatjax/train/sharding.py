@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_map_with_path
 
 from aatjax.errors import Range, UsageError, check_fields
+from aatjax.io.host import measure_memory
 
 AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -99,6 +100,30 @@ class MeshShape:
             grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices)
             return Mesh(grid, AXES, axis_types=types)
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+
+
+def choose_devices(batch_size: int, weights: int, devices: Sequence[Any]) -> list[Any]:
+    """Return the devices over which a batch is split where no mesh is asked for.
+
+    Accelerators: all. The CPU devices of a process share its cores, so fewer do the same work: as
+    many of each process as divide the batch, with copies of the weights in at most a quarter of the
+    memory.
+
+    Args:
+        batch_size: clips per batch.
+        weights: bytes of all parameters.
+        devices: those to choose from.
+    """
+    if any(device.platform != "cpu" for device in devices):
+        return list(devices)
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        groups.setdefault(device.process_index, []).append(device)
+    most = min(map(len, groups.values()))
+    copies = max(1, measure_memory() // (4 * max(1, weights)))
+    fitting = (n for n in range(min(most, copies), 0, -1) if batch_size % (n * len(groups)) == 0)
+    count = next(fitting, 1)
+    return [device for group in groups.values() for device in group[:count]]
 
 
 def count_batch_shards(mesh: Mesh) -> int:

@@ -69,11 +69,10 @@ def main(
 
 
 def _train(config: Any, folder: Path, diagnosis: Any, command: list[str], *, show: Any) -> None:
-    from aatjax.cli.output import format_result, keep_compiled
+    from aatjax.cli.output import format_result
     from aatjax.experiments import autoconfig, run
     from aatjax.io.json_file import write_json
 
-    keep_compiled()
     result = run.train(config, run_dir=folder, show=show)
     write_json(folder / "diagnosis.json", diagnosis.to_json())
     report = write_report(folder, command)

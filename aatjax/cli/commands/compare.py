@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from aatjax.cli.arguments import ConfigChoice
-from aatjax.cli.output import format_table, keep_compiled
+from aatjax.cli.output import format_table
 from aatjax.errors import UsageError
 
 GROUP = "train"
@@ -49,7 +49,6 @@ def main(
     entries = make_entries(chosen, methods, budget)
     if len(entries) < 2:
         raise UsageError("a comparison needs two rows: give more configs, or --methods A B")
-    keep_compiled()
     found = run_grid(
         entries,
         out,

@@ -7,7 +7,7 @@ from typing import Any
 from tyro.conf import UseAppendAction
 
 from aatjax.cli.arguments import ConfigArguments
-from aatjax.cli.output import format_headline, format_result, format_table, keep_compiled
+from aatjax.cli.output import format_headline, format_result, format_table
 
 GROUP = "train"
 
@@ -52,7 +52,6 @@ def main(
 
     distributed.start_processes(distributed.Processes(coordinator, processes, process))
     distributed.check_devices()
-    keep_compiled()
     more: dict[str, Any] = {
         "run_dir": run,
         "show": None if quiet else sys.stderr,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aatjax.data.decode_cache import find_user_cache
 from aatjax.data.folders import make_relative
 from aatjax.data.huggingface.layout import (
     METADATA,
@@ -40,6 +39,7 @@ from aatjax.data.splits import SPLITS, order_names
 from aatjax.errors import DataError, printable
 from aatjax.io.atomic import report_write_errors, write_bytes
 from aatjax.io.digest import hash_bytes
+from aatjax.io.host import find_user_cache
 
 GROUP_COLUMNS = ("group", "speaker", "speaker_id", "source")
 EXPECTED = (

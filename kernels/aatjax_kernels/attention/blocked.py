@@ -84,7 +84,7 @@ def _attend_back(arrays: tuple[Any, ...]) -> tuple[Array, Array, Array]:
 
 
 def _over_queries(weights: Array, values: Array) -> Array:
-    """Return W^T V as the transpose of V^T W: XLA:CPU is slow where the larger one is transposed."""
+    """Return W^T V as the transpose of V^T W: on CPU it is slow to transpose the larger one."""
     product = jax.lax.optimization_barrier(_dot("gnk,gnm->gkm", values, weights))
     return jnp.swapaxes(product, 1, 2)
 

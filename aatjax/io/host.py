@@ -1,0 +1,116 @@
+"""Settings of a process that computes on a CPU: memory and programs are kept, a device per core.
+
+A command sets them before JAX starts; in Python `aatjax.fit` calls `keep_memory`, and nothing else
+is set. What the environment says already is never changed.
+"""
+
+import ctypes
+import functools
+import math
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+# Parameters of glibc's mallopt (malloc.h).
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Have freed memory kept for the next step instead of being given back to the system.
+
+    XLA:CPU takes and frees its buffers at every execution; glibc maps large ones anew each time,
+    and the system clears them page by page: up to a third of a training step. The process then
+    keeps the most that it ever used at once. Nothing happens where the C library is not glibc, or
+    where the environment tunes it (`MALLOC_...`, `GLIBC_TUNABLES`).
+
+    Returns:
+        Whether it was set.
+    """
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if tuned or platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: 2**28}
+    return all([mallopt(parameter, value) for parameter, value in settings.items()])
+
+
+def prepare_process() -> None:
+    """Set what a command wants of JAX; without effect once JAX is imported."""
+    keep_memory()
+    if "jax" in sys.modules:
+        return
+    wanted = {
+        "JAX_COMPILATION_CACHE_DIR": str(find_compiled()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        wanted["JAX_NUM_CPU_DEVICES"] = str(count_cores())
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def find_user_cache() -> Path:
+    """Return the user's cache folder of this package: sounds, compiled programs, downloads."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "aatjax"
+
+
+def find_compiled() -> Path:
+    """Return the folder of compiled programs, for this version of JAX and kind of processor."""
+    from aatjax.io.digest import hash_bytes
+
+    about = f"{platform.machine()} {read_cpu_info().get('flags') or platform.processor()}"
+    name = f"{version('jaxlib')}-{hash_bytes(about)[:12]}"
+    return find_user_cache() / "compiled" / name
+
+
+@functools.cache
+def read_cpu_info() -> dict[str, str]:
+    """Return what Linux says of the last processor (`model name`, `flags`); elsewhere nothing."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def count_cores() -> int:
+    """Return the cores that this process may use: no hyper-threads, no more than its quota."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+    else:
+        allowed = set(range(os.cpu_count() or 1))
+    folder = Path("/sys/devices/system/cpu")
+    siblings = set()
+    for number in allowed:
+        try:
+            listed = (folder / f"cpu{number}/topology/thread_siblings_list").read_text()
+        except OSError:
+            listed = str(number)
+        siblings.add(listed)
+    return max(1, min(len(siblings), read_quota()))
+
+
+def read_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the cores that a container grants (cgroup 2), or a large number without a limit."""
+    try:
+        quota, period = file.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or the quota "max"
+        return sys.maxsize
+
+
+def measure_memory() -> int:
+    """Return the bytes of physical memory; 8 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**33
