@@ -434,8 +434,8 @@ def test_plain_programs_hold_no_kernel_and_no_choice(tmp_path: Path) -> None:
     shape = jax.ShapeDtypeStruct((1, 400, 128), jnp.float32)
     before = str(jax.make_jaxpr(lambda x: model(x))(shape))
     after = str(jax.make_jaxpr(inline_calls(lambda x: model(x), shape))(shape))
-    assert "platform_index" in before and "custom_vjp" in before
-    for word in ("platform_index", "cond", "custom_vjp", "pallas", "jit", "scan"):
+    assert "by_platform" in before and "custom_vjp" in before
+    for word in ("by_platform", "platform_index", "cond", "custom_vjp", "pallas", "jit", "scan"):
         assert not re.search(rf"\b{word}\w*\[", after), word
 
 

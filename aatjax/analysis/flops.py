@@ -86,8 +86,9 @@ def _find_inner(equation: Any) -> list[tuple[int, Jaxpr]]:
     match name:
         case "scan":
             return [(params["length"], params["jaxpr"].jaxpr)]
+        case "by_platform":  # all compute the same products
+            return [(1, params["plain"].jaxpr)]
         case "cond" if params.get("branches_platforms"):
-            # A choice by platform, the plain form last: all compute the same products.
             return [(1, params["branches"][-1].jaxpr)]
         case "cond":
             branches = [branch.jaxpr for branch in params["branches"]]

@@ -71,6 +71,8 @@ def _apply(primitive: Any, params: dict[str, Any], inputs: list[Any]) -> Sequenc
     if name == "platform_index":
         groups = list(params["platforms"])
         return [groups.index(None)]
+    if name == "by_platform":
+        return _run(params["plain"].jaxpr, params["plain"].consts, inputs)
     if name == "cond" and isinstance(inputs[0], int):
         chosen = params["branches"][inputs[0]]
         return _run(chosen.jaxpr, chosen.consts, inputs[1:])

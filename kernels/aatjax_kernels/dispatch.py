@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Return the output and, if `keep`, what `backward` needs beside the arguments."""
         ...
 
+    def kept_shapes(self, options: KernelOptions, *arrays: Any) -> Any:
+        """Return the shapes of what `forward` keeps (optional: else `forward` is traced)."""
+        ...
+
     def backward(
         self, options: KernelOptions, dout: Array, kept: Any, *arrays: Any, **_: Any
     ) -> tuple[Array, ...]:

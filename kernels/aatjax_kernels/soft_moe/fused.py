@@ -41,6 +41,15 @@ def _over_devices(
     return function(batched, params)
 
 
+def _kept_shapes(
+    backend: Backend, options: KernelOptions, keep: bool, call: Any, arrays: tuple[Any, ...]
+) -> Any:
+    """Return the shapes of what an implementation keeps; a kernel is not traced for that."""
+    if not keep or not hasattr(backend, "kept_shapes"):
+        return jax.eval_shape(call, *arrays)[1] if keep else ()
+    return backend.kept_shapes(options, *arrays)
+
+
 def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
     """Return the output [b, n, d], and what `backward` needs by implementation."""
     x, *params, mask = arrays
@@ -53,7 +62,10 @@ def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]
             )
             for name in choice.names
         }
-        kept = {name: jax.eval_shape(call, *arrays)[1] for name, call in calls.items()}
+        kept = {
+            name: _kept_shapes(BACKENDS[name], choice.options, keep, calls[name], arrays)
+            for name in choice.names
+        }
 
         def make(name: str) -> Any:
             def run_one(*arrays: Any) -> Any:

@@ -510,6 +510,24 @@ def _tile_blocks(
     )
 
 
+def kept_shapes(
+    options: KernelOptions, x: Array, phi: Array, *rest: Any
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the shapes of what `forward` keeps: scores and slots, or what the tiled form keeps."""
+    tiling = tile(options, x, phi, *rest)
+    assert not isinstance(tiling, str)
+    dim, slots = x.shape[2], tiling.slots
+    if tiling.tile:
+        sizes = (dim, dim, 1, 1)
+        return tuple(jax.ShapeDtypeStruct((x.shape[0], slots, size), F32) for size in sizes)
+    if not tiling.keep:
+        return ()
+    return (
+        jax.ShapeDtypeStruct((tiling.steps, slots, tiling.clips * tiling.rows), F32),
+        jax.ShapeDtypeStruct((tiling.steps, tiling.clips * slots, dim), x.dtype),
+    )
+
+
 def forward(
     options: KernelOptions, x: Array, phi: Array, *rest: Any, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -521,11 +539,7 @@ def forward(
         return _forward_tiled(arguments, x)
     index = lambda i: (i, 0, 0)  # noqa: E731
     block = pl.BlockSpec((tiling.clips, tiling.rows, x.shape[2]), index)
-    kept = []
-    if keep and tiling.keep:
-        columns, rows = tiling.clips * tiling.rows, tiling.clips * tiling.slots
-        kept.append(jax.ShapeDtypeStruct((tiling.steps, tiling.slots, columns), F32))
-        kept.append(jax.ShapeDtypeStruct((tiling.steps, rows, x.shape[2]), x.dtype))
+    kept = kept_shapes(options, x, phi, *rest) if keep else ()
     out, *kept = arguments.call(
         _forward_kernel,
         (tiling.steps,),
