@@ -1,8 +1,8 @@
 """Batches of a source by Grain, deterministic by (seed, epoch, index)."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import grain
 import numpy as np
@@ -34,6 +34,18 @@ def keep_in_memory(source: Source) -> Source:
     return source.with_clips(source.clips, reader=_MemoryReader(source.reader))
 
 
+Fitted = tuple[np.ndarray, int]
+"""A clip at the fixed length, or what replaces it, and its valid samples."""
+
+
+class Stored(Protocol):
+    """What batches hold in place of the sounds of a source."""
+
+    def read(self, index: int, fit: Callable[[], Fitted]) -> Fitted:
+        """Return what replaces a clip, which `fit` reads at the fixed length."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredTokens:
     """Features read in place of the sounds of a source, one row per clip.
@@ -45,6 +57,10 @@ class StoredTokens:
 
     tokens: np.ndarray
     length: np.ndarray
+
+    def read(self, index: int, fit: Callable[[], Fitted]) -> Fitted:
+        """Return a row and the clip's valid samples."""
+        return np.asarray(self.tokens[index]), int(self.length[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +74,7 @@ class ClipLoader:
     targets: np.ndarray
     frontend: FrontEnd
     crop: Crop
-    stored: StoredTokens | None = None
+    stored: Stored | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         pairs = zip(rows["index"], rows["draw"], strict=True)
@@ -70,9 +86,12 @@ class ClipLoader:
             **rows,
         }
 
-    def _read(self, index: int, draw: int) -> tuple[np.ndarray, int]:
+    def _read(self, index: int, draw: int) -> Fitted:
         if self.stored is not None:
-            return np.asarray(self.stored.tokens[index]), int(self.stored.length[index])
+            return self.stored.read(index, lambda: self._fit(index, draw))
+        return self._fit(index, draw)
+
+    def _fit(self, index: int, draw: int) -> Fitted:
         waveform = self.source.waveform(index)
         spare = len(waveform) - self.frontend.samples
         start = 0
@@ -132,7 +151,7 @@ def make_train_batches(
     crop: Crop = "start",
     threads: int = 2,
     rows: np.ndarray | None = None,
-    stored: StoredTokens | None = None,
+    stored: Stored | None = None,
     buckets: Sequence[Bucket] = (),
 ) -> grain.IterDataset:
     """Make the shuffled batches of all epochs; every epoch has every clip once, in a new order.
@@ -150,7 +169,7 @@ def make_train_batches(
         threads: reading threads.
         rows: the rows of each batch that are read here, where several processes share a batch;
             the order is the same for any number of processes. None reads all.
-        stored: features read in place of the sounds.
+        stored: what batches hold in place of the sounds.
         buckets: clips that are read at lengths of their own, each batch of one length, in a new
             order of clips and of batches every epoch; without buckets all have the front end's
             length.
@@ -181,7 +200,7 @@ def make_eval_batches(
     batch_size: int,
     threads: int = 2,
     rows: np.ndarray | None = None,
-    stored: StoredTokens | None = None,
+    stored: Stored | None = None,
 ) -> grain.IterDataset:
     """Make batches in the source's order, cut at the start; the last is padded with weight 0.
 

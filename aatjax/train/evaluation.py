@@ -13,7 +13,7 @@ from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
 from aatjax.data.buckets import Bucket
-from aatjax.data.pipeline import StoredTokens, make_eval_batches
+from aatjax.data.pipeline import Stored, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
@@ -81,7 +81,7 @@ class Evaluator:
             logits[bucket.rows] = found
         return logits
 
-    def load_tokens(self, source: Source) -> StoredTokens | None:
+    def load_stored(self, source: Source) -> Stored | None:
         """Return what is stored of a source's clips where batches hold such."""
         return None if self.stored is None else self.stored.load(source)
 
@@ -93,7 +93,7 @@ class Evaluator:
             frontend,
             batch_size=self.batch,
             rows=find_local_rows(self.mesh, self.batch),
-            stored=self.load_tokens(clips),
+            stored=self.load_stored(clips),
         )
         parts: list[np.ndarray] = []
         waiting: jax.Array | None = None

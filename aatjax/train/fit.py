@@ -339,7 +339,7 @@ def _choose_stored(
         return _store_prefix(model, graphdef, begin, sources, setup, start, None)
     if measure_log_mel(sources, frontend) > LIMIT:
         return None
-    return LogMelCache(frontend, training.batch_size, setup.mesh)
+    return LogMelCache(frontend)
 
 
 def _store_prefix(

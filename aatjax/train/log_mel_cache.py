@@ -1,4 +1,4 @@
-"""Log-mel features of a run's clips, computed once and kept in the host's memory.
+"""Log-mel of a run's clips, computed once and kept in the host's memory.
 
 On CPU the front end takes a tenth or more of a training step. Where each clip is read alike in
 every epoch and nothing changes its waveform, its features are the same each time: masks, noise and
@@ -8,7 +8,7 @@ is smaller to send.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +17,8 @@ from jax.sharding import Mesh
 
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.pipeline import Crop, StoredTokens, make_eval_batches
+from aatjax.data.pipeline import Crop, Fitted
 from aatjax.data.source import Source
-from aatjax.train.forward import BatchFrontEnd
-from aatjax.train.sharding import fetch, put_batch
 
 LIMIT = 2**30
 """Bytes that a run keeps at most in place of the sounds: of log-mel 2,000 clips of 10 seconds, or
@@ -29,47 +27,55 @@ LIMIT = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptLogMel:
+    """The log-mel of the clips of a source, before normalisation; computed when first read.
+
+    Each clip is computed alone, so that its values do not depend on the order of the clips.
+
+    Attributes:
+        compute: `[1, s]` samples and `[1]` valid samples to `[1, t, f]`.
+        features: `[clips, t, f]`.
+        length: valid samples of each clip, 0 where it was not read yet.
+    """
+
+    compute: Callable[[np.ndarray, np.ndarray], jax.Array]
+    features: np.ndarray
+    length: np.ndarray
+
+    def read(self, index: int, fit: Callable[[], Fitted]) -> Fitted:
+        """Return the log-mel of a clip and its valid samples."""
+        if not self.length[index]:
+            audio, length = fit()
+            self.features[index] = self.compute(audio[None], np.array([length], np.int32))[0]
+            self.length[index] = length  # last: another thread may read it now
+        return self.features[index], int(self.length[index])
+
+
+@dataclasses.dataclass(frozen=True)
 class LogMelCache:
-    """The log-mel of the clips of a run's sources, before normalisation.
+    """The log-mel of the clips of a run's sources.
 
     Attributes:
         frontend: log-mel front end.
-        batch: clips per batch in which they are computed.
-        mesh: the devices.
-        known: features by the fingerprint of their source.
+        known: what is kept, by the fingerprint of the source.
     """
 
     frontend: FrontEnd
-    batch: int
-    mesh: Mesh
-    known: dict[str, StoredTokens] = dataclasses.field(default_factory=dict)
+    known: dict[str, KeptLogMel] = dataclasses.field(default_factory=dict)
 
-    def load(self, source: Source) -> StoredTokens:
-        """Return the features of a source's clips; they are computed by the first call."""
-        key = source.fingerprint()
+    def load(self, source: Source) -> KeptLogMel:
+        """Return what is kept of a source, the same object at each call."""
+        key, frontend = source.fingerprint(), self.frontend
         if key not in self.known:
-            self.known[key] = self._compute(source)
+            features = np.empty((len(source), frontend.frames, frontend.mels), np.float32)
+            length = np.zeros(len(source), np.int32)
+            self.known[key] = KeptLogMel(_compile(frontend), features, length)
         return self.known[key]
-
-    def _compute(self, source: Source) -> StoredTokens:
-        frontend = self.frontend
-        features = np.empty((len(source), frontend.frames, frontend.mels), np.float32)
-        length = np.empty(len(source), np.int32)
-        done = 0
-        for rows in make_eval_batches(source, frontend, batch_size=self.batch):
-            kept = int((rows["weight"] > 0).sum())
-            given = {name: rows[name] for name in ("audio", "length")}
-            batch = put_batch(given, self.mesh, self.batch)
-            found = fetch(_compile(frontend)(batch["audio"], batch["length"]))
-            features[done : done + kept] = found[:kept]
-            length[done : done + kept] = rows["length"][:kept]
-            done += kept
-        return StoredTokens(features, length)
 
 
 @functools.lru_cache(16)
 def _compile(frontend: FrontEnd) -> Any:
-    return jax.jit(BatchFrontEnd(**dataclasses.asdict(frontend)).features)
+    return jax.jit(frontend.features)
 
 
 def is_read_alike(

@@ -319,7 +319,7 @@ class Loop:
                 crop=training.crop,
                 threads=training.threads,
                 rows=find_local_rows(evaluator.mesh, training.batch_size),
-                stored=evaluator.load_tokens(self.train),
+                stored=evaluator.load_stored(self.train),
                 buckets=self.buckets.get("train", ()),
             )
         )
