@@ -34,7 +34,7 @@ class Model:
         pool: pooling; None takes the checkpoint's.
         head_norm: whether the new head has a LayerNorm; None takes the checkpoint's form.
         reset: replace the weights by random ones of the same shape (a baseline).
-        dtype: compute type.
+        dtype: compute type; `auto` is bfloat16 where the device multiplies it, else float32.
         scan: run the blocks as one scanned body.
         remat: recompute activations in the backward pass.
         positions: `learned`, or `zeros` as in the published parameter-efficient code.
@@ -47,7 +47,7 @@ class Model:
     pool: Pooling | None = None
     head_norm: bool | None = None
     reset: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     scan: bool = False
     remat: bool = False
     positions: PositionInit = "learned"

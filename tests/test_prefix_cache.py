@@ -22,6 +22,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import find_first_trained
+from aatjax.train import fit as fit_module
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import PrefixCache
@@ -65,8 +66,10 @@ NOISE = ("attn/k/bias", "/b_conv", "/batch_norm/mean")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in METHODS]
 )
-def test_stored_tokens_train_the_same_weights(name) -> None:
-    plain, reused = trained(METHODS[name]), trained(METHODS[name], cache_prefix=True)
+def test_stored_tokens_train_the_same_weights(name, monkeypatch: pytest.MonkeyPatch) -> None:
+    reused = trained(METHODS[name], cache_prefix=True)
+    monkeypatch.setattr(fit_module, "LIMIT", 0)
+    plain = trained(METHODS[name])
     one, two = surgery.arrays(plain.model), surgery.arrays(reused.model)
     for path in one:
         if path.endswith(NOISE):
@@ -89,6 +92,35 @@ def test_tokens_in_memory_are_computed_once_per_source(monkeypatch: pytest.Monke
     monkeypatch.setattr(PrefixCache, "_compute", counted)
     trained(METHODS["linear"], cache_prefix=True)
     assert sorted(computed) == sorted([len(TRAIN), len(TEST)])
+
+
+def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same training; behind the last block only the two pooled tokens of a clip are kept."""
+    monkeypatch.setattr(fit_module, "_store_prefix", wrapped := _Recorded(fit_module._store_prefix))
+    kept = trained(METHODS["linear"])
+    (prefix,) = wrapped.results
+    shapes = {stored.tokens.shape for stored in prefix.known.values()}
+    assert prefix.folder is None and {shape[1:] for shape in shapes} == {(2, CONFIG.dim)}
+    monkeypatch.setattr(fit_module, "LIMIT", 0)
+    plain = trained(METHODS["linear"])
+    assert len(wrapped.results) == 1
+    for a, b in zip(plain.history, kept.history, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+    trained(petl.LoRA())  # begins at the first block
+    assert len(wrapped.results) == 1
+
+
+class _Recorded:
+    """A function that keeps its results."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.results = function, []
+
+    def __call__(self, *args: Any) -> Any:
+        self.results.append(self.function(*args))
+        return self.results[-1]
 
 
 def test_where_training_begins() -> None:

@@ -482,6 +482,36 @@ def test_residuals_of_other_platforms_are_not_computed():
     assert choice.names == ("tpu", "xla"), "no other platform has a choice of its own"
 
 
+def test_a_kernel_is_traced_where_a_program_is_lowered_for_its_platform(monkeypatch):
+    """Not in a program for the CPU, its gradient included; what it keeps is known by its shape."""
+    traced: list[str] = []
+    for name in ("forward", "backward"):
+        real = getattr(tpu, name)
+
+        def count(*args, name=name, real=real, **kept):
+            traced.append(name)
+            return real(*args, **kept)
+
+        monkeypatch.setattr(tpu, name, count)
+    x, *params, dout = shaped(Shape(4, 110, 5, 1, 6))
+    program = jax.jit(functools.partial(both, name=None)).trace(x, *params, dout)
+    program.lower().compile()
+    values = [jnp.zeros(each.shape, each.dtype) for each in (x, *params)]
+    out = jax.vmap(lambda x: soft_moe(x[None], *values[1:])[0])(values[0])
+    assert not traced and out.shape == x.shape
+    text = program.lower(lowering_platforms=("tpu",)).as_text()
+    assert set(traced) == {"forward", "backward"} and "tpu_custom_call" in text
+
+
+@pytest.mark.parametrize("shape", [Shape(4, 110, 7, 1, 6), Shape(2, 3500, 16, 8, 6)])
+def test_what_the_kernel_on_tpu_keeps(shape):
+    x, *params, _ = shaped(shape)
+    given = (KernelOptions(), x, *params, None)
+    found = jax.eval_shape(functools.partial(tpu.forward, given[0], keep=True), *given[1:])[1]
+    kept = tpu.kept_shapes(*given)
+    assert [(k.shape, k.dtype) for k in kept] == [(f.shape, f.dtype) for f in found]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "dim", "why"),
     [

@@ -17,7 +17,7 @@ from jax.extend.core import Literal
 from aatjax import surgery
 from aatjax.analysis.flops import count_flops, count_flops_by_scope
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, make_abstract
 from aatjax.models.config import ASTConfig
 from aatjax.models.summary import summary
 from aatjax.petl import TABLE, Method, adapt
@@ -178,7 +178,7 @@ def make_program(model: AST) -> tuple[Callable[..., jax.Array], Any, Any, Any, A
 
 
 def _make_plain(config: ASTConfig) -> AST:
-    return nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    return make_abstract(config)
 
 
 @functools.lru_cache(maxsize=8)

@@ -30,7 +30,7 @@ from aatjax.config import Config, Model
 from aatjax.convert import read_checkpoint
 from aatjax.convert.load import apply_load_options, locate_weights, select_load_options
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, make_abstract
 from aatjax.models.config import ASTConfig
 from aatjax.petl import adapt
 from aatjax.train.optim import make_optimizer
@@ -139,8 +139,8 @@ class StepPlan:
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in properties}}
 
 
-def read_shape(model: Model, num_classes: int) -> ASTConfig:
-    """Read the shape of a config's backbone from its weights.
+def read_shape(model: Model, num_classes: int, device: Any = None) -> ASTConfig:
+    """Read the shape of a config's backbone from its weights, for a device.
 
     Raises:
         AatjaxError: the weights were not found; the message says how to plan without them.
@@ -148,7 +148,7 @@ def read_shape(model: Model, num_classes: int) -> ASTConfig:
     source, options = model.source, select_load_options(model)
     if source.startswith("random:"):
         size = ASTConfig.size(source.removeprefix("random:"))
-        return apply_load_options(size, options, num_classes)
+        return apply_load_options(size, options, num_classes, device)
     try:
         config = read_checkpoint(locate_weights(source, model.revision)).config
     except AatjaxError as error:
@@ -156,7 +156,7 @@ def read_shape(model: Model, num_classes: int) -> ASTConfig:
             f"{error}; to plan for the shape of AST-base without weights, add --model.source "
             "random:base"
         ) from error
-    return apply_load_options(config, options, num_classes)
+    return apply_load_options(config, options, num_classes, device)
 
 
 def infer_num_classes(config: Config) -> int | None:
@@ -256,7 +256,7 @@ def plan_step(
     if batch_per_device is not None:
         batch_size = batch_per_device * count_batch_shards(mesh)
     check_batch(mesh, batch_size)
-    shape = read_shape(config.model, num_classes)
+    shape = read_shape(config.model, num_classes, devices[0])
     step, arguments, trainable = _make_step(config, shape, mesh, batch_size)
     # Traced without a mesh, the jaxpr has the whole batch in one piece.
     unplaced = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
@@ -324,7 +324,7 @@ def _make_step(
     config: Config, shape: ASTConfig, mesh: Any, batch_size: int
 ) -> tuple[Any, tuple[Any, ...], int]:
     """Return the train step, its arguments as shapes with shardings, and trainable parameters."""
-    model: AST = nnx.eval_shape(lambda: adapt(AST(shape, rngs=nnx.Rngs(0)), config.petl))
+    model: AST = nnx.eval_shape(lambda model: adapt(model, config.petl), make_abstract(shape))
     parts, training = surgery.split(model), config.training
     tx = make_optimizer(config.optim, steps_per_epoch=100, epochs=training.epochs)
     state, layout = make_abstract_state(parts, tx, mesh, average=training.average is not None)
@@ -370,7 +370,7 @@ def suggest_changes(
     """
     model, replace = config.model, dataclasses.replace
     tried: list[tuple[str, Config, int | None]] = []
-    if model.dtype == "float32":
+    if plan.dtype == "float32":
         changed = replace(config, model=replace(model, dtype="bfloat16"))
         tried.append(("--model.dtype bfloat16", changed, batch_per_device))
     if not model.remat:

@@ -133,3 +133,4 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

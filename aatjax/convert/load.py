@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -13,8 +14,9 @@ from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
 from aatjax.convert.read import Checkpoint, read_checkpoint
 from aatjax.errors import DataError, UsageError, suggest
+from aatjax.io.host import multiplies_bfloat16
 from aatjax.io.hub import fetch_weights, is_repository_id
-from aatjax.models.ast import AST, Head
+from aatjax.models.ast import AST, Head, make_abstract
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
 from aatjax.models.positions import resize_positions
 from aatjax.models.provenance import Origin, fingerprint_backbone
@@ -31,7 +33,8 @@ class LoadOptions(TypedDict, total=False):
         mels: mel bins of the input.
         pool: pooling of the tokens, see `ASTConfig`.
         head_norm: whether a new head has a LayerNorm.
-        dtype: compute type; float32 by default.
+        dtype: compute type, float32 by default; `auto` is bfloat16 where the first device
+            multiplies it (`aatjax.io.host.multiplies_bfloat16`), else float32.
         scan: run the blocks as one scanned body, which compiles once.
         remat: recompute activations in the backward pass.
         positions: `learned`, or `zeros` to discard the checkpoint's, as the published
@@ -45,7 +48,7 @@ class LoadOptions(TypedDict, total=False):
     mels: int | None
     pool: Pooling | None
     head_norm: bool | None
-    dtype: Literal["float32", "bfloat16"] | None
+    dtype: Literal["float32", "bfloat16", "auto"] | None
     scan: bool | None
     remat: bool | None
     positions: PositionInit | None
@@ -81,6 +84,23 @@ def load(
         UnavailableError: a repository that cannot be reached and is not in the cache.
     """
     _check_names(options)
+    if options.get("dtype") == "bfloat16" and not multiplies_bfloat16(jax.devices()[0]):
+        warnings.warn(
+            "bfloat16 is emulated on this device, which takes more time than float32: use "
+            "dtype='auto' (--model.dtype auto), or float32",
+            stacklevel=2,
+        )
+    return load_model(source, num_classes, revision, seed, options)
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    num_classes: int | None,
+    revision: str | None,
+    seed: int,
+    options: LoadOptions,
+) -> AST:
+    """Load an AST as `load` does, without a word on a compute type that is slow here."""
     name = os.fspath(source)
     if name.startswith("random:"):
         size = ASTConfig.size(name.removeprefix("random:"))
@@ -104,10 +124,16 @@ def select_load_options(fields: object) -> LoadOptions:
 
 
 def apply_load_options(
-    config: ASTConfig, options: LoadOptions, num_classes: int | None = None
+    config: ASTConfig, options: LoadOptions, num_classes: int | None = None, device: Any = None
 ) -> ASTConfig:
-    """Return the config of a checkpoint with these options, and another head if asked for."""
+    """Return the config of a checkpoint with these options, and another head if asked for.
+
+    The device is the one that `dtype="auto"` is for, by default the first.
+    """
     changes = {**options, "num_classes": num_classes, "rgb": None}
+    if options.get("dtype") == "auto":
+        native = multiplies_bfloat16(device or jax.devices()[0])
+        changes["dtype"] = "bfloat16" if native else "float32"
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -128,7 +154,7 @@ def build_model(
         for path, value in fitted.params.items()
         if not (new_head and path.startswith("head/"))
     }
-    model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    model = make_abstract(config)
     if new_head:
         head = Head(config, rngs=nnx.Rngs(origin.seed))
         values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
@@ -211,7 +237,7 @@ def locate_weights(name: str, revision: str | None = None) -> Path:
 def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
     # One compiled program: an eager init would pay a dispatch for each of some 200 tensors.
     parts = jax.jit(lambda: nnx.state(AST(config, rngs=nnx.Rngs(seed))))()
-    model: AST = nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0)))
+    model = make_abstract(config)
     nnx.update(model, parts)
     if config.positions == "zeros":
         surgery.assign(model, {"embed/pos": np.zeros(model.embed.pos.shape)}, what="zero positions")

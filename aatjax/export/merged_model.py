@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int16, Int32
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.models.ast import AST, Pool
+from aatjax.models.ast import AST, Pool, make_abstract
 from aatjax.petl import Method, adapt, merge
 from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.forward import bind_forward
@@ -140,7 +140,7 @@ def _cast_to_float32(model: AST) -> AST:
     if config == model.config:
         return surgery.clone(model)
     method = cast(Method, model.method)
-    whole: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    whole: AST = nnx.eval_shape(lambda model: adapt(model, method), make_abstract(config))
     surgery.assign(whole, surgery.arrays(model), what="the model", complete=True)
     whole.origin, whole.method = model.origin, model.method
     return whole
@@ -149,7 +149,7 @@ def _cast_to_float32(model: AST) -> AST:
 def _is_plain(model: AST) -> bool:
     if any(hasattr(module, surgery.BASE) for module in surgery.modules(model).values()):
         return False
-    bare: AST = nnx.eval_shape(lambda: AST(model.config, rngs=nnx.Rngs(0)))
+    bare = make_abstract(model.config)
     return (
         set(surgery.variables(model)) == set(surgery.variables(bare))
         and type(model.pool) is Pool

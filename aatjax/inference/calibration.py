@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy import optimize, special
 
 from aatjax.errors import DataError, NotFiniteError, Range, UsageError, check_fields
 
@@ -181,8 +180,12 @@ def compute_probabilities(
     logits: Float[np.ndarray, "b c"], temperature: float, multi_label: bool
 ) -> Float[np.ndarray, "b c"]:
     """Return softmax(logits / T), or sigmoid(logits / T) of a multi-label task."""
+    # scipy.special has both, and takes as long to import as the model to run.
     scaled = logits / temperature
-    return special.expit(scaled) if multi_label else special.softmax(scaled, axis=1)
+    if multi_label:
+        return np.exp(-np.logaddexp(0.0, -scaled))
+    raw = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return raw / raw.sum(axis=1, keepdims=True)
 
 
 def fit_temperature(
@@ -194,6 +197,8 @@ def fit_temperature(
     none because every clip is right (the likelihood rises forever as T goes to 0), the clips do
     not determine a temperature, and the result is 1.
     """
+    from scipy import optimize, special
+
     known = ~np.isnan(targets)
     truth = targets == 1
 

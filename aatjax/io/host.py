@@ -12,6 +12,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Parameters of glibc's mallopt (malloc.h).
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
@@ -21,7 +22,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 def keep_memory() -> bool:
     """Have freed memory kept for the next step instead of being given back to the system.
 
-    XLA:CPU takes and frees its buffers at every execution; glibc maps large ones anew each time,
+    XLA:CPU takes and frees its buffers at every execution; glibc maps large ones again each time,
     and the system clears them page by page: up to a third of a training step. The process then
     keeps the most that it ever used at once. Nothing happens where the C library is not glibc, or
     where the environment tunes it (`MALLOC_...`, `GLIBC_TUNABLES`).
@@ -80,6 +81,20 @@ def read_cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def multiplies_bfloat16(device: Any) -> bool:
+    """Return whether a device of JAX has instructions that multiply bfloat16; others emulate it.
+
+    TPUs, GPUs (NVIDIA from compute capability 8.0 on), CPUs with AMX, AVX512-BF16 or Arm's BF16.
+    """
+    if device.platform == "cpu":
+        about = read_cpu_info()
+        units = {*about.get("flags", "").split(), *about.get("Features", "").split()}
+        limited = "xla_cpu_max_isa" in os.environ.get("XLA_FLAGS", "")
+        return not limited and bool(units & {"amx_bf16", "avx512_bf16", "bf16"})
+    capability = getattr(device, "compute_capability", None)
+    return capability is None or float(capability) >= 8
 
 
 def count_cores() -> int:

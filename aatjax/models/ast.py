@@ -12,7 +12,9 @@ Methods of adaptation attach to submodules by path, so these names are part of t
 """
 
 import dataclasses
+import functools
 from collections.abc import Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -334,3 +336,14 @@ class AST(nnx.Module):
         if shape[2] != config.mels:
             return f"load it with mels={shape[2]} or compute {config.mels} mel bins"
         return f"load it with frames={shape[1]} or cut the input"
+
+
+def make_abstract(config: ASTConfig) -> AST:
+    """Return a model whose parameters are shapes, to be changed freely; nothing is computed."""
+    graphdef, state = _trace_init(config)
+    return nnx.merge(graphdef, state, copy=True)
+
+
+@functools.lru_cache(16)
+def _trace_init(config: ASTConfig) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0))))

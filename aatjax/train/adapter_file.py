@@ -18,12 +18,12 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.convert.load import load, reset_weights, select_load_options
+from aatjax.convert.load import load_model, reset_weights, select_load_options
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import write_bytes
 from aatjax.io.digest import hash_arrays
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, make_abstract
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
@@ -230,7 +230,7 @@ def _read_file(path: Path) -> _File:
 @functools.lru_cache(8)
 def _make_shape(config: ASTConfig, method: Method) -> AST:
     """Return an adapted model without numbers; making it takes longer than loading an adapter."""
-    model: AST = nnx.eval_shape(lambda: adapt(AST(config, rngs=nnx.Rngs(0)), method))
+    model: AST = nnx.eval_shape(lambda model: adapt(model, method), make_abstract(config))
     return model
 
 
@@ -247,12 +247,12 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
     """
     options = select_load_options(config)
     options["rgb"] = origin.rgb
-    model = load(
+    model = load_model(
         origin.source if base is None else base,
-        num_classes=config.num_classes,
-        revision=origin.revision if base is None else None,
-        seed=origin.seed,
-        **options,
+        config.num_classes,
+        origin.revision if base is None else None,
+        origin.seed,
+        options,
     )
     if origin.reset:
         reset_weights(model, origin.seed)

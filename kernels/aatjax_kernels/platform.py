@@ -115,9 +115,7 @@ def _lower(platform: str | None, context: Any, *values: Any, **params: Any) -> A
 
 def _batch(values: Any, axes: Any, *, plain: Any, message: str | None, branches: Any) -> Any:
     size = next(
-        value.shape[axis]
-        for value, axis in zip(values, axes, strict=True)
-        if axis is not batching.not_mapped
+        value.shape[axis] for value, axis in zip(values, axes, strict=True) if axis is not None
     )
 
     def mapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy import sparse, special
 
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.train.metrics.intervals import (
@@ -60,6 +59,8 @@ def compute_metrics(
         DataError: no clips.
         NotFiniteError: a logit is NaN or infinite.
     """
+    from scipy import special
+
     scores, truth = np.asarray(logits, np.float64), np.asarray(targets)
     _check(scores, truth, classes, multi_label, bootstrap, groups)
     check_interval(interval)
@@ -149,6 +150,8 @@ class _Counts:
         hit: Bool[np.ndarray, " b"],
         labelled: Bool[np.ndarray, " b"],
     ) -> None:
+        from scipy import sparse
+
         kinds = (guess & truth, guess, truth)
         self.right, self.guessed, self.true = (sparse.csr_array(x.T, dtype=float) for x in kinds)
         self.classes = truth.shape[1]
@@ -223,6 +226,8 @@ def _mean(rows: Float[np.ndarray, "k c"]) -> Float[np.ndarray, " k"]:
 
 
 def _d_prime(auc: float) -> float | None:
+    from scipy import special
+
     return math.sqrt(2) * float(special.ndtri(auc)) if 0 < auc < 1 else None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from aatjax.errors import UsageError
 
@@ -93,6 +92,8 @@ def mean_interval(
     Raises:
         UsageError: no value, one that is not finite, or an interval not between 0 and 1.
     """
+    from scipy import stats
+
     check_interval(interval)
     sample = np.asarray(values, np.float64)
     if not sample.size or not np.isfinite(sample).all():
