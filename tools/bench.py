@@ -11,6 +11,11 @@ import sys
 
 import tyro
 
+from aatjax.io.host import prepare_process
+
+COMPILED = ("tpu_costs", "gpu_costs", "plans")
+"""Modules that compile for other devices; the others run as a command of aatjax does."""
+
 COMMANDS = {
     "epochs": ("epochs", "epochs of `fit`, relative to a plain PyTorch loop"),
     "methods": ("training", "training step of every method, relative to a linear probe"),
@@ -38,6 +43,8 @@ def main(arguments: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise SystemExit(f"unknown command {name!r}: one of {', '.join(COMMANDS)}")
+    if COMMANDS[name][0] not in COMPILED:
+        prepare_process()
     module = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
     function = getattr(module, name.replace("-", "_"))
     tyro.cli(function, prog=f"bench.py {name}", args=arguments[1:])

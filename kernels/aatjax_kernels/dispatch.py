@@ -30,7 +30,9 @@ class KernelOptions(NamedTuple):
 class Backend(Protocol):
     """Functions of a module that implements an op.
 
-    `arrays` are the op's arguments as one device holds them, the mask (or None) last.
+    `arrays` are the op's arguments as one device holds them, the mask (or None) last. A module may
+    also have `kept_shapes(options, *arrays)`, the shapes of what `forward` keeps, so that it is not
+    traced to learn them.
     """
 
     def tile(self, options: KernelOptions, *arrays: Any, **_: Any) -> Any:
@@ -38,10 +40,6 @@ class Backend(Protocol):
 
     def forward(self, options: KernelOptions, *arrays: Any, **keep: Any) -> tuple[Array, Any]:
         """Return the output and, if `keep`, what `backward` needs beside the arguments."""
-        ...
-
-    def kept_shapes(self, options: KernelOptions, *arrays: Any) -> Any:
-        """Return the shapes of what `forward` keeps (optional: else `forward` is traced)."""
         ...
 
     def backward(

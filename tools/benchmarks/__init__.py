@@ -1,10 +1,14 @@
 """The commands of tools/bench.py, and the table that they print."""
 
+import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 from aatjax.analysis.timing import Timing
+from aatjax.io.host import count_cores, read_cpu_info
+
+LIMITS = ("XLA_FLAGS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Variables that hold JAX's and PyTorch's libraries to narrower vector units."""
 
 
 def print_timings(timings: Mapping[str, Timing], reference: str, clips: int = 0) -> None:
@@ -18,16 +22,10 @@ def print_timings(timings: Mapping[str, Timing], reference: str, clips: int = 0)
 
 
 def describe_cpu() -> str:
-    """Return the name of the processor, its cores, and the widest vector units of its flags."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    about = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(":") for line in text.splitlines())
-    }
-    flags = set(about.get("flags", "").split())
-    units = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
-    found = [unit for unit in units if unit in flags]
-    return f"{about.get('model name', 'CPU')}, {text.count('processor')} cores, {' '.join(found)}"
+    """Return the name of the processor, its cores, and the vector units among its flags."""
+    about = read_cpu_info()
+    flags = about.get("flags", "").split()
+    units = [unit for unit in ("amx_tile", "avx512_bf16", "avx512f", "avx2") if unit in flags]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    name = about.get("model name") or platform.processor() or "CPU"
+    return ", ".join([name, f"{count_cores()} cores", " ".join(units), *limits])

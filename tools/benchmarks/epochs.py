@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -59,11 +59,12 @@ def epochs(
     batch: int = 16,
     epochs: int = 3,
     rounds: int = 5,
+    attention: Literal["sdpa", "eager"] = "sdpa",
     out: Path | None = None,
 ) -> None:
     """Train each method with `fit` and with a plain PyTorch loop in turn, and compare the time.
 
-    PyTorch trains transformers' AST (SDPA, eager, float32) from the same weights, on log-mel that
+    PyTorch trains transformers' AST (not compiled, float32) from the same weights, on log-mel that
     was computed before, in the same order. Neither augments. The first epoch of each run, in which
     aatjax compiles, is left out. Prints, and appends to a CSV file, medians over the epochs of all
     rounds, and the largest relative difference of the losses.
@@ -78,6 +79,7 @@ def epochs(
         batch: clips per step; the clips must be a multiple of it.
         epochs: epochs of a run.
         rounds: runs of each.
+        attention: of PyTorch: fused, or plain as in the papers' code.
         out: CSV file.
     """
     model = (
@@ -99,17 +101,18 @@ def epochs(
         runs: dict[str, list[list[Epoch]]] = {"aatjax": [], "pytorch": []}
         for _ in range(rounds):
             runs["aatjax"].append(run_fit(adapted, source, batch, epochs, steps))
-            runs["pytorch"].append(run_torch(adapted, features, targets, order, epochs))
-        row = summarize(runs)
+            theirs = make_torch_model(adapted, attention)
+            runs["pytorch"].append(run_torch(theirs, features, targets, order, epochs))
         row = {
             "cpu": cpu,
             "model": label,
             "frames": model.config.frames,
             "batch": batch,
+            "attention": attention,
             "method": name,
-            **row,
+            **summarize(runs),
         }
-        print("  ".join(f"{k} {v}" for k, v in list(row.items())[4:]), flush=True)
+        print("  ".join(f"{k} {v}" for k, v in list(row.items())[5:]), flush=True)
         if out is not None:
             append(out, row)
 
@@ -178,7 +181,7 @@ def run_fit(model: AST, source: Source, batch: int, epochs: int, steps: int) -> 
 
 
 def run_torch(
-    adapted: AST,
+    model: Any,
     features: torch.Tensor,
     targets: torch.Tensor,
     order: list[np.ndarray],
@@ -186,12 +189,11 @@ def run_torch(
 ) -> list[Epoch]:
     """Train with a plain loop in PyTorch."""
     steps = len(order) // epochs
-    model: Any = make_torch_model(adapted).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, OPTIM.lr, (OPTIM.b1, OPTIM.b2), OPTIM.eps, OPTIM.weight_decay
     )
-    schedule = make_schedule(OPTIM, steps_per_epoch=steps, epochs=epochs)
+    schedule: Any = make_schedule(OPTIM, steps_per_epoch=steps, epochs=epochs)
     rates = [float(schedule(step)) for step in range(len(order))]
     found = []
     for epoch in range(epochs):

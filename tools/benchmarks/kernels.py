@@ -11,6 +11,7 @@ import numpy as np
 
 from aatjax.analysis.timing import time_interleaved
 from aatjax_kernels.soft_moe import soft_moe
+from benchmarks import describe_cpu
 
 TOKENS = (110, 602, 1214)
 MIXTURES = ((8, 1, 6), (15, 1, 2), (16, 8, 6))
@@ -35,7 +36,8 @@ def kernels(
         dtype: type of the tokens.
     """
     device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}, batch {batch}, {dtype}")
+    name = describe_cpu() if device.platform == "cpu" else device.device_kind
+    print(f"{name}\njax {jax.__version__}, batch {batch}, {dtype}")
     names = ["reference", "xla"] + [device.platform] * (device.platform in ("gpu", "tpu"))
     use_torch = dtype == "float32" and device.platform == "cpu"
     use_torch = use_torch and importlib.util.find_spec("torch") is not None

@@ -126,7 +126,7 @@ def add(output: Any, more: torch.Tensor) -> Any:
 def make_linear(values: dict[str, torch.Tensor], name: str) -> nn.Linear:
     """Return the linear layer `w_NAME`, `b_NAME`."""
     weight, bias = values[f"w_{name}"], values[f"b_{name}"]
-    linear = nn.Linear(*weight.shape)
+    linear = nn.Linear(weight.shape[0], weight.shape[1])
     linear.weight, linear.bias = nn.Parameter(weight.T.contiguous()), nn.Parameter(bias)
     return linear
 
@@ -150,19 +150,20 @@ ADAPTERS = {
 ADDED = re.compile(rf"^(?P<site>.*)/(?P<module>{'|'.join(ADAPTERS)}|lora)[/_](?P<parameter>\w+)$")
 
 
-def make_torch_model(model: AST) -> nn.Module:
+def make_torch_model(model: AST, attention: str = "sdpa") -> nn.Module:
     """Return an adapted model in PyTorch; frozen parameters need no gradient.
 
     Args:
         model: an AST with LoRA, bottlenecks beside the MLPs, AAT, Soft-MoA, Dense-MoA, or only
             parameters of its own trained.
+        attention: `sdpa` or `eager`.
     """
     arrays = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
     body = {path: value for path, value in arrays.items() if not ADDED.match(path)}
     with TemporaryDirectory() as folder:
         write_hf(Path(folder) / "weights", body, model.config)
         found: Any = ASTForAudioClassification.from_pretrained(
-            Path(folder) / "weights", attn_implementation="sdpa"
+            Path(folder) / "weights", attn_implementation=attention
         )
     found.classifier.layernorm.eps = model.config.head_eps
     trained = [p for p, v in surgery.variables(model).items() if isinstance(v, Trainable)]
@@ -186,7 +187,7 @@ def make_torch_model(model: AST) -> nn.Module:
             place, kind = ADAPTERS[module]
             new = place(base, kind(values))
         setattr(owner, child, new)
-    return found
+    return found.train()
 
 
 def rename(path: str) -> str:

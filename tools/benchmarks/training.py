@@ -22,7 +22,7 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
-from benchmarks import print_timings
+from benchmarks import describe_cpu, print_timings
 from benchmarks.compare import METHODS
 
 CLASSES, WIDTH, EPOCHS = 50, 64, 3
@@ -83,8 +83,7 @@ def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: boo
     if torch_bfloat16:
         steps["torch bfloat16"] = make_torch_step(x, "bfloat16")
     timings = time_interleaved(steps, rounds=rounds)
-    device = jax.devices()[0].device_kind
-    print(f"{device}, jax {jax.__version__}, batch {batch}, {frames} frames")
+    print(f"{describe_cpu()}\njax {jax.__version__}, batch {batch}, {frames} frames")
     print_timings(timings, "torch float32")
 
 

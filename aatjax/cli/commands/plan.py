@@ -30,8 +30,11 @@ def main(
     settings = config.load("plan", fields)
     from json import dumps
 
+    import jax
+
     from aatjax.analysis import plan
 
+    jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is reported
     if not topology:
         raise UsageError("plan needs --topology, such as v5e:4x4, cpu:8 or gpu")
     plan.hide_accelerators(topology)

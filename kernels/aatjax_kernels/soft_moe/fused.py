@@ -45,9 +45,10 @@ def _kept_shapes(
     backend: Backend, options: KernelOptions, keep: bool, call: Any, arrays: tuple[Any, ...]
 ) -> Any:
     """Return the shapes of what an implementation keeps; a kernel is not traced for that."""
-    if not keep or not hasattr(backend, "kept_shapes"):
-        return jax.eval_shape(call, *arrays)[1] if keep else ()
-    return backend.kept_shapes(options, *arrays)
+    if not keep:
+        return ()
+    known = getattr(backend, "kept_shapes", None)
+    return jax.eval_shape(call, *arrays)[1] if known is None else known(options, *arrays)
 
 
 def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]:
