@@ -230,15 +230,18 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")
     mesh = settings.get("mesh") or MeshShape()
-    if mesh == MeshShape():
-        weights = sum(array.nbytes for array in surgery.arrays(model).values())
-        mesh = mesh.make(choose_devices(training.batch_size, weights, jax.devices()))
+    if not isinstance(mesh, Mesh):
+        devices = jax.devices()
+        if mesh == MeshShape():
+            weights = sum(array.nbytes for array in surgery.arrays(model).values())
+            devices = choose_devices(training.batch_size, weights, devices)
+        mesh = mesh.make(devices)
     return _Setup(
         training,
         optim,
         settings.get("augment") or Augment(),
         settings.get("frontend") or make_front_end(model),
-        mesh if isinstance(mesh, Mesh) else mesh.make(),
+        mesh,
         loss,
     )
 
