@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
+from aatjax.train.sharding import MeshShape, choose_devices, place_arrays, put_batch
 from benchmarks import describe_cpu, print_timings
 from benchmarks.compare import METHODS
 
@@ -88,11 +90,18 @@ def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: boo
 
 
 def make_jax_step(x: np.ndarray, dtype: Any) -> Callable[[], object]:
-    """Return forward and backward pass in aatjax; the frozen weights are held in `dtype`."""
+    """Return forward and backward pass in aatjax, on the devices that `fit` would use.
+
+    The frozen weights are held in `dtype`.
+    """
     config = ASTConfig(frames=x.shape[1], num_classes=CLASSES, dtype=dtype)
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.Adapter(width=WIDTH))
     parts = surgery.split(model)
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), parts.frozen)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.frozen))
+    mesh = MeshShape().make(choose_devices(len(x), weights, jax.devices()))
+    trainable, stats, frozen = place_arrays((parts.trainable, parts.stats, frozen), mesh)
+    array = put_batch({"x": x}, mesh, len(x))["x"]
 
     @jax.jit
     def run(trainable: Any, stats: Any, frozen: Any, x: jax.Array) -> Any:
@@ -101,8 +110,11 @@ def make_jax_step(x: np.ndarray, dtype: Any) -> Callable[[], object]:
 
         return jax.value_and_grad(loss)(trainable)
 
-    array = jnp.asarray(x)
-    return lambda: jax.block_until_ready(run(parts.trainable, parts.stats, frozen, array))
+    def step() -> None:
+        with jax.set_mesh(mesh):
+            jax.block_until_ready(run(trainable, stats, frozen, array))
+
+    return step
 
 
 def make_torch_step(x: np.ndarray, dtype: str) -> Callable[[], object]:
@@ -198,7 +210,7 @@ def prefix(
 
 def time_epochs(model: Any, source: Source, batch: int, reuse: bool) -> tuple[list[float], float]:
     """Return the seconds of each epoch after the first, and those outside the epochs."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, patch("aatjax.train.fit.LIMIT", 0):  # nor in memory
         training = Training(epochs=EPOCHS, batch_size=batch, cache_prefix=reuse)
         began = time.perf_counter()
         context = FitContext(prefix_folder=Path(folder))

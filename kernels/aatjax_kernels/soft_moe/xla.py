@@ -90,6 +90,8 @@ def backward(
         dcombine = _einsum("bnd,bsd->bns", dout, both[:, :count])
     with jax.named_scope("dispatch"):
         ddispatch = _einsum("bnd,bsd->bns", x, both[:, count:])
+    # XLA:CPU would fuse the products with the sums below, which takes longer than both.
+    dcombine, ddispatch = jax.lax.optimization_barrier((dcombine, ddispatch))
     of_tokens = jnp.sum(combine * dcombine, axis=2, keepdims=True)
     of_slots = jnp.sum(slots * dslots, axis=2)[:, None]
     dlogits = combine * (dcombine - of_tokens) + dispatch * (ddispatch - of_slots)
