@@ -334,7 +334,7 @@ def _choose_stored(
         start = check_prefix(model, setup.augment, training.crop, longest, frontend.samples)
         folder = context.prefix_folder
         return _store_prefix(model, graphdef, begin, sources, setup, start, folder)
-    if not is_read_alike(sources, frontend, setup.augment, setup.mesh, training.crop):
+    if not is_read_alike(setup.augment, setup.mesh, training.crop):
         return None
     start, clips = find_first_trained(model), sum(map(len, sources.values()))
     fixed = start and find_obstacle(model, setup.augment, "start", 0, 0) is None
