@@ -146,7 +146,7 @@ class MethodCost:
 
     @functools.cached_property
     def _model(self) -> AST:
-        return nnx.eval_shape(lambda model: adapt(model, self.method), _make_plain(self.config))
+        return nnx.eval_shape(lambda model: adapt(model, self.method), make_abstract(self.config))
 
     @functools.cached_property
     def _program(self) -> tuple[Any, ...]:
@@ -177,14 +177,10 @@ def make_program(model: AST) -> tuple[Callable[..., jax.Array], Any, Any, Any, A
     return forward, parts.trainable, parts.stats, parts.frozen, x
 
 
-def _make_plain(config: ASTConfig) -> AST:
-    return make_abstract(config)
-
-
 @functools.lru_cache(maxsize=8)
 def _measure_plain(config: ASTConfig) -> tuple[int, int]:
     """Return parameters and forward FLOPs of the model before adaptation."""
-    plain = _make_plain(config)
+    plain = make_abstract(config)
     return summary(plain).total, count_flops(*make_program(plain))
 
 

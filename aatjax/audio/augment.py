@@ -62,8 +62,8 @@ class Augment:
         """Return augmented, normalised features `[b, t, f]` and (mixed) targets of fitted clips.
 
         The arguments are those of `mixup`; without mixup `audio` may be what the front end takes in
-        place of sounds. Switching one augmentation on or off does not change
-        the random numbers of the others.
+        place of sounds. Switching one augmentation on or off does not change the random numbers of
+        the others.
         """
         mix_key, mask_key, noise_key, roll_key = jax.random.split(key, 4)
         if self.mixup > 0.0:
