@@ -116,6 +116,7 @@ def test_accelerators_that_multiply_bfloat16():
     assert host.multiplies_bfloat16(SimpleNamespace(platform="tpu"))
     assert host.multiplies_bfloat16(gpu("9.0")) and host.multiplies_bfloat16(gpu("8.0"))
     assert not host.multiplies_bfloat16(gpu("7.5"))
+    assert host.multiplies_bfloat16(gpu("12.0")) and host.multiplies_bfloat16(gpu("gfx90a"))
 
 
 def test_an_emulated_type_is_said_where_it_is_asked_for(monkeypatch, recwarn):

@@ -93,8 +93,9 @@ def multiplies_bfloat16(device: Any) -> bool:
         units = {*about.get("flags", "").split(), *about.get("Features", "").split()}
         limited = "xla_cpu_max_isa" in os.environ.get("XLA_FLAGS", "")
         return not limited and bool(units & {"amx_bf16", "avx512_bf16", "bf16"})
-    capability = getattr(device, "compute_capability", None)
-    return capability is None or float(capability) >= 8
+    # "7.5" on NVIDIA; AMD names an architecture (gfx90a), TPUs have none.
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return not major.isdecimal() or int(major) >= 8
 
 
 def count_cores() -> int:
