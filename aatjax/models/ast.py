@@ -27,7 +27,15 @@ from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.models.scan import run_blocks
-from aatjax.models.tokens import Mask, Tokens, average_tokens, call_first, is_per_token
+from aatjax.models.tokens import (
+    FirstTokens,
+    Mask,
+    Tokens,
+    average_tokens,
+    call_first,
+    cut_mask,
+    is_per_token,
+)
 
 INIT = truncated_normal(0.02)
 HEAD_INIT = truncated_normal(0.01)
@@ -130,7 +138,9 @@ class Attention(nnx.Module):
         self.v = make_linear(dim, dim, config, bias=bias, rngs=rngs)
         self.out = make_linear(dim, dim, config, rngs=rngs)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+    def __call__(
+        self, x: Tokens, mask: Mask | None = None, count: int | None = None
+    ) -> FirstTokens:
         batch, tokens, dim = x.shape
         # A method may put learned keys and values in front of those of the tokens (prefix tuning).
         shape = (batch, -1, self.heads, dim // self.heads)
@@ -169,12 +179,14 @@ class Block(nnx.Module):
         self.ln2 = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+    def __call__(
+        self, x: Tokens, mask: Mask | None = None, count: int | None = None
+    ) -> FirstTokens:
         read = count if is_per_token(self.mlp) else None  # tokens that the MLP reads
         u = self.ln1(x).astype(x.dtype)
         x = x[:, :read] + call_first(self.attn, u, mask, read)
         u = self.ln2(x).astype(x.dtype)
-        return x[:, :count] + call_first(self.mlp, u, mask, count)
+        return x[:, :count] + call_first(self.mlp, u, cut_mask(mask, read), count)
 
 
 class Pool(nnx.Module):
@@ -285,7 +297,7 @@ class AST(nnx.Module):
 
     def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, block: int
-    ) -> Tokens:
+    ) -> FirstTokens:
         """Return the tokens that enter a block, in the compute type.
 
         Of those behind the last block only the ones that are pooled.
@@ -315,7 +327,7 @@ class AST(nnx.Module):
 
     def _run_blocks(
         self, x: Tokens, mask: Mask | None, start: int, end: int, count: int | None = None
-    ) -> Tokens:
+    ) -> FirstTokens:
         first = self.first_trained
         return run_blocks(
             list(self.blocks)[start:end],

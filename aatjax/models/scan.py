@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from aatjax import ops
 from aatjax.errors import UsageError
-from aatjax.models.tokens import Mask, Tokens, call_first
+from aatjax.models.tokens import FirstTokens, Mask, Tokens, call_first
 
 
 def run_blocks(
@@ -23,7 +23,7 @@ def run_blocks(
     scan: bool,
     remat: bool,
     first_trained: int | None = None,
-) -> Tokens:
+) -> FirstTokens:
     """Apply the blocks in order.
 
     Args:

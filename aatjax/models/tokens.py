@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float
 
 Tokens = Float[Array, "b n d"]
 """Clips `b`, tokens `n`, width `d`."""
+FirstTokens = Float[Array, "b m d"]
+"""The first `m` of the tokens `n`, which are all unless fewer are asked for."""
 Mask = Bool[Array, "b n"]
 """True for tokens that hold sound, False for padding."""
 
@@ -40,10 +42,15 @@ def call_first(module: Any, x: Tokens, mask: Mask | None, count: int | None) -> 
     if count is None:
         return call_masked(module, x, mask)
     if is_per_token(module):
-        return call_masked(module, x[:, :count], None if mask is None else mask[:, :count])
+        return call_masked(module, x[:, :count], cut_mask(mask, count))
     if _states(module, "takes_count"):
         return module(x, mask, count)
     return call_masked(module, x, mask)[:, :count]
+
+
+def cut_mask(mask: Mask | None, count: int | None) -> Bool[Array, "b m"] | None:
+    """Return the mask of the first `count` tokens; None is all."""
+    return None if mask is None else mask[:, :count]
 
 
 def average_tokens(tokens: Tokens, mask: Mask | None, start: int = 0) -> Float[Array, "b d"]:

@@ -11,7 +11,15 @@ from flax import nnx
 from aatjax import surgery
 from aatjax.errors import UsageError, check_fields, suggest
 from aatjax.models.ast import AST
-from aatjax.models.tokens import Mask, Tokens, call_first, call_masked, is_per_token
+from aatjax.models.tokens import (
+    FirstTokens,
+    Mask,
+    Tokens,
+    call_first,
+    call_masked,
+    cut_mask,
+    is_per_token,
+)
 from aatjax.petl.sizes import SIZES, find_sizes
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
@@ -205,7 +213,7 @@ class Wrapper(nnx.Module):
         """Return whether both parts are (`aatjax.models.tokens.is_per_token`)."""
         return is_per_token(self.base) and is_per_token(getattr(self, self.name))
 
-    def apply_adapter(self, x: Tokens, mask: Mask | None, count: int | None = None) -> Tokens:
+    def apply_adapter(self, x: Tokens, mask: Mask | None, count: int | None = None) -> FirstTokens:
         """Apply the adapter, for the first `count` tokens of the output only."""
         with jax.named_scope("adapter"):
             return call_first(getattr(self, self.name), x, mask, count)
@@ -217,7 +225,9 @@ class Parallel(Wrapper):
     takes_count = True
     per_token = property(Wrapper.is_each_per_token)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+    def __call__(
+        self, x: Tokens, mask: Mask | None = None, count: int | None = None
+    ) -> FirstTokens:
         return call_first(self.base, x, mask, count) + self.apply_adapter(x, mask, count)
 
 
@@ -227,9 +237,11 @@ class After(Wrapper):
     takes_count = True
     per_token = property(Wrapper.is_each_per_token)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None, count: int | None = None) -> Tokens:
+    def __call__(
+        self, x: Tokens, mask: Mask | None = None, count: int | None = None
+    ) -> FirstTokens:
         if count is not None and is_per_token(getattr(self, self.name)):
             z = call_first(self.base, x, mask, count)
-            return z + self.apply_adapter(z, None if mask is None else mask[:, :count])
+            return z + self.apply_adapter(z, cut_mask(mask, count))
         z: jax.Array = call_masked(self.base, x, mask)
         return z[:, :count] + self.apply_adapter(z, mask, count)

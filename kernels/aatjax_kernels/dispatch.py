@@ -7,7 +7,7 @@ form `Backend` that runs on one platform.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 from jaxtyping import Array
@@ -27,6 +27,7 @@ class KernelOptions(NamedTuple):
     normalize: bool = False
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Functions of a module that implements an op.
 
