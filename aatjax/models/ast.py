@@ -313,8 +313,9 @@ class AST(nnx.Module):
     def _classify(self, tokens: Tokens, mask: Mask | None, block: int) -> Float[Array, "b c"]:
         """Return the logits of tokens that enter a block; only tokens that count are computed."""
         depth = self.config.depth
-        tokens = self._run_blocks(tokens, mask, block, depth, self._reads_at(depth))
-        return self.head(self.pool(self.norm(tokens), mask))
+        count = self._reads_at(depth)
+        tokens = self._run_blocks(tokens, mask, block, depth, count)
+        return self.head(self.pool(self.norm(tokens), cut_mask(mask, count)))
 
     def _reads_at(self, block: int) -> int | None:
         """Return how many first tokens are read of those that enter a block, or None for all."""
