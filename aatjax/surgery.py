@@ -110,6 +110,11 @@ def arrays(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[s
     return {path: var[...] for path, var in variables(model).items() if isinstance(var, kind)}
 
 
+def count_bytes(model: nnx.Module) -> int:
+    """Return the bytes of all arrays."""
+    return sum(array.nbytes for array in arrays(model).values())
+
+
 def wrap(
     model: nnx.Module,
     pattern: str,

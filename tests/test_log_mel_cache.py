@@ -15,7 +15,7 @@ from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.train import fit as fit_module
+from aatjax.train import input_cache
 from aatjax.train.fit import fit
 from aatjax.train.log_mel_cache import LogMelCache, is_read_alike, measure_log_mel
 from aatjax.train.loop import Training
@@ -60,7 +60,7 @@ def test_the_same_training_with_each_clip_read_once(augment, monkeypatch):
     source, reader = make_source()
     kept = train(source, **augment)
     assert set(reader.reads.values()) == {1}
-    monkeypatch.setattr(fit_module, "LIMIT", 0)
+    monkeypatch.setattr(input_cache, "LIMIT", 0)
     source, reader = make_source()
     plain = train(source, **augment)
     assert set(reader.reads.values()) == {9}  # epochs, validations, and the mixtures' figures

@@ -23,7 +23,9 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import find_first_trained
 from aatjax.train import fit as fit_module
+from aatjax.train import input_cache
 from aatjax.train.fit import FitContext, fit
+from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import PrefixCache
 
@@ -68,7 +70,7 @@ NOISE = ("attn/k/bias", "/b_conv", "/batch_norm/mean")
 )
 def test_stored_tokens_train_the_same_weights(name, monkeypatch: pytest.MonkeyPatch) -> None:
     reused = trained(METHODS[name], cache_prefix=True)
-    monkeypatch.setattr(fit_module, "LIMIT", 0)
+    monkeypatch.setattr(input_cache, "LIMIT", 0)
     plain = trained(METHODS[name])
     one, two = surgery.arrays(plain.model), surgery.arrays(reused.model)
     for path in one:
@@ -98,18 +100,21 @@ def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same training; behind the last block only the two pooled tokens of a clip are kept."""
-    monkeypatch.setattr(fit_module, "_store_prefix", wrapped := _Recorded(fit_module._store_prefix))
+    caches = _Recorded(fit_module.make_input_cache)
+    monkeypatch.setattr(fit_module, "make_input_cache", caches)
     kept = trained(METHODS["linear"])
-    (prefix,) = wrapped.results
+    (prefix,) = caches.results
     shapes = {stored.tokens.shape for stored in prefix.known.values()}
     assert prefix.folder is None and {shape[1:] for shape in shapes} == {(2, CONFIG.dim)}
-    monkeypatch.setattr(fit_module, "LIMIT", 0)
+    monkeypatch.setattr(input_cache, "LIMIT", 0)
     plain = trained(METHODS["linear"])
-    assert len(wrapped.results) == 1
+    assert caches.results[-1] is None
     for a, b in zip(plain.history, kept.history, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+    monkeypatch.undo()
+    monkeypatch.setattr(fit_module, "make_input_cache", caches)
     trained(petl.LoRA())  # begins at the first block
-    assert len(wrapped.results) == 1
+    assert isinstance(caches.results[-1], LogMelCache)
 
 
 class _Recorded:
@@ -118,8 +123,8 @@ class _Recorded:
     def __init__(self, function: Any) -> None:
         self.function, self.results = function, []
 
-    def __call__(self, *args: Any) -> Any:
-        self.results.append(self.function(*args))
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.results.append(self.function(*args, **options))
         return self.results[-1]
 
 

@@ -141,8 +141,8 @@ def clip_logits(
     """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
     frontend = frontend or make_front_end(model)
     check_fit(model, [source], frontend)
-    weights = sum(array.nbytes for array in surgery.arrays(model).values())
-    mesh = MeshShape().make(choose_devices(batch_size, weights, jax.local_devices()))
+    devices = choose_devices(batch_size, surgery.count_bytes(model), jax.local_devices())
+    mesh = MeshShape().make(devices)
     parts = split_model(model)
     state = (parts.trainable, parts.stats, cast_frozen(parts.frozen, model.config.dtype))
     with jax.set_mesh(mesh):

@@ -20,25 +20,19 @@ from aatjax.data.source import Source
 from aatjax.errors import UsageError, suggest
 from aatjax.io.host import keep_memory
 from aatjax.models.ast import AST
-from aatjax.petl.base import Method, find_first_trained
+from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
 from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
 from aatjax.train.forward import split_model
-from aatjax.train.log_mel_cache import LIMIT, LogMelCache, is_read_alike, measure_log_mel
+from aatjax.train.input_cache import make_input_cache
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
-from aatjax.train.prefix_cache import (
-    PrefixCache,
-    check_prefix,
-    find_obstacle,
-    make_prefix_key,
-    measure_tokens,
-)
+from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.sharding import MeshShape, check_batch, choose_devices, fetch
-from aatjax.train.state import Start, TrainState, start_state
+from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, make_steps
 
 
@@ -233,7 +227,7 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     if not isinstance(mesh, Mesh):
         devices = jax.devices()
         if mesh == MeshShape():
-            weights = sum(array.nbytes for array in surgery.arrays(model).values())
+            weights = surgery.count_bytes(model)
             devices = choose_devices(training.batch_size, weights, devices)
         mesh = mesh.make(devices)
     return _Setup(
@@ -286,9 +280,19 @@ def _prepare(
     tx = make_optimizer(setup.optim, **steps_of_run)
     average = training.average is not None
     begin = start_state(parts, tx, setup.mesh, average=average, dtype=model.config.dtype)
-    stored = None
+    cache = None
     if not buckets:
-        stored = _choose_stored(model, parts.graphdef, begin, sources, setup, context)
+        cache = make_input_cache(
+            model,
+            sources,
+            training,
+            augment=setup.augment,
+            frontend=setup.frontend,
+            mesh=setup.mesh,
+            graphdef=parts.graphdef,
+            state=(begin.state.trainable, begin.state.stats, begin.frozen),
+            folder=context.prefix_folder,
+        )
     steps = make_steps(
         parts.graphdef,
         tx,
@@ -297,13 +301,13 @@ def _prepare(
         loss=setup.loss,
         average=training.average,
         layout=begin.layout,
-        start=stored.start if isinstance(stored, PrefixCache) else None,
+        start=cache.start if isinstance(cache, PrefixCache) else None,
     )
     size = training.eval_batch_size or 2 * training.batch_size
     loop = Loop(
         training=training,
         steps=steps,
-        evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, stored),
+        evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, cache),
         schedule=make_schedule(setup.optim, **steps_of_run),
         per_epoch=per_epoch,
         train=train,
@@ -315,62 +319,6 @@ def _prepare(
         beat=context.beat,
     )
     return loop, begin.state
-
-
-def _choose_stored(
-    model: AST,
-    graphdef: Any,
-    begin: Start,
-    sources: Mapping[str, Source],
-    setup: _Setup,
-    context: FitContext,
-) -> PrefixCache | LogMelCache | None:
-    """Return what replaces the sounds: tokens where that is asked for, or what memory can hold."""
-    training, frontend, train = setup.training, setup.frontend, sources["train"]
-    if training.cache_prefix:
-        longest = 0
-        if training.crop == "random":
-            longest = max(len(train.waveform(i)) for i in range(len(train)))
-        start = check_prefix(model, setup.augment, training.crop, longest, frontend.samples)
-        folder = context.prefix_folder
-        return _store_prefix(model, graphdef, begin, sources, setup, start, folder)
-    if not is_read_alike(setup.augment, setup.mesh, training.crop):
-        return None
-    start, clips = find_first_trained(model), sum(map(len, sources.values()))
-    fixed = start and find_obstacle(model, setup.augment, "start", 0, 0) is None
-    if start and fixed and clips * measure_tokens(model, start) <= LIMIT:
-        return _store_prefix(model, graphdef, begin, sources, setup, start, None)
-    if measure_log_mel(sources, frontend) > LIMIT:
-        return None
-    return LogMelCache(frontend)
-
-
-def _store_prefix(
-    model: AST,
-    graphdef: Any,
-    begin: Start,
-    sources: Mapping[str, Source],
-    setup: _Setup,
-    start: int,
-    folder: Path | None,
-) -> PrefixCache:
-    """Compute the tokens that enter block `start`, and store them in a folder or in memory."""
-    training, frontend = setup.training, setup.frontend
-    prefix = PrefixCache(
-        graphdef,
-        (begin.state.trainable, begin.state.stats, begin.frozen),
-        frontend,
-        start,
-        make_prefix_key(model, frontend, start),
-        folder,
-        model.config.dtype,
-        training.batch_size,
-        setup.mesh,
-    )
-    with jax.set_mesh(setup.mesh):  # before the first step takes the state's memory
-        for source in sources.values():
-            prefix.load(source)
-    return prefix
 
 
 def _finish(

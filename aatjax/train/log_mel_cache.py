@@ -20,11 +20,6 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import Crop, Fitted
 from aatjax.data.source import Source
 
-LIMIT = 2**30
-"""Bytes that a run keeps at most in place of the sounds: of log-mel 2,000 clips of 10 seconds, or
-20,000 of one.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class KeptLogMel:

@@ -98,8 +98,7 @@ def make_jax_step(x: np.ndarray, dtype: Any) -> Callable[[], object]:
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.Adapter(width=WIDTH))
     parts = surgery.split(model)
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), parts.frozen)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(parts.frozen))
-    mesh = MeshShape().make(choose_devices(len(x), weights, jax.devices()))
+    mesh = MeshShape().make(choose_devices(len(x), surgery.count_bytes(model), jax.devices()))
     trainable, stats, frozen = place_arrays((parts.trainable, parts.stats, frozen), mesh)
     array = put_batch({"x": x}, mesh, len(x))["x"]
 
@@ -210,7 +209,10 @@ def prefix(
 
 def time_epochs(model: Any, source: Source, batch: int, reuse: bool) -> tuple[list[float], float]:
     """Return the seconds of each epoch after the first, and those outside the epochs."""
-    with TemporaryDirectory() as folder, patch("aatjax.train.fit.LIMIT", 0):  # nor in memory
+    with (
+        TemporaryDirectory() as folder,
+        patch("aatjax.train.input_cache.LIMIT", 0),
+    ):  # nor in memory
         training = Training(epochs=EPOCHS, batch_size=batch, cache_prefix=reuse)
         began = time.perf_counter()
         context = FitContext(prefix_folder=Path(folder))
