@@ -1,8 +1,11 @@
-"""The commands of tools/bench.py, and the table that they print."""
+"""The commands of tools/bench.py, and the tables that they print and write."""
 
+import csv
 import os
 import platform
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from aatjax.analysis.timing import Timing
 from aatjax.io.host import count_cores, read_cpu_info
@@ -29,3 +32,23 @@ def describe_cpu() -> str:
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     name = about.get("model name") or platform.processor() or "CPU"
     return ", ".join([name, f"{count_cores()} cores", " ".join(units), *limits])
+
+
+def append_row(path: Path | None, row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file, with the names of its columns if it is new; None is no file.
+
+    Raises:
+        SystemExit: the file has other columns.
+    """
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        if columns is not None and columns != list(row):
+            raise SystemExit(f"{path} has the columns {', '.join(columns)}: give another file")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if columns is None:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,6 +1,5 @@
 """Seconds an epoch of `fit`, and of a plain PyTorch loop with the same weights, clips and order."""
 
-import csv
 import dataclasses
 import resource
 import statistics
@@ -25,7 +24,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_schedule
-from benchmarks import describe_cpu
+from benchmarks import append_row, describe_cpu
 from benchmarks.torch_model import make_torch_model
 
 METHODS = {
@@ -113,8 +112,7 @@ def epochs(
             **summarize(runs),
         }
         print("  ".join(f"{k} {v}" for k, v in list(row.items())[5:]), flush=True)
-        if out is not None:
-            append(out, row)
+        append_row(out, row)
 
 
 def make_model(width: int, depth: int, frames: int) -> AST:
@@ -234,13 +232,3 @@ def summarize(runs: dict[str, list[list[Epoch]]]) -> dict[str, Any]:
         "loss_difference": f"{max(abs(a.loss - b.loss) / b.loss for a, b in pairs):.1e}",
         "aatjax_faults_a_step": f"{median('aatjax', lambda e: e.faults):.0f}",
     }
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a CSV file, with the names of its columns if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

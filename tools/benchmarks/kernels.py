@@ -3,6 +3,7 @@
 import importlib.util
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from aatjax.analysis.timing import time_interleaved
 from aatjax_kernels.soft_moe import soft_moe
-from benchmarks import describe_cpu
+from benchmarks import append_row, describe_cpu
 
 TOKENS = (110, 602, 1214)
 MIXTURES = ((8, 1, 6), (15, 1, 2), (16, 8, 6))
@@ -21,7 +22,10 @@ DIM = 768
 
 
 def kernels(
-    batch: int = 4, rounds: int = 15, dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 4,
+    rounds: int = 15,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    out: Path | None = None,
 ) -> None:
     """Time the Soft-MoA layer in every implementation that runs here.
 
@@ -34,10 +38,11 @@ def kernels(
         batch: clips.
         rounds: rounds that count.
         dtype: type of the tokens.
+        out: CSV file that gets a row for each shape and implementation.
     """
     device = jax.devices()[0]
-    name = describe_cpu() if device.platform == "cpu" else device.device_kind
-    print(f"{name}\njax {jax.__version__}, batch {batch}, {dtype}")
+    device_name = describe_cpu() if device.platform == "cpu" else device.device_kind
+    print(f"{device_name}\njax {jax.__version__}, batch {batch}, {dtype}")
     names = ["reference", "xla"] + [device.platform] * (device.platform in ("gpu", "tpu"))
     use_torch = dtype == "float32" and device.platform == "cpu"
     use_torch = use_torch and importlib.util.find_spec("torch") is not None
@@ -53,6 +58,10 @@ def kernels(
             for name, timing in timings.items():
                 ratio = timings["reference"].compute_ratio(timing)
                 ratios.setdefault(name, []).append(ratio)
+                figures = {"ms": f"{1e3 * timing.median:.2f}", "over_reference": f"{ratio:.2f}"}
+                about = {"device": device_name, "batch": batch, "dtype": dtype, "tokens": tokens}
+                about |= {"slots": experts * slots, "implementation": name}
+                append_row(out, about | figures)
                 row += f"   {name} {1e3 * timing.median:7.2f} ms ({ratio:.2f}x)"
             print(row, flush=True)
     means = (f"{name} {statistics.geometric_mean(each):.2f}x" for name, each in ratios.items())

@@ -24,7 +24,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.loop import Training
 from aatjax.train.sharding import MeshShape, choose_devices, place_arrays, put_batch
-from benchmarks import describe_cpu, print_timings
+from benchmarks import append_row, describe_cpu, print_timings
 from benchmarks.compare import METHODS
 
 CLASSES, WIDTH, EPOCHS = 50, 64, 3
@@ -63,7 +63,13 @@ def methods(
         print(f"{name:<15} {figure}  {ratio:.2f} x linear")
 
 
-def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: bool = False) -> None:
+def step(
+    batch: int = 4,
+    frames: int = 512,
+    rounds: int = 7,
+    torch_bfloat16: bool = False,
+    out: Path | None = None,
+) -> None:
     """Time a training step of AST-base with adapters, relative to PyTorch.
 
     The step is forward and backward pass of a frozen AST-base with a bottleneck of width 64 beside
@@ -75,6 +81,7 @@ def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: boo
         frames: input length.
         rounds: rounds that count.
         torch_bfloat16: also run PyTorch in bfloat16.
+        out: CSV file that gets a row for each.
     """
     x = np.random.default_rng(0).normal(size=(batch, frames, 128)).astype(np.float32)
     steps = {
@@ -87,6 +94,11 @@ def step(batch: int = 4, frames: int = 512, rounds: int = 7, torch_bfloat16: boo
     timings = time_interleaved(steps, rounds=rounds)
     print(f"{describe_cpu()}\njax {jax.__version__}, batch {batch}, {frames} frames")
     print_timings(timings, "torch float32")
+    for name, timing in timings.items():
+        row = {"cpu": describe_cpu(), "batch": batch, "frames": frames, "step": name}
+        ratio = timings["torch float32"].compute_ratio(timing)
+        row |= {"ms": f"{1e3 * timing.median:.0f}", "pytorch_float32_over": f"{ratio:.2f}"}
+        append_row(out, row)
 
 
 def make_jax_step(x: np.ndarray, dtype: Any) -> Callable[[], object]:
@@ -164,6 +176,7 @@ def prefix(
     clips: int = 20,
     batch: int = 16,
     rounds: int = 3,
+    out: Path | None = None,
 ) -> None:
     """Time epochs with and without the stored output of the frozen prefix, in turn.
 
@@ -177,6 +190,7 @@ def prefix(
         clips: clips per class, of 10 classes.
         batch: clips per step.
         rounds: rounds.
+        out: CSV file that gets a row for each method.
     """
     with TemporaryDirectory() as folder:
         source = decode_all(Synthetic(clips=clips), Path(folder) / "cache")
@@ -203,8 +217,13 @@ def prefix(
             plain, reused = (statistics.median(epochs[reuse]) for reuse in (False, True))
             print(
                 f"{name:<28} {plain:8.3f} s {reused:8.3f} s {plain / reused:7.1f}x, "
-                f"storing at most {statistics.median(storing):.1f} s"
+                f"storing at most {statistics.median(storing):.1f} s",
+                flush=True,
             )
+            row = {"device": describe_cpu() if device == "cpu" else device, "weights": weights}
+            row |= {"frames": model.config.frames, "clips": len(source), "batch": batch}
+            row |= {"method": name, "without_s": f"{plain:.3f}", "with_s": f"{reused:.3f}"}
+            append_row(out, row | {"ratio": f"{plain / reused:.1f}"})
 
 
 def time_epochs(model: Any, source: Source, batch: int, reuse: bool) -> tuple[list[float], float]:

@@ -1,0 +1,129 @@
+"""Tables of the documents, made from the CSV files that benchmarks wrote.
+
+A document holds a table between `<!-- bench.py tables: NAME -->` and `<!-- end -->`.
+"""
+
+import csv
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "docs/figures"
+DOCUMENTS = ("docs/costs.md", "kernels/README.md")
+PLACE = re.compile(r"(<!-- bench.py tables: ([\w-]+) -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
+
+Row = dict[str, str]
+
+
+def tables() -> None:
+    """Write the tables of all documents again."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(fill(path.read_text()))
+        print(path.relative_to(ROOT))
+
+
+def fill(text: str) -> str:
+    """Return a document with its tables made from the figures.
+
+    Raises:
+        KeyError: a table has an unknown name.
+    """
+    return PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def read(name: str) -> list[Row]:
+    """Return the rows of a CSV file of figures."""
+    with (FIGURES / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, one line a row."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def group(rows: Sequence[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their values in some columns, in the order in which these come."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def shorten(cpu: str) -> str:
+    """Return the name of a processor; of the variables that limit it, what they mean."""
+    name, _, limit = cpu.partition(", XLA_FLAGS=")
+    return f"{name}; held to AVX2" if "AVX2" in limit else name
+
+
+def make_epochs() -> str:
+    """Return the time of an epoch against PyTorch."""
+    parts = []
+    for (cpu,), of_cpu in group(read("epochs"), "cpu").items():
+        rows = [
+            (
+                f"{row['model']}, {row['frames']} frames, batch {row['batch']}",
+                row["method"],
+                {"sdpa": "fused", "eager": "plain"}[row["attention"]],
+                row["pytorch_s"],
+                row["aatjax_s"],
+                row["ratio"],
+                f"{float(row['pytorch_cpu_s']) / float(row['aatjax_cpu_s']):.2f}",
+                row["aatjax_faults_a_step"],
+            )
+            for row in of_cpu
+        ]
+        titles = ("model", "method", "attention of PyTorch", "PyTorch s", "aatjax s")
+        titles = (*titles, "PyTorch / aatjax", "the same, CPU s", "page faults a step")
+        parts.append(f"{shorten(cpu)}\n\n{make_table(titles, rows)}")
+    return "\n".join(parts)
+
+
+def make_step() -> str:
+    """Return the time of a step of AST-base against PyTorch."""
+    rows = [
+        (shorten(row["cpu"]), row["step"], row["ms"], row["pytorch_float32_over"])
+        for row in read("step")
+    ]
+    return make_table(("CPU", "step", "ms", "PyTorch float32 / it"), rows)
+
+
+def make_soft_moe() -> str:
+    """Return the time of the Soft-MoA layer: geometric means over shapes, and their range."""
+    rows = []
+    for (cpu,), of_cpu in group(read("soft_moe"), "device").items():
+        columns = ("tokens", "slots")
+        shapes = group(of_cpu, *columns).values()
+        times = [{row["implementation"]: float(row["ms"]) for row in shape} for shape in shapes]
+        for other in ("reference", "torch"):
+            ratios = [each[other] / each["xla"] for each in times]
+            mean = f"{statistics.geometric_mean(ratios):.2f}"
+            rows.append((shorten(cpu), other, mean, f"{min(ratios):.2f}-{max(ratios):.2f}"))
+    return make_table(("CPU", "other", "other / `xla`", "least and largest of the shapes"), rows)
+
+
+def make_prefix() -> str:
+    """Return the time of epochs without and with stored tokens."""
+    rows = [
+        (
+            f"{row['weights']}, {row['frames']} frames",
+            row["method"],
+            row["without_s"],
+            row["with_s"],
+            row["ratio"],
+        )
+        for row in read("prefix")
+    ]
+    return make_table(("model", "method", "without", "with", "without / with"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "epochs": make_epochs,
+    "step": make_step,
+    "soft-moe": make_soft_moe,
+    "prefix": make_prefix,
+}
