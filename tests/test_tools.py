@@ -15,13 +15,21 @@ TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture(scope="module")
-def epochs():
-    pytest.importorskip("torch")
+def tools():
     sys.path.insert(0, str(TOOLS))
-    try:
-        yield importlib.import_module("benchmarks.epochs")
-    finally:
-        sys.path.remove(str(TOOLS))
+    yield
+    sys.path.remove(str(TOOLS))
+
+
+@pytest.fixture(scope="module")
+def epochs(tools):
+    pytest.importorskip("torch")
+    return importlib.import_module("benchmarks.epochs")
+
+
+@pytest.fixture(scope="module")
+def tables(tools):
+    return importlib.import_module("benchmarks.tables")
 
 
 NAMES = ("linear", "bottleneck", "lora", "aat", "soft_moa", "dense_moa", "full")
@@ -67,3 +75,10 @@ def test_a_row_of_the_comparison(epochs, tmp_path, monkeypatch, capsys):
 def test_the_methods_are_those_of_the_papers(epochs):
     assert tuple(epochs.METHODS) == NAMES
     assert isinstance(epochs.METHODS["aat"], petl.AAT)
+
+
+@pytest.mark.parametrize("name", ["docs/costs.md", "kernels/README.md"])
+def test_tables_of_the_documents_are_those_of_the_figures(name, tables):
+    text = (tables.ROOT / name).read_text()
+    assert tables.PLACE.search(text)
+    assert tables.fill(text) == text, "python tools/bench.py tables"

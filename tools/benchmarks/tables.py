@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
 DOCUMENTS = ("docs/costs.md", "kernels/README.md")
-PLACE = re.compile(r"(<!-- bench.py tables: ([\w-]+) -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- bench.py tables: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = dict[str, str]
 
@@ -31,7 +31,7 @@ def fill(text: str) -> str:
     Raises:
         KeyError: a table has an unknown name.
     """
-    return PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+    return PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
 
 
 def read(name: str) -> list[Row]:
@@ -61,12 +61,14 @@ def shorten(cpu: str) -> str:
 
 
 def make_epochs() -> str:
-    """Return the time of an epoch against PyTorch."""
+    """Return the time of an epoch against PyTorch, a table for each CPU and model."""
+    titles = ("method", "attention of PyTorch", "PyTorch s", "aatjax s", "PyTorch / aatjax")
+    titles = (*titles, "the same, CPU s", "page faults a step")
     parts = []
-    for (cpu,), of_cpu in group(read("epochs"), "cpu").items():
-        rows = [
+    about = ("cpu", "model", "frames", "batch")
+    for (cpu, model, frames, batch), rows in group(read("epochs"), *about).items():
+        lines = [
             (
-                f"{row['model']}, {row['frames']} frames, batch {row['batch']}",
                 row["method"],
                 {"sdpa": "fused", "eager": "plain"}[row["attention"]],
                 row["pytorch_s"],
@@ -75,11 +77,10 @@ def make_epochs() -> str:
                 f"{float(row['pytorch_cpu_s']) / float(row['aatjax_cpu_s']):.2f}",
                 row["aatjax_faults_a_step"],
             )
-            for row in of_cpu
+            for row in rows
         ]
-        titles = ("model", "method", "attention of PyTorch", "PyTorch s", "aatjax s")
-        titles = (*titles, "PyTorch / aatjax", "the same, CPU s", "page faults a step")
-        parts.append(f"{shorten(cpu)}\n\n{make_table(titles, rows)}")
+        caption = f"{shorten(cpu)}. {model}, {frames} frames, batch {batch}:"
+        parts.append(f"{caption}\n\n{make_table(titles, lines)}")
     return "\n".join(parts)
 
 
