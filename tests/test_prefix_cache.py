@@ -43,7 +43,7 @@ METHODS = {
 }
 
 
-def trained(method, *, config=CONFIG, folder=None, **changes):
+def trained(method, *, config=CONFIG, folder=None, augment=None, **changes):
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), method)
     training = Training(epochs=2, batch_size=4, threads=0, **changes)
     return fit(
@@ -55,6 +55,7 @@ def trained(method, *, config=CONFIG, folder=None, **changes):
         lr=1e-2,
         show=None,
         frontend=FrontEnd(frames=48),
+        augment=augment,
         context=FitContext(prefix_folder=folder),
     )
 
@@ -97,12 +98,13 @@ def test_tokens_in_memory_are_computed_once_per_source(monkeypatch: pytest.Monke
 
 
 def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same training; behind the last block only the two pooled tokens of a clip are kept."""
     caches = _Recorded(fit_module.make_input_cache)
     monkeypatch.setattr(fit_module, "make_input_cache", caches)
-    kept = trained(METHODS["linear"])
+    kept = trained(METHODS["linear"], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
     (prefix,) = caches.results
     shapes = {stored.tokens.shape for stored in prefix.known.values()}
     assert prefix.folder is None and {shape[1:] for shape in shapes} == {(2, CONFIG.dim)}
@@ -114,6 +116,8 @@ def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
     monkeypatch.undo()
     monkeypatch.setattr(fit_module, "make_input_cache", caches)
     trained(petl.LoRA())  # begins at the first block
+    assert isinstance(caches.results[-1], LogMelCache)
+    trained(METHODS["linear"], augment=Augment(freq_mask=8))
     assert isinstance(caches.results[-1], LogMelCache)
 
 

@@ -65,6 +65,11 @@ def test_every_parameter_has_its_path():
     assert sorted(surgery.variables(ast())) == sorted(PATHS)
 
 
+def test_bytes_are_four_a_parameter():
+    model = AST(CONFIG, rngs=nnx.Rngs(0))
+    assert surgery.count_bytes(model) == 4 * summary(model).total
+
+
 def test_modules_are_found_by_path_and_lists_by_number():
     model = ast()
     found = surgery.modules(model)

@@ -30,8 +30,8 @@ COMMANDS = {
     "reading": ("data", "clips per second: decoded, cached, prepared"),
     "serve": ("serving", "clips per second for many adapters"),
     "coverage": ("coverage", "how often conformal sets contain the true class"),
-    "tables": ("tables", "tables of the documents, made again from the CSV files of docs/figures"),
     "doctor-scores": ("doctor_scores", "precision and recall of `aatjax doctor` on planted faults"),
+    "tables": ("tables", "tables of the documents, made again from the CSV files of docs/figures"),
 }
 
 

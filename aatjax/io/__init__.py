@@ -1,1 +1,1 @@
-"""Files, locks, archives, the Hugging Face Hub and signals; independent of sound."""
+"""Files, locks, archives, the Hugging Face Hub, signals and the host; independent of sound."""

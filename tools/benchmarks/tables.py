@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from aatjax.experiments.compare.tables import make_markdown_table
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
 DOCUMENTS = ("docs/costs.md", "kernels/README.md")
@@ -31,19 +33,13 @@ def fill(text: str) -> str:
     Raises:
         KeyError: a table has an unknown name.
     """
-    return PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
+    return PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 
 def read(name: str) -> list[Row]:
     """Return the rows of a CSV file of figures."""
     with (FIGURES / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def make_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, one line a row."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def group(rows: Sequence[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
@@ -80,8 +76,8 @@ def make_epochs() -> str:
             for row in rows
         ]
         caption = f"{shorten(cpu)}. {model}, {frames} frames, batch {batch}:"
-        parts.append(f"{caption}\n\n{make_table(titles, lines)}")
-    return "\n".join(parts)
+        parts.append(f"{caption}\n\n{make_markdown_table(titles, lines)}")
+    return "\n\n".join(parts)
 
 
 def make_step() -> str:
@@ -90,7 +86,7 @@ def make_step() -> str:
         (shorten(row["cpu"]), row["step"], row["ms"], row["pytorch_float32_over"])
         for row in read("step")
     ]
-    return make_table(("CPU", "step", "ms", "PyTorch float32 / it"), rows)
+    return make_markdown_table(("CPU", "step", "ms", "PyTorch float32 / it"), rows)
 
 
 def make_soft_moe() -> str:
@@ -104,7 +100,9 @@ def make_soft_moe() -> str:
             ratios = [each[other] / each["xla"] for each in times]
             mean = f"{statistics.geometric_mean(ratios):.2f}"
             rows.append((shorten(cpu), other, mean, f"{min(ratios):.2f}-{max(ratios):.2f}"))
-    return make_table(("CPU", "other", "other / `xla`", "least and largest of the shapes"), rows)
+    return make_markdown_table(
+        ("CPU", "other", "other / `xla`", "least and largest of the shapes"), rows
+    )
 
 
 def make_prefix() -> str:
@@ -119,7 +117,7 @@ def make_prefix() -> str:
         )
         for row in read("prefix")
     ]
-    return make_table(("model", "method", "without", "with", "without / with"), rows)
+    return make_markdown_table(("model", "method", "without", "with", "without / with"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -228,10 +228,8 @@ def prefix(
 
 def time_epochs(model: Any, source: Source, batch: int, reuse: bool) -> tuple[list[float], float]:
     """Return the seconds of each epoch after the first, and those outside the epochs."""
-    with (
-        TemporaryDirectory() as folder,
-        patch("aatjax.train.input_cache.LIMIT", 0),
-    ):  # nor in memory
+    nothing_kept = patch("aatjax.train.input_cache.LIMIT", 0)
+    with TemporaryDirectory() as folder, nothing_kept:
         training = Training(epochs=EPOCHS, batch_size=batch, cache_prefix=reuse)
         began = time.perf_counter()
         context = FitContext(prefix_folder=Path(folder))

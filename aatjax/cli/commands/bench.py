@@ -78,8 +78,9 @@ def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
 def _print(options: BenchOptions, columns: Columns, items: Sequence[Any]) -> None:
     heads, rows = list(columns), fill_rows(columns, items)
     if options.markdown:
-        lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-        print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        from aatjax.experiments.compare.tables import make_markdown_table
+
+        print(make_markdown_table(heads, rows))
     else:
         print(format_table(heads, rows))
 

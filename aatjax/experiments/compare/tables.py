@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 from statistics import median_high
 from typing import Any
 
@@ -87,13 +88,17 @@ def format_comparison(comparison: Comparison) -> tuple[list[str], list[list[str]
     return heads, rows
 
 
-def format_markdown(comparison: Comparison) -> str:
-    """The table for a README, with its notes below."""
-    heads, rows = format_comparison(comparison)
+def make_markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, a line for each row, all columns but the first to the right."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    table = "\n".join(
+    return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
     )
+
+
+def format_markdown(comparison: Comparison) -> str:
+    """The table for a README, with its notes below."""
+    table = make_markdown_table(*format_comparison(comparison))
     notes = "\n".join(f"- {note}" for note in comparison.notes)
     return f"# {comparison.title}\n\n{table}\n\n{notes}\n"
 
