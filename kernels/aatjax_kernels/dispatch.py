@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import jax
 from jaxtyping import Array
 
-from aatjax_kernels import platform
+from aatjax_kernels import mesh, platform
 
 
 class KernelOptions(NamedTuple):
@@ -162,7 +162,8 @@ def make_op(
 
     def run_backward(choice: KernelChoice, saved: Any, dout: Array) -> tuple[Array | None, ...]:
         kept, arrays = saved
-        return *backward(choice, dout, kept, *arrays), None
+        grads = backward(choice, dout, kept, *arrays)
+        return *(mesh.sum_as(g, a) for g, a in zip(grads, arrays, strict=False)), None
 
     op.defvjp(run_forward, run_backward)
     return cast("Callable[..., Array]", op)

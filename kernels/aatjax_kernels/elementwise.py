@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aatjax_kernels.mesh import sum_as
+
 F32 = jnp.float32
 
 
@@ -73,7 +75,8 @@ def _norm_back(eps: float, kept: Any, dout: Array) -> tuple[Array, Array, Array]
     dx = scaled * rate[..., None] - centred * along[..., None] - shift[..., None]
     rows = tuple(range(x.ndim - 1))
     dscale = (dout * (centred * rate[..., None])).sum(axis=rows).astype(scale.dtype)
-    return dx.astype(x.dtype), dscale, dout.sum(axis=rows).astype(bias.dtype)
+    dbias = dout.sum(axis=rows).astype(bias.dtype)
+    return sum_as(dx.astype(x.dtype), x), sum_as(dscale, scale), sum_as(dbias, bias)
 
 
 layer_norm.defvjp(_norm_forward, _norm_back)

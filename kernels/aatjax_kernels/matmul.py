@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aatjax_kernels.mesh import sum_as
+
 F32 = jnp.float32
 LOW = -1e30
 """Score of what is masked: below every other, and finite, so that differences are zero."""
@@ -54,7 +56,8 @@ def _backward(precision: Any, kept: Any, dout: Array) -> tuple[Array, Array]:
     x, kernel = kept
     rows = tuple(range(x.ndim - 1))
     dx = _product(dout, kernel, ((dout.ndim - 1,), (1,)), precision)
-    return dx, _product(x, dout, (rows, rows), precision).astype(kernel.dtype)
+    dkernel = _product(x, dout, (rows, rows), precision).astype(kernel.dtype)
+    return sum_as(dx, x), sum_as(dkernel, kernel)
 
 
 matmul.defvjp(_forward, _backward)

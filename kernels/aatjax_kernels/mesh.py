@@ -122,3 +122,15 @@ def pin(x: jax.Array) -> jax.Array:
     if mesh is None or explain_uneven(x.shape[0]):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_axes(mesh) or None))
+
+
+def sum_as(gradient: jax.Array, argument: jax.Array) -> jax.Array:
+    """Sum a gradient over the axes of `shard_map` along which the argument is the same.
+
+    JAX asks for this of every rule of its own for a derivative (`check_vma`).
+    """
+    of_gradient, of_argument = (
+        jax.typeof(value).manual_axis_type.varying for value in (gradient, argument)
+    )
+    axes = tuple(of_gradient - of_argument)
+    return jax.lax.psum(gradient, axes) if axes else gradient

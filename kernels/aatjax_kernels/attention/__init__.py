@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from jaxtyping import Array, Bool, Float
 
 from aatjax_kernels import dispatch
+from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.attention import fused, reference
 
 AttentionImplementation = Literal["blocked", "tpu", "gpu", "reference"]
@@ -40,10 +41,18 @@ def attention(
         `[b, n, h, k]` in the type of `value`.
 
     Raises:
-        ValueError: an implementation of that name does not exist, does not take these shapes or,
+        ValueError: an array has a type or shape that does not fit (the message says which); an
+            implementation of that name does not exist, does not take these shapes or,
             when the program is compiled, does not run on its platform; or a kernel was named and
             the mesh in use cannot split the batch or the heads evenly.
     """
+    check_arrays(
+        "attention",
+        query=(query, "b n h k"),
+        key=(key, "b m h k"),
+        value=(value, "b m h k"),
+        mask=(mask, "b m"),
+    )
     dispatch.check_name("attention", implementation, get_args(AttentionImplementation))
     if implementation == "reference":
         return reference.attention(query, key, value, mask)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.dispatch import KernelOptions, check_name
 from aatjax_kernels.soft_moe import fused, reference
 from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
@@ -33,6 +34,11 @@ def soft_moe(
 ) -> Float[Array, "b n d"]:
     """Soft mixture of bottleneck experts (arXiv 2402.00828; 2308.00951, eq. 1-3).
 
+    An expert is W_up GELU(W_down s + b_down) + b_up of each of its slots s, GELU by erf. Slots are
+    D^T X and the output is C Y, with D the softmax of x phi over the tokens and C that over all
+    slots. Products take operands in the type of `x` and add up in float32; the weights D and C and
+    the outputs of the experts are rounded to the type of `x` before the products that use them.
+
     Args:
         x: tokens `[b, n, d]`.
         phi: slot parameters `[d, e, p]` for e experts of p slots.
@@ -49,12 +55,23 @@ def soft_moe(
         `[b, n, d]` in the type of `x`. Scores, softmaxes and sums are float32.
 
     Raises:
-        ValueError: an implementation of that name does not exist, does not take these shapes or,
+        ValueError: an array has a type or shape that does not fit (the message says which); an
+            implementation of that name does not exist, does not take these shapes or,
             when the program is compiled, does not run on its platform; or a kernel was named and
             the mesh in use cannot split the batch evenly.
     """
     check_name("soft_moe", implementation, get_args(SoftMoeImplementation))
     arrays = (x, phi, w_down, b_down, w_up, b_up)
+    check_arrays(
+        "soft_moe",
+        x=(x, "b n d"),
+        phi=(phi, "d e p"),
+        w_down=(w_down, "e d r"),
+        b_down=(b_down, "e r"),
+        w_up=(w_up, "e r d"),
+        b_up=(b_up, "e d"),
+        mask=(mask, "b n"),
+    )
     if implementation == "reference":
         return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
     options = KernelOptions(interpret, normalize)

@@ -1,0 +1,39 @@
+"""Checks of an op's arguments: one sentence with what was expected and what came."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def check_arrays(op: str, **arrays: tuple[Any, str]) -> None:
+    """Refuse arrays whose types or shapes do not fit together.
+
+    Args:
+        op: name of the op, for the message.
+        **arrays: by argument, the array and its axes, such as `b n d`; None is skipped. The same
+            axis has the same length everywhere, and only the first may be empty. An argument `mask`
+            is boolean, all others are floating.
+
+    Raises:
+        ValueError: the first array that does not fit.
+    """
+    lengths: dict[str, tuple[Any, str]] = {}
+    for name, (array, text) in arrays.items():
+        if array is None:
+            continue
+        axes = text.split()
+        expected = f"{'bool' if name == 'mask' else 'float'} [{', '.join(axes)}]"
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise ValueError(f"{op}: {name} is a {type(array).__name__}, not an array {expected}")
+        given = f"{op}: {name} is {array.dtype} {list(array.shape)}"
+        kind = jnp.bool_ if name == "mask" else jnp.floating
+        if len(array.shape) != len(axes) or not jnp.issubdtype(array.dtype, kind):
+            raise ValueError(f"{given}, not {expected}")
+        for index, (axis, length) in enumerate(zip(axes, array.shape, strict=True)):
+            known, other = lengths.setdefault(axis, (length, name))
+            if known != length:
+                raise ValueError(
+                    f"{given}, not {expected}: {axis} is {length} there and {known} in {other}"
+                )
+            if length == 0 and (index or name == "mask"):
+                raise ValueError(f"{given}, not {expected}: {axis} is 0")
