@@ -19,8 +19,11 @@ from aatjax.errors import UsageError
 BASE = "base"
 
 
-class Trainable(nnx.Param):
-    """A parameter that the optimiser updates; all other parameters are frozen."""
+class Frozen(nnx.Variable):
+    """A parameter that nothing updates: it is no `nnx.Param`, so that Flax's own idioms pass it by.
+
+    Of an adapted model, every `nnx.Param` is trained, and nothing else.
+    """
 
 
 class Penalty(nnx.Variable):
@@ -43,7 +46,7 @@ class SplitModel:
 
 def split(model: nnx.Module) -> SplitModel:
     """Split a model into its trainable parameters, batch statistics and frozen parameters."""
-    return SplitModel(*nnx.split(model, Trainable, nnx.BatchStat, ...))
+    return SplitModel(*nnx.split(model, nnx.Param, nnx.BatchStat, ...))
 
 
 def join(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
@@ -91,17 +94,23 @@ def modules(model: nnx.Module) -> dict[str, nnx.Module]:
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Return every parameter and statistic by path.
+    """Return every parameter and statistic by path; one that modules share by its first path.
 
     Raises:
         UsageError: two have the same path, because a method wrapped one module twice.
     """
     found: dict[str, nnx.Variable] = {}
+    seen: set[int] = set()
     for path, _, _, child in _walk(model):
-        if isinstance(child, nnx.Variable):
+        if isinstance(child, nnx.Variable) and id(child) not in seen:
             if path in found:
-                raise UsageError(f"two parameters are named {path}: give one adapter another name")
+                raise UsageError(
+                    f"two parameters have the path {path}: a wrapper's parameters lie among those "
+                    "of the module that it wraps, so give its attribute (or the adapter, by tag=) "
+                    "another name"
+                )
             found[path] = child
+            seen.add(id(child))
     return found
 
 
@@ -164,30 +173,51 @@ def replace(model: nnx.Module, build: Callable[[str, nnx.Module], nnx.Module | N
     return changed[::-1]
 
 
-def retag(model: nnx.Module, pattern: str, kind: type[nnx.Param] = Trainable) -> list[str]:
-    """Change every parameter whose path matches to the type `kind`, in place.
+def freeze(model: nnx.Module) -> None:
+    """Change every `nnx.Param` to `Frozen`, in place; the arrays are shared."""
+    _change_kind(model, "**", nnx.Param, lambda old: Frozen(old.get_raw_value()))
+
+
+def unfreeze(model: nnx.Module, pattern: str) -> list[str]:
+    """Make every parameter whose path matches trainable (`nnx.Param`), in place.
+
+    The arrays are copied: a training step may donate their memory.
 
     Args:
         model: an NNX model.
         pattern: a glob over path segments; a last segment `**` matches everything below.
-        kind: the new type.
 
     Returns:
-        The paths that match.
+        The paths that match, also of parameters that were trainable before.
 
     Raises:
         UsageError: nothing matches.
     """
-    matched: list[str] = []
-    for path, parent, name, child in list(_walk(model)):
-        if isinstance(child, nnx.Param) and (pattern == "**" or _matches(path, pattern)):
-            matched.append(path)
-            setattr(parent, name, kind(child[...]))
+    parameters = (nnx.Param, Frozen)
+    matched = _change_kind(model, pattern, parameters, lambda old: nnx.Param(_copy(old)))
     if not matched:
         raise UsageError(
             f"{pattern!r} matches no parameter; there are: {_overview(variables(model))}"
         )
     return matched
+
+
+def _change_kind(
+    model: nnx.Module, pattern: str, kinds: Any, make: Callable[[nnx.Variable], nnx.Variable]
+) -> list[str]:
+    """Replace the variables of some kinds by path; a shared one by one that is shared again."""
+    made: dict[int, nnx.Variable] = {}
+    matched: list[str] = []
+    for path, parent, name, child in list(_walk(model)):
+        if isinstance(child, kinds) and (pattern == "**" or _matches(path, pattern)):
+            matched.append(path)
+            setattr(parent, name, made.setdefault(id(child), make(child)))
+    return matched
+
+
+def _copy(variable: nnx.Variable) -> Any:
+    value = variable.get_raw_value()
+    return jax.numpy.array(value, copy=True) if isinstance(value, jax.Array) else value
 
 
 def assign(

@@ -28,7 +28,7 @@ def trained(source: Path, method: petl.Method, **options: Any) -> AST:
     model = petl.adapt(load(source, num_classes=3, **options), method, seed=3)
     rng = np.random.default_rng(0)
     for value in surgery.variables(model).values():
-        if isinstance(value, surgery.Trainable):
+        if isinstance(value, nnx.Param):
             value[...] = value[...] + jnp.asarray(0.3 * rng.normal(size=value.shape), jnp.float32)
     return model
 

@@ -12,7 +12,6 @@ from flax import nnx
 from aatjax import petl, surgery
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl import Method
-from aatjax.surgery import Trainable
 
 CONFIG = ASTConfig(dim=16, depth=2, heads=2, mlp_dim=24, mels=36, frames=46, num_classes=5)
 HEAD = ("head/norm/*", "head/linear/*")
@@ -216,7 +215,7 @@ def make_clips(frames: int = 46, mels: int = 36, seed: int = 0) -> jax.Array:
 
 
 def list_trained(adapted: AST) -> set[str]:
-    return {p for p, v in surgery.variables(adapted).items() if isinstance(v, Trainable)}
+    return {p for p, v in surgery.variables(adapted).items() if isinstance(v, nnx.Param)}
 
 
 def add_noise(module: Any, scale: float = 0.1, kind: type[nnx.Variable] = nnx.Variable) -> Any:

@@ -70,7 +70,7 @@ def run(method, mesh, run_dir=None, **training):
         run_dir=run_dir,
         show=None,
     )
-    kinds = (surgery.Trainable, nnx.BatchStat)
+    kinds = (nnx.Param, nnx.BatchStat)
     weights = {
         path: np.asarray(variable[...])
         for path, variable in surgery.variables(done.model).items()

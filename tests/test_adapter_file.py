@@ -54,9 +54,7 @@ def test_what_was_saved_is_loaded(method: petl.Method, base: Path, tmp_path: Pat
     assert found.info["format"] == FORMAT
     assert set(found.info["versions"]) >= {"aatjax", "jax", "flax"}
     # What is trainable is so again, and a second round changes nothing.
-    assert set(surgery.arrays(found.model, surgery.Trainable)) == set(
-        surgery.arrays(model, surgery.Trainable)
-    )
+    assert set(surgery.arrays(found.model, nnx.Param)) == set(surgery.arrays(model, nnx.Param))
     again = load_adapter(save(tmp_path / "again.safetensors", found.model))
     np.testing.assert_array_equal(logits(again.model), logits(model))
 
@@ -68,7 +66,7 @@ def test_the_file_holds_what_was_trained_and_no_more(
     model = trained(base, method)
     path = save(tmp_path / "a.safetensors", model)
     tensors = load_file(path)
-    expected = surgery.arrays(model, surgery.Trainable)
+    expected = surgery.arrays(model, nnx.Param)
     assert set(tensors) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(tensors[name], value)
@@ -181,7 +179,7 @@ def test_the_model_given_as_base_is_left_alone(base: Path, tmp_path: Path) -> No
     given = load(base, num_classes=3)
     before = logits(given)
     load_adapter(path, base=given)
-    assert not surgery.arrays(given, surgery.Trainable)
+    assert not surgery.arrays(given, nnx.Param)
     np.testing.assert_array_equal(logits(given), before)
 
 

@@ -64,7 +64,7 @@ def make_model(method: petl.Method, **changes: Any) -> AST:
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), method)
     rng = np.random.default_rng(1)
     for variable in surgery.variables(model).values():
-        if isinstance(variable, surgery.Trainable):  # not the identity that they start as
+        if isinstance(variable, nnx.Param):  # not the identity that they start as
             noise = 0.1 * rng.normal(size=variable[...].shape)
             variable[...] = variable[...] + noise.astype(variable[...].dtype)
     return model

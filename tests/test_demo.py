@@ -63,7 +63,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     rng = np.random.default_rng(0)
     for variable in surgery.variables(model).values():
-        if isinstance(variable, surgery.Trainable):
+        if isinstance(variable, nnx.Param):
             noise = 0.3 * rng.normal(size=variable[...].shape)
             variable[...] = variable[...] + noise.astype(np.float32)
     return save_adapter(

@@ -91,7 +91,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         model = petl.adapt(load(folder / f"base{depth}.safetensors", **options), found, seed=3)
         rng = np.random.default_rng(0)
         for value in surgery.variables(model).values():
-            if isinstance(value, surgery.Trainable):
+            if isinstance(value, nnx.Param):
                 change = 0.2 * rng.normal(size=value.shape)
                 value[...] = value[...] + jnp.asarray(change, jnp.float32)
         path = folder / f"{len(made)}.safetensors"

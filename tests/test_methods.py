@@ -23,7 +23,6 @@ from aatjax.audio.augment import Augment
 from aatjax.cli import main
 from aatjax.errors import DataError, UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.surgery import Trainable
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.state import init_state
 from aatjax.train.step import make_steps
@@ -299,7 +298,7 @@ def test_fifty_steps_move_all_that_is_trained_and_nothing_else(name, tmp_path):
         )
         assert np.isfinite(float(sums["loss"]))
     after = surgery.join(parts.graphdef, state.trainable, state.stats, parts.frozen)
-    for kind, moves in ((Trainable, True), (nnx.BatchStat, True)):
+    for kind, moves in ((nnx.Param, True), (nnx.BatchStat, True)):
         old, new = surgery.arrays(adapted, kind), surgery.arrays(after, kind)
         assert all(bool((old[p] != new[p]).any()) is moves for p in old), [
             p for p in old if not (old[p] != new[p]).any()
@@ -356,7 +355,7 @@ def test_lora_merges_into_a_plain_model_that_computes_the_same(method):
     np.testing.assert_allclose(merged(make_clips()), adapted(make_clips()), rtol=1e-5, atol=1e-5)
     plain = make_model()
     assert set(surgery.variables(merged)) == set(surgery.variables(plain))
-    assert not surgery.arrays(merged, Trainable) and merged.method is None
+    assert not surgery.arrays(merged, nnx.Param) and merged.method is None
     moved = surgery.arrays(merged)["blocks/0/attn/q/kernel"]
     assert np.abs(moved - surgery.arrays(adapted)["blocks/0/attn/q/kernel"]).max() > 1e-3
     assert surgery.arrays(adapted)["blocks/0/attn/q/lora_a"].any(), "the original is not changed"
@@ -462,7 +461,7 @@ def files(folder: Path) -> tuple[Path, dict[str, Path], dict[str, AST]]:
         "moa": trained(base, petl.SoftMoA(reduction=8.0)),
     }
     for value in surgery.variables(models["b"]).values():
-        if isinstance(value, Trainable):
+        if isinstance(value, nnx.Param):
             value[...] = value[...] * 0.5 - 0.1
     return base, {n: save(folder / f"{n}.safetensors", m) for n, m in models.items()}, models
 
@@ -506,8 +505,8 @@ def test_the_average_is_the_weighted_mean_of_what_was_trained(tmp_path):
     for name in ("a", "b", "moa"):
         held.add(name, paths[name])
     mean = held.average("mean", {"a": 3.0, "b": 1.0})
-    one, other = (surgery.arrays(models[name], Trainable) for name in ("a", "b"))
-    found = surgery.arrays(mean.model, Trainable)
+    one, other = (surgery.arrays(models[name], nnx.Param) for name in ("a", "b"))
+    found = surgery.arrays(mean.model, nnx.Param)
     assert set(found) == set(one)
     for path, value in found.items():
         np.testing.assert_allclose(value, 0.75 * one[path] + 0.25 * other[path], atol=1e-6)

@@ -176,7 +176,7 @@ def decayed(model: AST, optim: Optim) -> dict[str, bool]:
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
     parts = surgery.split(model)
     moved = surgery.join(parts.graphdef, updates, parts.stats, parts.frozen)
-    arrays = surgery.arrays(moved, surgery.Trainable)
+    arrays = surgery.arrays(moved, nnx.Param)
     return {path: bool((np.asarray(value) != 0).all()) for path, value in arrays.items()}
 
 
@@ -216,7 +216,7 @@ def test_optimiser_state_has_exactly_the_trainable_leaves(
     shapes = sorted(leaf.shape for leaf in trainable)
     assert sorted(leaf.shape for leaf in moments) == sorted(shapes + shapes)
     assert sum(leaf.size for leaf in trainable) == sum(
-        value.size for value in surgery.arrays(model, surgery.Trainable).values()
+        value.size for value in surgery.arrays(model, nnx.Param).values()
     )
 
 

@@ -85,7 +85,7 @@ def write_adapter(
     base = load(folder / "base" / "weights.safetensors", frames=frames, num_classes=classes)
     model = petl.adapt(base, method)
     for variable in surgery.variables(model).values():
-        if isinstance(variable, surgery.Trainable | nnx.BatchStat):
+        if isinstance(variable, nnx.Param | nnx.BatchStat):
             noise = 0.3 * rng.normal(size=variable[...].shape)
             if isinstance(variable, nnx.BatchStat):
                 noise = np.abs(noise)

@@ -1,4 +1,4 @@
-"""Paths, wrapping, retagging, splitting, assigning; in NNX's graph mode and in its tree mode."""
+"""Paths, wrapping, freezing, splitting, assigning; in NNX's graph mode and in its tree mode."""
 
 import os
 import subprocess
@@ -16,7 +16,6 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.models.summary import summary
 from aatjax.petl.base import After, Parallel
-from aatjax.surgery import Trainable
 
 CONFIG = ASTConfig(dim=8, depth=2, heads=2, mlp_dim=12, mels=26, frames=36, num_classes=3)
 BLOCK = [
@@ -37,7 +36,7 @@ class Gain(nnx.Module):
     """An adapter of one number that also counts its calls, as batch statistics are kept."""
 
     def __init__(self, value: float = 0.5):
-        self.gain = Trainable(jnp.full((1, 1, 1), value))
+        self.gain = nnx.Param(jnp.full((1, 1, 1), value))
         self.calls = nnx.BatchStat(jnp.zeros(()))
 
     def __call__(self, x):
@@ -46,7 +45,9 @@ class Gain(nnx.Module):
 
 
 def ast(seed: int = 0) -> AST:
-    return AST(CONFIG, rngs=nnx.Rngs(seed))
+    model = AST(CONFIG, rngs=nnx.Rngs(seed))
+    surgery.freeze(model)
+    return model
 
 
 def parallel(name: str = "gain", value: float = 0.5):
@@ -164,7 +165,7 @@ def test_two_wraps_with_one_name_are_refused():
     model = ast()
     surgery.wrap(model, "blocks/*/mlp", parallel("gain"))
     surgery.wrap(model, "blocks/1/mlp", parallel("gain"))
-    with pytest.raises(UsageError, match="blocks/1/mlp/gain/gain: give one adapter another name"):
+    with pytest.raises(UsageError, match="blocks/1/mlp/gain/gain: a wrapper's .* another name"):
         surgery.variables(model)
     with pytest.raises(UsageError, match="two parameters"):
         summary(model)
@@ -181,43 +182,43 @@ def test_two_wraps_with_one_name_are_refused():
         ("**", PATHS),
     ],
 )
-def test_retag_changes_the_type_of_what_matches_and_no_value(pattern, expected):
+def test_unfreeze_changes_the_type_of_what_matches_and_no_value(pattern, expected):
     model = ast()
     before = surgery.arrays(model)
-    matched = surgery.retag(model, pattern)
+    matched = surgery.unfreeze(model, pattern)
     assert sorted(matched) == sorted(expected)
-    assert {p for p, kind in kinds(model).items() if kind is Trainable} == set(expected)
+    assert {p for p, kind in kinds(model).items() if kind is nnx.Param} == set(expected)
     after = surgery.arrays(model)
     assert set(after) == set(before)
     for path, value in before.items():
         np.testing.assert_array_equal(after[path], value, err_msg=path)
 
 
-def test_retag_reaches_through_wrappers_and_can_freeze_again():
+def test_unfreeze_reaches_through_wrappers_and_can_freeze_again():
     model = ast()
     surgery.wrap(model, "blocks/*/attn", parallel())
-    matched = surgery.retag(model, "blocks/*/attn/q/*")
+    matched = surgery.unfreeze(model, "blocks/*/attn/q/*")
     assert sorted(matched) == [f"blocks/{i}/attn/q/{p}" for i in (0, 1) for p in ("bias", "kernel")]
-    surgery.retag(model, "blocks/*/attn/**", nnx.Param)
-    assert Trainable not in kinds(model).values()
+    surgery.freeze(model)
+    assert nnx.Param not in kinds(model).values()
     assert kinds(model)["blocks/0/attn/gain/calls"] is nnx.BatchStat, "statistics are no parameters"
 
 
-def test_retag_without_a_match_names_the_parameters_folded():
+def test_unfreeze_without_a_match_names_the_parameters_folded():
     model = ast()
     with pytest.raises(UsageError, match="'blocks/\\*/norm/scale' matches no parameter") as info:
-        surgery.retag(model, "blocks/*/norm/scale")
+        surgery.unfreeze(model, "blocks/*/norm/scale")
     assert "blocks/*/ln1/scale" in str(info.value)
     assert "\n" not in str(info.value)
     with pytest.raises(UsageError, match="matches no parameter"):
-        surgery.retag(model, "head")
-    assert Trainable not in kinds(model).values()
+        surgery.unfreeze(model, "head")
+    assert nnx.Param not in kinds(model).values()
 
 
 def adapted() -> AST:
     model = ast()
     surgery.wrap(model, "blocks/*/mlp", parallel())
-    surgery.retag(model, "head/**")
+    surgery.unfreeze(model, "head/**")
     return model
 
 
@@ -225,7 +226,7 @@ def groups(model) -> dict[str, set[str]]:
     """Paths of each group, by the type of the variable."""
     found = {"trainable": set(), "stats": set(), "frozen": set()}
     for path, kind in kinds(model).items():
-        group = {Trainable: "trainable", nnx.BatchStat: "stats"}.get(kind, "frozen")
+        group = {nnx.Param: "trainable", nnx.BatchStat: "stats"}.get(kind, "frozen")
         found[group].add(path)
     return found
 
@@ -281,7 +282,7 @@ def test_a_clone_is_independent_and_shares_the_arrays():
     for path, value in surgery.arrays(model).items():
         pointers = (v.unsafe_buffer_pointer() for v in (value, surgery.arrays(copy)[path]))
         assert len(set(pointers)) == 1, path
-    surgery.retag(copy, "**")
+    surgery.unfreeze(copy, "**")
     surgery.wrap(copy, "norm", parallel())
     surgery.assign(copy, {"embed/pos": np.ones((1, 8, 8))}, what="the test")
     assert kinds(model) == kinds(adapted())
@@ -370,7 +371,7 @@ def test_the_summary_takes_a_parameter_that_lies_on_a_block():
     class Prefixed(nnx.Module):
         def __init__(self, base: nnx.Module):
             self.base = base
-            self.prefix = Trainable(jnp.zeros((1, 3, 8)))
+            self.prefix = nnx.Param(jnp.zeros((1, 3, 8)))
 
     model = ast()
     surgery.wrap(model, "blocks/*", lambda _, base: Prefixed(base))
@@ -382,7 +383,7 @@ def test_the_summary_takes_a_parameter_that_lies_on_a_block():
 @pytest.mark.skipif("NNX_GRAPH_MODE" in os.environ, reason="this is the run in tree mode")
 def test_all_of_this_holds_in_tree_mode():
     """NNX is to drop graph semantics by default; nothing here may depend on them."""
-    chosen = ["-k", "split or join or gradient or clone or wrap or retag or assign"]
+    chosen = ["-k", "split or join or gradient or clone or wrap or freeze or assign"]
     environment = {**os.environ, "NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
     here = Path(__file__)
     done = subprocess.run(

@@ -45,7 +45,7 @@ def test_the_model_in_pytorch_has_the_same_logits(epochs, name):
     rng = np.random.default_rng(0)
     moved = {
         path: value + 0.1 * rng.normal(size=value.shape).astype(np.float32)
-        for path, value in surgery.arrays(model, surgery.Trainable).items()
+        for path, value in surgery.arrays(model, nnx.Param).items()
     }
     surgery.assign(model, moved, what="the test")
     x = rng.normal(size=(2, 64, 128)).astype(np.float32)

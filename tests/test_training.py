@@ -87,12 +87,12 @@ def train(model: AST, **more: Any) -> Run:
 
 
 def frozen_arrays(model: AST) -> dict[str, np.ndarray]:
-    every, trained = surgery.arrays(model), surgery.arrays(model, surgery.Trainable)
+    every, trained = surgery.arrays(model), surgery.arrays(model, nnx.Param)
     return {path: np.asarray(value) for path, value in every.items() if path not in trained}
 
 
 def trained_arrays(model: AST) -> dict[str, np.ndarray]:
-    return {k: np.asarray(v) for k, v in surgery.arrays(model, surgery.Trainable).items()}
+    return {k: np.asarray(v) for k, v in surgery.arrays(model, nnx.Param).items()}
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

@@ -177,8 +177,8 @@ class _Looped(nnx.Module):
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
         self.experts = nnx.List(shape.block.make(rngs) for _ in range(shape.experts))
         normal = jax.random.normal(rngs.params(), (shape.block.dim, shape.experts))
-        self.w_router = surgery.Trainable(0.02 * normal)
-        self.b_router = surgery.Trainable(jnp.zeros(shape.experts))
+        self.w_router = nnx.Param(0.02 * normal)
+        self.b_router = nnx.Param(jnp.zeros(shape.experts))
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         scores = x @ self.w_router[...].astype(x.dtype)

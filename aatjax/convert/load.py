@@ -161,6 +161,7 @@ def build_model(
     if config.positions == "zeros":
         values["embed/pos"] = np.zeros_like(values["embed/pos"])
     surgery.assign(model, values, what=origin.source, complete=True)
+    surgery.freeze(model)
     model.origin = origin
     model.labels = None if new_head else checkpoint.labels
     model.statistics = checkpoint.statistics
@@ -242,5 +243,6 @@ def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
     if config.positions == "zeros":
         surgery.assign(model, {"embed/pos": np.zeros(model.embed.pos.shape)}, what="zero positions")
     tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
+    surgery.freeze(model)
     model.origin = Origin(name, fingerprint_backbone(tensors), seed)
     return model

@@ -108,9 +108,7 @@ class MergedModel:
         The function maps (weights, log-mel `[1, t, f]`, valid frames `[1]`) to logits `[1, c]`.
         """
         shape = surgery.clone(self.merged)
-        weights = {}
-        for kind in (nnx.Param, nnx.BatchStat):
-            weights |= surgery.arrays(self.merged, kind)
+        weights = surgery.arrays(self.merged)
 
         def forward(weights: Mapping[str, Array], x: Array, valid: Array) -> Array:
             whole = surgery.clone(shape)

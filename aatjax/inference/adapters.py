@@ -126,7 +126,7 @@ def average(
             )
     model = surgery.clone(first.model)
     mean: dict[str, Any] = {}
-    for kind in (surgery.Trainable, nnx.BatchStat):
+    for kind in (nnx.Param, nnx.BatchStat):
         tensors = [surgery.arrays(adapter.model, kind) for adapter in adapters]
         for path in tensors[0]:
             mean[path] = np.average([np.asarray(t[path]) for t in tensors], axis=0, weights=weights)
@@ -150,7 +150,7 @@ def share_frozen(model: AST, other: AST) -> AST:
     theirs = surgery.variables(other)
     for path, mine in surgery.variables(shared).items():
         same = theirs.get(path)
-        if same is None or isinstance(mine, surgery.Trainable) or type(same) is not type(mine):
+        if same is None or isinstance(mine, nnx.Param) or type(same) is not type(mine):
             continue
         if same[...] is not mine[...] and np.array_equal(same[...], mine[...]):
             mine.set_raw_value(same[...])

@@ -52,14 +52,12 @@ def run_blocks(
             x = ops.over_batch_only(call_first(block, x, mask, its_count))
         return x
 
-    parts = [nnx.split(block, nnx.Param, ...) for block in blocks]
+    parts = [nnx.split(block) for block in blocks]
 
-    def body(
-        x: Array, states: tuple[Any, Any], graphdef: Any, count: int | None
-    ) -> tuple[Array, Any]:
-        block = nnx.merge(graphdef, *states, copy=True)
+    def body(x: Array, state: Any, graphdef: Any, count: int | None) -> tuple[Array, Any]:
+        block = nnx.merge(graphdef, state, copy=True)
         y = ops.over_batch_only(call_first(block, x, mask, count))
-        return y, nnx.split(block, nnx.Param, ...)[2]
+        return y, _select_changed(state, nnx.state(block))
 
     if remat:
         body = jax.checkpoint(body, static_argnums=(2, 3))
@@ -75,8 +73,15 @@ def run_blocks(
                 )
         x, states = _scan(body, x, [parts[index] for index in group], counts[group[-1]])
         for index, state in zip(group, states, strict=True):
-            nnx.update(blocks[index], state)
+            nnx.update(blocks[index], nnx.from_flat_state(state))
     return x
+
+
+def _select_changed(before: Any, after: Any) -> dict[Any, Any]:
+    """Return the variables that a block set while it ran, by path."""
+    known = {path: variable.get_raw_value() for path, variable in nnx.to_flat_state(before)}
+    flat = nnx.to_flat_state(after)
+    return {path: new for path, new in flat if known.get(path) is not new.get_raw_value()}
 
 
 def _group(count: int, alone: Sequence[int]) -> list[range]:
@@ -89,13 +94,13 @@ def _scan(body: Any, x: Array, parts: list[Any], count: int | None) -> tuple[Arr
     """Apply one body to the parts of each block; return the tokens and the blocks' new states."""
     graphdef = parts[0][0]
     if len(parts) == 1:
-        x, state = body(x, parts[0][1:], graphdef, count)
+        x, state = body(x, parts[0][1], graphdef, count)
         return x, [state]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part[1:] for part in parts])
-    x, states = jax.lax.scan(lambda x, states: body(x, states, graphdef, None), x, stacked)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part[1] for part in parts])
+    x, states = jax.lax.scan(lambda x, state: body(x, state, graphdef, None), x, stacked)
     return x, [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(len(parts))]
 
 
 def _shapes(part: Any) -> Any:
-    leaves, structure = jax.tree.flatten(part[1:])
+    leaves, structure = jax.tree.flatten(part[1])
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -51,9 +51,9 @@ def summary(model: nnx.Module) -> Summary:
     """Count the parameters of a model, adapted or not; `print` shows them by module."""
     counts: dict[str, list[int]] = {}
     for path, variable in surgery.variables(model).items():
-        if isinstance(variable, nnx.Param):
+        if isinstance(variable, nnx.Param | surgery.Frozen):
             row = counts.setdefault(_fold(path), [0, 0])
-            row[not isinstance(variable, surgery.Trainable)] += math.prod(variable.shape)
+            row[isinstance(variable, surgery.Frozen)] += math.prod(variable.shape)
     rows = tuple(SummaryRow(path, *pair) for path, pair in counts.items())
     return Summary(sum(row.trainable for row in rows), sum(row.frozen for row in rows), rows)
 

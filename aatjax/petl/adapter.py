@@ -117,7 +117,7 @@ class Adapter(Method):
             for block in list_blocks(self, config.depth):
                 surgery.wrap(model, f"{block}/{sublayer}", add_adapter)
                 if self.train_norm:
-                    surgery.retag(model, f"{block}/{norm}/*")
+                    surgery.unfreeze(model, f"{block}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 

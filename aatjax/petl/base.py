@@ -36,9 +36,10 @@ class Method:
     A subclass is a frozen dataclass. It sets `name`, under which it is registered, has its
     hyper-parameters as fields (plain values or tuples of them, so that a method can be compared,
     hashed and written as JSON; see `aatjax.errors.check_fields` for their ranges), and implements
-    `inject` by two operations: `surgery.wrap` puts a module around a submodule, `surgery.retag`
-    marks parameters as Trainable. The head is trained by every method, and so is the last LayerNorm
-    before the classifier: the head's own if it has one, else the final LayerNorm of the body.
+    `inject` by two operations: `surgery.wrap` puts a module around a submodule, `surgery.unfreeze`
+    trains parameters of the backbone. Whatever `nnx.Param` it adds is trained. So is the head, and
+    the last LayerNorm before the classifier: the head's own if it has one, else the final LayerNorm
+    of the body.
 
     Where published code differs from its paper, the default is the paper's form, and
     `as_published=True` is what the code computes; the docstring of the method says how they differ.
@@ -160,13 +161,14 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
             f"adapt takes a method, not {method!r}: pass petl.{name}(), or petl.make_method(NAME) "
             "for a name on the command line"
         )
-    if any(isinstance(v, surgery.Trainable) for v in surgery.variables(model).values()):
+    if model.method is not None:
         raise UsageError("the model is adapted already: adapt the model that aatjax.load returned")
     adapted = surgery.clone(model)
+    surgery.freeze(adapted)
     method.inject(adapted, rngs=nnx.Rngs(seed))
-    surgery.retag(adapted, "head/**")
+    surgery.unfreeze(adapted, "head/**")
     if not adapted.config.head_norm and method.trains_last_norm:
-        surgery.retag(adapted, "norm/*")
+        surgery.unfreeze(adapted, "norm/*")
     adapted.method = method
     adapted.first_trained = find_first_trained(adapted)
     return adapted
@@ -180,7 +182,7 @@ def find_first_trained(model: AST) -> int | None:
     trained = [
         path.split("/")
         for path, variable in surgery.variables(model).items()
-        if isinstance(variable, surgery.Trainable)
+        if isinstance(variable, nnx.Param)
     ]
     if any(top not in ("blocks", "norm", "head", "pool") for top, *_ in trained):
         return None

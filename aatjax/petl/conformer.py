@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from aatjax.models.tokens import Mask, Tokens
 from aatjax.petl.bottleneck import Init, project
-from aatjax.surgery import Trainable
 
 
 class Conformer(nnx.Module):
@@ -53,19 +52,15 @@ class Conformer(nnx.Module):
         self.dtype, self.kernel, self.uses_norm = dtype, kernel, uses_norm
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) if norm else None
         last = _uniform(width) if init == "normal" else zeros
-        self.w_in = Trainable(_uniform(dim)(rngs.params(), (dim, 2 * width)))
-        self.b_in = Trainable(_uniform(dim)(rngs.params(), (2 * width,)))
-        self.w_conv = Trainable(_uniform(kernel)(rngs.params(), (kernel, width)))
-        self.b_conv = Trainable(_uniform(kernel)(rngs.params(), (width,)))
+        self.w_in = nnx.Param(_uniform(dim)(rngs.params(), (dim, 2 * width)))
+        self.b_in = nnx.Param(_uniform(dim)(rngs.params(), (2 * width,)))
+        self.w_conv = nnx.Param(_uniform(kernel)(rngs.params(), (kernel, width)))
+        self.b_conv = nnx.Param(_uniform(kernel)(rngs.params(), (width,)))
         self.batch_norm = nnx.BatchNorm(
             width, momentum=0.9, epsilon=1e-5, use_running_average=True, rngs=rngs
         )
-        self.w_out = Trainable(last(rngs.params(), (width, dim)))
-        self.b_out = Trainable(last(rngs.params(), (dim,)))
-        for module in (self.norm, self.batch_norm):
-            if module is not None:
-                for name in ("scale", "bias"):
-                    setattr(module, name, Trainable(getattr(module, name)[...]))
+        self.w_out = nnx.Param(last(rngs.params(), (width, dim)))
+        self.b_out = nnx.Param(last(rngs.params(), (dim,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from aatjax.models.tokens import Mask, Tokens
 from aatjax.petl.bottleneck import DOWN, Bottleneck, Init
-from aatjax.surgery import Trainable
 
 SIZE = 3
 
@@ -45,8 +44,8 @@ class Convpass(Bottleneck):
         down = DOWN if init == "normal" else glorot_uniform()
         super().__init__(dim, width, dtype=dtype, rngs=rngs, init=init, down=down)
         self.uses_conv = uses_conv
-        self.w_conv = Trainable(glorot_uniform()(rngs.params(), (SIZE, width, width)))
-        self.b_conv = Trainable(zeros(rngs.params(), (width,)))
+        self.w_conv = nnx.Param(glorot_uniform()(rngs.params(), (SIZE, width, width)))
+        self.b_conv = nnx.Param(zeros(rngs.params(), (width,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype

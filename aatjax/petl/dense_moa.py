@@ -11,7 +11,7 @@ from jax.nn.initializers import normal, zeros
 from aatjax.errors import Range, UsageError
 from aatjax.models.tokens import Mask, Tokens, is_per_token
 from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
-from aatjax.surgery import Penalty, Trainable
+from aatjax.surgery import Penalty
 
 
 class DenseMixture(ExpertBank):
@@ -31,8 +31,8 @@ class DenseMixture(ExpertBank):
         self, shape: MixtureShape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
     ):
         self.top, self.balance, self.watched = top, balance, False
-        self.w_router = Trainable(normal(0.02)(rngs.params(), (shape.block.dim, shape.experts)))
-        self.b_router = Trainable(zeros(rngs.params(), (shape.experts,)))
+        self.w_router = nnx.Param(normal(0.02)(rngs.params(), (shape.block.dim, shape.experts)))
+        self.b_router = nnx.Param(zeros(rngs.params(), (shape.experts,)))
         self.penalty = None if top is None else Penalty(jnp.zeros(()))
         super().__init__(shape, rngs)
 

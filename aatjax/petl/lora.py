@@ -16,7 +16,6 @@ from aatjax.petl.base import Method, zero_positions
 from aatjax.petl.bottleneck import Init, make_up_init
 from aatjax.petl.sites import list_blocks
 from aatjax.petl.sizes import find_width
-from aatjax.surgery import Trainable
 
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "out"}
 
@@ -31,8 +30,8 @@ class LowRank(nnx.Module):
         self.base = base
         self.scale = scale
         inputs, outputs = base.kernel.shape
-        self.lora_a = Trainable(normal(0.02)(rngs.params(), (inputs, rank)))
-        self.lora_b = Trainable(make_up_init(init)(rngs.params(), (rank, outputs)))
+        self.lora_a = nnx.Param(normal(0.02)(rngs.params(), (inputs, rank)))
+        self.lora_b = nnx.Param(make_up_init(init)(rngs.params(), (rank, outputs)))
 
     def __call__(self, x: Tokens) -> Tokens:
         y = self.base(x)

@@ -33,5 +33,5 @@ def merge(model: AST) -> AST:
         )
     merged.method = None
     if not any(hasattr(module, surgery.BASE) for module in surgery.modules(merged).values()):
-        surgery.retag(merged, "**", nnx.Param)
+        surgery.freeze(merged)
     return merged

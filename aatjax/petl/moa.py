@@ -19,7 +19,7 @@ from aatjax.petl.bottleneck import make_up_init
 from aatjax.petl.routing_weights import make_monitor
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_width
-from aatjax.surgery import Recorded, Trainable
+from aatjax.surgery import Recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ExpertBank(nnx.Module):
         self.stacked = block.kind == "bottleneck"
         size, dim, width = shape.experts, block.dim, block.width
         if self.stacked:
-            self.w_down = Trainable(normal(0.02)(rngs.params(), (size, dim, width)))
-            self.b_down = Trainable(zeros(rngs.params(), (size, width)))
-            self.w_up = Trainable(make_up_init(block.init)(rngs.params(), (size, width, dim)))
-            self.b_up = Trainable(zeros(rngs.params(), (size, dim)))
+            self.w_down = nnx.Param(normal(0.02)(rngs.params(), (size, dim, width)))
+            self.b_down = nnx.Param(zeros(rngs.params(), (size, width)))
+            self.w_up = nnx.Param(make_up_init(block.init)(rngs.params(), (size, width, dim)))
+            self.b_up = nnx.Param(zeros(rngs.params(), (size, dim)))
         else:
             self.blocks = nnx.List(block.make(rngs) for _ in range(size))
 
@@ -162,7 +162,7 @@ class Mixture(Method):
             for block in list_blocks(self, model.config.depth):
                 surgery.wrap(model, block if twice else f"{block}/{sublayer}", add_mixture)
                 if self.train_norm:
-                    surgery.retag(model, f"{block}/{norm}/*")
+                    surgery.unfreeze(model, f"{block}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 

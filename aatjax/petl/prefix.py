@@ -14,7 +14,6 @@ from aatjax.models.ast import AST
 from aatjax.models.tokens import Tokens
 from aatjax.petl.base import Method, zero_positions
 from aatjax.petl.prompt import draw_rows
-from aatjax.surgery import Trainable
 
 
 class PrefixRows(nnx.Module):
@@ -22,7 +21,7 @@ class PrefixRows(nnx.Module):
 
     def __init__(self, base: nnx.Module, rows: Array):
         self.base = base
-        self.prefix = Trainable(rows)
+        self.prefix = nnx.Param(rows)
 
     def __call__(self, x: Tokens) -> Float[Array, "b m d"]:
         y: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]

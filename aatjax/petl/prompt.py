@@ -15,7 +15,6 @@ from aatjax.models.ast import AST, Pool
 from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
 from aatjax.petl.base import Method, zero_positions
-from aatjax.surgery import Trainable
 
 PromptPooling = Literal["all", "cls", "prompts", "patches", "prompts_patches"]
 OF_MODEL: dict[str, PromptPooling] = {"mean_all": "all", "mean_patches": "patches", "cls": "cls"}
@@ -44,7 +43,7 @@ class PromptEmbed(nnx.Module):
         self.base = base
         self.prefix, self.drop, self.unused = prefix, drop, unused
         self.places = rows if isinstance(rows, int) else rows.shape[1]
-        self.prompts = None if isinstance(rows, int) else Trainable(rows)
+        self.prompts = None if isinstance(rows, int) else nnx.Param(rows)
 
     def __call__(self, x: Float[Array, "b t f"]) -> Tokens:
         tokens: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]
@@ -71,7 +70,7 @@ class PromptBlock(nnx.Module):
     def __init__(self, base: nnx.Module, rows: Array, *, prefix: int):
         self.base = base
         self.prefix = prefix
-        self.prompts = Trainable(rows)
+        self.prompts = nnx.Param(rows)
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         rows = jnp.broadcast_to(self.prompts[...], (x.shape[0], *self.prompts.shape[1:]))

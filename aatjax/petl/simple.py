@@ -46,7 +46,7 @@ class Full(Method):
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Mark every parameter as trainable."""
-        surgery.retag(model, "**")
+        surgery.unfreeze(model, "**")
         if self.as_published:
             zero_positions(model)
 
@@ -73,7 +73,7 @@ class Partial(Method):
         if count > depth:
             raise UsageError(f"Partial blocks={count}, but the model has {depth}")
         for number in range(depth - count, depth):
-            surgery.retag(model, f"blocks/{number}/**")
+            surgery.unfreeze(model, f"blocks/{number}/**")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class BitFit(Method):
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Mark every `bias` of the blocks and of the final LayerNorm."""
         for pattern in ("blocks/*/*/*/bias", "blocks/*/*/bias", "norm/bias"):
-            surgery.retag(model, pattern)
+            surgery.unfreeze(model, pattern)
         if self.as_published:
             zero_positions(model)
 
@@ -109,4 +109,4 @@ class LayerNormTuning(Method):
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Mark `blocks/*/ln1`, `blocks/*/ln2` and `norm`."""
         for pattern in ("blocks/*/ln1/*", "blocks/*/ln2/*", "norm/*"):
-            surgery.retag(model, pattern)
+            surgery.unfreeze(model, pattern)

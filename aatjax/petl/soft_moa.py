@@ -12,7 +12,6 @@ from aatjax import ops
 from aatjax.errors import Range, UsageError
 from aatjax.models.tokens import Mask, Tokens
 from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
-from aatjax.surgery import Trainable
 
 
 class SoftMixture(ExpertBank):
@@ -32,8 +31,8 @@ class SoftMixture(ExpertBank):
         size, dim = shape.experts, shape.block.dim
         spread = math.sqrt(2 / ((size + dim) * slots))
         self.normalize, self.watched = normalize, False
-        self.phi = Trainable(jax.random.normal(rngs.params(), (dim, size, slots)) * spread)
-        self.scale = Trainable(jnp.ones(())) if normalize else None
+        self.phi = nnx.Param(jax.random.normal(rngs.params(), (dim, size, slots)) * spread)
+        self.scale = nnx.Param(jnp.ones(())) if normalize else None
         super().__init__(shape, rngs)
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:

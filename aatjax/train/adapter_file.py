@@ -91,7 +91,7 @@ def save_adapter(
     path = Path(path)
     if not isinstance(model.method, Method) or model.origin is None:
         raise DataError("only a model from aatjax.load and aatjax.adapt can be saved as an adapter")
-    tensors = surgery.arrays(model, surgery.Trainable) | surgery.arrays(model, nnx.BatchStat)
+    tensors = surgery.arrays(model, nnx.Param) | surgery.arrays(model, nnx.BatchStat)
     config = {**model.config.to_json(), "scan": False, "remat": False}
     info = {
         "format": FORMAT,
@@ -163,7 +163,7 @@ def load_adapter(
         model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
     else:
         model = adapt(_load_base(path, base, config, origin), method)
-    kinds = (surgery.Trainable, nnx.BatchStat)
+    kinds = (nnx.Param, nnx.BatchStat)
     trained = {name for name, v in surgery.variables(whole).items() if isinstance(v, kinds)}
     if missing := sorted(trained - set(tensors)):
         raise DataError(

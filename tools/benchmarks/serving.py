@@ -43,7 +43,7 @@ def serve(
         for i in range(adapters):
             model = petl.adapt(base, petl.SoftMoA(reduction=24))
             for variable in surgery.variables(model).values():
-                if isinstance(variable, surgery.Trainable):
+                if isinstance(variable, nnx.Param):
                     noise = 0.02 * rng.normal(size=variable[...].shape)
                     variable[...] = variable[...] + noise.astype(np.float32)
             path = Path(folder) / f"a{i}.safetensors"

@@ -18,7 +18,6 @@ from transformers import ASTForAudioClassification
 from aatjax import surgery
 from aatjax.convert.write import write_hf
 from aatjax.models.ast import AST
-from aatjax.surgery import Trainable
 
 NAMES = (
     ("blocks/", "audio_spectrogram_transformer.layers/"),
@@ -166,7 +165,7 @@ def make_torch_model(model: AST, attention: str = "sdpa") -> nn.Module:
             Path(folder) / "weights", attn_implementation=attention
         )
     found.classifier.layernorm.eps = model.config.head_eps
-    trained = [p for p, v in surgery.variables(model).items() if isinstance(v, Trainable)]
+    trained = [p for p, v in surgery.variables(model).items() if isinstance(v, nnx.Param)]
     if not set(body) <= set(trained):  # not full fine-tuning
         found.requires_grad_(False)
     sites: dict[tuple[str, str], dict[str, torch.Tensor]] = {}

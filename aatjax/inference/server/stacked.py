@@ -21,7 +21,7 @@ Member = tuple[dict[str, np.ndarray], float, float]  # trained arrays, mean, sta
 
 def collect_trained(model: AST) -> dict[str, np.ndarray]:
     """Return what differs between adapters: trained parameters, statistics and head, by path."""
-    kinds = (surgery.Trainable, nnx.BatchStat)
+    kinds = (nnx.Param, nnx.BatchStat)
     return {
         path: np.asarray(variable[...])
         for path, variable in surgery.variables(model).items()
