@@ -70,7 +70,9 @@ def soft_moe(
         raise UsageError(str(error)) from error
 
 
+as_auto = mesh.as_auto
 dot_general = matmul.dot_general
+find_explicit = mesh.find_explicit
 gelu = elementwise.gelu
 layer_norm = elementwise.layer_norm
 over_batch = mesh.over_batch

@@ -327,6 +327,7 @@ def test_the_training_step_adds_the_balance_loss_to_the_gradient(tmp_path):
     @jax.jacobian
     def find_slopes(trainable: Any) -> Any:
         model = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+        model.train()
         loss = optax.softmax_cross_entropy(model(x), one["target"]).mean()
         return jnp.stack([loss, surgery.sum_penalties(model)])
 

@@ -165,7 +165,7 @@ def test_two_wraps_with_one_name_are_refused():
     model = ast()
     surgery.wrap(model, "blocks/*/mlp", parallel("gain"))
     surgery.wrap(model, "blocks/1/mlp", parallel("gain"))
-    with pytest.raises(UsageError, match="blocks/1/mlp/gain/gain: a wrapper's .* another name"):
+    with pytest.raises(UsageError, match=r"blocks/1/mlp/gain/gain: a wrapper's .* another name"):
         surgery.variables(model)
     with pytest.raises(UsageError, match="two parameters"):
         summary(model)

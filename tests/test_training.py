@@ -834,8 +834,10 @@ def test_the_front_end_must_fit() -> None:
 
 
 def test_a_model_without_anything_to_train_is_refused() -> None:
+    model = AST(TINY, rngs=nnx.Rngs(0))
+    surgery.freeze(model)
     with pytest.raises(UsageError, match=r"aatjax\.adapt"):
-        train(AST(TINY, rngs=nnx.Rngs(0)))
+        train(model)
 
 
 def test_best_needs_validation_clips() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from aatjax import ops
 from aatjax.errors import UsageError
+from aatjax.models.copies import call_copy
 from aatjax.models.tokens import FirstTokens, Mask, Tokens, call_first
 
 
@@ -55,9 +56,10 @@ def run_blocks(
     parts = [nnx.split(block) for block in blocks]
 
     def body(x: Array, state: Any, graphdef: Any, count: int | None) -> tuple[Array, Any]:
-        block = nnx.merge(graphdef, state, copy=True)
-        y = ops.over_batch_only(call_first(block, x, mask, count))
-        return y, _select_changed(state, nnx.state(block))
+        def run(block: nnx.Module) -> Array:
+            return ops.over_batch_only(call_first(block, x, mask, count))
+
+        return call_copy(graphdef, state, run)
 
     if remat:
         body = jax.checkpoint(body, static_argnums=(2, 3))
@@ -73,15 +75,8 @@ def run_blocks(
                 )
         x, states = _scan(body, x, [parts[index] for index in group], counts[group[-1]])
         for index, state in zip(group, states, strict=True):
-            nnx.update(blocks[index], nnx.from_flat_state(state))
+            nnx.update(blocks[index], state)
     return x
-
-
-def _select_changed(before: Any, after: Any) -> dict[Any, Any]:
-    """Return the variables that a block set while it ran, by path."""
-    known = {path: variable.get_raw_value() for path, variable in nnx.to_flat_state(before)}
-    flat = nnx.to_flat_state(after)
-    return {path: new for path, new in flat if known.get(path) is not new.get_raw_value()}
 
 
 def _group(count: int, alone: Sequence[int]) -> list[range]:

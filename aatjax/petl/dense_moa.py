@@ -31,6 +31,7 @@ class DenseMixture(ExpertBank):
         self, shape: MixtureShape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
     ):
         self.top, self.balance, self.watched = top, balance, False
+        self.deterministic = True  # set by `model.train()` and `model.eval()`
         self.w_router = nnx.Param(normal(0.02)(rngs.params(), (shape.block.dim, shape.experts)))
         self.b_router = nnx.Param(zeros(rngs.params(), (shape.experts,)))
         self.penalty = None if top is None else Penalty(jnp.zeros(()))
@@ -40,7 +41,7 @@ class DenseMixture(ExpertBank):
     def per_token(self) -> bool:
         """Whether no token depends on others: not with a loss or a record over all of them."""
         blocks = True if self.stacked else all(map(is_per_token, self.blocks))
-        return blocks and self.top is None and not self.watched
+        return blocks and (self.top is None or self.deterministic) and not self.watched
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         with jax.named_scope("router"):
@@ -55,9 +56,10 @@ class DenseMixture(ExpertBank):
         if self.top is not None and self.penalty is not None:
             _, chosen = jax.lax.top_k(gates, self.top)
             hits = jax.nn.one_hot(chosen, gates.shape[-1]).sum(axis=-2)
-            share = hits.mean(axis=(0, 1), where=keep) / self.top
-            mean = gates.mean(axis=(0, 1), where=keep)
-            self.penalty[...] = self.balance * gates.shape[-1] * (share * mean).sum()
+            if not self.deterministic:
+                share = hits.mean(axis=(0, 1), where=keep) / self.top
+                mean = gates.mean(axis=(0, 1), where=keep)
+                self.penalty[...] = self.balance * gates.shape[-1] * (share * mean).sum()
             gates = gates * hits
             gates = gates / gates.sum(axis=-1, keepdims=True)
         if keep is not None:

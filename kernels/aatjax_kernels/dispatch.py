@@ -58,12 +58,14 @@ class KernelChoice(NamedTuple):
         kernels: kernels, each on its platform.
         plain: the implementation on all other platforms; None where a kernel was named.
         options: options of all of them.
+        axes: names of the mesh axes that the batch is split over.
     """
 
     op: str
     kernels: tuple[str, ...]
     plain: str | None
     options: KernelOptions
+    axes: tuple[str, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +79,14 @@ def check_name(op: str, implementation: str | None, known: Sequence[str]) -> Non
             f"{op} has no implementation {implementation!r}: use {', '.join(map(repr, known))} "
             "or None"
         )
+
+
+def find_tiling(backend: "Backend", options: KernelOptions, *arrays: Any) -> Any:
+    """Return `Backend.tile` of constant shapes; a symbolic one (`jax.export`) is not supported."""
+    lengths = (length for leaf in jax.tree.leaves(arrays) for length in leaf.shape)
+    if not all(isinstance(length, int) for length in lengths):
+        return "a symbolic shape"
+    return backend.tile(options, *arrays)
 
 
 def choose_kernels(
@@ -93,7 +103,7 @@ def choose_kernels(
         op: name of the op.
         implementation: a name, or None for the fastest on each platform.
         plain: name of the implementation in plain JAX.
-        tile: `Backend.tile` of a kernel, by its name.
+        tile: `find_tiling` of a kernel, by its name.
         options: options of all implementations.
         uneven: why the mesh in use cannot split the arrays, or None. With None as implementation
             `plain` then runs on every platform, with a warning.
@@ -101,15 +111,16 @@ def choose_kernels(
     Raises:
         ValueError: a kernel was named that does not take these shapes.
     """
+    axes = mesh.find_batch_axes()
     if implementation == plain:
-        return KernelChoice(op, (), plain, options)
+        return KernelChoice(op, (), plain, options, axes)
     if implementation is None:
         names = platform.default_kernels()
         kernels = tuple(name for name in names if not isinstance(tile(name), str))
         if kernels and uneven:
             warnings.warn(f"{op}: {uneven}; {plain!r} runs on every platform", stacklevel=5)
             kernels = ()
-        return KernelChoice(op, kernels, plain, options)
+        return KernelChoice(op, kernels, plain, options, axes)
     tiling = tile(implementation)
     reason = f"does not take {tiling}" if isinstance(tiling, str) else uneven
     if reason:
@@ -117,7 +128,7 @@ def choose_kernels(
             f"{op} implementation={implementation!r}: {reason}; use implementation={plain!r}, or "
             "None for the fastest one"
         )
-    return KernelChoice(op, (implementation,), None, options)
+    return KernelChoice(op, (implementation,), None, options, axes)
 
 
 def run_chosen(choice: KernelChoice, make: Callable[[str], Callable[..., Any]], *args: Any) -> Any:
@@ -154,15 +165,18 @@ def make_op(
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def op(choice: KernelChoice, *arrays: Any) -> Array:
-        return forward(choice, *arrays, keep=False)[0]
+        with mesh.split_batch_over(choice.axes):
+            return forward(choice, *arrays, keep=False)[0]
 
     def run_forward(choice: KernelChoice, *arrays: Any) -> tuple[Array, Any]:
-        out, kept = forward(choice, *arrays, keep=True)
+        with mesh.split_batch_over(choice.axes):
+            out, kept = forward(choice, *arrays, keep=True)
         return out, (kept, arrays)
 
     def run_backward(choice: KernelChoice, saved: Any, dout: Array) -> tuple[Array | None, ...]:
         kept, arrays = saved
-        grads = backward(choice, dout, kept, *arrays)
+        with mesh.split_batch_over(choice.axes):
+            grads = backward(choice, dout, kept, *arrays)
         return *(mesh.sum_as(g, a) for g, a in zip(grads, arrays, strict=False)), None
 
     op.defvjp(run_forward, run_backward)

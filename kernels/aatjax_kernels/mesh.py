@@ -1,15 +1,22 @@
-"""Kernels under a mesh (`jax.set_mesh`): each device runs them on its own part of the batch.
+"""Kernels under a mesh: each device runs them on its own part of the batch.
 
 XLA cannot partition a kernel. On TPU it refuses the program; on GPU it would gather the whole batch
 on every device without a warning. Hence `shard_map`, over clips and heads, which are independent.
+
+The axes that the batch is split over are known where the mesh has Explicit axes, which the type of
+an array names (`as_auto`), and where the axes of `jax.set_mesh` are named as in `BATCH_AXES`. With
+other names, and without `jax.set_mesh`, XLA follows the shardings of the arguments, and plain JAX
+runs in place of the kernels (`platform.branch`).
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("slice", "data", "fsdp")
 """Names of mesh axes that the batch is split over."""
@@ -25,8 +32,58 @@ def _mesh() -> AbstractMesh | None:
     return None if mesh.empty or manual or mesh.size == 1 else mesh
 
 
+_batch_axes: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "batch_axes", default=BATCH_AXES
+)
+
+
 def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
-    return tuple(name for name in BATCH_AXES if name in mesh.axis_names)
+    return tuple(name for name in _batch_axes.get() if name in mesh.axis_names)
+
+
+def find_batch_axes() -> tuple[str, ...]:
+    """Return the names of the axes that the batch is split over here, of any mesh."""
+    return _batch_axes.get()
+
+
+@contextlib.contextmanager
+def split_batch_over(axes: tuple[str, ...]) -> Iterator[None]:
+    """Split the batch over the axes of these names, within the context."""
+    token = _batch_axes.set(axes)
+    try:
+        yield
+    finally:
+        _batch_axes.reset(token)
+
+
+def find_explicit(*arrays: Any) -> AbstractMesh | None:
+    """Return the mesh with Explicit axes that one of some arrays lies on, if any."""
+    for array in arrays:
+        mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
+        if mesh is not None and not mesh.empty and AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def as_auto(function: Callable[..., Any], mesh: AbstractMesh, x: jax.Array, *args: Any) -> Any:
+    """Call `function(x, *args)` with the Explicit axes of a mesh made Auto, so that XLA partitions.
+
+    Args:
+        function: returns an array with a leading batch axis, and a tree of arrays without one.
+        mesh: from `find_explicit`.
+        x: array whose leading axis is the batch.
+        args: trees of arrays; arrays that the function closes over must not lie on the mesh.
+
+    Returns:
+        The results; the first is split over the batch as `x` is, the second is on every device.
+    """
+    spec = jax.typeof(x).sharding.spec
+    first = spec[0] if spec else None
+    names = (first,) if isinstance(first, str) else tuple(first or ())
+    split = NamedSharding(mesh, PartitionSpec(names or None))
+    whole = NamedSharding(mesh, PartitionSpec())
+    with jax.sharding.use_abstract_mesh(mesh), split_batch_over(names):
+        return jax.sharding.auto_axes(function, out_sharding=(split, whole))(x, *args)
 
 
 def count_head_shards(heads: int) -> int:
@@ -53,6 +110,14 @@ def explain_uneven(batch: int, heads: int = 0) -> str | None:
     return None
 
 
+def follow_sharding(op: Callable[..., jax.Array], x: jax.Array, *arrays: Any) -> jax.Array:
+    """Call `op(x, *arrays)`, with the Explicit axes of the mesh made Auto if there is one."""
+    given = (array for array in (x, *arrays) if array is not None)
+    if (mesh := find_explicit(*given)) is None:
+        return op(x, *arrays)
+    return as_auto(lambda *arrays: (op(*arrays), ()), mesh, x, *arrays)[0]
+
+
 def over_batch(
     function: Callable[..., Any], batched: Any, shared: Any, *, summed: bool = False
 ) -> Any:
@@ -66,14 +131,14 @@ def over_batch(
         summed: add up the second tree over the devices.
     """
     mesh = _mesh()
-    if mesh is None:
+    axes = () if mesh is None else _axes(mesh)
+    if not axes:
         return function(batched, shared)
-    axes = _axes(mesh)
     split, whole = PartitionSpec(axes or None), PartitionSpec()
 
     def local(batched: Any, shared: Any) -> Any:
         results = function(batched, shared)
-        return (results[0], jax.lax.psum(results[1], axes)) if summed and axes else results
+        return (results[0], jax.lax.psum(results[1], axes)) if summed else results
 
     return jax.shard_map(
         local,
@@ -98,15 +163,14 @@ def over_heads(function: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     if mesh is None:
         return function(arrays)
     first, axis = jax.tree.leaves(arrays)[0], jax.tree.leaves(axes)[0]
-    if explain_uneven(first.shape[0], first.shape[axis]):
+    batch, across = _axes(mesh), HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    if not (batch or across) or explain_uneven(first.shape[0], first.shape[axis]):
         return function(arrays)
-    across = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
-    batch = _axes(mesh) or None
 
     def spec(axis: int) -> PartitionSpec:
         if axis < 0 or across is None:
-            return PartitionSpec(batch)
-        return PartitionSpec(batch, *[None] * (axis - 1), across)
+            return PartitionSpec(batch or None)
+        return PartitionSpec(batch or None, *[None] * (axis - 1), across)
 
     return jax.shard_map(
         function,
@@ -117,11 +181,15 @@ def over_heads(function: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
 
 
 def pin(x: jax.Array) -> jax.Array:
-    """Constrain activations `[b, ...]` to be split over the batch alone, never along a sequence."""
+    """Constrain activations `[b, ...]` to be split over the batch alone, never along a sequence.
+
+    Where the axes of the batch are not known, the sharding is left to XLA.
+    """
     mesh = _mesh()
-    if mesh is None or explain_uneven(x.shape[0]):
+    axes = () if mesh is None else _axes(mesh)
+    if not axes or explain_uneven(x.shape[0]):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_axes(mesh) or None))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 def sum_as(gradient: jax.Array, argument: jax.Array) -> jax.Array:

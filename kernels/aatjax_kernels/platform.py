@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,12 @@ TPU: by the static schedules and bytes of the compiled programs, at every shape 
 """
 
 VARIABLE = "AATJAX_KERNELS"
+
+UNKNOWN_AXES = (
+    "a kernel cannot be split over several devices, as the mesh axes of the batch are not known: "
+    "use a mesh of jax.make_mesh with its Explicit axes, name the axis 'data' under jax.set_mesh, "
+    "or call it in jax.shard_map"
+)
 
 
 def default_kernels() -> tuple[str, ...]:
@@ -52,6 +59,9 @@ def branch(
 
     `jax.lax.platform_dependent` would trace every branch in every program. Here a branch is traced
     when the program is lowered for its platform; the default is traced at once.
+
+    XLA partitions the default alone: it runs on every platform where a program is for several
+    devices and this is not inside `shard_map` (see `aatjax_kernels.mesh`).
 
     Args:
         branches: functions by the platform's name in JAX; all return the same shapes.
@@ -109,8 +119,30 @@ def _run(*values: Any, **params: Any) -> Any:
     return _choose("cuda" if held == "gpu" else held, **params)(*values)
 
 
-def _lower(platform: str | None, context: Any, *values: Any, **params: Any) -> Any:
-    return mlir.lower_fun(_choose(platform, **params), multiple_results=True)(context, *values)
+def _lower(
+    platform: str | None,
+    context: Any,
+    *values: Any,
+    plain: Any,
+    message: str | None,
+    branches: Any,
+) -> Any:
+    if _is_partitioned(context) and platform in dict(branches):
+        if message is not None:
+            raise ValueError(UNKNOWN_AXES)
+        if platform != "cpu":
+            warnings.warn(f"{UNKNOWN_AXES}; plain JAX runs in its place", stacklevel=2)
+        platform = None
+    chosen = _choose(platform, plain, message, branches)
+    return mlir.lower_fun(chosen, multiple_results=True)(context, *values)
+
+
+def _is_partitioned(context: Any) -> bool:
+    """Return whether XLA is to partition what is lowered, which it cannot do with a kernel."""
+    axes = context.module_context.axis_context
+    if (mesh := getattr(axes, "mesh", None)) is not None:  # `shard_map`, of all axes or of some
+        return not set(mesh.axis_names) <= axes.manual_axes | set(mesh.manual_axes)
+    return getattr(axes, "num_devices", 1) != 1
 
 
 def _batch(values: Any, axes: Any, *, plain: Any, message: str | None, branches: Any) -> Any:

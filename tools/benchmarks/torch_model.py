@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flax import nnx
 from torch import nn
 from torch.nn.functional import gelu
 from transformers import ASTForAudioClassification

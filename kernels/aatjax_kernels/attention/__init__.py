@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels import dispatch
+from aatjax_kernels import dispatch, mesh
 from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.attention import fused, reference
 
@@ -54,7 +54,11 @@ def attention(
         mask=(mask, "b m"),
     )
     dispatch.check_name("attention", implementation, get_args(AttentionImplementation))
-    if implementation == "reference":
-        return reference.attention(query, key, value, mask)
-    choice = fused.choose_attention(implementation, query, key, mask, interpret)
-    return fused.attention(choice, query, key, value, mask)
+
+    def run(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        if implementation == "reference":
+            return reference.attention(query, key, value, mask)
+        choice = fused.choose_attention(implementation, query, key, mask, interpret)
+        return fused.attention(choice, query, key, value, mask)
+
+    return mesh.follow_sharding(run, query, key, value, mask)

@@ -92,6 +92,8 @@ def _over_queries(weights: Array, values: Array) -> Array:
 def _over_heads(function: Callable[..., Any], weights: int, *arrays: Any) -> Any:
     """Apply a function of heads [g, ...] to all heads [b h, ...]: on CPU in blocks."""
     heads = arrays[0].shape[0]
+    if not (isinstance(heads, int) and isinstance(weights, int)):
+        return function(arrays)  # a symbolic batch of `jax.export`
     most = max(1, BLOCK // weights)
     block = max(size for size in range(1, min(heads, most) + 1) if heads % size == 0)
     if block == heads:

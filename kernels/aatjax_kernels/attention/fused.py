@@ -26,7 +26,7 @@ def choose_attention(
         "attention",
         implementation,
         "blocked",
-        lambda name: BACKENDS[name].tile(options, *local, mask),
+        lambda name: dispatch.find_tiling(BACKENDS[name], options, *local, mask),
         options,
         mesh.explain_uneven(query.shape[0], query.shape[2]),
     )

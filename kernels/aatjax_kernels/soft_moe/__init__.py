@@ -1,14 +1,15 @@
 """Soft mixture of experts: dispatch, experts, combine.
 
 `reference` is the truth in plain einsums; `xla` the same with a hand-written backward pass; `tpu`
-and `gpu` are fused Pallas kernels. Under a mesh (`jax.set_mesh`) kernels run on each device's part
-of the batch, which is split over the axes named in `aatjax_kernels.mesh.BATCH_AXES`.
+and `gpu` are fused Pallas kernels. On a mesh kernels run on each device's part of the batch; see
+`aatjax_kernels.mesh` for which meshes.
 """
 
 from typing import Any, Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels import mesh
 from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.dispatch import KernelOptions, check_name
 from aatjax_kernels.soft_moe import fused, reference
@@ -72,8 +73,13 @@ def soft_moe(
         b_up=(b_up, "e d"),
         mask=(mask, "b n"),
     )
-    if implementation == "reference":
-        return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
-    options = KernelOptions(interpret, normalize)
-    choice = fused.choose_soft_moe(implementation, options, *arrays, mask)
-    return fused.soft_moe(choice, *arrays, mask)
+
+    def run(*arrays: Any) -> Array:
+        *arrays, mask = arrays
+        if implementation == "reference":
+            return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
+        options = KernelOptions(interpret, normalize)
+        choice = fused.choose_soft_moe(implementation, options, *arrays, mask)
+        return fused.soft_moe(choice, *arrays, mask)
+
+    return mesh.follow_sharding(run, *arrays, mask)

@@ -26,7 +26,7 @@ def choose_soft_moe(
         "soft_moe",
         implementation,
         "xla",
-        lambda name: BACKENDS[name].tile(options, *arrays),
+        lambda name: dispatch.find_tiling(BACKENDS[name], options, *arrays),
         options,
         mesh.explain_uneven(arrays[0].shape[0]),
     )

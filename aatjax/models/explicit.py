@@ -1,0 +1,38 @@
+"""Calls of a model on a mesh with Explicit axes (`jax.make_mesh` at its defaults)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from aatjax import ops
+from aatjax.models.copies import call_copy
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def follow_sharding(method: Method) -> Method:
+    """Decorate a method of a module whose first argument and result have a leading batch axis.
+
+    Where the first argument or a parameter lies on a mesh with Explicit axes, XLA partitions the
+    computation, and the result is split over the batch as the first argument is. Without this, each
+    reshape in the model would have to name the sharding of its result.
+    """
+
+    @functools.wraps(method)
+    def call(self: nnx.Module, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        mesh = ops.find_explicit(x) or ops.find_explicit(*jax.tree.leaves(nnx.state(self)))
+        if mesh is None:
+            return method(self, x, *args, **options)
+        graphdef, state = nnx.split(self)
+
+        def run(x: jax.Array, state: Any, args: Any) -> tuple[jax.Array, Any]:
+            return call_copy(graphdef, state, lambda copy: method(copy, x, *args, **options))
+
+        result, changed = ops.as_auto(run, mesh, x, state, args)
+        nnx.update(self, changed)
+        return result
+
+    return call  # pyright: ignore[reportReturnType]
