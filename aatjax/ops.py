@@ -1,11 +1,51 @@
 """Ops with a choice of implementation: the only module of aatjax that imports the kernels."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
 from aatjax_kernels import elementwise, matmul, mesh
 from aatjax_kernels import soft_moe as soft_moe_kernels
+
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Trace every op as plain operations, without kernels or derivative rules of our own.
+
+    They have derivatives of every kind and order, and take more memory and time.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """x Phi(x) with the exact (erf) Phi: see `aatjax_kernels.elementwise.plain_gelu`."""
+    return elementwise.plain_gelu(x) if _plain.get() else elementwise.gelu(x)
+
+
+def layer_norm(
+    x: Float[Array, "*b d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+) -> Float[Array, "*b d"]:
+    """LayerNorm over the last axis: see `aatjax_kernels.elementwise.plain_layer_norm`."""
+    norm = elementwise.plain_layer_norm if _plain.get() else elementwise.layer_norm
+    return norm(x, scale, bias, eps)
+
+
+def dot_general(x: Array, kernel: Array, dimensions: Any, *args: Any, **options: Any) -> Array:
+    """Multiply as `lax.dot_general` does: see `aatjax_kernels.matmul.dot_general`."""
+    product = lax.dot_general if _plain.get() else matmul.dot_general
+    return product(x, kernel, dimensions, *args, **options)
 
 
 def attention(
@@ -31,8 +71,9 @@ def attention(
 
     Source: Vaswani et al. 2017, eq. 1.
     """
+    name = "reference" if _plain.get() else None
     try:
-        return attention_kernels.attention(query, key, value, mask=mask)
+        return attention_kernels.attention(query, key, value, mask=mask, implementation=name)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -54,6 +95,7 @@ def soft_moe(
     Raises:
         UsageError: an implementation of that name does not exist, or cannot run here.
     """
+    implementation = "reference" if _plain.get() else implementation
     try:
         return soft_moe_kernels.soft_moe(
             x,
@@ -71,10 +113,7 @@ def soft_moe(
 
 
 as_auto = mesh.as_auto
-dot_general = matmul.dot_general
 find_explicit = mesh.find_explicit
-gelu = elementwise.gelu
-layer_norm = elementwise.layer_norm
 over_batch = mesh.over_batch
 over_batch_only = mesh.pin
 soft_routing = soft_moe_kernels.routing

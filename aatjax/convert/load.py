@@ -39,6 +39,7 @@ class LoadOptions(TypedDict, total=False):
         remat: recompute activations in the backward pass.
         positions: `learned`, or `zeros` to discard the checkpoint's, as the published
             parameter-efficient code (arXiv 2312.03694, 2402.00828) does.
+        implementation: `reference` for plain operations, with derivatives of every kind and order.
         mask_padding: mask out patches that lie wholly in the padding of a clip, see `ASTConfig`.
         rgb: sum the colour channels of an ImageNet patch kernel (published code), or average them
             (`mean`).
@@ -53,6 +54,7 @@ class LoadOptions(TypedDict, total=False):
     remat: bool | None
     positions: PositionInit | None
     mask_padding: bool | None
+    implementation: Literal["fastest", "reference"] | None
     rgb: Literal["sum", "mean"] | None
 
 

@@ -134,7 +134,7 @@ def _compute_features(frontend: FrontEnd, audio: Array, length: Array) -> Array:
 
 
 def _cast_to_float32(model: AST) -> AST:
-    config = dataclasses.replace(model.config, dtype="float32", scan=False, remat=False)
+    config = dataclasses.replace(model.config.without_execution(), dtype="float32")
     if config == model.config:
         return surgery.clone(model)
     method = cast(Method, model.method)

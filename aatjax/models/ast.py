@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Integer
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
-from aatjax.models.explicit import follow_sharding
+from aatjax.models.entry import entry
 from aatjax.models.provenance import Origin
 from aatjax.models.scan import run_blocks
 from aatjax.models.tokens import (
@@ -263,7 +263,7 @@ class AST(nnx.Module):
         self.pool = Pool(config)
         self.head = Head(config, rngs=rngs)
 
-    @follow_sharding
+    @entry
     def __call__(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None = None
     ) -> Float[Array, "b c"]:
@@ -277,7 +277,7 @@ class AST(nnx.Module):
         mask = self._mask(valid, x.shape[1] if x.ndim == 3 else None)
         return self._classify(self._embed(x, mask), mask, 0)
 
-    @follow_sharding
+    @entry
     def tokens(self, x: Float[Array, "b t f"], mask: Mask | None = None) -> Tokens:
         """Return all tokens after the final LayerNorm, in float32.
 
@@ -298,7 +298,7 @@ class AST(nnx.Module):
             )
         return self.embed(x)
 
-    @follow_sharding
+    @entry
     def run_until(
         self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None, block: int
     ) -> FirstTokens:
@@ -308,7 +308,7 @@ class AST(nnx.Module):
         """
         return self._run_blocks(self.embed(x), self._mask(valid), 0, block, self._reads_at(block))
 
-    @follow_sharding
+    @entry
     def run_from(
         self, tokens: Tokens, valid: Integer[Array, " b"] | None, block: int
     ) -> Float[Array, "b c"]:

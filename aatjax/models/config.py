@@ -45,6 +45,8 @@ class ASTConfig:
         positions: `learned` (as loaded, cut or interpolated), or `zeros`, which the published
             parameter-efficient code (arXiv 2312.03694, 2402.00828) trains on: its loader sets the
             positions to zero for every input length but that of the checkpoint.
+        implementation: `fastest` on the device, or `reference`: plain operations throughout, with
+            derivatives of every kind (forward mode, Hessians) and of any order.
         mask_padding: mask out patches that lie wholly in the padding of a clip: of attention
             keys, of the input of mixtures, of pooled means. Adapters that convolve along the
             tokens (conformer, convpass) still read them at the border. AST itself does not mask.
@@ -70,6 +72,7 @@ class ASTConfig:
     remat: bool = False
     positions: PositionInit = "learned"
     mask_padding: bool = False
+    implementation: Literal["fastest", "reference"] = "fastest"
 
     def __post_init__(self) -> None:
         check_fields(self, "model ")
@@ -104,6 +107,10 @@ class ASTConfig:
     def num_tokens(self) -> int:
         """Length of the token sequence, prefix tokens included."""
         return self.num_prefix + math.prod(self.grid)
+
+    def without_execution(self) -> "ASTConfig":
+        """Return the config with the options that change no result at their defaults."""
+        return dataclasses.replace(self, scan=False, remat=False, implementation="fastest")
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads."""

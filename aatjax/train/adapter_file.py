@@ -92,14 +92,13 @@ def save_adapter(
     if not isinstance(model.method, Method) or model.origin is None:
         raise DataError("only a model from aatjax.load and aatjax.adapt can be saved as an adapter")
     tensors = surgery.arrays(model, nnx.Param) | surgery.arrays(model, nnx.BatchStat)
-    config = {**model.config.to_json(), "scan": False, "remat": False}
     info = {
         "format": FORMAT,
         "kind": "adapter",
         "classes": list(classes),
         "multi_label": multi_label,
         "frontend": frontend.to_dict(),
-        "model": config,
+        "model": model.config.without_execution().to_json(),
         "method": model.method.to_json(),
         "base": dataclasses.asdict(model.origin),
         "versions": find_versions(),
@@ -261,8 +260,9 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
 
 def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
     """Refuse a loaded backbone that would give other logits than the one trained on."""
-    free = {"dtype", "scan", "remat", "num_classes"}
-    pairs = ((name, given.to_json()[name], value) for name, value in wanted.to_json().items())
+    free = {"dtype", "num_classes"}
+    fields = given.without_execution().to_json()
+    pairs = ((name, fields[name], value) for name, value in wanted.to_json().items())
     other = [f"{n}={a!r} for {b!r}" for n, a, b in pairs if a != b and n not in free]
     if other:
         raise DataError(

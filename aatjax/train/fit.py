@@ -31,7 +31,7 @@ from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
-from aatjax.train.sharding import MeshShape, check_batch, choose_devices, fetch
+from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, make_steps
 
@@ -119,8 +119,9 @@ class FitSettings(TypedDict, total=False):
         optim: AdamW and its schedule.
         augment: augmentation of the training batches.
         frontend: log-mel front end; by default AST's, at the model's length.
-        mesh: how the devices of all processes share the work, or a mesh of some of them with axes
-            `data`, `fsdp` and `model`; by default each takes its part of the batch.
+        mesh: how the devices of all processes share the work, or any mesh of some of them: weights
+            are split over its axis `fsdp`, heads over `model`, the clips over all other axes and
+            `fsdp`; by default each device takes its part of the batch.
     """
 
     epochs: int | None
@@ -224,7 +225,9 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")
     mesh = settings.get("mesh") or MeshShape()
-    if not isinstance(mesh, Mesh):
+    if isinstance(mesh, Mesh):
+        mesh = adopt_mesh(mesh)
+    else:
         devices = jax.devices()
         if mesh == MeshShape():
             weights = surgery.count_bytes(model)

@@ -102,6 +102,18 @@ class MeshShape:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
+def adopt_mesh(mesh: Mesh) -> Mesh:
+    """Return the devices of any mesh with the axes `data`, `fsdp` and `model`.
+
+    Each device has its own clips along axes of other names, which become part of `data`.
+    """
+    names = list(mesh.axis_names)
+    own = [name for name in names if name not in AXES[1:]]
+    grid = mesh.devices.transpose([names.index(n) for n in (*own, *AXES[1:]) if n in names])
+    sizes = (-1, *(mesh.shape.get(name, 1) for name in AXES[1:]))
+    return Mesh(grid.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def choose_devices(batch_size: int, weights: int, devices: Sequence[Any]) -> list[Any]:
     """Return the devices over which a batch is split where no mesh is asked for.
 

@@ -4,7 +4,6 @@ Automatic differentiation would keep three arrays of hidden units and two float3
 per layer: on a TPU 18 of the 29 activation tensors that a layer of AST keeps in bfloat16.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -17,8 +16,7 @@ from aatjax_kernels.mesh import sum_as
 F32 = jnp.float32
 
 
-@jax.custom_vjp
-def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+def plain_gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, eq. 2)."""
     return (x * _normal_cdf(x.astype(F32))).astype(x.dtype)
 
@@ -36,11 +34,12 @@ def _gelu_back(x: Array, dout: Array) -> tuple[Array]:
     return ((dout.astype(F32) * slope).astype(x.dtype),)
 
 
+gelu = jax.custom_vjp(plain_gelu)
+"""`plain_gelu` with a backward pass that reads its input alone; has no forward mode."""
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_back)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(
+def plain_layer_norm(
     x: Float[Array, "*b d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> Float[Array, "*b d"]:
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in float32 (Ba et al. 2016).
@@ -51,6 +50,10 @@ def layer_norm(
         eps: added to the (biased) variance.
     """
     return _norm_forward(x, scale, bias, eps)[0]
+
+
+layer_norm = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3,))
+"""`plain_layer_norm` that keeps its input and two numbers per row; has no forward mode."""
 
 
 def _row(values: Array, x: Array) -> Array:

@@ -40,7 +40,7 @@ from aatjax_kernels.soft_moe.gpu_tiles import (
     per_clip,
     store_tile,
 )
-from aatjax_kernels.soft_moe.reference import experts as apply_experts
+from aatjax_kernels.soft_moe.packing import apply_experts
 
 PROGRAMS = 132
 """Programs that a pass is split into, if there are tokens enough: one per core of an H100.

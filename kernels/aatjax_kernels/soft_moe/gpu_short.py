@@ -24,8 +24,12 @@ from aatjax_kernels.soft_moe.gpu_tiles import (
     per_clip,
     store_tile,
 )
-from aatjax_kernels.soft_moe.packing import gelu_and_slope, make_ownership, pack
-from aatjax_kernels.soft_moe.reference import experts as apply_experts
+from aatjax_kernels.soft_moe.packing import (
+    apply_experts,
+    gelu_and_slope,
+    make_ownership,
+    pack,
+)
 
 MAX_TOKENS = {16: 160, 32: 128}
 """Tokens of a clip at most, by the padded slots: more do not fit 255 registers a thread."""

@@ -4,12 +4,19 @@ Phi becomes [s, d], the down- and up-projections [h, d] with h = e r hidden unit
 marks the hidden units of each slot's expert, so that all experts are two products.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from aatjax_kernels.elementwise import gelu
+from aatjax_kernels.soft_moe.reference import experts
+
+apply_experts = functools.partial(experts, gelu=gelu)
+"""`reference.experts` with a GELU that keeps only its input, for reverse mode alone."""
 
 
 class PackedParams(NamedTuple):

@@ -4,10 +4,14 @@ Soft-MoA (arXiv 2402.00828), after "From Sparse to Soft Mixtures of Experts" (ar
 eq. 1-3. Axes: b batch, n tokens, d width, e experts, p slots per expert, r bottleneck width.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+_gelu = functools.partial(jax.nn.gelu, approximate=False)
 NORM_EPS = 1e-6
 """Added to the squared length of a token before division by it."""
 
@@ -70,10 +74,12 @@ def experts(
     b_down: Float[Array, "e r"],
     w_up: Float[Array, "e r d"],
     b_up: Float[Array, "e d"],
+    *,
+    gelu: Callable[[Array], Array] = _gelu,
 ) -> Float[Array, "b e p d"]:
     """Apply every expert to its own slots."""
     hidden = jnp.einsum("bepd,edr->bepr", slots, w_down) + b_down[None, :, None]
-    outputs = jnp.einsum("bepr,erd->bepd", jax.nn.gelu(hidden, approximate=False), w_up)
+    outputs = jnp.einsum("bepr,erd->bepd", gelu(hidden), w_up)
     return outputs + b_up[None, :, None]
 
 

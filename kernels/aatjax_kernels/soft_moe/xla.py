@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import F32
+from aatjax_kernels.soft_moe.packing import apply_experts
 from aatjax_kernels.soft_moe.reference import NORM_EPS, weights
-from aatjax_kernels.soft_moe.reference import experts as apply_experts
 
 
 def tile(options: KernelOptions, *arrays: Any) -> None:

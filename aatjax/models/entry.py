@@ -1,4 +1,4 @@
-"""Calls of a model on a mesh with Explicit axes (`jax.make_mesh` at its defaults)."""
+"""What surrounds every call of a model: Explicit meshes, and the choice of plain operations."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,10 @@ from aatjax.models.copies import call_copy
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def follow_sharding(method: Method) -> Method:
-    """Decorate a method of a module whose first argument and result have a leading batch axis.
+def entry(method: Method) -> Method:
+    """Decorate a method of an AST whose first argument and result have a leading batch axis.
+
+    With `config.implementation="reference"` all operations are plain.
 
     Where the first argument or a parameter lies on a mesh with Explicit axes, XLA partitions the
     computation, and the result is split over the batch as the first argument is. Without this, each
@@ -22,7 +24,13 @@ def follow_sharding(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def call(self: nnx.Module, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    def call(self: Any, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        if self.config.implementation == "reference":
+            with ops.plain_operations():
+                return follow_sharding(self, x, args, options)
+        return follow_sharding(self, x, args, options)
+
+    def follow_sharding(self: Any, x: jax.Array, args: Any, options: Any) -> jax.Array:
         mesh = ops.find_explicit(x) or ops.find_explicit(*jax.tree.leaves(nnx.state(self)))
         if mesh is None:
             return method(self, x, *args, **options)
