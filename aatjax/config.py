@@ -171,7 +171,8 @@ class Config:
                 raise UsageError(f"config.{name}={part!r} is not an object with fields")
             if cls is Method:
                 method = upgrade_fields(part)
-                _check_json(name, method, find_method(str(method.pop("name", None))))
+                cls = find_method(str(method.pop("name", None)), method.pop("class", None))
+                _check_json(name, method, cls)
                 values[name] = Method.from_json(part)
             else:
                 _check_json(name, part, cls)
@@ -290,6 +291,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return listed and (not plain or all(_fits(item, options[0]) for item in value))
     if options:
         return any(_fits(value, option) for option in options)
+    if issubclass(hint, Method):
+        return isinstance(value, dict)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)

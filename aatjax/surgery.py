@@ -119,6 +119,13 @@ def arrays(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[s
     return {path: var[...] for path, var in variables(model).items() if isinstance(var, kind)}
 
 
+def fetch_arrays(
+    model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable
+) -> dict[str, np.ndarray]:
+    """Return `arrays` in the host's memory."""
+    return {path: np.asarray(value) for path, value in arrays(model, kind).items()}
+
+
 def count_bytes(model: nnx.Module) -> int:
     """Return the bytes of all arrays."""
     return sum(array.nbytes for array in arrays(model).values())

@@ -1,5 +1,6 @@
 """Small adapter files on a small backbone."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def trained(source: Path, method: petl.Method, **options: Any) -> AST:
 
 
 def save(path: Path, model: AST, **extra: Any) -> Path:
+    frontend = dataclasses.replace(FRONTEND, frames=model.config.frames)
     return save_adapter(
-        path, model, classes=CLASSES, multi_label=True, frontend=FRONTEND, extra=extra
+        path, model, classes=CLASSES, multi_label=True, frontend=frontend, extra=extra
     )
 
 

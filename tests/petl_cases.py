@@ -143,6 +143,7 @@ CASES: dict[str, tuple[Method, tuple[str, ...] | None]] = {
         ),
         PREFIX + DEEP + lora("kv"),
     ),
+    "stacked": (petl.Stacked((petl.AAT(), soft())), ATTN_MIXTURE + LN1),
 }
 _listed = {method.name for method, _ in CASES.values()}
 WITHOUT_ORACLE = [name for name in petl.METHODS if name not in _listed]
@@ -197,7 +198,7 @@ def find_form(name: str, published: bool) -> tuple[Method, tuple[str, ...] | Non
 
 
 def list_parts(method: Method) -> tuple[Method, ...]:
-    return method.methods if isinstance(method, petl.Combined) else (method,)
+    return method.methods if isinstance(method, petl.Combined | petl.Stacked) else (method,)
 
 
 @functools.cache

@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; a user's mistake gives one line, no traceback."""
     try:
+        while arguments[:1] == ["--import"]:
+            if not arguments[1:]:
+                raise UsageError("--import needs a Python file or the name of a module")
+            import_own(arguments[1])
+            arguments = arguments[2:]
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(format_overview())
         elif arguments[0] == "--version":
@@ -69,6 +74,24 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as after SIGPIPE: part of the output was lost
+
+
+def import_own(name: str) -> None:
+    """Import a module of the user, by its name or as a file, which registers methods of its own.
+
+    Raises:
+        UsageError: there is none, or it cannot be run.
+    """
+    path = Path(name)
+    folder = path.resolve().parent if path.suffix == ".py" else Path.cwd()
+    module = path.stem if path.suffix == ".py" else name
+    sys.path.insert(0, str(folder))
+    try:
+        import_module(module)
+    except AatjaxError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
 def find_command(name: str, *arguments: str) -> Callable[[], None]:
@@ -122,6 +145,7 @@ def format_overview() -> str:
         "",
         "aatjax train            needs no data: synthetic sounds, and the weights in the package",
         "aatjax COMMAND --help   arguments and flags of a command",
+        "aatjax --import FILE COMMAND ...   with the methods of a Python file of yours",
     ]
     return "\n".join(lines)
 

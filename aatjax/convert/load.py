@@ -19,7 +19,7 @@ from aatjax.io.hub import fetch_weights, is_repository_id
 from aatjax.models.ast import AST, Head, make_abstract
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
 from aatjax.models.positions import resize_positions
-from aatjax.models.provenance import Origin, fingerprint_backbone
+from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
 EMBEDDED = Path(__file__).parents[1] / "weights" / "ast_mini_synthetic.safetensors"
 
@@ -163,8 +163,7 @@ def build_model(
     if config.positions == "zeros":
         values["embed/pos"] = np.zeros_like(values["embed/pos"])
     surgery.assign(model, values, what=origin.source, complete=True)
-    surgery.freeze(model)
-    model.origin = origin
+    _finish(model, origin)
     model.labels = None if new_head else checkpoint.labels
     model.statistics = checkpoint.statistics
     return model
@@ -175,8 +174,10 @@ def reset_weights(model: AST, seed: int) -> None:
     values = surgery.arrays(AST(model.config, rngs=nnx.Rngs(seed)))
     surgery.assign(model, values, what="random weights", complete=True)
     if model.origin is not None:
-        found = fingerprint_backbone({path: np.asarray(value) for path, value in values.items()})
+        arrays = surgery.fetch_arrays(model)
+        found = fingerprint_backbone(arrays)
         model.origin = dataclasses.replace(model.origin, fingerprint=found, seed=seed, reset=True)
+        model.loaded = LoadedArrays.of(arrays)
 
 
 def make_front_end(model: AST) -> FrontEnd:
@@ -245,6 +246,12 @@ def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
     if config.positions == "zeros":
         surgery.assign(model, {"embed/pos": np.zeros(model.embed.pos.shape)}, what="zero positions")
     tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
-    surgery.freeze(model)
-    model.origin = Origin(name, fingerprint_backbone(tensors), seed)
+    _finish(model, Origin(name, fingerprint_backbone(tensors), seed))
     return model
+
+
+def _finish(model: AST, origin: Origin) -> None:
+    """Freeze a model and remember what it was loaded from."""
+    surgery.freeze(model)
+    model.origin = origin
+    model.loaded = LoadedArrays.of(surgery.fetch_arrays(model))

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int16
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, UsageError, printable
+from aatjax.train.golden import find_limit
 
 NamedSound = tuple[str, Int16[np.ndarray, " s"]]
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, in units of the largest logit (of 1 if none is larger)."""
+"""Largest difference of a logit, see `find_limit`."""
 
 SOUNDS = (("siren", 1, 1.0), ("bark", 2, 1.0), ("fire", 3, 0.2), ("clock", 4, 0.8))
 """Sound, seed, and its length as a share of the model's."""
@@ -44,11 +45,6 @@ def read_clips(files: Sequence[str | os.PathLike[str]]) -> list[NamedSound]:
     from aatjax.audio.decode import decode
 
     return [(printable(os.path.basename(file)), decode(file).waveform) for file in files]
-
-
-def find_limit(want: Float[np.ndarray, "n c"], tolerance: float) -> float:
-    """Return the largest allowed difference of a logit."""
-    return tolerance * max(1.0, float(np.abs(want).max()))
 
 
 def compare_outputs(

@@ -13,11 +13,9 @@ from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import DataError, UsageError, printable
 from aatjax.export.manifest import read_bundle
 from aatjax.export.merged_model import ParityClips
-from aatjax.export.parity import compare_outputs, find_limit, synthesize_clip
-from aatjax.train.adapter_file import compute_golden_logits, find_versions, load_adapter
-
-VERIFY_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Tolerance by compute type, see `parity.TOLERANCE`."""
+from aatjax.export.parity import compare_outputs, synthesize_clip
+from aatjax.train.adapter_file import find_versions, load_adapter
+from aatjax.train.golden import TOLERANCE, compute_golden_logits, find_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +50,13 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
     path = Path(path)
     if path.is_dir():
         return _verify_bundle(path)
-    adapter = load_adapter(path, base=base)
+    adapter = load_adapter(path, base=base, check=False)
     sample, want = _read_sample(path, adapter.info)
     logits = compute_golden_logits(adapter.model, adapter.frontend, **sample)
     written = adapter.info.get("versions", {}).get("jax", "unknown")
     here = find_versions()["jax"]
     by = f"jax {here}" if here == written else f"jax {here} (written with jax {written})"
-    tolerance = VERIFY_TOLERANCE[adapter.model.config.dtype]
+    tolerance = TOLERANCE[adapter.model.config.dtype]
     return _compare(path, want, {"the golden sample": logits[None]}, by, tolerance)
 
 
@@ -74,7 +72,7 @@ def _verify_bundle(folder: Path) -> Verified:
     name, waveform = synthesize_clip(frontend, **sample)
     found, by = to.run(folder, entries, ParityClips.from_waveforms(frontend, [name], [waveform]))
     found = {f"the golden sample ({given})": logits for given, logits in found.items()}
-    return _compare(folder, want, found, by, VERIFY_TOLERANCE["float32"])
+    return _compare(folder, want, found, by, TOLERANCE["float32"])
 
 
 def _read_sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:

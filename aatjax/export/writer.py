@@ -28,7 +28,8 @@ from aatjax.export.stablehlo import PLATFORMS, STABLEHLO_FORMAT
 from aatjax.export.web import WEB_FORMAT
 from aatjax.inference.demo import find_title
 from aatjax.io.atomic import write_folder
-from aatjax.train.adapter_file import GOLDEN, TrainedAdapter, find_versions, load_adapter
+from aatjax.train.adapter_file import TrainedAdapter, find_versions, load_adapter
+from aatjax.train.golden import GOLDEN
 
 FORMATS: dict[str, ExportFormat] = {
     format.name: format

@@ -124,6 +124,10 @@ def average(
                 f"adapters 1 and {number} are of different methods, {first.model.method} and "
                 f"{other.model.method}: not averaged"
             )
+        if (path := find_frozen_difference(first.model, other.model)) is not None:
+            raise UsageError(
+                f"adapters 1 and {number} stand on different weights, first in {path}: not averaged"
+            )
     model = surgery.clone(first.model)
     mean: dict[str, Any] = {}
     for kind in (nnx.Param, nnx.BatchStat):
@@ -142,6 +146,13 @@ def check_same_backbone(model: AST, other: AST, name: str, other_name: str) -> N
             f"adapters {name!r} and {other_name!r} were trained on different backbones "
             f"({str(prints[0])[:12]} and {str(prints[1])[:12]}): keep them apart"
         )
+
+
+def find_frozen_difference(model: AST, other: AST) -> str | None:
+    """Return the path of an array that is frozen in both models and differs, if there is one."""
+    mine, theirs = (surgery.arrays(m, surgery.Frozen) for m in (model, other))
+    pairs = ((path, mine[path], theirs[path]) for path in mine.keys() & theirs.keys())
+    return next((p for p, a, b in pairs if a is not b and not np.array_equal(a, b)), None)
 
 
 def share_frozen(model: AST, other: AST) -> AST:

@@ -26,7 +26,7 @@ from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.entry import entry
-from aatjax.models.provenance import Origin
+from aatjax.models.provenance import LoadedArrays, Origin
 from aatjax.models.scan import run_blocks
 from aatjax.models.tokens import (
     FirstTokens,
@@ -243,6 +243,7 @@ class AST(nnx.Module):
 
     Attributes:
         origin: where the backbone was loaded from.
+        loaded: digests of the arrays as they were loaded.
         labels: class names of the loaded head, if known.
         statistics: mean and standard deviation of the log-mel of the pretraining data, if known.
         method: the adaptation method, once adapted.
@@ -253,6 +254,7 @@ class AST(nnx.Module):
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.origin: Origin | None = None
+        self.loaded: LoadedArrays | None = None
         self.labels: tuple[str, ...] | None = None
         self.statistics: tuple[float, float] | None = None
         self.method: Hashable = None

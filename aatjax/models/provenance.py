@@ -30,6 +30,36 @@ class Origin:
     reset: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedArrays:
+    """Digests of a model's arrays as they were loaded, so that a later change is found.
+
+    Attributes:
+        digests: (path, SHA-256) of every array.
+    """
+
+    digests: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "LoadedArrays":
+        """Return the digests of arrays by path."""
+        return cls(tuple((path, _digest(value)) for path, value in arrays.items()))
+
+    def find_changed(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
+        """Return the paths of arrays that are not as they were loaded, or were not loaded."""
+        known = dict(self.digests)
+        return [path for path, value in arrays.items() if known.get(path) != _digest(value)]
+
+    def replace(self, arrays: Mapping[str, np.ndarray]) -> "LoadedArrays":
+        """Return the digests with those of some arrays replaced."""
+        changed = LoadedArrays.of(arrays).digests
+        return LoadedArrays(tuple({**dict(self.digests), **dict(changed)}.items()))
+
+
+def _digest(value: np.ndarray) -> str:
+    return hash_arrays({"": value})
+
+
 def fingerprint_backbone(params: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of names, shapes and float32 values of all tensors outside the head."""
     body = {name: value for name, value in params.items() if not name.startswith("head/")}

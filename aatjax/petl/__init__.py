@@ -8,7 +8,7 @@ from aatjax.errors import suggest
 from aatjax.petl.aat import AAT
 from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method, adapt, find_method
-from aatjax.petl.combined import Combined
+from aatjax.petl.combined import Combined, Stacked
 from aatjax.petl.dense_moa import DenseMoA, TopKMoA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.merge import merge
@@ -21,7 +21,7 @@ from aatjax.petl.soft_moa import SoftMoA
 
 # The methods, so that editors and type checkers know them; then what is done with them.
 __all__ = ["AAT", "Adapter", "BitFit", "Combined", "DenseMoA", "Full", "LayerNormTuning", "Linear"]
-__all__ += ["LoRA", "Partial", "Prefix", "Prompt", "SoftMoA", "TopKMoA"]
+__all__ += ["LoRA", "Partial", "Prefix", "Prompt", "SoftMoA", "Stacked", "TopKMoA"]
 __all__ += ["METHODS", "Method", "Routing", "TABLE", "adapt", "diagnose_routing", "find_method"]
 __all__ += ["make_method", "merge", "routing"]
 

@@ -1,6 +1,7 @@
 """The base of all adaptation methods, and what places a method on a model."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -75,8 +76,14 @@ class Method:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the method's name and fields as a plain dictionary."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        """Return the method's name, its class and its fields as a plain dictionary.
+
+        A class of aatjax is found by its name alone, so that it may move to another module.
+        """
+        cls = type(self)
+        home = {} if cls.__module__.startswith("aatjax.") else {"class": _name_class(cls)}
+        fields = {f.name: _write_field(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"name": self.name, **home, **fields}
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> "Method":
@@ -85,9 +92,13 @@ class Method:
         Raises:
             UsageError: unknown method or field.
         """
-        cls = find_method(str(fields.get("name")))
+        cls = find_method(str(fields.get("name")), fields.get("class"))
         upgraded = upgrade_fields(fields)
-        values = {key: cls.read_field(value) for key, value in upgraded.items() if key != "name"}
+        values = {
+            key: _read_field(value)
+            for key, value in upgraded.items()
+            if key not in ("name", "class")
+        }
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(
@@ -96,11 +107,6 @@ class Method:
             )
         return cls(**values)
 
-    @classmethod
-    def read_field(cls, value: Any) -> Any:
-        """Return a field's value from its JSON, in which tuples are lists."""
-        return tuple(value) if isinstance(value, list) else value
-
     def replace(self, **changes: Any) -> "Method":
         """Return a copy with some fields changed; a new size replaces the one that was given."""
         if any(name in changes for name in SIZES):
@@ -108,19 +114,84 @@ class Method:
         return dataclasses.replace(self, **changes)
 
 
-def find_method(name: str) -> type[Method]:
+def _name_class(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _write_field(value: Any) -> Any:
+    if isinstance(value, Method):
+        return value.to_json()
+    return [_write_field(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _read_field(value: Any) -> Any:
+    """Return a field's value from its JSON, in which tuples are lists and methods are objects."""
+    if isinstance(value, dict) and "name" in value:
+        return Method.from_json(value)
+    return tuple(map(_read_field, value)) if isinstance(value, list) else value
+
+
+def find_method(name: str, home: str | None = None) -> type[Method]:
     """Return the method class of a name such as `soft_moa`.
 
+    Args:
+        name: the registered name.
+        home: module and name of the class with which a file was written, if it is not of aatjax.
+
     Raises:
-        UsageError: no such method; the message suggests the nearest name.
+        UsageError: no such method; the message suggests the nearest name, or what to import.
     """
     if name in METHODS:
         return METHODS[name]
+    if home is not None:
+        module, _, cls = home.rpartition(".")
+        where = (
+            "run the script or notebook cell that defines it"
+            if module == "__main__"
+            else (f"import {module}")
+        )
+        raise UsageError(
+            f"method {name!r} is the class {cls} of {module}: {where} first (on the command line: "
+            "aatjax --import FILE COMMAND)"
+        )
     known = ", ".join(sorted(METHODS))
     raise UsageError(
         f"unknown method {name!r}{suggest(name, METHODS)} (there are {known}; import the module of "
-        "a method of your own first)"
+        "a method of your own first, on the command line by aatjax --import FILE COMMAND)"
     )
+
+
+def check_method(method: object) -> None:
+    """Refuse what is no method, and a method that a saved adapter would not bring back.
+
+    Raises:
+        UsageError: it is no method; its class has no name of its own; or a field is not written
+            as JSON.
+    """
+    if not isinstance(method, Method):
+        cls = METHODS.get(method) if isinstance(method, str) else method
+        name = cls.__name__ if isinstance(cls, type) and issubclass(cls, Method) else "SoftMoA"
+        raise UsageError(
+            f"adapt takes a method, not {method!r}: pass petl.{name}(), or petl.make_method(NAME) "
+            "for a name on the command line"
+        )
+    cls, owner = type(method), METHODS.get(method.name)
+    if owner is None or _name_class(owner) != _name_class(cls):
+        what = "has no name" if owner is None else f"has the name of {_name_class(owner)}"
+        raise UsageError(
+            f"the method {cls.__name__} {what}, so a saved adapter would come back as another "
+            f'method: give it one of its own, name: ClassVar[str] = "{cls.__name__.lower()}"'
+        )
+    try:
+        hash(method)
+        again = Method.from_json(json.loads(json.dumps(method.to_json())))
+    except TypeError as error:
+        raise UsageError(f"a field of {method!r} cannot be saved: {error}") from None
+    if again != method:
+        raise UsageError(
+            f"{method!r} would come back from a saved adapter as {again!r}: its fields must be "
+            "numbers, strings, methods, or tuples of them"
+        )
 
 
 def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +203,7 @@ def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
     upgraded = dict(fields)
     if isinstance(upgraded.get("targets"), str):
         upgraded["targets"] = list(upgraded["targets"])
-    cls = find_method(str(fields.get("name")))
+    cls = find_method(str(fields.get("name")), fields.get("class"))
     size, default = cls.default_size
     is_old = not {"width", "rank"} & fields.keys()
     if is_old and size in fields and (fields[size] == default or fields.get("budget") is not None):
@@ -144,7 +215,8 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
     """Return a copy of a model with a method's modules added and its parameters trainable.
 
     Args:
-        model: an AST whose parameters are all frozen; not changed.
+        model: an AST; not changed. If it is adapted already, its adapters and its head are kept,
+            frozen, and the method comes on top (`petl.Stacked`).
         method: what to add and train, such as `petl.SoftMoA()`.
         seed: seed of the new modules' initial weights.
 
@@ -152,26 +224,35 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
         A new AST that shares the frozen arrays with `model`.
 
     Raises:
-        UsageError: `method` is no method, or the model is adapted already.
+        UsageError: `method` is no method, or could not be saved (see `check_method`); or it adds
+            parameters under the names of those of an earlier adapter.
     """
-    if not isinstance(method, Method):
-        cls = METHODS.get(method) if isinstance(method, str) else method
-        name = cls.__name__ if isinstance(cls, type) and issubclass(cls, Method) else "SoftMoA"
-        raise UsageError(
-            f"adapt takes a method, not {method!r}: pass petl.{name}(), or petl.make_method(NAME) "
-            "for a name on the command line"
-        )
-    if model.method is not None:
-        raise UsageError("the model is adapted already: adapt the model that aatjax.load returned")
+    check_method(method)
     adapted = surgery.clone(model)
     surgery.freeze(adapted)
+    before = surgery.arrays(adapted)
     method.inject(adapted, rngs=nnx.Rngs(seed))
+    if adapted.loaded is not None:
+        # What the method itself changes, such as positions that it sets to zero, comes back.
+        arrays = surgery.arrays(adapted, surgery.Frozen)
+        changed = [path for path in before.keys() & arrays if arrays[path] is not before[path]]
+        fetched = {path: np.asarray(arrays[path]) for path in changed}
+        adapted.loaded = adapted.loaded.replace(fetched)
     surgery.unfreeze(adapted, "head/**")
     if not adapted.config.head_norm and method.trains_last_norm:
         surgery.unfreeze(adapted, "norm/*")
-    adapted.method = method
+    adapted.method = method if model.method is None else stack_methods(model.method, method)
     adapted.first_trained = find_first_trained(adapted)
     return adapted
+
+
+def stack_methods(earlier: Any, method: Method) -> Method:
+    """Return what a model with a method has once another is put on top of it."""
+    from aatjax.petl.combined import Stacked
+
+    below = earlier.methods if isinstance(earlier, Stacked) else (earlier,)
+    above = method.methods if isinstance(method, Stacked) else (method,)
+    return Stacked((*below, *above))
 
 
 def find_first_trained(model: AST) -> int | None:

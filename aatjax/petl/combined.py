@@ -1,10 +1,11 @@
 """Several methods on one model."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 
+from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, Monitor
@@ -56,11 +57,38 @@ class Combined(Method):
         found = (method.monitor(model) for method in self.methods)
         return next((one for one in found if one is not None), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the name, and the methods with their names and fields."""
-        return {"name": self.name, "methods": [method.to_json() for method in self.methods]}
 
-    @classmethod
-    def read_field(cls, value: Any) -> Any:
-        """Return the methods from their JSON."""
-        return tuple(Method.from_json(fields) for fields in value)
+@dataclasses.dataclass(frozen=True)
+class Stacked(Method):
+    """Methods that were applied one after the other: all but the last are frozen.
+
+    `aatjax.adapt(adapted, method)` makes one. The head that was trained with an earlier method is
+    where that of the last one starts.
+
+    Attributes:
+        methods: two or more, in the order in which they were applied.
+    """
+
+    name: ClassVar[str] = "stacked"
+
+    methods: tuple[Method, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.methods) < 2:
+            raise UsageError("Stacked needs two methods or more: adapt an adapted model")
+
+    @property
+    def trains_last_norm(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the last method trains the last LayerNorm."""
+        return self.methods[-1].trains_last_norm
+
+    def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
+        """Inject the methods in order, each on a frozen model."""
+        for method in self.methods:
+            surgery.freeze(model)
+            method.inject(model, rngs=rngs)
+
+    def monitor(self, model: AST) -> Monitor | None:
+        """Return the last method's monitor."""
+        return self.methods[-1].monitor(model)

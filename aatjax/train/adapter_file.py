@@ -3,23 +3,20 @@
 import dataclasses
 import functools
 import json
-import math
 import os
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load_model, reset_weights, select_load_options
-from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import write_bytes
 from aatjax.io.digest import hash_arrays
@@ -27,12 +24,13 @@ from aatjax.models.ast import AST, make_abstract
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
-from aatjax.train.forward import bind_forward
+from aatjax.train.forward import DESCRIPTION, check_fit
+from aatjax.train.golden import differs, make_golden
 
 FORMAT = 1
 KEY = "aatjax"
-GOLDEN: dict[str, Any] = {"sound": "siren", "seed": 0, "seconds": 1.0}
-"""The synthetic sound whose logits every adapter file stores; see `synthesize`."""
+PASSING = (surgery.Penalty, surgery.Recorded, nnx.RngState)
+"""Variables that no file holds: no result of an evaluation depends on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,10 @@ def save_adapter(
     frontend: FrontEnd,
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the trainable parameters, the statistics and the metadata, atomically.
+    """Write an adapter, so that `load_adapter` returns exactly this model, atomically.
+
+    The file holds the trained parameters, the statistics, and every other array that is not as the
+    base was loaded: those of earlier, frozen adapters, and those that were merged or edited.
 
     Args:
         path: the file, usually `adapter.safetensors`.
@@ -85,49 +86,106 @@ def save_adapter(
         extra: more JSON for the metadata (config, metrics, which weights).
 
     Raises:
-        DataError: the model was not made by `aatjax.load` and `aatjax.adapt`.
+        UsageError: the model was not made by `aatjax.load` and `aatjax.adapt`, or was changed by
+            hand so that it would come back as another; the number of classes is not that of the
+            head; the front end does not fit the model.
         WriteError: the file could not be written; an older one remains.
     """
     path = Path(path)
-    if not isinstance(model.method, Method) or model.origin is None:
-        raise DataError("only a model from aatjax.load and aatjax.adapt can be saved as an adapter")
-    tensors = surgery.arrays(model, nnx.Param) | surgery.arrays(model, nnx.BatchStat)
+    method, origin = model.method, model.origin
+    if not isinstance(method, Method) or origin is None:
+        raise UsageError(
+            "only a model from aatjax.load and aatjax.adapt can be saved as an adapter: write the "
+            "weights of a model of your own (aatjax.convert.write_native), load those and adapt"
+        )
+    check_fit(model.config, len(classes), frontend)
+    config = model.config.without_execution()
+    golden = make_golden(model, frontend)
+    rebuilt = _rebuild(model, config, method, frontend, golden)
+    frozen = surgery.fetch_arrays(rebuilt, surgery.Frozen)
+    changed = list(frozen) if model.loaded is None else model.loaded.find_changed(frozen)
+    values = {name: frozen[name] for name in changed}
+    for name, variable in surgery.variables(rebuilt).items():
+        if not isinstance(variable, (surgery.Frozen, *PASSING)):
+            values[name] = np.asarray(variable[...])
     info = {
         "format": FORMAT,
         "kind": "adapter",
         "classes": list(classes),
         "multi_label": multi_label,
         "frontend": frontend.to_dict(),
-        "model": model.config.without_execution().to_json(),
-        "method": model.method.to_json(),
-        "base": dataclasses.asdict(model.origin),
+        "model": config.to_json(),
+        "method": method.to_json(),
+        "base": dataclasses.asdict(origin),
         "versions": find_versions(),
-        "golden": _make_golden(model, frontend),
+        "golden": golden,
         **(extra or {}),
     }
-    values = {name: np.asarray(value) for name, value in tensors.items()}
     data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
     write_bytes(path, data)
     return path
 
 
-def compute_golden_logits(
-    model: AST, frontend: FrontEnd, *, sound: str, seed: int, seconds: float
-) -> Float[np.ndarray, " c"]:
-    """Return a model's logits `[c]` for a synthetic sound, matrix products in full precision."""
-    clip = synthesize(sound, seed, seconds=seconds, rate=frontend.rate)
-    audio, length = frontend.fit(clip)
-    with jax.default_matmul_precision("highest"):
-        forward = bind_forward(model, frontend)
-        return np.asarray(forward(audio[None], np.array([length], np.int32)))[0]
+def _rebuild(
+    model: AST, config: ASTConfig, method: Method, frontend: FrontEnd, golden: dict[str, Any]
+) -> AST:
+    """Return the model that `load_adapter` will build.
+
+    Raises:
+        UsageError: its parameters, or what it computes, are not those of the model.
+    """
+    rebuilt = surgery.clone(_make_shape(config, method))
+    here, there = surgery.variables(model), surgery.variables(rebuilt)
+    problems = [*_compare_variables(here, there), *_compare_modules(model, rebuilt)]
+    for path, variable in there.items():
+        if path in here:
+            variable.set_raw_value(here[path].get_raw_value())
+    if not problems:
+        rebuilt.eval()
+        if (difference := differs(rebuilt, frontend, golden)) is not None:
+            problems.append(f"a logit of it is {difference:.2g} away")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if problems[4:] else ""
+        raise UsageError(
+            f"the model is not what {method!r} makes and would not come back from a file: "
+            f"{'; '.join(problems[:4])}{more}. Write a method of your own that does this"
+        )
+    return rebuilt
 
 
-def _make_golden(model: AST, frontend: FrontEnd) -> dict[str, Any] | None:
-    """Return the sample for the metadata; without logits where they are not finite."""
-    if (frontend.frames, frontend.mels) != (model.config.frames, model.config.mels):
-        return None
-    logits = [float(f"{value:.7g}") for value in compute_golden_logits(model, frontend, **GOLDEN)]
-    return {**GOLDEN, "logits": logits if all(map(math.isfinite, logits)) else None}
+def _compare_variables(
+    here: Mapping[str, nnx.Variable], there: Mapping[str, nnx.Variable]
+) -> Iterator[str]:
+    """Say which parameters are missing, added, of another kind or of another shape."""
+    names = {nnx.Param: "trained", surgery.Frozen: "frozen"}
+    yield from (f"{path} is missing" for path in there if path not in here)
+    for path, variable in here.items():
+        if isinstance(variable, PASSING):
+            continue
+        other = there.get(path)
+        if other is None:
+            yield f"{path} was added"
+        elif type(other) is not type(variable):
+            kinds = (names.get(type(v), type(v).__name__) for v in (variable, other))
+            yield "{} is {}, not {}".format(path, *kinds)
+        elif other.shape != variable.shape:
+            yield f"{path} has shape {list(variable.shape)}, not {list(other.shape)}"
+
+
+def _compare_modules(model: AST, rebuilt: AST) -> Iterator[str]:
+    """Say which modules are of another class, or have another number or name as an attribute."""
+    plain = (bool, int, float, str, tuple, type(None))
+    free = {*DESCRIPTION, "config", "first_trained", "deterministic", "use_running_average"}
+    others = dict(nnx.iter_modules(rebuilt))
+    for parts, module in nnx.iter_modules(model):
+        path, other = "/".join(map(str, parts)) or "the model", others.get(parts)
+        if type(module) is not type(other):
+            yield f"{path} is a {type(module).__name__}, not {type(other).__name__}"
+            continue
+        for name, value in vars(module).items():
+            counts = not name.startswith("_") and name not in free and isinstance(value, plain)
+            if counts and value != (was := getattr(other, name, None)):
+                yield f"{path}.{name} is {value!r}, not {was!r}"
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -141,7 +199,10 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def load_adapter(
-    path: str | os.PathLike[str], *, base: str | os.PathLike[str] | AST | None = None
+    path: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | AST | None = None,
+    check: bool = True,
 ) -> TrainedAdapter:
     """Load an adapter onto its backbone.
 
@@ -149,10 +210,11 @@ def load_adapter(
         path: a file that `save_adapter` wrote.
         base: the backbone's weights if they have moved since training, or a model loaded with the
             same options (length, pooling, positions, masking of padding).
+        check: recompute the golden sample, the logits of a synthetic sound that the file holds.
 
     Raises:
         DataError: the file is missing, damaged, of a newer format, or made for another backbone
-            (by fingerprint).
+            (by fingerprint); or the model computes other logits than when it was saved.
     """
     path = Path(path)
     file = _read_file(path)
@@ -161,9 +223,12 @@ def load_adapter(
     if set(surgery.variables(whole)) <= set(tensors):
         model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
     else:
-        model = adapt(_load_base(path, base, config, origin), method)
-    kinds = (nnx.Param, nnx.BatchStat)
-    trained = {name for name, v in surgery.variables(whole).items() if isinstance(v, kinds)}
+        model = adapt(_load_base(path, base, config, origin, set(tensors)), method)
+    trained = {
+        name
+        for name, variable in surgery.variables(whole).items()
+        if not isinstance(variable, (surgery.Frozen, *PASSING))
+    }
     if missing := sorted(trained - set(tensors)):
         raise DataError(
             f"{path}: {len(missing)} trained parameters are missing, first {missing[0]}"
@@ -173,6 +238,13 @@ def load_adapter(
     except UsageError as error:
         raise DataError(str(error)) from error
     model.origin, model.method = origin, method
+    golden = file.info.get("golden") if check else None
+    if (difference := differs(model, file.frontend, golden)) is not None:
+        raise DataError(
+            f"{path}: the model does not compute what it did when it was saved: a logit of the "
+            f"golden sample differs by {difference:.2g}. The code of the method, or the software, "
+            "has changed since; check=False loads it nevertheless"
+        )
     return TrainedAdapter(model, file.classes, file.multi_label, file.frontend, file.info)
 
 
@@ -271,12 +343,30 @@ def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
         )
 
 
+def _check_unchanged(path: Path, base: AST, stored: set[str]) -> None:
+    """Refuse a backbone that is not as it was loaded, but for arrays that the file holds."""
+    arrays = surgery.fetch_arrays(base)
+    changed = list(arrays) if base.loaded is None else base.loaded.find_changed(arrays)
+    changed = [name for name in changed if name not in stored]
+    if base.method is not None or changed:
+        what = "is adapted" if base.method is not None else f"was changed, first in {changed[0]}"
+        raise DataError(
+            f"{path}: the given base {what} after it was loaded: give the model that aatjax.load "
+            "returned, or its weights"
+        )
+
+
 def _load_base(
-    path: Path, base: str | os.PathLike[str] | AST | None, config: ASTConfig, origin: Origin
+    path: Path,
+    base: str | os.PathLike[str] | AST | None,
+    config: ASTConfig,
+    origin: Origin,
+    stored: set[str],
 ) -> AST:
     if isinstance(base, AST):
         model = base
         _check_shape(path, base.config, config)
+        _check_unchanged(path, base, stored)
     else:
         try:
             model = load_base(base, config, origin)

@@ -17,7 +17,7 @@ from aatjax.data.pipeline import Stored, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.train.forward import make_forward, split_model
+from aatjax.train.forward import check_fit, make_forward, split_model
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.metrics.evaluate import compute_metrics
 from aatjax.train.metrics.results import Metrics
@@ -140,7 +140,7 @@ def clip_logits(
 ) -> Float[np.ndarray, "n c"]:
     """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
     frontend = frontend or make_front_end(model)
-    check_fit(model, [source], frontend)
+    check_sources(model, [source], frontend)
     devices = choose_devices(batch_size, surgery.count_bytes(model), jax.local_devices())
     mesh = MeshShape().make(devices)
     parts = split_model(model)
@@ -165,19 +165,9 @@ def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap:
     )
 
 
-def check_fit(model: AST, sources: Sequence[Source], frontend: FrontEnd) -> None:
+def check_sources(model: AST, sources: Sequence[Source], frontend: FrontEnd) -> None:
     """Refuse sources and a front end that do not fit the model's head and input."""
-    config = model.config
     for source in sources:
-        if len(source.classes) != config.num_classes:
-            raise UsageError(
-                f"{source.name} has {len(source.classes)} classes, the model's head "
-                f"{config.num_classes}: load it with num_classes={len(source.classes)}"
-            )
+        check_fit(model.config, len(source.classes), frontend, source.name)
         if source.classes != sources[0].classes:
             raise UsageError(f"{source.name} and {sources[0].name} differ in their classes")
-    if (frontend.frames, frontend.mels) != (config.frames, config.mels):
-        raise UsageError(
-            f"the front end makes {frontend.frames} frames of {frontend.mels} mel bins, the model "
-            f"takes {config.frames} of {config.mels}: load it with frames={frontend.frames}"
-        )

@@ -23,7 +23,7 @@ from aatjax.models.ast import AST
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main
-from aatjax.train.evaluation import Evaluator, Weights, check_fit, measure_metrics
+from aatjax.train.evaluation import Evaluator, Weights, check_sources, measure_metrics
 from aatjax.train.forward import split_model
 from aatjax.train.input_cache import make_input_cache
 from aatjax.train.logging import Show, TextStream, choose_stream
@@ -188,7 +188,7 @@ def fit(
     context = context or FitContext()
     setup = _resolve(model, train, settings)
     _check_selection(setup.training, valid, test, context)
-    check_fit(model, list(sources.values()), setup.frontend)
+    check_sources(model, list(sources.values()), setup.frontend)
     check_batch(setup.mesh, setup.training.batch_size)
     folder = None if run_dir is None else Path(run_dir)
     loop, state = _prepare(model, sources, setup, context, folder, choose_stream(show))

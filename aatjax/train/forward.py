@@ -17,7 +17,9 @@ from jaxtyping import Array, Float, Integer, Num
 from aatjax import ops, surgery
 from aatjax.audio.fbank import count_frames
 from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UsageError
 from aatjax.models.ast import AST, average_tokens
+from aatjax.models.config import ASTConfig
 
 ModelState = tuple[Any, Any, Any]
 """Trainable parameters, batch statistics and frozen parameters of a model."""
@@ -25,7 +27,7 @@ ModelState = tuple[Any, Any, Any]
 Reader = Callable[[AST, Any, Any], Any]
 """(model, log-mel `[b, t, f]`, valid frames `[b]`) -> arrays."""
 
-DESCRIPTION = ("origin", "labels", "statistics", "method")
+DESCRIPTION = ("origin", "loaded", "labels", "statistics", "method")
 """Attributes of a model that no number depends on."""
 
 PROGRAMS = 64  # compiled forward passes that are kept
@@ -49,6 +51,26 @@ class BatchFrontEnd(FrontEnd):
         fields = dataclasses.asdict(frontend)
         frames = audio.shape[1] if audio.ndim == 3 else count_frames(audio.shape[1])
         return cls(**{**fields, "frames": frames})
+
+
+def check_fit(
+    config: ASTConfig, classes: int, frontend: FrontEnd, name: str = "the list of classes"
+) -> None:
+    """Refuse classes and a front end that do not fit a model's head and input.
+
+    Raises:
+        UsageError: the message says what to load the model with.
+    """
+    if classes != config.num_classes:
+        raise UsageError(
+            f"{name} has {classes} classes, the model's head {config.num_classes}: load it with "
+            f"num_classes={classes}"
+        )
+    if (frontend.frames, frontend.mels) != (config.frames, config.mels):
+        raise UsageError(
+            f"the front end makes {frontend.frames} frames of {frontend.mels} mel bins, the model "
+            f"takes {config.frames} of {config.mels}: load it with frames={frontend.frames}"
+        )
 
 
 def read_logits(model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"]) -> jax.Array:

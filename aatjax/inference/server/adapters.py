@@ -11,7 +11,7 @@ from typing import Any
 from aatjax.errors import AatjaxError, DataError
 from aatjax.inference.adapters import check_same_backbone, share_frozen
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.server.stacked import AdapterGroup, collect_trained, find_structure
+from aatjax.inference.server.stacked import AdapterGroup, collect_trained
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
@@ -59,7 +59,7 @@ class AdapterStore:
         self._base = base
         self._bases: dict[Any, AST] = {}
         self._served: dict[str, ServedAdapter] = {}
-        self._groups: dict[Any, AdapterGroup] = {}
+        self._groups: list[AdapterGroup] = []
         self._keys = itertools.count()
         self._largest = largest
         self._lock = threading.RLock()
@@ -87,13 +87,14 @@ class AdapterStore:
         model = classifier.model
         if other := next((one for one in self.list_adapters() if one.name != name), None):
             check_same_backbone(other.classifier.model, model, other.name, name)
-        structure = find_structure(classifier)
         size = sum(value.size for value in collect_trained(model).values())
         with self._lock:
-            group = self._groups.get(structure) or AdapterGroup(classifier, self._largest)
+            group = next((group for group in self._groups if group.takes(classifier)), None)
+            if group is None:
+                group = AdapterGroup(classifier, self._largest)
+                self._groups = [*self._groups, group]
             served = ServedAdapter(name, next(self._keys), classifier, group, size)
             group.add(served.key, classifier)
-            self._groups[structure] = group
             self.drop(name)
             self._served[name] = served
         return served
@@ -130,7 +131,7 @@ class AdapterStore:
     def _clean(self, served: ServedAdapter) -> None:
         if served.dropped and not served.requests:
             served.group.remove(served.key)
-            self._groups = {key: group for key, group in self._groups.items() if len(group)}
+            self._groups = [group for group in self._groups if len(group)]
 
     def _load_base(self, path: str | os.PathLike[str]) -> AST | str | os.PathLike[str] | None:
         """The backbone of an adapter file, loaded once per shape."""

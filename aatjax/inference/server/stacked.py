@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from aatjax import surgery
+from aatjax.inference.adapters import find_frozen_difference
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.windows import Window
 from aatjax.models.ast import AST
@@ -63,6 +64,7 @@ class AdapterGroup:
     """
 
     def __init__(self, first: Classifier, largest: int) -> None:
+        self._first, self._structure = first.model, find_structure(first)
         self._members: Mapping[int, Member] = {}
         self._stack: AdapterStack | None = None
         self._largest = largest
@@ -90,6 +92,12 @@ class AdapterGroup:
         # Two programs: the large one does not depend on the number of adapters.
         self._choose = jax.jit(lambda arrays, rows: jax.tree.map(lambda a: a[rows], arrays))
         self._forward: Any = jax.jit(forward)
+
+    def takes(self, classifier: Classifier) -> bool:
+        """Return whether an adapter has the structure and the frozen arrays of this group."""
+        return find_structure(classifier) == self._structure and (
+            find_frozen_difference(classifier.model, self._first) is None
+        )
 
     def __len__(self) -> int:
         return len(self._members)

@@ -75,11 +75,11 @@ def soft_moe(
     )
 
     def run(*arrays: Any) -> Array:
-        *arrays, mask = arrays
+        *given, mask = arrays
         if implementation == "reference":
-            return reference.soft_moe(*arrays, mask=mask, normalize=normalize)
+            return reference.soft_moe(*given, mask=mask, normalize=normalize)
         options = KernelOptions(interpret, normalize)
-        choice = fused.choose_soft_moe(implementation, options, *arrays, mask)
-        return fused.soft_moe(choice, *arrays, mask)
+        choice = fused.choose_soft_moe(implementation, options, *given, mask)
+        return fused.soft_moe(choice, *given, mask)
 
     return mesh.follow_sharding(run, *arrays, mask)
