@@ -101,6 +101,33 @@ class FrontEnd:
         fitted[: taken.size] = taken
         return fitted, max(taken.size, FRAME)
 
+    def fit_log_mel(
+        self, x: Float[np.ndarray, "n f"], *, start: int = 0
+    ) -> tuple[Float[np.ndarray, "t f"], int]:
+        """Cut or pad log-mel before normalisation on the host, as `fit` does a waveform.
+
+        Args:
+            x: log-mel of one clip.
+            start: first frame to use.
+
+        Returns:
+            `[frames, mels]`, and the samples that have as many frames as are valid.
+
+        Raises:
+            UsageError: other mel bins than `mels`.
+        """
+        if x.shape[1] != self.mels:
+            raise UsageError(
+                f"front end: log-mel of {x.shape[1]} mel bins, the front end has {self.mels}: load "
+                f"the model with mels={x.shape[1]}"
+            )
+        taken = x[start : start + self.frames]
+        if self.pad == "repeat":
+            return np.resize(taken, (self.frames, self.mels)), self.samples
+        fitted = np.full((self.frames, self.mels), self.fill, np.float32)
+        fitted[: len(taken)] = taken
+        return fitted, count_samples(len(taken))
+
     def features(
         self, audio: Int16[Array, "b s"] | Float[Array, "b s"], length: Integer[Array, " b"]
     ) -> Float[Array, "b t f"]:

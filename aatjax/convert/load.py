@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
+from aatjax.convert.memory import NAME, HasStateDict, is_in_memory
 from aatjax.convert.read import Checkpoint, read_checkpoint
 from aatjax.errors import DataError, UsageError, suggest
 from aatjax.io.host import multiplies_bfloat16
@@ -22,6 +24,10 @@ from aatjax.models.positions import resize_positions
 from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
 EMBEDDED = Path(__file__).parents[1] / "weights" / "ast_mini_synthetic.safetensors"
+
+
+WeightSource = str | os.PathLike[str] | Mapping[str, Any] | HasStateDict
+"""What `load` takes: the name of weights, or weights in memory."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -59,7 +65,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: WeightSource,
     *,
     num_classes: int | None = None,
     revision: str | None = None,
@@ -71,7 +77,9 @@ def load(
     Args:
         source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
             Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
-            `embedded` for the small AST in the package, or `random:tiny|small|base`.
+            `embedded` for the small AST in the package, or `random:tiny|small|base`; or weights in
+            memory: a transformers model, a state dictionary of tensors, a dictionary of arrays. An
+            adapter on these is loaded again with `load_adapter(path, base=model)`.
         num_classes: outputs of a new head; None keeps the checkpoint's head.
         revision: commit or branch of a repository id.
         seed: seed of a new head, or of all weights of `random:...`.
@@ -96,19 +104,19 @@ def load(
 
 
 def load_model(
-    source: str | os.PathLike[str],
+    source: WeightSource,
     num_classes: int | None,
     revision: str | None,
     seed: int,
     options: LoadOptions,
 ) -> AST:
     """Load an AST as `load` does, without a word on a compute type that is slow here."""
-    name = os.fspath(source)
+    name = NAME if is_in_memory(source) else os.fspath(cast("str", source))
     if name.startswith("random:"):
         size = ASTConfig.size(name.removeprefix("random:"))
         return _initialize(name, apply_load_options(size, options, num_classes), seed)
     rgb = options.get("rgb") or "sum"
-    checkpoint = read_source(name, revision=revision, rgb=rgb)
+    checkpoint = read_source(source, revision=revision, rgb=rgb)
     new_head = num_classes is not None
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
@@ -203,13 +211,15 @@ def fit_positions(checkpoint: Checkpoint, frames: int | None = None) -> Checkpoi
 
 
 def read_source(
-    source: str | os.PathLike[str],
+    source: WeightSource,
     *,
     revision: str | None = None,
     rgb: Literal["sum", "mean"] = "sum",
 ) -> Checkpoint:
     """Read the weights of a source of `load`, without building a model from a file."""
-    name = os.fspath(source)
+    if is_in_memory(source):
+        return read_checkpoint(source, rgb=rgb)
+    name = os.fspath(cast("str", source))
     if not name.startswith("random:"):
         return read_checkpoint(locate_weights(name, revision), rgb=rgb)
     model = load(name)
@@ -227,6 +237,8 @@ def locate_weights(name: str, revision: str | None = None) -> Path:
     """
     if name == "embedded":
         return EMBEDDED
+    if name == NAME:
+        raise DataError("the weights were given in memory: give them again")
     path = Path(name).expanduser()
     if path.exists():
         return path

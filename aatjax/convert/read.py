@@ -1,6 +1,7 @@
 """Reads every published weight layout into canonical flat parameters, completely or not at all."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 from aatjax.convert.detect import EXPECTED, choose_layout, expand_layout, guess_origin
 from aatjax.convert.infer_config import Sizes, infer_sizes
 from aatjax.convert.lazy_tensor import FLOATS, StoredTensor
+from aatjax.convert.memory import open_memory
 from aatjax.convert.metadata import (
     HfDescription,
     Statistics,
@@ -58,7 +60,7 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | Path,
+    path: str | os.PathLike[str] | object,
     *,
     heads: int | None = None,
     stride: int | tuple[int, int] | None = None,
@@ -74,7 +76,8 @@ def read_checkpoint(
 
     Args:
         path: a .safetensors, .pth or .bin file, or a folder holding one (sharded too) with its
-            config.json, or an Orbax folder that aatjax wrote.
+            config.json, or an Orbax folder that aatjax wrote; or weights in memory, see
+            `aatjax.convert.memory`.
         heads: attention heads, which no weight shows; else config.json, else one per 64 of width.
         stride: patch stride, (frequency, time) or one for both, if the file does not hold it.
             For ImageNet and SSAST weights: the stride of the model wanted.
@@ -87,13 +90,14 @@ def read_checkpoint(
         DataError: not such a file, damaged, incomplete, or of an unknown grid.
         UsageError: impossible arguments.
     """
-    path = Path(path)
     if rgb not in ("sum", "mean"):
         raise UsageError(f"rgb={rgb!r} is neither 'sum' nor 'mean'")
     if heads is not None and heads < 1:
         raise UsageError(f"heads={heads} must be at least 1")
     request = GridRequest.from_arguments(stride, frames, mels)
-    file = open_tensors(path)
+    is_named = isinstance(path, str | os.PathLike)
+    file = open_tensors(Path(path)) if is_named else open_memory(path)
+    path = file.path
     if "aatjax" in file.metadata:
         return _read_native(file, heads, request, allow_nan)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
@@ -169,6 +173,8 @@ def _make_config(
 
 def _read_extractor(file: TensorFile) -> Statistics | None:
     """Mean and standard deviation from the feature extractor beside Hugging Face weights."""
+    if file.form == "memory":
+        return None
     path = (file.path if file.path.is_dir() else file.path.parent) / "preprocessor_config.json"
     entries = read_description(path)
     if entries is None or "mean" not in entries or not entries.get("do_normalize", True):

@@ -45,7 +45,7 @@ class TensorFile:
         metadata: text entries of a .safetensors header or of an `aatjax.json`.
         config: `config.json` beside the weights, if any.
         size: bytes of the weight files (Orbax compresses: bytes of the tensors).
-        form: "safetensors", "torch" or "orbax".
+        form: "safetensors", "torch", "orbax" or "memory".
     """
 
     path: Path
@@ -53,7 +53,7 @@ class TensorFile:
     metadata: Mapping[str, str]
     config: dict[str, Any] | None
     size: int
-    form: Literal["safetensors", "torch", "orbax"]
+    form: Literal["safetensors", "torch", "orbax", "memory"]
 
 
 def open_tensors(path: Path) -> TensorFile:

@@ -92,12 +92,18 @@ class ClipLoader:
         return self._fit(index, draw)
 
     def _fit(self, index: int, draw: int) -> Fitted:
+        log_mel = self.source.log_mel(index)
+        if log_mel is not None:
+            start = self._draw_start(len(log_mel) - self.frontend.frames, draw)
+            return self.frontend.fit_log_mel(log_mel, start=start)
         waveform = self.source.waveform(index)
-        spare = len(waveform) - self.frontend.samples
-        start = 0
-        if self.crop == "random" and spare > 0:
-            start = int(np.random.default_rng(draw).integers(spare + 1))
+        start = self._draw_start(len(waveform) - self.frontend.samples, draw)
         return self.frontend.fit(waveform, start=start)
+
+    def _draw_start(self, spare: int, draw: int) -> int:
+        if self.crop == "start" or spare <= 0:
+            return 0
+        return int(np.random.default_rng(draw).integers(spare + 1))
 
 
 def _make_row(index: int, draw: int) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def _draw_row(index: int, rng: np.random.Generator) -> dict[str, Any]:
     return _make_row(index, int(rng.integers(2**63 - 1)))
 
 
-def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
+def pad_batch(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
     """Fill the last batch to `size` by repeating its rows in turn with weight 0.
 
     Batch statistics, which count every row, then stay close to those of the clips.
@@ -124,7 +130,7 @@ def _pad(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
 
 def _batch(rows: grain.MapDataset, size: int, load: ClipLoader, local: np.ndarray | None) -> Any:
     """Padded batches of `size` rows; of each, the rows of this process with their clips."""
-    batches = rows.batch(size, drop_remainder=False).map(lambda batch: _pad(batch, size=size))
+    batches = rows.batch(size, drop_remainder=False).map(lambda batch: pad_batch(batch, size=size))
     if local is not None and len(local) < size:
         batches = batches.map(lambda batch: {name: v[local] for name, v in batch.items()})
     return batches.map(load)

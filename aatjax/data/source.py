@@ -56,6 +56,10 @@ class Reader:
             raise DataError(f"{clip.id}: the clip has no file to read")
         return decode(clip.path).waveform
 
+    def read_log_mel(self, clip: Clip) -> Float32[np.ndarray, "t f"] | None:
+        """Return the log-mel of a clip that has no waveform; None where it has one."""
+        return None
+
     def key(self, clip: Clip) -> str | None:
         """Return what identifies the samples of the clip; None if unknown before reading."""
         return None
@@ -153,6 +157,10 @@ class Source:
             raise DataError(
                 f"{printable(clip.path or clip.id)}: could not be read: {error}"
             ) from error
+
+    def log_mel(self, i: SupportsIndex) -> Float32[np.ndarray, "t f"] | None:
+        """Return the log-mel of clip i before normalisation, where that is what is given of it."""
+        return self.reader.read_log_mel(self.clips[i])
 
     def targets(self) -> Float32[np.ndarray, "b c"]:
         """Return one row per clip: 1 for its classes, 0 for others, NaN where not annotated."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,6 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
-from aatjax.experiments.run_dir import claim_clips, claim_config
 from aatjax.inference.calibration import fit_calibration
 from aatjax.io.json_file import read_json, write_json
 from aatjax.io.lock import lock_folder
@@ -29,6 +29,7 @@ from aatjax.train.evaluation import clip_logits, measure_metrics
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.results import Metrics
+from aatjax.train.run_dir import claim_fields
 from aatjax.train.watchdog import Watchdog
 
 ARTEFACT = "adapter.safetensors"
@@ -176,7 +177,6 @@ def _train(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
         {f"{name} clips": [clip.id for clip in source.clips] for name, source in used.items()},
     )
-    run_on_main(lambda: claim_clips(folder, used, allow))
     seed = config.training.seed
     with _use_host_memory():
         backbone = load_backbone(config.model, num_classes=len(parts.train.classes), seed=seed)
@@ -202,6 +202,7 @@ def _train(
         mesh=config.mesh,
         run_dir=folder,
         show=screen,
+        allow_change=(*allow, "frontend") if any(a.startswith("data") for a in allow) else allow,
         context=FitContext(
             watchdog.beat, parts.chosen_on_test, find_audio_cache(config.data).parent / "prefix"
         ),
@@ -225,9 +226,17 @@ def _train(
 
 def _claim(folder: Path, config: Config, allow: Sequence[str]) -> dict[str, Any] | None:
     """Claim the run folder; return the stored result of a finished run."""
-    claim_config(folder, config, allow)
+    claim_fields(folder / "config.json", config.to_json(), allow, upgrade=_fill_defaults)
     file = folder / "result.json"
     return read_json(file) if file.exists() and (folder / ARTEFACT).exists() else None
+
+
+def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of fields that its version did not have yet."""
+    try:
+        return json.loads(json.dumps(Config.from_json(fields).to_json()))
+    except UsageError:  # a field that no longer exists: reported as a difference
+        return fields
 
 
 def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:

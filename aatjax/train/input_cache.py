@@ -62,10 +62,11 @@ def make_input_cache(
         UsageError: tokens are asked for, and change during training.
         WriteError: they cannot be stored.
     """
+    has_log_mel = any(source.log_mel(0) is not None for source in sources.values())
     start = find_first_trained(model)
     if training.cache_prefix:
         longest, train = 0, sources["train"]
-        if training.crop == "random":
+        if training.crop == "random" and not has_log_mel:
             longest = max(len(train.waveform(i)) for i in range(len(train)))
         start = check_prefix(model, augment, training.crop, longest, frontend.samples)
     else:
@@ -75,7 +76,7 @@ def make_input_cache(
         fixed = start and find_obstacle(model, augment, "start", 0, 0) is None
         clips = sum(map(len, sources.values()))
         if not start or not fixed or clips * measure_tokens(model, start) > LIMIT:
-            fits = measure_log_mel(sources, frontend) <= LIMIT
+            fits = measure_log_mel(sources, frontend) <= LIMIT and not has_log_mel
             return LogMelCache(frontend) if fits else None
     cache = PrefixCache(
         graphdef,

@@ -1,14 +1,18 @@
-"""Claims of a run folder: one config and one data set per folder."""
+"""Claims of a run folder: one config, one model and one data set per folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aatjax.config import Config
+import numpy as np
+from flax import nnx
+
+from aatjax import surgery
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.io.json_file import read_json, write_json
+from aatjax.models.ast import AST
 from aatjax.train.distributed import find_differences
 
 FREE = (
@@ -25,33 +29,54 @@ FREE = (
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
 
-def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> None:
-    """Write the config, or check that it is the one that the run was started with.
+def claim_fields(
+    path: Path,
+    fields: Mapping[str, Any],
+    allow: Sequence[str] = (),
+    *,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> None:
+    """Write what a run is made of, or check that it is what the run was started with.
 
     Args:
-        folder: the run folder.
-        config: the experiment.
+        path: a JSON file in the run folder.
+        fields: settings by part and name, such as those of a config.
         allow: fields that may have changed, such as `optim.lr`, or whole parts, such as `optim`.
+        upgrade: brings fields that an older version wrote into today's form.
 
     Raises:
-        UsageError: the folder holds a run of another config; the differences are listed.
+        UsageError: the folder holds another run; the differences are listed.
     """
-    path = folder / "config.json"
-    fields = json.loads(json.dumps(config.to_json()))
+    folder, fields = path.parent, json.loads(json.dumps(fields))
     if path.exists() and _is_started(folder):
         found = [
             (name, f"{name}: {before!r} -> {after!r}")
-            for name, before, after in find_differences(_fill_defaults(_read(path)), fields)
-            if not _is_covered(name, (*FREE, *allow))
+            for name, before, after in find_differences(upgrade(_read(path)), fields)
+            if not _is_covered(name, (*FREE, *allow)) and not _is_close(before, after)
         ]
         if found:
             listed = "; ".join(text for _, text in found[:6])
             more = f"; and {len(found) - 6} more" if found[6:] else ""
             raise UsageError(
                 f"{folder} holds a run of another config ({listed}{more}): choose another folder "
-                f"with --run, delete it, or add --allow-change {found[0][0]} to resume"
+                f"(run_dir=, --run), delete it, or allow the change (allow_change=, "
+                f"--allow-change {found[0][0]}) to resume"
             )
     write_json(path, fields)
+
+
+def describe_weights(model: AST) -> dict[str, list[float]]:
+    """Return mean and root mean square of every array by path.
+
+    They tell other weights apart, also on another device, where the last digits differ.
+    """
+    kinds = (nnx.Param, surgery.Frozen, nnx.BatchStat)
+    found = {}
+    for path, variable in surgery.variables(model).items():
+        if isinstance(variable, kinds):
+            value = np.asarray(variable[...], np.float32)
+            found[path] = [float(value.mean()), float(np.sqrt(np.square(value).mean()))]
+    return found
 
 
 def claim_clips(folder: Path, parts: Mapping[str, Source], allow: Sequence[str] = ()) -> None:
@@ -79,7 +104,8 @@ def claim_clips(folder: Path, parts: Mapping[str, Source], allow: Sequence[str] 
         if problems:
             raise UsageError(
                 f"{folder} holds a run on other clips ({'; '.join(problems)}): restore them, "
-                "choose another folder with --run, or add --allow-change clips to resume"
+                "choose another folder (run_dir=, --run), or allow it (allow_change=, --allow-change clips) "
+                "to resume"
             )
     write_json(path, now)
 
@@ -117,9 +143,13 @@ def _is_covered(name: str, allowed: Sequence[str]) -> bool:
     return any(name == one or name.startswith(f"{one}.") for one in allowed)
 
 
-def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """A stored config with the defaults of fields that its version did not have yet."""
-    try:
-        return json.loads(json.dumps(Config.from_json(fields).to_json()))
-    except UsageError:  # a field that no longer exists: reported as a difference
-        return fields
+def _is_close(before: Any, after: Any) -> bool:
+    """Return whether two descriptions of an array are those of the same numbers."""
+    if not (
+        isinstance(before, list) and isinstance(after, list) and len(before) == len(after) == 2
+    ):
+        return False
+    if not all(isinstance(value, float) for value in (*before, *after)):
+        return False
+    scale = 1e-5 * max(abs(before[1]), abs(after[1]))
+    return all(abs(a - b) <= scale for a, b in zip(before, after, strict=True))
