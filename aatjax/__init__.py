@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aatjax import data, petl
+    from aatjax import data, petl, surgery
+    from aatjax.audio.frontend import FrontEnd
     from aatjax.config import Config
     from aatjax.convert.load import LoadOptions, load
     from aatjax.inference.adapters import Adapters, average
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from aatjax.models.config import ASTConfig
     from aatjax.models.summary import Summary, summary
     from aatjax.petl.base import adapt
+    from aatjax.petl.capture import capture
     from aatjax.petl.merge import merge
-    from aatjax.train.adapter_file import TrainedAdapter, load_adapter
-    from aatjax.train.evaluation import evaluate
-    from aatjax.train.fit import FitSettings, Run, fit
+    from aatjax.train.adapter_file import TrainedAdapter, load_adapter, save_adapter
+    from aatjax.train.evaluation import Embeddings, embed, evaluate
+    from aatjax.train.fit import FitSettings, Moment, Run, fit
     from aatjax.train.loop import Training
     from aatjax.train.optim import Optim
 
@@ -29,8 +31,11 @@ _HOMES = {
     "Adapters": "aatjax.inference.adapters",
     "Classifier": "aatjax.inference.classifier",
     "Config": "aatjax.config",
+    "Embeddings": "aatjax.train.evaluation",
     "FitSettings": "aatjax.train.fit",
+    "FrontEnd": "aatjax.audio.frontend",
     "LoadOptions": "aatjax.convert.load",
+    "Moment": "aatjax.train.fit",
     "Optim": "aatjax.train.optim",
     "Prediction": "aatjax.inference.classifier",
     "Run": "aatjax.train.fit",
@@ -39,12 +44,15 @@ _HOMES = {
     "Training": "aatjax.train.loop",
     "adapt": "aatjax.petl.base",
     "average": "aatjax.inference.adapters",
+    "capture": "aatjax.petl.capture",
+    "embed": "aatjax.train.evaluation",
     "evaluate": "aatjax.train.evaluation",
     "fit": "aatjax.train.fit",
     "load": "aatjax.convert.load",
     "load_adapter": "aatjax.train.adapter_file",
     "merge": "aatjax.petl.merge",
     "predict": "aatjax.inference.classifier",
+    "save_adapter": "aatjax.train.adapter_file",
     "summary": "aatjax.models.summary",
 }
 
@@ -54,8 +62,11 @@ __all__ = [
     "Adapters",
     "Classifier",
     "Config",
+    "Embeddings",
     "FitSettings",
+    "FrontEnd",
     "LoadOptions",
+    "Moment",
     "Optim",
     "Prediction",
     "Run",
@@ -64,7 +75,9 @@ __all__ = [
     "Training",
     "adapt",
     "average",
+    "capture",
     "data",
+    "embed",
     "evaluate",
     "fit",
     "load",
@@ -72,12 +85,14 @@ __all__ = [
     "merge",
     "petl",
     "predict",
+    "save_adapter",
     "summary",
+    "surgery",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "petl"):
+    if name in ("data", "petl", "surgery"):
         return importlib.import_module(f"aatjax.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

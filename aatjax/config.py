@@ -292,7 +292,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if options:
         return any(_fits(value, option) for option in options)
     if issubclass(hint, Method):
-        return isinstance(value, dict)
+        return isinstance(value, dict | hint)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)

@@ -116,6 +116,7 @@ as_auto = mesh.as_auto
 find_explicit = mesh.find_explicit
 over_batch = mesh.over_batch
 over_batch_only = mesh.pin
+attention_weights = attention_kernels.weights
 soft_routing = soft_moe_kernels.routing
 soft_dispatch = soft_moe_kernels.dispatch
 soft_combine = soft_moe_kernels.combine

@@ -7,7 +7,7 @@ not count, so the parameters of the backbone have the same paths in every adapte
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,10 +28,6 @@ class Frozen(nnx.Variable):
 
 class Penalty(nnx.Variable):
     """A number that a forward pass leaves in the model, to be added to the training loss."""
-
-
-class Recorded(nnx.Variable):
-    """An array that a forward pass leaves in the model, for inspection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +122,14 @@ def fetch_arrays(
     return {path: np.asarray(value) for path, value in arrays(model, kind).items()}
 
 
+def cast_doubles(model: nnx.Module) -> None:
+    """Cast float64 arrays to float32, in place: what JAX draws with `jax_enable_x64` is float64."""
+    for variable in variables(model).values():
+        value = variable.get_raw_value()
+        if getattr(value, "dtype", None) == np.float64:
+            variable.set_raw_value(value.astype(np.float32))
+
+
 def count_bytes(model: nnx.Module) -> int:
     """Return the bytes of all arrays."""
     return sum(array.nbytes for array in arrays(model).values())
@@ -155,10 +159,10 @@ def wrap(
     found: dict[str, tuple[Any, str, Any]] = {}
     for path, parent, name, child in _walk(model):
         is_new = innermost or path not in found  # the outermost comes first
-        if is_new and isinstance(child, nnx.Module) and _matches(path, pattern):
+        if is_new and isinstance(child, nnx.Module) and matches(path, pattern):
             found[path] = parent, name, child
     if not found:
-        raise UsageError(f"{pattern!r} matches no module; there are: {_overview(modules(model))}")
+        raise UsageError(f"{pattern!r} matches no module; there are: {list_paths(modules(model))}")
     for path, (parent, name, child) in found.items():
         _set(parent, name, build(path, child))
     return list(found)
@@ -204,7 +208,7 @@ def unfreeze(model: nnx.Module, pattern: str) -> list[str]:
     matched = _change_kind(model, pattern, parameters, lambda old: nnx.Param(_copy(old)))
     if not matched:
         raise UsageError(
-            f"{pattern!r} matches no parameter; there are: {_overview(variables(model))}"
+            f"{pattern!r} matches no parameter; there are: {list_paths(variables(model))}"
         )
     return matched
 
@@ -216,7 +220,7 @@ def _change_kind(
     made: dict[int, nnx.Variable] = {}
     matched: list[str] = []
     for path, parent, name, child in list(_walk(model)):
-        if isinstance(child, kinds) and (pattern == "**" or _matches(path, pattern)):
+        if isinstance(child, kinds) and (pattern == "**" or matches(path, pattern)):
             matched.append(path)
             setattr(parent, name, made.setdefault(id(child), make(child)))
     return matched
@@ -258,7 +262,8 @@ def assign(
         known[path].set_raw_value(jax.numpy.asarray(value, known[path].dtype))
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Return whether a path matches a glob over its segments; a last `**` matches all below."""
     parts, patterns = path.split("/"), pattern.split("/")
     if patterns[-1] == "**" and len(parts) >= len(patterns):
         patterns = patterns[:-1]
@@ -266,8 +271,8 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
-def _overview(paths: Any) -> str:
-    """The paths with block and list numbers folded into `*`, once each."""
+def list_paths(paths: Iterable[str]) -> str:
+    """Return paths as one line, with block and list numbers folded into `*`, once each."""
     folded = (
         "/".join("*" if part.isdigit() else part for part in p.split("/")) for p in paths if p
     )

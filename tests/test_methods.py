@@ -406,7 +406,7 @@ def test_routing_returns_the_weights_that_the_model_uses(name, scan):
         if name == "top_k_moa":
             assert ((one.combine > 0).sum(axis=-1) == 2).all()
     np.testing.assert_array_equal(adapted(make_clips()), before)
-    assert not surgery.arrays(adapted, surgery.Recorded)
+    assert not surgery.arrays(adapted, nnx.Intermediate)
 
 
 def test_the_weights_of_the_first_site_are_those_of_its_input():

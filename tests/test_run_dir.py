@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,19 @@ from aatjax import petl
 from aatjax.config import Config, Data, load_config
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.experiments.run_dir import claim_clips, claim_config
+from aatjax.experiments.run import _fill_defaults
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.train.optim import Optim
+from aatjax.train.run_dir import claim_clips, claim_fields
 from aatjax.train.sharding import MeshShape
 
 CONFIG = Config(petl=petl.AAT(), data=Data(path="sounds"))
+
+
+def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> None:
+    """What `aatjax train` does with its config."""
+    claim_fields(folder / "config.json", config.to_json(), allow, upgrade=_fill_defaults)
 
 
 class Keyed(Reader):

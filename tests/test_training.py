@@ -865,8 +865,10 @@ def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     train(adapted(petl.Linear()), run_dir=tmp_path)
-    with pytest.raises(DataError, match="belongs to another model"):
+    with pytest.raises(UsageError, match=r"petl\.name: 'linear' -> 'aat'"):
         train(adapted(petl.AAT()), run_dir=tmp_path)
+    with pytest.raises(DataError, match="belongs to another model"):
+        train(adapted(petl.AAT()), run_dir=tmp_path, allow_change=["petl", "weights"])
 
 
 class Broken(Tones):

@@ -1,5 +1,6 @@
 """Weights that are in memory already: a transformers model, a state dictionary, NumPy arrays."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,8 @@ def open_memory(source: object) -> TensorFile:
     config = None
     if callable(states := getattr(source, "state_dict", None)):
         described = getattr(source, "config", None)
-        config = described.to_dict() if described is not None else None
+        if described is not None:  # as in config.json, where all keys are text
+            config = json.loads(json.dumps(described.to_dict(), default=str))
         source = states()
     if not isinstance(source, Mapping) or not source:
         raise UsageError(

@@ -10,6 +10,7 @@ import numpy as np
 from aatjax.convert.lazy_tensor import StoredTensor
 from aatjax.errors import DataError
 from aatjax.io.atomic import write_text
+from aatjax.io.root_logger import keep_root_logger
 
 DESCRIPTION = "aatjax.json"
 DESCRIPTION_LIMIT = 8 * 2**20
@@ -22,6 +23,7 @@ def is_orbax(path: Path) -> bool:
     return (path / DESCRIPTION).is_file() or any((path / mark).exists() for mark in _MARKS)
 
 
+@keep_root_logger()
 def read_orbax(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Return the flat parameters of an Orbax folder and the text of its `aatjax.json`.
 
@@ -66,6 +68,7 @@ def read_orbax(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return tensors, {"aatjax": description.read_text(encoding="utf-8")}
 
 
+@keep_root_logger()
 def write_orbax_files(folder: Path, params: dict[str, np.ndarray], description: str) -> None:
     """Fill an existing empty folder: `params/` by Orbax, and the description."""
     import orbax.checkpoint as ocp

@@ -131,7 +131,8 @@ def _recognise(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> WeightLayou
     if layout.name == "native":
         raise DataError(
             f"{path}: canonical names, but the description that aatjax writes into the header is "
-            f"gone, so the model is unknown: fetch the file again; {EXPECTED}"
+            "gone, so the model is unknown: fetch the file again, or write arrays of your own by "
+            f"aatjax.convert.write_native(path, arrays, config); {EXPECTED}"
         )
     return layout
 

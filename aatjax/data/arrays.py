@@ -139,6 +139,11 @@ def _read_labels(
         return labels, [tuple(np.flatnonzero(~row).tolist()) for row in unknown], known
     if target.ndim != 1:
         raise UsageError(f"{name}: labels of shape {list(target.shape)}: give [n] or [n, classes]")
+    if np.issubdtype(target.dtype, np.floating):
+        broken = target[target != np.round(target)]
+        if broken.size:
+            raise UsageError(f"{name}: the label {broken[0]} is not a class: give numbers or names")
+        target = target.astype(np.int64)
     if np.issubdtype(target.dtype, np.integer):
         known = classes if classes is not None else map(str, range(int(target.max(initial=0)) + 1))
         return [(int(index),) for index in target], None, tuple(known)

@@ -64,7 +64,7 @@ class Batches:
         Raises:
             DataError: a batch that is too large, of other classes, or missing.
         """
-        given = self._batches() if callable(self._batches) else self._batches
+        given: Any = self._batches() if callable(self._batches) else self._batches
         count = 0
         for number, pair in zip(range(self.length), given, strict=False):
             yield self._read(number, pair, frontend, batch_size)
@@ -81,7 +81,8 @@ class Batches:
         name = f"{self.name}, batch {number}"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"{name}: is a {type(pair).__name__}, not a pair (x, y)")
-        source = Arrays(*pair, self.classes, rate=self._rate, name=name)
+        x, y = pair
+        source = Arrays(x, y, self.classes, rate=self._rate, name=name)
         if len(source) > batch_size:
             raise DataError(
                 f"{name}: holds {len(source)} sounds: set training.batch_size to as many (it is "

@@ -4,13 +4,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
-import grain
 import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
+from aatjax.io.root_logger import keep_root_logger
+
+with keep_root_logger():
+    import grain
 
 Crop = Literal["start", "random"]
 

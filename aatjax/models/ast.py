@@ -63,8 +63,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = nnx.Param(ones(rngs.params(), (dim,)))
-        self.bias = nnx.Param(zeros(rngs.params(), (dim,)))
+        self.scale = nnx.Param(ones(rngs.params(), (dim,), jnp.float32))
+        self.bias = nnx.Param(zeros(rngs.params(), (dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return ops.layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
@@ -90,9 +90,13 @@ class PatchEmbed(nnx.Module):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        self.cls = nnx.Param(INIT(rngs.params(), (1, 1, config.dim)))
-        self.dist = nnx.Param(INIT(rngs.params(), (1, 1, config.dim))) if config.distilled else None
-        self.pos = nnx.Param(INIT(rngs.params(), (1, config.num_tokens, config.dim)))
+
+        def draw(rows: int) -> nnx.Param[Array]:
+            return nnx.Param(INIT(rngs.params(), (1, rows, config.dim), jnp.float32))
+
+        self.cls = draw(1)
+        self.dist = draw(1) if config.distilled else None
+        self.pos = draw(config.num_tokens)
 
     def __call__(self, x: Float[Array, "b t f"]) -> Tokens:
         image = jnp.swapaxes(x.astype(jnp.dtype(self.config.dtype)), 1, 2)[..., None]
@@ -127,12 +131,15 @@ class PatchEmbed(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with its output projection: `[b, n, d] -> [b, n, d]`."""
+    """Multi-head self-attention with its output projection: `[b, n, d] -> [b, n, d]`.
+
+    With `keeps_weights`, the weights `[b, h, n, m]` are left in `recorded_weights`.
+    """
 
     takes_count = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
-        self.heads = config.heads
+        self.heads, self.keeps_weights = config.heads, False
         dim, bias = config.dim, config.qkv_bias
         self.q = make_linear(dim, dim, config, bias=bias, rngs=rngs)
         self.k = make_linear(dim, dim, config, bias=bias, rngs=rngs)
@@ -150,6 +157,8 @@ class Attention(nnx.Module):
         if mask is not None:
             learned = jnp.ones((batch, k.shape[1] - tokens), bool)
             mask = jnp.concatenate([learned, mask], axis=1)
+        if self.keeps_weights:
+            self.recorded_weights = nnx.Intermediate(ops.attention_weights(q, k, mask=mask))
         return self.out(ops.attention(q, k, v, mask=mask).reshape(batch, -1, dim))
 
 

@@ -232,6 +232,7 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
     surgery.freeze(adapted)
     before = surgery.arrays(adapted)
     method.inject(adapted, rngs=nnx.Rngs(seed))
+    surgery.cast_doubles(adapted)
     if adapted.loaded is not None:
         # What the method itself changes, such as positions that it sets to zero, comes back.
         arrays = surgery.arrays(adapted, surgery.Frozen)

@@ -19,7 +19,6 @@ from aatjax.petl.bottleneck import make_up_init
 from aatjax.petl.routing_weights import make_monitor
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_width
-from aatjax.surgery import Recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +193,8 @@ class Mixture(Method):
 
 
 def record_routing(module: nnx.Module, **arrays: Array | None) -> None:
-    """Keep arrays as `Recorded` variables of a mixture, if its attribute `watched` is True."""
+    """Keep arrays as `nnx.Intermediate` variables of a mixture, if its attribute `watched` is True."""
     if getattr(module, "watched", False):
         for name, value in arrays.items():
             if value is not None:
-                setattr(module, f"recorded_{name}", Recorded(value))
+                setattr(module, f"recorded_{name}", nnx.Intermediate(value))

@@ -13,12 +13,12 @@ from aatjax import surgery
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Monitor
-from aatjax.surgery import Recorded
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """The weights of one mixture on a batch of clips, as NumPy arrays.
+    """The weights of one mixture on a batch of clips: NumPy arrays, or JAX's under `jax.jit`.
 
     Attributes:
         combine: weights of each token's output: `[b, n, e, p]` of a soft mixture, `[b, n, e]` gates
@@ -28,12 +28,12 @@ class Routing:
         slots: the slots `[b, e, p, d]`; None without.
     """
 
-    combine: np.ndarray
-    dispatch: np.ndarray | None
-    slots: np.ndarray | None
+    combine: np.ndarray | Array
+    dispatch: np.ndarray | Array | None
+    slots: np.ndarray | Array | None
 
     @property
-    def use(self) -> np.ndarray:
+    def use(self) -> np.ndarray | Array:
         """Each expert's share of the combine weights, `[e]`."""
         gates = self.combine if self.dispatch is None else self.combine.sum(axis=-1)
         total = gates.sum(axis=(0, 1))
@@ -45,10 +45,16 @@ def has_mixtures(model: AST) -> bool:
     return any(hasattr(module, "watched") for module in surgery.modules(model).values())
 
 
+def copy_unrolled(model: AST) -> AST:
+    """Return a copy whose blocks run one after the other, so that each can keep values."""
+    copy = surgery.clone(model)
+    copy.config = dataclasses.replace(model.config, scan=False, remat=False)
+    return copy
+
+
 def make_probe(model: AST) -> AST:
-    """Return a copy whose mixtures record their routing; its blocks run one after the other."""
-    probe = surgery.clone(model)
-    probe.config = dataclasses.replace(model.config, scan=False, remat=False)
+    """Return a copy whose mixtures record their routing."""
+    probe = copy_unrolled(model)
     for module in surgery.modules(probe).values():
         if hasattr(module, "watched"):
             module.watched = True  # pyright: ignore[reportAttributeAccessIssue]
@@ -59,7 +65,7 @@ def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, di
     """Run a model of `make_probe`; return the fields of `Routing` by mixture, then by name."""
     probe(x, valid)
     found: dict[str, dict[str, Any]] = {}
-    for path, array in surgery.arrays(probe, Recorded).items():
+    for path, array in surgery.arrays(probe, nnx.Intermediate).items():
         site, _, name = path.rpartition("/recorded_")
         found.setdefault(site, {})[name] = array
     return found
@@ -85,7 +91,9 @@ def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str
     def run(state: Any, x: jax.Array, valid: Any) -> dict[str, dict[str, Any]]:
         return run_probe(nnx.merge(graphdef, state, copy=True), x, valid)
 
-    found = jax.device_get(run(state, x, valid))
+    found = run(state, x, valid)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+        found = jax.device_get(found)
     return {
         site: Routing(arrays["combine"], arrays.get("dispatch"), arrays.get("slots"))
         for site, arrays in found.items()

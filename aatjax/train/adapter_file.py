@@ -29,7 +29,7 @@ from aatjax.train.golden import differs, make_golden
 
 FORMAT = 1
 KEY = "aatjax"
-PASSING = (surgery.Penalty, surgery.Recorded, nnx.RngState)
+PASSING = (surgery.Penalty, nnx.Intermediate, nnx.RngState)
 """Variables that no file holds: no result of an evaluation depends on them."""
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
 from aatjax.io.digest import hash_arrays
+from aatjax.io.root_logger import keep_root_logger
 from aatjax.train.distributed import is_distributed
 from aatjax.train.sharding import fetch
+
+with keep_root_logger():
+    import orbax.checkpoint.experimental.v1 as ocp
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,12 +12,21 @@ from jaxtyping import Float
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
+from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import Stored, make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
+from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST
-from aatjax.train.forward import check_fit, make_forward, split_model
+from aatjax.train.forward import (
+    Reader,
+    check_fit,
+    make_forward,
+    read_embedding,
+    read_logits,
+    split_model,
+)
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.metrics.evaluate import compute_metrics
 from aatjax.train.metrics.results import Metrics
@@ -75,7 +84,7 @@ class Evaluator:
         logits = np.zeros((len(source), len(source.classes)), np.float32)
         for bucket in buckets or [Bucket(self.frontend, np.arange(len(source)))]:
             clips = source.subset(bucket.rows) if buckets else source
-            found = self._predict_clips(weights, clips, bucket.frontend, stopped)
+            found = self.read(weights, clips, bucket.frontend, stopped)
             if found is None:
                 return None
             logits[bucket.rows] = found
@@ -85,12 +94,17 @@ class Evaluator:
         """Return what is stored of a source's clips where batches hold such."""
         return None if self.stored is None else self.stored.load(source)
 
-    def _predict_clips(
-        self, weights: Weights, clips: Source, frontend: FrontEnd, stopped: Callable[[], bool]
+    def read(
+        self,
+        weights: Weights,
+        clips: Source,
+        frontend: FrontEnd | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> np.ndarray | None:
+        """Return what `forward` computes of every clip in order, or None once `stopped()`."""
         batches = make_eval_batches(
             clips,
-            frontend,
+            frontend or self.frontend,
             batch_size=self.batch,
             rows=find_local_rows(self.mesh, self.batch),
             stored=self.load_stored(clips),
@@ -135,23 +149,68 @@ def evaluate(
     return measure_metrics(logits, source, bootstrap)
 
 
+@keep_root_logger()
 def clip_logits(
     model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
 ) -> Float[np.ndarray, "n c"]:
     """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
     frontend = frontend or make_front_end(model)
     check_sources(model, [source], frontend)
+    return _run_clips(model, source, frontend, batch_size, read_logits)
+
+
+class Embeddings(NamedTuple):
+    """One vector per clip, for a classifier or a plot.
+
+    Attributes:
+        matrix: `[n, d]`, the mean over the patch tokens after the last LayerNorm.
+        labels: class index `[n]`; of a multi-label source `[n, c]`, see `Source.targets`.
+        ids: names of the clips.
+    """
+
+    matrix: Float[np.ndarray, "n d"]
+    labels: np.ndarray
+    ids: tuple[str, ...]
+
+
+@keep_root_logger()
+def embed(
+    model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
+) -> Embeddings:
+    """Return a vector per clip with its label and name, in the source's order.
+
+    Args:
+        model: an AST, adapted or not; its head is not used.
+        source: labelled clips of any classes.
+        frontend: the front end that the model was trained with; by default AST's at its length.
+        batch_size: clips per batch.
+
+    Raises:
+        UsageError: the front end does not fit the model.
+    """
+    frontend = frontend or make_front_end(model)
+    check_fit(model.config, model.config.num_classes, frontend)
+    targets = source.targets()
+    labels = targets if source.multi_label else targets.argmax(axis=1)
+    matrix = _run_clips(model, source, frontend, batch_size, read_embedding)
+    return Embeddings(matrix, labels, tuple(clip.id for clip in source.clips))
+
+
+def _run_clips(
+    model: AST, source: Source, frontend: FrontEnd, batch_size: int, read: Reader
+) -> np.ndarray:
+    """Return what `read` computes of every clip in order, on the devices of this process."""
     devices = choose_devices(batch_size, surgery.count_bytes(model), jax.local_devices())
     mesh = MeshShape().make(devices)
     parts = split_model(model)
     state = (parts.trainable, parts.stats, cast_frozen(parts.frozen, model.config.dtype))
     with jax.set_mesh(mesh):
         *weights, frozen = place_arrays(state, mesh)
-        forward = make_forward(parts.graphdef, frontend)
+        forward = make_forward(parts.graphdef, frontend, read)
         evaluator = Evaluator(forward, frozen, frontend, mesh, batch_size)
-        logits = evaluator.predict((weights[0], weights[1]), source)
-    assert logits is not None
-    return logits
+        found = evaluator.read((weights[0], weights[1]), source)
+    assert found is not None
+    return found
 
 
 def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap: int) -> Metrics:
@@ -165,7 +224,7 @@ def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap:
     )
 
 
-def check_sources(model: AST, sources: Sequence[Source], frontend: FrontEnd) -> None:
+def check_sources(model: AST, sources: Sequence[Source | Batches], frontend: FrontEnd) -> None:
     """Refuse sources and a front end that do not fit the model's head and input."""
     for source in sources:
         check_fit(model.config, len(source.classes), frontend, source.name)

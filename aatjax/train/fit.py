@@ -1,28 +1,35 @@
 """`aatjax.fit`: training of an adapted model, and its result."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
+from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, suggest
 from aatjax.io.host import keep_memory
+from aatjax.io.lock import lock_folder
+from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
-from aatjax.train.distributed import is_main
+from aatjax.train.distributed import is_main, run_on_main
 from aatjax.train.evaluation import Evaluator, Weights, check_sources, measure_metrics
 from aatjax.train.forward import split_model
 from aatjax.train.input_cache import make_input_cache
@@ -31,9 +38,10 @@ from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
+from aatjax.train.run_dir import claim_clips, claim_fields, describe_weights
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
-from aatjax.train.step import Loss, make_steps
+from aatjax.train.step import Loss, LossFunction, make_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +118,34 @@ class Run:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a callback of `fit` is given.
+
+    Attributes:
+        step: steps done.
+        epoch: the epoch that the last step belongs to, from 1.
+        row: figures of the epoch, as in metrics.jsonl; None after a step.
+        model: returns the model with its present weights; it is copied to the host.
+    """
+
+    step: int
+    epoch: int
+    row: Mapping[str, Any] | None
+    model: Callable[[], AST]
+
+
 class FitSettings(TypedDict, total=False):
     """Settings of `fit`, all optional.
 
     Attributes:
         epochs, lr: shorthands for `training.epochs` and `optim.lr`.
         training: length, batch, selection, seed.
-        optim: AdamW and its schedule.
+        optim: AdamW and its schedule, or an optax transformation, which then holds the schedule.
+        loss: a function (logits `[b, c]`, targets `[b, c]`) -> losses `[b]`, in place of
+            `training.loss`; a target is NaN where it is not known.
+        on_step: called after each step with a `Moment`; reading its model waits for the device.
+        on_epoch: called after each epoch with a `Moment`.
         augment: augmentation of the training batches.
         frontend: log-mel front end; by default AST's, at the model's length.
         mesh: how the devices of all processes share the work, or any mesh of some of them: weights
@@ -127,7 +156,10 @@ class FitSettings(TypedDict, total=False):
     epochs: int | None
     lr: float | None
     training: Training | None
-    optim: Optim | None
+    optim: Optim | optax.GradientTransformation | None
+    loss: LossFunction | None
+    on_step: Callable[[Moment], None] | None
+    on_epoch: Callable[[Moment], None] | None
     augment: Augment | None
     frontend: FrontEnd | None
     mesh: MeshShape | Mesh | None
@@ -152,11 +184,12 @@ class FitContext:
 
 def fit(
     model: AST,
-    train: Source,
+    train: Source | Batches,
     test: Source | None = None,
     *,
     valid: Source | None = None,
     run_dir: str | Path | None = None,
+    allow_change: Sequence[str] = (),
     show: Show = "stderr",
     context: FitContext | None = None,
     **settings: Unpack[FitSettings],
@@ -165,11 +198,15 @@ def fit(
 
     Args:
         model: an adapted AST; it is not changed.
-        train: training clips.
+        train: training clips: files, arrays in memory (`data.Arrays`), or batches that you make
+            (`data.Batches`).
         test: clips for the figures reported at the end; they never choose anything.
         valid: validation clips, evaluated after every epoch; `select="best"` chooses by them.
         run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
-            interrupted goes on from its last checkpoint when called again with the same folder.
+            interrupted goes on from its last checkpoint when called again with the same folder;
+            with other settings, clips or weights it is refused.
+        allow_change: what may differ from the run in the folder: settings by name, such as
+            `optim.lr`, whole parts, such as `optim`, or `clips`.
         show: stream of the progress display; True for standard error, None or False for silence.
         context: what an experiment adds.
         **settings: see `FitSettings`; for instance `epochs=20, lr=1e-3`.
@@ -178,23 +215,83 @@ def fit(
         A Run with the adapted model, its metrics and its history.
 
     Raises:
-        UsageError: classes, lengths or options that do not fit together.
+        UsageError: classes, lengths or options that do not fit together; the folder holds another
+            run, or is in use.
         NotFiniteError: the loss is not finite; the last finite checkpoint is kept.
         InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
     keep_memory()
-    parts = {"train": train, "valid": valid, "test": test}
-    sources = {name: source for name, source in parts.items() if source is not None}
+    sources = _check_sources(train, valid, test)
     context = context or FitContext()
     setup = _resolve(model, train, settings)
     _check_selection(setup.training, valid, test, context)
-    check_sources(model, list(sources.values()), setup.frontend)
+    check_sources(model, [train, *sources.values()], setup.frontend)
     check_batch(setup.mesh, setup.training.batch_size)
     folder = None if run_dir is None else Path(run_dir)
-    loop, state = _prepare(model, sources, setup, context, folder, choose_stream(show))
-    with jax.set_mesh(setup.mesh):
+    with contextlib.ExitStack() as held:
+        held.enter_context(keep_root_logger())
+        if folder is not None:
+            run_on_main(lambda: _claim(held, folder, model, sources, setup, allow_change))
+        loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
+        held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
         return _finish(model, loop, state, best, sources)
+
+
+def _check_sources(train: Any, valid: Any, test: Any) -> dict[str, Source]:
+    """Return the sources of clips by part; refuse what is none."""
+    parts = {"train": train, "valid": valid, "test": test}
+    for name, part in parts.items():
+        if part is None or isinstance(part, Source) or (name, type(part)) == ("train", Batches):
+            continue
+        how = "data.Arrays(X, y, classes), data.AudioFolder(path)"
+        how += ", or data.Batches(iterable, classes)" if name == "train" else ""
+        raise UsageError(f"fit: {name} is a {type(part).__name__}, not a source: give {how}")
+    return {name: part for name, part in parts.items() if isinstance(part, Source)}
+
+
+def _claim(
+    held: contextlib.ExitStack,
+    folder: Path,
+    model: AST,
+    sources: Mapping[str, Source],
+    setup: "_Setup",
+    allow: Sequence[str],
+) -> None:
+    """Lock the run folder; write what the run is made of, or compare it with what is there."""
+    held.enter_context(lock_folder(folder))
+    optim, loss = setup.optim, setup.loss
+    own = {"own": f"{type(optim).__module__}.{type(optim).__qualname__}"}
+    method = model.method
+    fields = {
+        "training": dataclasses.asdict(setup.training),
+        "optim": dataclasses.asdict(optim) if isinstance(optim, Optim) else own,
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", repr(loss)),
+        "augment": dataclasses.asdict(setup.augment),
+        "frontend": setup.frontend.to_dict(),
+        "petl": method.to_json() if isinstance(method, Method) else None,
+        "model": model.config.without_execution().to_json(),
+        "weights": describe_weights(model),
+    }
+    claim_fields(folder / "settings.json", fields, allow, upgrade=_fill_defaults)
+    if sources:
+        claim_clips(folder, sources, allow)
+
+
+def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return stored settings with the defaults of fields that their version did not have yet."""
+    defaults: dict[str, dict[str, Any]] = {
+        "training": dataclasses.asdict(Training()),
+        "augment": dataclasses.asdict(Augment()),
+        "frontend": FrontEnd().to_dict(),
+        "model": ASTConfig().to_json(),
+    }
+    if "own" not in stored["optim"]:
+        defaults["optim"] = dataclasses.asdict(Optim())
+    filled = {name: {**fields, **stored[name]} for name, fields in defaults.items()}
+    if stored["petl"] is not None:
+        filled["petl"] = Method.from_json(stored["petl"]).to_json()
+    return json.loads(json.dumps({**stored, **filled}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,14 +299,16 @@ class _Setup:
     """The settings of `fit` with their defaults filled in."""
 
     training: Training
-    optim: Optim
+    optim: Optim | optax.GradientTransformation
     augment: Augment
     frontend: FrontEnd
     mesh: Mesh
-    loss: Loss
+    loss: Loss | LossFunction
+    on_step: Callable[[Moment], None] | None
+    on_epoch: Callable[[Moment], None] | None
 
 
-def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
+def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Setup:
     names = list(FitSettings.__annotations__)
     for name in settings:
         if name not in names:
@@ -219,9 +318,16 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
     if (epochs := settings.get("epochs")) is not None:
         training = dataclasses.replace(training, epochs=epochs)
     optim = settings.get("optim") or Optim()
+    if not isinstance(optim, Optim | optax.GradientTransformation):
+        raise UsageError(
+            f"fit: optim is a {type(optim).__name__}: give aatjax.Optim(...), or a transformation "
+            "of optax such as optax.adam(1e-3)"
+        )
     if (lr := settings.get("lr")) is not None:
+        if not isinstance(optim, Optim):
+            raise UsageError("fit: lr does not apply to a transformation of your own: omit it")
         optim = dataclasses.replace(optim, lr=lr)
-    loss = training.loss or ("bce" if train.multi_label else "ce")
+    loss = settings.get("loss") or training.loss or ("bce" if train.multi_label else "ce")
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")
     mesh = settings.get("mesh") or MeshShape()
@@ -240,6 +346,8 @@ def _resolve(model: AST, train: Source, settings: FitSettings) -> _Setup:
         settings.get("frontend") or make_front_end(model),
         mesh,
         loss,
+        settings.get("on_step"),
+        settings.get("on_epoch"),
     )
 
 
@@ -266,6 +374,7 @@ def _check_selection(
 
 def _prepare(
     model: AST,
+    train: Source | Batches,
     sources: Mapping[str, Source],
     setup: _Setup,
     context: FitContext,
@@ -273,18 +382,27 @@ def _prepare(
     screen: TextStream | None,
 ) -> tuple[Loop, TrainState]:
     """Return the training loop and the state before the first step, on the devices."""
-    training, train = setup.training, sources["train"]
+    training = setup.training
     parts = split_model(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
+    _check_inputs(train, sources, setup)
     buckets = _sort_buckets(model, sources, setup.frontend, training)
-    per_epoch = count_batches(train, training.batch_size, buckets.get("train", ()))
+    if isinstance(train, Batches):
+        per_epoch = train.length
+    else:
+        per_epoch = count_batches(train, training.batch_size, buckets.get("train", ()))
     steps_of_run = {"steps_per_epoch": per_epoch, "epochs": training.epochs}
-    tx = make_optimizer(setup.optim, **steps_of_run)
+    optim, schedule = setup.optim, None
+    if isinstance(optim, Optim):
+        tx = make_optimizer(optim, **steps_of_run)
+        schedule = make_schedule(optim, **steps_of_run)
+    else:
+        tx = optim
     average = training.average is not None
     begin = start_state(parts, tx, setup.mesh, average=average, dtype=model.config.dtype)
     cache = None
-    if not buckets:
+    if not buckets and not isinstance(train, Batches):
         cache = make_input_cache(
             model,
             sources,
@@ -311,7 +429,7 @@ def _prepare(
         training=training,
         steps=steps,
         evaluator=Evaluator(steps.forward, begin.frozen, setup.frontend, setup.mesh, size, cache),
-        schedule=make_schedule(setup.optim, **steps_of_run),
+        schedule=schedule,
         per_epoch=per_epoch,
         train=train,
         valid=sources.get("valid"),
@@ -320,8 +438,41 @@ def _prepare(
         show=screen if is_main() else None,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
         beat=context.beat,
+        on_step=_make_callback(model, setup.on_step),
+        on_epoch=_make_callback(model, setup.on_epoch),
     )
     return loop, begin.state
+
+
+def _check_inputs(train: Source | Batches, sources: Mapping[str, Source], setup: _Setup) -> None:
+    """Refuse settings that need waveforms, or clips, where there are none."""
+    kinds = {name: source.log_mel(0) is not None for name, source in sources.items()}
+    if any(kinds.values()) and setup.augment.mixup:
+        raise UsageError("augment.mixup mixes waveforms, and the clips are log-mel: omit it")
+    if setup.training.buckets and (any(kinds.values()) or isinstance(train, Batches)):
+        raise UsageError("training.buckets sorts waveforms by their length: omit it")
+    if isinstance(train, Batches) and setup.training.cache_prefix:
+        raise UsageError("training.cache_prefix stores clips, and batches have none: omit it")
+
+
+def _make_callback(
+    model: AST, function: Callable[[Moment], None] | None
+) -> Callable[[int, int, Mapping[str, Any] | None, Weights], None] | None:
+    """Return the function that the loop calls with step, epoch, row and weights."""
+    if function is None:
+        return None
+
+    def call(step: int, epoch: int, row: Mapping[str, Any] | None, weights: Weights) -> None:
+        function(Moment(step, epoch, row, lambda: _build(model, weights)))
+
+    return call
+
+
+def _build(model: AST, weights: Weights) -> AST:
+    """Return the model with these weights, on the default device."""
+    parts = surgery.split(model)
+    trainable, stats = jax.tree.map(jnp.asarray, fetch(weights))
+    return surgery.join(parts.graphdef, trainable, stats, parts.frozen)
 
 
 def _finish(
@@ -332,17 +483,12 @@ def _finish(
     sources: Mapping[str, Source],
 ) -> Run:
     """Build the models of all kept weights; evaluate the selected ones."""
-    selected, train = loop.training.select, sources["train"]
+    selected, train = loop.training.select, loop.train
     kept: dict[Select, Weights] = {"last": (state.trainable, state.stats)}
     if best is not None:
         kept["best"] = best
     if state.average is not None:
         kept["average"] = (state.average, state.stats)
-    parts = surgery.split(model)
-
-    def build(weights: Weights) -> AST:
-        trainable, stats = jax.tree.map(jnp.asarray, fetch(weights))
-        return surgery.join(parts.graphdef, trainable, stats, parts.frozen)
 
     def beat() -> bool:
         loop.beat("eval", loop.total)
@@ -357,7 +503,7 @@ def _finish(
             kept[selected], sources[name], buckets=loop.buckets.get(name, ()), stopped=beat
         )
 
-    models: dict[Select, AST] = {name: build(weights) for name, weights in kept.items()}
+    models: dict[Select, AST] = {name: _build(model, kept[name]) for name in kept}
     logits = {name: predict(name) for name in ("test", "valid")}
     metrics = {
         name: None if found is None else measure_metrics(found, sources[name], 1000)

@@ -90,6 +90,13 @@ def read_vectors(
     return logits, average_tokens(tokens, mask, tokens.shape[1] - patches)
 
 
+def read_embedding(
+    model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"]
+) -> Float[Array, "b d"]:
+    """Return the mean patch token after the last LayerNorm."""
+    return read_vectors(model, x, valid)[1]
+
+
 @functools.lru_cache(16)
 def make_inputs(frontend: FrontEnd) -> Any:
     """Return the jitted front end `(audio, length) -> normalised log-mel, valid frames`."""

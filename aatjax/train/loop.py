@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aatjax.data.batches import Batches, BatchIterator
 from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
@@ -28,6 +29,7 @@ from aatjax.train.sharding import find_local_rows, put_batch
 from aatjax.train.state import TrainState
 from aatjax.train.step import Loss, Steps, is_finite
 
+Callback = Callable[[int, int, Mapping[str, Any] | None, Weights], None]
 Select = Literal["last", "best", "average"]
 CHECK_EVERY = 10  # steps between looks at the loss: more often would wait for the device
 LOWER = "lower optim.lr, or set optim.clip to 1"
@@ -77,6 +79,10 @@ class Training:
     on_save_error: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
+        if callable(self.loss):
+            raise UsageError(
+                "training.loss is 'ce' or 'bce': give a function to fit itself, fit(loss=function)"
+            )
         check_fields(self, "training.")
         if self.select == "average" and self.average is None:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
@@ -149,11 +155,13 @@ class Loop:
 
     Attributes:
         evaluator: computes logits; holds front end, mesh, frozen parameters and stored tokens.
-        schedule: learning rate by step.
+        schedule: learning rate by step, if it is known.
         per_epoch: steps per epoch.
         buckets: lengths of the clips of each part.
         monitor: figures of the method, computed after each epoch.
         beat: called with the phase and the steps done, for a watchdog.
+        on_step, on_epoch: called after each with step, epoch, the row of figures (None after a
+            step) and the weights.
         done: steps done.
         ended: whether the last step ended an epoch whose row is still to be written.
         best: the weights with the best validation score.
@@ -165,13 +173,15 @@ class Loop:
     evaluator: Evaluator
     schedule: Any
     per_epoch: int
-    train: Source
+    train: Source | Batches
     valid: Source | None
     buckets: Mapping[str, Sequence[Bucket]]
     run_dir: Path | None
     show: TextStream | None
     monitor: Monitor | None = None
     beat: Callable[[str, int], None] = lambda phase, step: None
+    on_step: Callback | None = None
+    on_epoch: Callback | None = None
     done: int = 0
     ended: bool = False
     best: Weights | None = None
@@ -214,6 +224,8 @@ class Loop:
                         state = self._step(state, feed, key, stop)
                         epoch = (self.done - 1) // self.per_epoch + 1
                         display.step(self.done, epoch, self._speed(), self._mean_loss())
+                        if self.on_step is not None:
+                            self.on_step(self.done, epoch, None, (state.trainable, state.stats))
                     stopping = self._agree_to_stop(stop)
                     if self.ended and not stopping:
                         stopping = not self._end_epoch(state, feed, stop, writer, display)
@@ -291,6 +303,8 @@ class Loop:
         self.progress.sums, self.progress.spent, self.ended = {}, {}, False
         if self.done // self.per_epoch % self.training.save_every == 0 or self.done == self.total:
             self._save(state, feed)
+        if self.on_epoch is not None:
+            self.on_epoch(self.done, row["epoch"], row, (state.trainable, state.stats))
         return is_distributed() or stop.signum is None
 
     def _stop(self, state: TrainState, feed: Feed, stop: StopRequest) -> None:
@@ -309,25 +323,29 @@ class Loop:
 
     def _make_feed(self) -> Feed:
         training, evaluator = self.training, self.evaluator
-        batches = iter(
-            make_train_batches(
-                self.train,
-                evaluator.frontend,
-                batch_size=training.batch_size,
-                epochs=training.epochs,
-                seed=training.seed,
-                crop=training.crop,
-                threads=training.threads,
-                rows=find_local_rows(evaluator.mesh, training.batch_size),
-                stored=evaluator.load_stored(self.train),
-                buckets=self.buckets.get("train", ()),
+        size, rows = training.batch_size, find_local_rows(evaluator.mesh, training.batch_size)
+        if isinstance(self.train, Batches):
+            batches: Any = BatchIterator(self.train, evaluator.frontend, size, rows)
+        else:
+            batches = iter(
+                make_train_batches(
+                    self.train,
+                    evaluator.frontend,
+                    batch_size=size,
+                    epochs=training.epochs,
+                    seed=training.seed,
+                    crop=training.crop,
+                    threads=training.threads,
+                    rows=rows,
+                    stored=evaluator.load_stored(self.train),
+                    buckets=self.buckets.get("train", ()),
+                )
             )
-        )
         if self.progress.iterator is not None:
             batches.set_state(self.progress.iterator)
         return Feed(
             batches,
-            lambda rows: put_batch(rows, evaluator.mesh, training.batch_size),
+            lambda rows: put_batch(rows, evaluator.mesh, size),
             self.progress,
         )
 
@@ -373,26 +391,27 @@ class Loop:
             "train/loss": sums["loss"] / clips,
             "train/accuracy": sums["correct"] / clips,
             "train/clips_per_s": self._speed(),
-            "train/lr": float(self.schedule(self.done - 1)),
             "train/seconds": spent["all"],
             "train/seconds_input": spent.get("input", 0.0),
             "train/seconds_transfer": spent.get("transfer", 0.0),
         }
+        if self.schedule is not None:
+            row["train/lr"] = float(self.schedule(self.done - 1))
         if sums["skipped"]:
             row["train/skipped"] = sums["skipped"]
         weights = (state.trainable, state.stats)
         self.beat("eval", self.done)
-        if self.monitor is not None:
-            row |= self._monitor(self.monitor, weights)
+        source = self.train if self.valid is None else self.valid
+        if self.monitor is not None and isinstance(source, Source):
+            row |= self._monitor(self.monitor, source, weights)
         if self.valid is None:
             return row
         score = self._validate(self.valid, weights, stop)
         return None if score is None else row | score
 
-    def _monitor(self, monitor: Monitor, weights: Weights) -> dict[str, float]:
+    def _monitor(self, monitor: Monitor, source: Source, weights: Weights) -> dict[str, float]:
         """Return the method's figures, computed on the same first batch each time."""
         frontend, mesh, size = self.evaluator.frontend, self.evaluator.mesh, self.evaluator.batch
-        source = self.train if self.valid is None else self.valid
         rows = find_local_rows(mesh, size)
         held = self.evaluator.stored
         stored = held.load(source) if isinstance(held, LogMelCache) else None
@@ -453,6 +472,8 @@ class Loop:
 
     def _dump(self, rows: dict[str, np.ndarray], step: int) -> str:
         """Write the batch of a step that is not finite, and say where."""
+        if isinstance(self.train, Batches):
+            return ""
         ids = [self.train.clips[int(i)].id for i in rows["index"]]
         if self.run_dir is None:
             return f" (its clips: {', '.join(dict.fromkeys(ids[:5]))}, ...)"

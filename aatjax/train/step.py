@@ -14,10 +14,13 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UsageError
 from aatjax.train.forward import BatchFrontEnd, make_forward
 from aatjax.train.state import TrainState
 
 Loss = Literal["ce", "bce"]
+LossFunction = Callable[[Float[Array, "b c"], Float[Array, "b c"]], Float[Array, " b"]]
+"""(logits, targets) -> one loss per clip."""
 
 
 class Batch(TypedDict):
@@ -38,7 +41,7 @@ class Batch(TypedDict):
 def compute_losses(
     logits: Float[Array, "b c"],
     target: Float[Array, "b c"],
-    loss: Loss,
+    loss: Loss | LossFunction,
     known: Float[Array, "b c"] | None = None,
 ) -> Float[Array, " b"]:
     """Return cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`) per clip.
@@ -46,10 +49,18 @@ def compute_losses(
     Args:
         logits: scores before softmax or sigmoid.
         target: share of the clip that has the class; 0 to `known`.
-        loss: `ce` or `bce`.
+        loss: `ce`, `bce`, or a function of logits and targets.
         known: share of the clip of which it is known whether it has the class; all by default.
             `bce` is the mean over the known classes.
     """
+    if callable(loss):
+        losses = loss(logits, target)
+        if jnp.shape(losses) != logits.shape[:1]:
+            raise UsageError(
+                f"the loss returned shape {list(jnp.shape(losses))} for {logits.shape[0]} clips: "
+                "it must return one number per clip, without their mean"
+            )
+        return losses
     if loss == "ce":
         return optax.softmax_cross_entropy(logits, target)
     if known is None:
@@ -78,7 +89,7 @@ def make_steps(
     *,
     frontend: FrontEnd,
     augment: Augment,
-    loss: Loss,
+    loss: Loss | LossFunction,
     average: float | None = None,
     layout: TrainState | None = None,
     start: int | None = None,
@@ -94,7 +105,7 @@ def make_steps(
         tx: optimiser over the trainable tree.
         frontend: log-mel front end, run inside the step.
         augment: augmentation of training batches.
-        loss: `ce` or `bce`.
+        loss: `ce`, `bce`, or a function of logits and targets.
         average: decay of the moving average of the trainable tree, or None.
         layout: the sharding of every array of the state (`start_state`); the sums are copied to
             every device. The steps are then called under `jax.set_mesh`.
@@ -114,7 +125,7 @@ def _compile_step(
     tx: optax.GradientTransformation,
     frontend: FrontEnd,
     augment: Augment,
-    loss: Loss,
+    loss: Loss | LossFunction,
     average: float | None,
     start: int | None,
     leaves: tuple[Any, ...],
@@ -151,7 +162,7 @@ def _prepare_batch(
     key: PRNGKeyArray,
     frontend: FrontEnd,
     augment: Augment,
-    loss: Loss,
+    loss: Loss | LossFunction,
     start: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Return augmented log-mel (or tokens), valid frames, targets, and which of them are known."""

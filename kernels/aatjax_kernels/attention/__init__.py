@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float
 from aatjax_kernels import dispatch, mesh
 from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.attention import fused, reference
+from aatjax_kernels.attention.reference import weights
 
 AttentionImplementation = Literal["blocked", "tpu", "gpu", "reference"]
 
-__all__ = ["AttentionImplementation", "attention"]
+__all__ = ["AttentionImplementation", "attention", "weights"]
 
 
 def attention(

@@ -12,9 +12,17 @@ def attention(
     mask: Bool[Array, "b m"] | None,
 ) -> Float[Array, "b n h k"]:
     """softmax(Q K^T / sqrt(k)) V; see the package's `attention`."""
+    return jnp.einsum("bhnm,bmhk->bnhk", weights(query, key, mask).astype(value.dtype), value)
+
+
+def weights(
+    query: Float[Array, "b n h k"],
+    key: Float[Array, "b m h k"],
+    mask: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b h n m"]:
+    """softmax(Q K^T / sqrt(k)) in float32: the weights, which no other implementation keeps."""
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bnhk,bmhk->bhnm", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
+    return jax.nn.softmax(logits, axis=-1)
