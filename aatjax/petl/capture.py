@@ -10,11 +10,13 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST, Attention
 from aatjax.petl.routing_weights import copy_unrolled
 
-MIXTURE_VALUES = ("dispatch", "combine", "slots")
+MIXTURE_VALUES = ("combine", "dispatch", "slots")
 
 
 class Tap(nnx.Module):
     """A module that keeps its output as `recorded_output`."""
+
+    reads = None  # of a pool: every token is computed, also those that it does not read
 
     def __init__(self, base: nnx.Module):
         self.base = base
@@ -33,16 +35,16 @@ class Tap(nnx.Module):
 def list_values(model: AST) -> list[str]:
     """Return the names of all values that `capture` can return, in the order of the model."""
     names: list[str] = []
-    inner = {path: module for path, module in nnx.iter_modules(model)}
     for path, module in surgery.modules(model).items():
         if path and not isinstance(module, nnx.List):
             names.append(path)
-    for parts, module in inner.items():
+    for parts, module in nnx.iter_modules(model):
         path = _join(parts)
         if isinstance(module, Attention):
             names.append(f"{path}/weights")
         elif hasattr(module, "watched"):
-            names += [f"{path}/{name}" for name in MIXTURE_VALUES]
+            values = MIXTURE_VALUES if hasattr(module, "phi") else MIXTURE_VALUES[:1]
+            names += [f"{path}/{name}" for name in values]
     return sorted(names)
 
 
@@ -84,14 +86,14 @@ def capture(
         elif hasattr(module, "watched"):
             values = {f"{path}/{name}" for name in MIXTURE_VALUES}
             module.watched = bool(values & wanted)  # pyright: ignore[reportAttributeAccessIssue]
-    for path in sorted(wanted & surgery.modules(probe).keys(), reverse=True):
+    for path in sorted({"pool", *(wanted & surgery.modules(probe).keys())}, reverse=True):
         surgery.wrap(probe, path, lambda _, module: Tap(module))
     probe(x, valid)
     values = {
         path.removesuffix("/recorded_output").replace("/recorded_", "/"): value
         for path, value in surgery.arrays(probe, nnx.Intermediate).items()
     }
-    return {name: values[name] for name in sorted(wanted) if name in values}
+    return {name: values[name] for name in sorted(wanted)}
 
 
 def _join(parts: tuple[Any, ...]) -> str:

@@ -193,7 +193,7 @@ class Mixture(Method):
 
 
 def record_routing(module: nnx.Module, **arrays: Array | None) -> None:
-    """Keep arrays as `nnx.Intermediate` variables of a mixture, if its attribute `watched` is True."""
+    """Keep arrays as `nnx.Intermediate` variables of a mixture whose `watched` is True."""
     if getattr(module, "watched", False):
         for name, value in arrays.items():
             if value is not None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from aatjax import surgery
@@ -92,7 +93,7 @@ def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str
         return run_probe(nnx.merge(graphdef, state, copy=True), x, valid)
 
     found = run(state, x, valid)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found)):
         found = jax.device_get(found)
     return {
         site: Routing(arrays["combine"], arrays.get("dispatch"), arrays.get("slots"))
