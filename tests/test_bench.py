@@ -20,7 +20,7 @@ from aatjax.cli.main import run
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
-from aatjax.petl import METHODS, TABLE, adapt
+from aatjax.petl import TABLE, adapt
 from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.soft_moa import SoftMoA
 
@@ -42,8 +42,8 @@ def test_the_mixtures_cost_what_the_formula_says() -> None:
     dense = 12 * 2 * (2 * m * n * d * r + 2 * m * n * d)
     assert compute_mixture_flops(BASE, SoftMoA()) == soft
     assert compute_mixture_flops(BASE, DenseMoA()) == dense
-    assert 6 * (compute_mixture_flops(BASE, SoftMoA(last_blocks=2)) or 0) == soft
-    assert 4 * (compute_mixture_flops(BASE, DenseMoA(last_blocks=3)) or 0) == dense
+    assert 6 * (compute_mixture_flops(BASE, SoftMoA(blocks="last2")) or 0) == soft
+    assert 4 * (compute_mixture_flops(BASE, DenseMoA(blocks="last3")) or 0) == dense
     assert cost("soft_moa").forward.adapter == soft
     assert cost("dense_moa").forward.adapter == dense
     both = MethodCost(BASE, "both", SoftMoA(location="both", slots=2)).forward
@@ -120,7 +120,7 @@ def test_a_kernels_products_are_counted() -> None:
 
 
 def test_looped_experts_are_the_same_function_of_the_same_size() -> None:
-    assert "looped_moa" not in METHODS
+    assert "looped_moa" not in TABLE
     config = dataclasses.replace(TINY, num_classes=3)
     looped = MethodCost(config, "a", LoopedMoA())
     batched = MethodCost(config, "b", DenseMoA())

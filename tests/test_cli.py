@@ -221,7 +221,8 @@ def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixtu
         "spatial": False,
         "ratio": 0.5,
         "width": None,
-        "last_blocks": None,
+        "blocks": None,
+        "tag": "",
     }
     assert info["config"]["optim"]["clip"] == 1.0
     tensors = load_file(place.adapter)

@@ -33,6 +33,7 @@ from aatjax.export.parity import synthesize_clips
 from aatjax.io.digest import hash_arrays, hash_json
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl import TABLE
+from aatjax.petl.sites import list_blocks
 from aatjax.train.adapter_file import save_adapter
 
 TINY = ASTConfig(
@@ -230,7 +231,7 @@ def test_peft_opens_the_files_with_equal_logits(make: Make, tmp_path: Path) -> N
         petl.LoRA(reduction=8),
         petl.LoRA(reduction=4, targets="qkvo", alpha=3.5, scale="alpha/reduction"),
         petl.LoRA(reduction=8, as_published=True),
-        petl.LoRA(reduction=8, last_blocks=1),
+        petl.LoRA(reduction=8, blocks="last1"),
     ):
         path, out = make(method), tmp_path / str(hash(method))
         _, clips, want = truth(path)
@@ -248,7 +249,7 @@ def test_peft_opens_the_files_with_equal_logits(make: Make, tmp_path: Path) -> N
         np.testing.assert_allclose(merged, want, atol=1e-4)
         old = load_file(out / "transformers-4" / "adapter_model.safetensors")
         new = load_file(out / "transformers-5" / "adapter_model.safetensors")
-        blocks = method.last_blocks or 2
+        blocks = len(list_blocks(method, 2))
         assert len(old) == len(new) == 2 * blocks * len(method.targets) + 4
         for one, other in zip(sorted(old), sorted(new), strict=True):
             assert one.count("lora_A") == other.count("lora_A")

@@ -291,7 +291,7 @@ def test_a_scanned_model_is_one_loop_and_a_rematerialised_one_recomputes():
 @pytest.mark.parametrize("first", [0, 1, 3], ids=lambda first: f"first trained: {first}")
 def test_a_scanned_gradient_ends_in_the_first_trained_block(first):
     """As many products of a gradient as the plain loop has, block for block."""
-    depth, method = 5, petl.AAT(last_blocks=5 - first)
+    depth, method = 5, petl.AAT(blocks=f"last{5 - first}")
 
     def spent(**changes) -> float:
         loss, trainable = loss_of(aatjax.adapt(small(depth=depth, **changes), method))

@@ -22,6 +22,7 @@ from aatjax.errors import UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import find_first_trained
+from aatjax.petl.sites import list_blocks
 from aatjax.train import fit as fit_module
 from aatjax.train import input_cache
 from aatjax.train.fit import FitContext, fit
@@ -34,11 +35,11 @@ MADE = keep_in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))
 TRAIN, TEST = MADE.split(0.4)
 METHODS = {
     "linear": petl.find_method("linear")(),
-    "adapter": petl.Adapter(reduction=24, last_blocks=1),
-    "conformer": petl.Adapter(block="conformer", reduction=24, last_blocks=1),
-    "soft_moa": petl.SoftMoA(num_experts=2, reduction=24, last_blocks=1),
-    "lora": petl.LoRA(reduction=24, last_blocks=1),
-    "aat": petl.AAT(last_blocks=2),
+    "adapter": petl.Adapter(reduction=24, blocks="last1"),
+    "conformer": petl.Adapter(block="conformer", reduction=24, blocks="last1"),
+    "soft_moa": petl.SoftMoA(num_experts=2, reduction=24, blocks="last1"),
+    "lora": petl.LoRA(reduction=24, blocks="last1"),
+    "aat": petl.AAT(blocks="last2"),
     "partial": petl.Partial(blocks=1),
 }
 
@@ -232,7 +233,7 @@ def test_what_changes_every_epoch_is_refused_with_the_reason() -> None:
         "cuts long clips at another place", training=dataclasses.replace(training, crop="random")
     )
     early = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(reduction=24))
-    refused(r"block 0 is trained or adapted.*last_blocks", model=early)
+    refused(r"block 0 is trained or adapted.*blocks=last3", model=early)
 
 
 def test_only_the_last_blocks_are_adapted() -> None:
@@ -243,7 +244,7 @@ def test_only_the_last_blocks_are_adapted() -> None:
             for path, v in surgery.variables(model).items()
             if isinstance(v, nnx.Param) and path.startswith("blocks/")
         }
-        last = METHODS[name].last_blocks  # type: ignore[attr-defined]
+        last = len(list_blocks(METHODS[name], 3))
         assert trained_at == {str(k) for k in range(3 - last, 3)}
-    with pytest.raises(UsageError, match="last_blocks=4: the model has 3 blocks"):
-        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(last_blocks=4))
+    with pytest.raises(UsageError, match="blocks='last4': the model has 3 blocks"):
+        petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(blocks="last4"))

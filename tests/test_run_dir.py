@@ -154,7 +154,7 @@ def test_a_field_that_a_newer_version_adds_is_no_change(tmp_path: Path) -> None:
     config = load_config("default")
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     fields = json.loads(json.dumps(config.to_json()))
-    del fields["training"]["cache_prefix"], fields["petl"]["last_blocks"]
+    del fields["training"]["cache_prefix"], fields["petl"]["blocks"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     claim_config(tmp_path, config)
     changed = dataclasses.replace(

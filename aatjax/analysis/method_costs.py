@@ -22,7 +22,8 @@ from aatjax.models.config import ASTConfig
 from aatjax.models.summary import summary
 from aatjax.petl import TABLE, Method, adapt
 from aatjax.petl.dense_moa import DenseMoA
-from aatjax.petl.sizes import find_width
+from aatjax.petl.sites import list_blocks
+from aatjax.petl.sizes import find_widths
 from aatjax.petl.soft_moa import SoftMoA
 
 MIXTURE_PARTS = ("router", "logits", "dispatch", "experts", "combine")
@@ -210,10 +211,11 @@ def compute_mixture_flops(config: ASTConfig, method: Method) -> int | None:
         return None
     if method.budget is not None:
         return None
-    sites = (method.last_blocks or config.depth) * (2 if method.location == "both" else 1)
+    each = 2 if method.location == "both" else 1
+    blocks = len(list_blocks(method, config.depth))
     m, d, n = config.num_tokens, config.dim, method.num_experts
-    r = find_width(method, d)
+    widths = find_widths(method, d, blocks)
     if isinstance(method, SoftMoA):
         slots = n * method.slots
-        return sites * 2 * (3 * m * slots * d + 2 * slots * d * r)
-    return sites * 2 * (m * n * d + 2 * m * n * d * r + m * n * d)
+        return each * sum(2 * (3 * m * slots * d + 2 * slots * d * r) for r in widths)
+    return each * sum(2 * (m * n * d + 2 * m * n * d * r + m * n * d) for r in widths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +166,8 @@ class LoopedMoA(DenseMoA):
     The same function and parameters as `DenseMoA`, whose experts are one batched product: it shows
     how much of a measured difference is due to the loop.
     """
+
+    name: ClassVar[str] = "looped_moa"
 
     def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         return _Looped(shape, rngs)

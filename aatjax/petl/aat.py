@@ -9,10 +9,10 @@ from flax import nnx
 from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
-from aatjax.petl.base import After, Method, Parallel
+from aatjax.petl.base import After, Method, Parallel, Wrapper
 from aatjax.petl.bottleneck import Bottleneck
 from aatjax.petl.sites import list_blocks
-from aatjax.petl.sizes import find_width
+from aatjax.petl.sizes import find_widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class AAT(Method):
     Attributes:
         mlp: add the MLP adapters (AAT^M).
         spatial: add the spatial adapters; with `mlp`, AAT^MS, the best in the paper.
-        width: bottleneck width r.
+        width: bottleneck width r, or one for each adapted block.
         ratio: or r / D, rounded down; 0.25 if neither is given.
-        last_blocks: adapt only this many blocks, from the last; None adapts all.
+        blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.
     """
 
     name: ClassVar[str] = "aat"
@@ -37,9 +37,9 @@ class AAT(Method):
 
     mlp: bool = True
     spatial: bool = True
-    width: Annotated[int, Range(1)] | None = None
-    ratio: Annotated[float, Range(above=0)] | None = None
-    last_blocks: Annotated[int, Range(1)] | None = None
+    width: Annotated[int | tuple[int, ...], Range(1)] | None = None
+    ratio: Annotated[float | tuple[float, ...], Range(above=0)] | None = None
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,16 +49,20 @@ class AAT(Method):
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap `blocks/*/mlp` and `blocks/*/attn`."""
         config = model.config
-        dim, width, dtype = config.dim, find_width(self, config.dim), jnp.dtype(config.dtype)
-
-        def add_mlp_adapter(_: str, base: nnx.Module) -> nnx.Module:
-            return Parallel(base, "mlp_adapter", Bottleneck(dim, width, dtype=dtype, rngs=rngs))
-
-        def add_spatial_adapter(_: str, base: nnx.Module) -> nnx.Module:
-            return After(base, "spatial_adapter", Bottleneck(dim, width, dtype=dtype, rngs=rngs))
-
         blocks = list_blocks(self, config.depth)
-        for block in blocks if self.mlp else ():
-            surgery.wrap(model, f"{block}/mlp", add_mlp_adapter)
-        for block in blocks if self.spatial else ():
-            surgery.wrap(model, f"{block}/attn", add_spatial_adapter)
+        widths = find_widths(self, config.dim, len(blocks))
+
+        def add(sublayer: str, wrapper: type[Wrapper], name: str) -> None:
+            for block, width in zip(blocks, widths, strict=True):
+
+                def build(_: str, base: nnx.Module, width: int = width) -> nnx.Module:
+                    dtype = jnp.dtype(config.dtype)
+                    adapter = Bottleneck(config.dim, width, dtype=dtype, rngs=rngs)
+                    return wrapper(base, self.label(name), adapter)
+
+                surgery.wrap(model, f"blocks/{block}/{sublayer}", build)
+
+        if self.mlp:
+            add("mlp", Parallel, "mlp_adapter")
+        if self.spatial:
+            add("attn", After, "spatial_adapter")

@@ -12,7 +12,7 @@ from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
-from aatjax.petl.sizes import find_width
+from aatjax.petl.sizes import find_widths
 
 
 class Before(Wrapper):
@@ -59,14 +59,14 @@ class Adapter(Method):
         location: `ffn`, `mhsa` or `both`.
         order: `parallel` or `sequential`.
         position: `before` or `after` the sub-layer; None is before if parallel, else after.
-        width: bottleneck width r.
+        width: bottleneck width r, or one for each adapted block.
         reduction: or D / r, rounded; 64 if neither is given (96 for the paper's conformers).
         kernel: tokens of a conformer's convolution; in the paper 8 for sounds, 31 for speech.
         inner_norm: whether a conformer starts with a LayerNorm of its own.
         residual: may only confirm the skip that follows from the order.
         train_norm: train the LayerNorm in front of the site.
         as_published: see above.
-        last_blocks: adapt only this many blocks, from the last; None adapts all.
+        blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.
     """
 
     name: ClassVar[str] = "adapter"
@@ -75,14 +75,14 @@ class Adapter(Method):
     location: Location = "ffn"
     order: Literal["parallel", "sequential"] = "parallel"
     position: Literal["before", "after"] | None = None
-    width: Annotated[int, Range(1)] | None = None
-    reduction: Annotated[float, Range(above=0)] | None = None
+    width: Annotated[int | tuple[int, ...], Range(1)] | None = None
+    reduction: Annotated[float | tuple[float, ...], Range(above=0)] | None = None
     kernel: Annotated[int, Range(1)] = 8
     inner_norm: bool = True
     residual: bool | None = None
     train_norm: bool = True
     as_published: bool = False
-    last_blocks: Annotated[int, Range(1)] | None = None
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,26 +98,27 @@ class Adapter(Method):
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap `blocks/*/attn` and/or `blocks/*/mlp`."""
-        config = model.config
-        shape = BlockShape(
-            self.block,
-            config.dim,
-            find_width(self, config.dim),
-            jnp.dtype(config.dtype),
-            kernel=self.kernel,
-            norm=self.inner_norm,
-            as_published=self.as_published,
-        )
-        wrapper = self._choose_wrapper()
-
-        def add_adapter(_: str, base: nnx.Module) -> nnx.Module:
-            return wrapper(base, "adapter", shape.make(rngs))
-
+        config, wrapper = model.config, self._choose_wrapper()
+        blocks = list_blocks(self, config.depth)
+        widths = find_widths(self, config.dim, len(blocks))
         for sublayer, norm in list_sites(self.location):
-            for block in list_blocks(self, config.depth):
-                surgery.wrap(model, f"{block}/{sublayer}", add_adapter)
+            for block, width in zip(blocks, widths, strict=True):
+                shape = BlockShape(
+                    self.block,
+                    config.dim,
+                    width,
+                    jnp.dtype(config.dtype),
+                    kernel=self.kernel,
+                    norm=self.inner_norm,
+                    as_published=self.as_published,
+                )
+
+                def add_adapter(_: str, base: nnx.Module, shape: BlockShape = shape) -> nnx.Module:
+                    return wrapper(base, self.label("adapter"), shape.make(rngs))
+
+                surgery.wrap(model, f"blocks/{block}/{sublayer}", add_adapter)
                 if self.train_norm:
-                    surgery.unfreeze(model, f"{block}/{norm}/*")
+                    surgery.unfreeze(model, f"blocks/{block}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 

@@ -46,6 +46,9 @@ class Method:
     `as_published=True` is what the code computes; the docstring of the method says how they differ.
     """
 
+    tag: str = dataclasses.field(default="", kw_only=True)
+    """Tells several adapters of one kind on one model apart; part of their parameters' paths."""
+
     name: ClassVar[str] = ""
     trains_last_norm: ClassVar[bool] = True
     default_size: ClassVar[tuple[str, float]] = ("reduction", 64)
@@ -66,6 +69,10 @@ class Method:
     def __post_init__(self) -> None:
         check_fields(self)
         find_sizes(self)
+
+    def label(self, name: str) -> str:
+        """Return the name under which an adapter is held, with the method's tag."""
+        return f"{name}_{self.tag}" if self.tag else name
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Add this method's modules and mark its parameters, in place."""
@@ -194,13 +201,21 @@ def check_method(method: object) -> None:
         )
 
 
+def _list_fields(fields: dict[str, Any]) -> set[str]:
+    cls = find_method(str(fields.get("name")), fields.get("class"))
+    return {field.name for field in dataclasses.fields(cls)}
+
+
 def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a method's JSON in today's form.
 
-    Older versions wrote LoRA's targets as one word, and a reduction or ratio always, next to a
-    budget (which had priority) and as the default.
+    Older versions wrote `last_blocks`, LoRA's targets as one word, and a reduction or ratio
+    always, next to a budget (which had priority) and as the default.
     """
     upgraded = dict(fields)
+    if "last_blocks" in upgraded and "last_blocks" not in _list_fields(fields):
+        last = upgraded.pop("last_blocks")
+        upgraded.setdefault("blocks", None if last is None else f"last{last}")
     if isinstance(upgraded.get("targets"), str):
         upgraded["targets"] = list(upgraded["targets"])
     cls = find_method(str(fields.get("name")), fields.get("class"))

@@ -20,7 +20,7 @@ class Combined(Method):
     the attention reads the attention with the output of the earlier adapters.
 
     Attributes:
-        methods: two or more, of different kinds.
+        methods: two or more; those of one kind on the same blocks need different tags.
     """
 
     name: ClassVar[str] = "combined"
@@ -34,11 +34,6 @@ class Combined(Method):
                 "Combined needs two methods or more: methods=(petl.AAT(), petl.LoRA())"
             )
         names = [method.name for method in self.methods]
-        if len(set(names)) < len(names):
-            raise UsageError(
-                f"Combined has {' and '.join(names)}: two of one kind would give their parameters "
-                "the same names"
-            )
         if self.name in names:
             raise UsageError("Combined contains a Combined: list all its methods in one")
 

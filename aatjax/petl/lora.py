@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
+from jaxtyping import Array
 
 from aatjax import surgery
 from aatjax.errors import Range, UsageError
@@ -15,7 +16,7 @@ from aatjax.models.tokens import Tokens
 from aatjax.petl.base import Method, zero_positions
 from aatjax.petl.bottleneck import Init, make_up_init
 from aatjax.petl.sites import list_blocks
-from aatjax.petl.sizes import find_width
+from aatjax.petl.sizes import find_widths
 
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "out"}
 
@@ -26,22 +27,37 @@ class LowRank(nnx.Module):
     A starts as normal(0.02), B as zero (or like A with init="normal").
     """
 
-    def __init__(self, base: nnx.Linear, rank: int, scale: float, *, init: Init, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        base: nnx.Linear,
+        rank: int,
+        scale: float,
+        *,
+        init: Init,
+        names: tuple[str, str],
+        rngs: nnx.Rngs,
+    ):
         self.base = base
-        self.scale = scale
+        self.scale, self.names = scale, names
         inputs, outputs = base.kernel.shape
-        self.lora_a = nnx.Param(normal(0.02)(rngs.params(), (inputs, rank)))
-        self.lora_b = nnx.Param(make_up_init(init)(rngs.params(), (rank, outputs)))
+        setattr(self, names[0], nnx.Param(normal(0.02)(rngs.params(), (inputs, rank))))
+        setattr(self, names[1], nnx.Param(make_up_init(init)(rngs.params(), (rank, outputs))))
+
+    @property
+    def factors(self) -> tuple[Array, Array]:
+        """A and B."""
+        a, b = (getattr(self, name)[...] for name in self.names)
+        return a, b
 
     def __call__(self, x: Tokens) -> Tokens:
         y = self.base(x)
-        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+        a, b = (factor.astype(y.dtype) for factor in self.factors)
         with jax.named_scope("adapter"):
             return y + self.scale * ((x.astype(y.dtype) @ a) @ b)
 
     def merge_into_base(self) -> nnx.Linear:
         """Return the same map as one linear layer: W + scale * B A, computed in float32."""
-        change = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+        change = jnp.matmul(*self.factors, precision="highest")
         kernel = self.base.kernel
         self.base.kernel = type(kernel)(kernel[...] + (self.scale * change).astype(kernel.dtype))
         return self.base
@@ -60,26 +76,26 @@ class LoRA(Method):
     alpha / reduction.
 
     Attributes:
-        rank: inner width r of the update.
+        rank: inner width r of the update, or one for each adapted block.
         alpha: numerator of the scale.
         targets: projections to adapt, of q, k, v and o (output); on the command line also as one
             word, `qv`.
         reduction: or D / rank, rounded; 128 if neither is given, rank 6 for AST-base.
         scale: `alpha/rank` or `alpha/reduction`.
         as_published: see above.
-        last_blocks: adapt only this many blocks, from the last; None adapts all.
+        blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.
     """
 
     name: ClassVar[str] = "lora"
     default_size: ClassVar[tuple[str, float]] = ("reduction", 128)
 
-    rank: Annotated[int, Range(1)] | None = None
+    rank: Annotated[int | tuple[int, ...], Range(1)] | None = None
     alpha: Annotated[float, Range(above=0)] = 16
     targets: tuple[str, ...] = ("q", "v")
-    reduction: Annotated[float, Range(above=0)] | None = None
+    reduction: Annotated[float | tuple[float, ...], Range(above=0)] | None = None
     scale: Literal["alpha/rank", "alpha/reduction"] = "alpha/rank"
     as_published: bool = False
-    last_blocks: Annotated[int, Range(1)] | None = None
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,23 +106,33 @@ class LoRA(Method):
             )
         object.__setattr__(self, "targets", targets)
 
+    def _find_divisor(self, dim: int, rank: int, index: int) -> float:
+        """Return what alpha is divided by, in the adapted block of a number."""
+        if not self.as_published and self.scale == "alpha/rank":
+            return rank
+        if self.rank is not None:
+            return dim / rank
+        given = self.reduction
+        return (given[index] if isinstance(given, tuple) else given) or self.default_size[1]
+
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap the targets among `blocks/*/attn/q`, `k`, `v`, `out`."""
-        dim = model.config.dim
-        divisor = rank = find_width(self, dim)
-        if self.as_published or self.scale == "alpha/reduction":
-            default = dim / rank if self.rank else self.default_size[1]
-            divisor = self.reduction or default
+        dim, blocks = model.config.dim, list_blocks(self, model.config.depth)
         init: Init = "normal" if self.as_published else "identity"
-
-        def add_update(_: str, base: nnx.Module) -> nnx.Module:
-            projection = cast(nnx.Linear, base)
-            return LowRank(projection, rank, self.alpha / divisor, init=init, rngs=rngs)
-
+        ranks = find_widths(self, dim, len(blocks))
         for target in self.targets:
-            for block in list_blocks(self, model.config.depth):
-                path = f"{block}/attn/{PROJECTIONS[target]}"
+            for index, (block, rank) in enumerate(zip(blocks, ranks, strict=True)):
+                scale = self.alpha / self._find_divisor(dim, rank, index)
+
+                def add_update(
+                    _: str, base: nnx.Module, rank: int = rank, scale: float = scale
+                ) -> nnx.Module:
+                    projection, names = cast(nnx.Linear, base), ("lora_a", "lora_b")
+                    labels = self.label(names[0]), self.label(names[1])
+                    return LowRank(projection, rank, scale, init=init, names=labels, rngs=rngs)
+
                 # Innermost: the projection itself, not a prefix or another wrapper around it.
+                path = f"blocks/{block}/attn/{PROJECTIONS[target]}"
                 surgery.wrap(model, path, add_update, innermost=True)
         if self.as_published:
             zero_positions(model)

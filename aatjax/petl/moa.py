@@ -1,6 +1,7 @@
 """The base of all mixtures of adapters: experts, sites, size, the published form."""
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -13,12 +14,13 @@ from jaxtyping import Array, Float
 from aatjax import ops, surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, call_masked
 from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
 from aatjax.petl.bottleneck import make_up_init
 from aatjax.petl.routing_weights import make_monitor
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
-from aatjax.petl.sizes import find_width
+from aatjax.petl.sizes import find_widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Mixture(Method):
 
     Attributes:
         num_experts: N.
-        width: bottleneck width r of each expert.
+        width: bottleneck width r of each expert, or one for each adapted block.
         reduction: or D / r, rounded; 128 if no size is given.
         budget: or the number of parameters of all mixtures of the model together, without
             LayerNorms and head; r is the width that comes nearest.
@@ -113,21 +115,21 @@ class Mixture(Method):
         kernel: tokens (or slots) of the convolution of conformer experts.
         train_norm: train the LayerNorm in front of the site.
         as_published: compute what the repository's code computes.
-        last_blocks: adapt only this many blocks, from the last; None adapts all.
+        blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.
     """
 
     default_size: ClassVar[tuple[str, float]] = ("reduction", 128)
 
     num_experts: Annotated[int, Range(1)] = 7
-    width: Annotated[int, Range(1)] | None = None
-    reduction: Annotated[float, Range(above=0)] | None = None
+    width: Annotated[int | tuple[int, ...], Range(1)] | None = None
+    reduction: Annotated[float | tuple[float, ...], Range(above=0)] | None = None
     budget: Annotated[int, Range(1)] | None = None
     location: Location = "mhsa"
     expert: str | tuple[str, ...] = "bottleneck"
     kernel: Annotated[int, Range(1)] = 8
     train_norm: bool = True
     as_published: bool = False
-    last_blocks: Annotated[int, Range(1)] | None = None
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,19 +151,25 @@ class Mixture(Method):
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap `blocks/*/attn` and/or `blocks/*/mlp`, or as published `blocks/*`."""
-        shape = self._choose_shape(model)
+        config = model.config
+        blocks = list_blocks(self, config.depth)
+        count = functools.partial(self._count_parameters, config, len(blocks))
+        widths = find_widths(self, config.dim, len(blocks), count)
         # Published: a mixture at the attention alone is added twice.
         twice = self.as_published and self.location == "mhsa"
         wrapper = TwiceBlock if twice else Parallel
 
-        def add_mixture(_: str, base: nnx.Module) -> nnx.Module:
-            return wrapper(base, self.name, self.make_mixture(shape, rngs))
-
         for sublayer, norm in list_sites(self.location):
-            for block in list_blocks(self, model.config.depth):
-                surgery.wrap(model, block if twice else f"{block}/{sublayer}", add_mixture)
+            for block, width in zip(blocks, widths, strict=True):
+
+                def add_mixture(_: str, base: nnx.Module, width: int = width) -> nnx.Module:
+                    mixture = self.make_mixture(self._make_shape(config, width), rngs)
+                    return wrapper(base, self.label(self.name), mixture)
+
+                path = f"blocks/{block}"
+                surgery.wrap(model, path if twice else f"{path}/{sublayer}", add_mixture)
                 if self.train_norm:
-                    surgery.unfreeze(model, f"{block}/{norm}/*")
+                    surgery.unfreeze(model, f"{path}/{norm}/*")
         if self.as_published:
             zero_positions(model)
 
@@ -169,27 +177,24 @@ class Mixture(Method):
         """Return entropy, use and similarity of the experts: `summarize_routing`."""
         return make_monitor(model)
 
-    def _choose_shape(self, model: AST) -> MixtureShape:
-        config = model.config
-        sites = len(list_sites(self.location)) * (self.last_blocks or config.depth)
+    def _make_shape(self, config: ASTConfig, width: int) -> MixtureShape:
+        block = BlockShape(
+            self.expert,  # pyright: ignore[reportArgumentType]
+            config.dim,
+            width,
+            jnp.dtype(config.dtype),
+            kernel=self.kernel,
+            as_published=self.as_published,
+        )
+        return MixtureShape(block, self.num_experts)
 
-        def choose(width: int) -> MixtureShape:
-            block = BlockShape(
-                self.expert,  # pyright: ignore[reportArgumentType]
-                config.dim,
-                width,
-                jnp.dtype(config.dtype),
-                kernel=self.kernel,
-                as_published=self.as_published,
-            )
-            return MixtureShape(block, self.num_experts)
-
-        def count(width: int) -> int:
-            made = nnx.eval_shape(lambda: self.make_mixture(choose(width), nnx.Rngs(0)))
-            values = surgery.variables(made).values()
-            return sites * sum(math.prod(v.shape) for v in values if isinstance(v, nnx.Param))
-
-        return choose(find_width(self, config.dim, count))
+    def _count_parameters(self, config: ASTConfig, blocks: int, width: int) -> int:
+        """Return the number of parameters of all mixtures of a model."""
+        shape = self._make_shape(config, width)
+        made = nnx.eval_shape(lambda: self.make_mixture(shape, nnx.Rngs(0)))
+        values = surgery.variables(made).values()
+        each = sum(math.prod(v.shape) for v in values if isinstance(v, nnx.Param))
+        return blocks * len(list_sites(self.location)) * each
 
 
 def record_routing(module: nnx.Module, **arrays: Array | None) -> None:

@@ -14,18 +14,21 @@ from aatjax.models.ast import AST
 from aatjax.models.tokens import Tokens
 from aatjax.petl.base import Method, zero_positions
 from aatjax.petl.prompt import draw_rows
+from aatjax.petl.sites import list_blocks
 
 
 class PrefixRows(nnx.Module):
     """A projection with learned rows in front of its output: `[b, n, d] -> [b, p + n, d]`."""
 
-    def __init__(self, base: nnx.Module, rows: Array):
+    def __init__(self, base: nnx.Module, rows: Array, name: str):
         self.base = base
-        self.prefix = nnx.Param(rows)
+        self.name = name
+        setattr(self, name, nnx.Param(rows))
 
     def __call__(self, x: Tokens) -> Float[Array, "b m d"]:
         y: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]
-        rows = jnp.broadcast_to(self.prefix[...], (x.shape[0], *self.prefix.shape[1:]))
+        prefix: Array = getattr(self, self.name)[...]
+        rows = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
         return jnp.concatenate([rows.astype(y.dtype), y], axis=1)
 
 
@@ -42,12 +45,14 @@ class Prefix(Method):
     Attributes:
         tokens: learned rows per block, an even number.
         as_published: zero positions.
+        blocks: which blocks have learned rows, see `petl.sites.list_blocks`; None is all.
     """
 
     name: ClassVar[str] = "prefix"
 
     tokens: Annotated[int, Range(2)] = 24
     as_published: bool = False
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,9 +65,11 @@ class Prefix(Method):
         """Wrap `blocks/*/attn/k` and `blocks/*/attn/v`."""
 
         def add_rows(_: str, base: nnx.Module) -> nnx.Module:
-            return PrefixRows(base, draw_rows(model.config, self.tokens // 2, rngs))
+            rows = draw_rows(model.config, self.tokens // 2, rngs)
+            return PrefixRows(base, rows, self.label("prefix"))
 
         for name in ("k", "v"):
-            surgery.wrap(model, f"blocks/*/attn/{name}", add_rows)
+            for block in list_blocks(self, model.config.depth):
+                surgery.wrap(model, f"blocks/{block}/attn/{name}", add_rows)
         if self.as_published:
             zero_positions(model)

@@ -9,6 +9,7 @@ from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.sites import list_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,28 +86,39 @@ class BitFit(Method):
 
     Attributes:
         as_published: zero positions, as in the code of arXiv 2312.03694.
+        blocks: which blocks are trained, see `petl.sites.list_blocks`; None is all.
     """
 
     name: ClassVar[str] = "bitfit"
     trains_last_norm: ClassVar[bool] = False
 
     as_published: bool = False
+    blocks: str | tuple[int, ...] | None = None
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Mark every `bias` of the blocks and of the final LayerNorm."""
-        for pattern in ("blocks/*/*/*/bias", "blocks/*/*/bias", "norm/bias"):
-            surgery.unfreeze(model, pattern)
+        for block in list_blocks(self, model.config.depth):
+            for pattern in ("*/*/bias", "*/bias"):
+                surgery.unfreeze(model, f"blocks/{block}/{pattern}")
+        surgery.unfreeze(model, "norm/bias")
         if self.as_published:
             zero_positions(model)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerNormTuning(Method):
-    """Every LayerNorm of the body, scales and biases, and the head: 2D(2 blocks + 1) parameters."""
+    """Every LayerNorm of the body, scales and biases, and the head: 2D(2 blocks + 1) parameters.
+
+    Attributes:
+        blocks: which blocks are trained, see `petl.sites.list_blocks`; None is all.
+    """
 
     name: ClassVar[str] = "layer_norm"
 
+    blocks: str | tuple[int, ...] | None = None
+
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Mark `blocks/*/ln1`, `blocks/*/ln2` and `norm`."""
-        for pattern in ("blocks/*/ln1/*", "blocks/*/ln2/*", "norm/*"):
-            surgery.unfreeze(model, pattern)
+        for block in list_blocks(self, model.config.depth):
+            surgery.unfreeze(model, f"blocks/{block}/ln?/*")
+        surgery.unfreeze(model, "norm/*")

@@ -1,6 +1,7 @@
 """Places in a block that methods adapt, and the adapter blocks that they put there."""
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -21,18 +22,30 @@ def list_sites(location: Location) -> list[tuple[str, str]]:
     return list(known.values()) if location == "both" else [known[location]]
 
 
-def list_blocks(method: Any, depth: int) -> list[str]:
-    """Return globs of the blocks that a method adapts: all, or the last `method.last_blocks`.
+def list_blocks(method: Any, depth: int) -> list[int]:
+    """Return the numbers of the blocks that a method adapts, in order.
+
+    Its field `blocks` is None for all, `last3` or `first3` for so many, or a tuple of numbers from
+    0 (the first block) or -1 (the last).
 
     Raises:
-        UsageError: more than the model has.
+        UsageError: it is none of these, or the model has no such block.
     """
-    last, name = method.last_blocks, type(method).__name__
-    if last is None:
-        return ["blocks/*"]
-    if last > depth:
-        raise UsageError(f"{name} last_blocks={last}: the model has {depth} blocks")
-    return [f"blocks/{number}" for number in range(depth - last, depth)]
+    blocks, text = method.blocks, f"{type(method).__name__} blocks={method.blocks!r}"
+    if blocks is None:
+        return list(range(depth))
+    if isinstance(blocks, str):
+        form = re.fullmatch(r"(first|last)([1-9]\d*)", blocks)
+        if form is None:
+            raise UsageError(f"{text}: give a tuple of numbers, or a word such as 'last3'")
+        count = int(form[2])
+        if count > depth:
+            raise UsageError(f"{text}: the model has {depth} blocks")
+        return list(range(count) if form[1] == "first" else range(depth - count, depth))
+    numbers = sorted({number + depth if number < 0 else number for number in blocks})
+    if not numbers or len(numbers) < len(blocks) or not 0 <= numbers[0] <= numbers[-1] < depth:
+        raise UsageError(f"{text}: give different numbers from 0 to {depth - 1}")
+    return numbers
 
 
 @dataclasses.dataclass(frozen=True)

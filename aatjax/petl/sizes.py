@@ -11,7 +11,7 @@ SIZES = ("width", "rank", "reduction", "ratio", "budget")
 """Fields that set the width; a method has two or three of them, None by default."""
 
 
-def find_sizes(method: Any) -> dict[str, float]:
+def find_sizes(method: Any) -> dict[str, Any]:
     """Return the size fields of a method that are given.
 
     Raises:
@@ -25,35 +25,48 @@ def find_sizes(method: Any) -> dict[str, float]:
     return given
 
 
-def find_width(method: Any, dim: int, count: Callable[[int], int] | None = None) -> int:
-    """Return the bottleneck width r of a method on a model of token width D.
+def find_widths(
+    method: Any, dim: int, blocks: int, count: Callable[[int], int] | None = None
+) -> list[int]:
+    """Return the bottleneck width r in each adapted block, on a model of token width D.
 
     `width` (`rank` of LoRA) is r itself. `reduction` gives r = round(D / reduction)
     (arXiv 2312.03694, 2402.00828), `ratio` r = int(ratio * D) (arXiv 2401.10544), `budget` the r
     whose number of parameters comes nearest. With none of them the method's `default_size` holds,
-    with r = 1 at least.
+    with r = 1 at least. A tuple gives each block its own.
 
     Args:
         method: the method.
         dim: D.
+        blocks: number of adapted blocks.
         count: number of parameters by r, for `budget`.
 
     Raises:
-        UsageError: the given size is less than a width of 1.
+        UsageError: the given size is less than a width of 1, or not one per block.
     """
-    given = find_sizes(method)
+    given, name = find_sizes(method), type(method).__name__
     field, value = next(iter(given.items()), method.default_size)
     if field == "budget":
         assert count is not None
-        return _fit_budget(type(method).__name__, int(value), count)
+        return [_fit_budget(name, int(value), count)] * blocks
+    values = value if isinstance(value, tuple) else (value,) * blocks
+    if len(values) != blocks:
+        raise UsageError(
+            f"{name} {field}={value}: {len(values)} sizes for {blocks} adapted blocks: give one, "
+            "or one for each"
+        )
+    return [_find_width(name, field, each, dim, is_given=bool(given)) for each in values]
+
+
+def _find_width(name: str, field: str, value: float, dim: int, *, is_given: bool) -> int:
     if field in ("width", "rank"):
         return int(value)
     exact = dim / value if field == "reduction" else value * dim
-    if given and exact < 1:
+    if is_given and exact < 1:
         most = f"at most {dim}" if field == "reduction" else f"at least {1 / dim:g}"
         raise UsageError(
-            f"{type(method).__name__} {field}={value:g} gives a width of {exact:.2g} on a model of "
-            f"width {dim}, less than 1: give {field} {most}, or a width"
+            f"{name} {field}={value:g} gives a width of {exact:.2g} on a model of width {dim}, "
+            f"less than 1: give {field} {most}, or a width"
         )
     return max(1, round(exact) if field == "reduction" else int(exact))
 

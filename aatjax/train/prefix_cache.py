@@ -70,7 +70,7 @@ def find_obstacle(
     reasons = {
         "the method trains parameters before the first block": start is None,
         "block 0 is trained or adapted, so every token changes at each step: adapt the last "
-        "blocks only (petl.last_blocks)": start == 0,
+        "blocks only (petl.blocks=last3)": start == 0,
         f"augmentation changes the sounds every epoch ({', '.join(changed)}): switch it off": (
             augment != none
         ),

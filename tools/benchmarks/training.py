@@ -202,9 +202,9 @@ def prefix(
         last = max(1, model.config.depth // 3)
         rows = {
             "linear": petl.Linear(),
-            f"soft_moa, last {last} blocks": petl.SoftMoA(last_blocks=last),
-            f"aat_ms, last {last} blocks": petl.AAT(last_blocks=last),
-            f"lora, last {last} blocks": petl.LoRA(last_blocks=last),
+            f"soft_moa, last {last} blocks": petl.SoftMoA(blocks=f"last{last}"),
+            f"aat_ms, last {last} blocks": petl.AAT(blocks=f"last{last}"),
+            f"lora, last {last} blocks": petl.LoRA(blocks=f"last{last}"),
         }
         for name, method in rows.items():
             adapted = petl.adapt(model, method)

@@ -1,0 +1,151 @@
+"""Blocks and widths by layer, several adapters of a kind, stacks of adapters by vmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from petl_cases import make_clips, make_model, randomize
+
+import aatjax
+from aatjax import petl, surgery
+from aatjax.errors import UsageError
+from aatjax.petl.base import Method
+
+DEPTH = 4
+
+
+def make(method, **options):
+    return aatjax.adapt(make_model(depth=DEPTH), method, **options)
+
+
+def find_blocks(model) -> set[int]:
+    return {int(p.split("/")[1]) for p in surgery.arrays(model, nnx.Param) if "blocks/" in p}
+
+
+METHODS = [
+    petl.AAT,
+    petl.Adapter,
+    petl.LoRA,
+    petl.SoftMoA,
+    petl.DenseMoA,
+    petl.TopKMoA,
+    petl.Prefix,
+    petl.BitFit,
+    petl.LayerNormTuning,
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_of_the_blocks_takes_some_of_them(method):
+    for blocks, expected in [
+        (None, {0, 1, 2, 3}),
+        ("last3", {1, 2, 3}),
+        ("first1", {0}),
+        ((2, 0), {0, 2}),
+        ((-1,), {3}),
+    ]:
+        assert find_blocks(make(method(blocks=blocks))) == expected
+    for wrong in ("last5", "last0", "some", (4,), (0, 0), (0, -4), ()):
+        with pytest.raises(UsageError, match=f"{method.__name__} blocks="):
+            make(method(blocks=wrong))
+
+
+def list_widths(model, end: str) -> list[int]:
+    return [v.shape[-1] for p, v in surgery.arrays(model).items() if p.endswith(end)]
+
+
+def test_widths_by_block_in_every_form():
+    assert list_widths(make(petl.Adapter(width=(1, 2, 3, 4))), "w_down") == [1, 2, 3, 4]
+    model = make(petl.SoftMoA(reduction=(16, 8, 4, 2)))
+    assert list_widths(model, "w_down") == [1, 2, 4, 8]
+    model = make(petl.AAT(ratio=(0.5, 0.25), blocks="last2", spatial=False))
+    assert list_widths(model, "w_down") == [8, 4]
+    ranks = make(petl.LoRA(rank=(1, 2), blocks=(0, 3), targets=("q",)))
+    assert list_widths(ranks, "lora_a") == [1, 2]
+    scales = [m.scale for m in surgery.modules(ranks).values() if hasattr(m, "factors")]
+    assert scales == [16.0, 8.0]
+    randomize(model)
+    assert np.isfinite(model(make_clips())).all()
+    with pytest.raises(UsageError, match=r"width=\(1, 2\): 2 sizes for 4 adapted blocks"):
+        make(petl.Adapter(width=(1, 2)))
+    with pytest.raises(UsageError, match=r"width=\(1, 0\) must be"):
+        petl.Adapter(width=(1, 0))
+
+
+def test_what_is_given_by_block_survives_json():
+    for method in (
+        petl.SoftMoA(reduction=(16, 8.5), blocks=(0, 1)),
+        petl.LoRA(rank=(1, 2, 3, 4), tag="b"),
+        petl.Combined((petl.Adapter(), petl.Adapter(tag="x", blocks="last2"))),
+    ):
+        assert Method.from_json(method.to_json()) == method
+    old = {"name": "lora", "rank": 2, "last_blocks": 3}
+    assert Method.from_json(old) == petl.LoRA(rank=2, blocks="last3")
+    assert Method.from_json({**old, "last_blocks": None}) == petl.LoRA(rank=2)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (petl.Adapter(width=2), petl.Adapter(width=3, tag="wide")),
+        (petl.LoRA(rank=1), petl.LoRA(rank=2, tag="more", targets=("v", "k"))),
+        (petl.AAT(width=2), petl.AAT(width=3, tag="b")),
+        (petl.SoftMoA(width=2), petl.SoftMoA(width=2, tag="b")),
+        (petl.Prefix(tokens=2), petl.Prefix(tokens=4, tag="b")),
+    ],
+    ids=lambda pair: pair[0].name,
+)
+def test_two_adapters_of_a_kind_have_two_tags(pair):
+    """Together they add what each adds, and by turns they can be stacked."""
+    both = make(petl.Combined(pair))
+    one, other = (make(method) for method in pair)
+    count = aatjax.summary(both).trainable + aatjax.summary(make(petl.Linear())).trainable
+    shared = {p for p in surgery.arrays(one, nnx.Param) if "/ln" in p}
+    extra = sum(surgery.arrays(one)[path].size for path in shared)
+    assert count + extra == sum(aatjax.summary(model).trainable for model in (one, other))
+    stacked = aatjax.adapt(randomize(one), pair[1])
+    assert any(pair[1].tag in path for path in surgery.arrays(stacked, nnx.Param))
+    x = make_clips()
+    if not isinstance(pair[0], petl.Prefix):
+        np.testing.assert_allclose(stacked(x), one(x), atol=1e-4)
+    if isinstance(pair[0], petl.LoRA):
+        randomize(stacked)
+        np.testing.assert_allclose(aatjax.merge(stacked)(x), stacked(x), atol=1e-3)
+
+
+def test_without_tags_two_of_a_kind_are_refused_where_they_meet_only():
+    with pytest.raises(UsageError, match="blocks/0/mlp/adapter/w_down"):
+        make(petl.Combined((petl.Adapter(), petl.Adapter(width=3))))
+    apart = petl.Combined(
+        (petl.Adapter(width=2, blocks="first2"), petl.Adapter(width=3, blocks="last2"))
+    )
+    assert list_widths(make(apart), "w_down") == [2, 2, 3, 3]
+
+
+def test_a_sweep_of_rates_by_vmap_is_the_runs_one_by_one():
+    base, x, labels = make_model(), make_clips(), jnp.array([0, 2])
+    parts = [
+        surgery.split(aatjax.adapt(base, petl.SoftMoA(width=2), seed=seed)) for seed in range(3)
+    ]
+    rates = jnp.array([1e-3, 1e-2, 1e-1])
+
+    def train(trainable, rate):
+        def loss(trainable):
+            model = surgery.join(parts[0].graphdef, trainable, parts[0].stats, parts[0].frozen)
+            logits = model(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        for _ in range(2):
+            grads = jax.grad(loss)(trainable)
+            trainable = jax.tree.map(lambda p, g: p - rate * g, trainable, grads)
+        return trainable, loss(trainable)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[p.trainable for p in parts])
+    found, losses = jax.jit(jax.vmap(train))(stacked, rates)
+    for index, part in enumerate(parts):
+        expected, loss = jax.jit(train)(part.trainable, rates[index])
+        np.testing.assert_allclose(losses[index], loss, rtol=1e-4)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one[index], other, atol=1e-5)
