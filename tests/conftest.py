@@ -81,3 +81,17 @@ def forget_programs():
     yield
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 4 * 2**20:  # KiB on Linux
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stated_gpu():
+    """A GPU for the tests that lower Triton kernels on a machine without one, as JAX 0.12 asks."""
+    try:
+        from jax._src.pallas.triton import gpu_info
+    except ImportError:  # an older JAX lowers them without
+        yield
+        return
+    stated = gpu_info._get_gpu_info_impl(gpu_info.GpuVersion.H100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_info, "get_gpu_info", lambda: stated)
+        yield

@@ -264,7 +264,7 @@ def test_a_clip_that_fails_ends_the_run_and_is_named(error: Exception, threads: 
 def test_a_partial_batch_is_filled_with_its_rows_in_turn() -> None:
     """Batch statistics count every row: three clips in eight places are 3, 3 and 2 rows."""
     rows = {"index": np.array([4, 7, 9]), "weight": np.ones(3, np.float32)}
-    filled = pipeline._pad(rows, size=8)
+    filled = pipeline.pad_batch(rows, size=8)
     assert filled["index"].tolist() == [4, 7, 9, 4, 7, 9, 4, 7]
     assert filled["weight"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
-    assert pipeline._pad(rows, size=3) is rows
+    assert pipeline.pad_batch(rows, size=3) is rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import aatjax
 from aatjax import petl, surgery

@@ -1,14 +1,17 @@
 """Training batches from an iterable of the user: a generator, a DataLoader, a stream."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aatjax.audio.frontend import FrontEnd
 from aatjax.data.arrays import Arrays
-from aatjax.data.pipeline import ClipLoader, pad_batch
 from aatjax.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from aatjax.audio.frontend import FrontEnd
 
 
 class Batches:
@@ -72,12 +75,14 @@ class Batches:
         if count < self.length:
             raise DataError(
                 f"{self.name}: ended after {count} of {self.length} batches: give an iterable that "
-                "starts anew each epoch, and its true length"
+                "can be read from its start each epoch, and its true length"
             )
 
     def _read(
         self, number: int, pair: Any, frontend: FrontEnd, batch_size: int
     ) -> dict[str, np.ndarray]:
+        from aatjax.data.pipeline import ClipLoader, pad_batch  # needs Grain
+
         name = f"{self.name}, batch {number}"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"{name}: is a {type(pair).__name__}, not a pair (x, y)")
@@ -116,7 +121,7 @@ class BatchIterator:
         self._rows, self._length = rows, batches.length
         self._epoch, self._done = self._make(), 0
 
-    def __iter__(self) -> "BatchIterator":
+    def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:

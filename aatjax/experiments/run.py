@@ -204,7 +204,10 @@ def _train(
         show=screen,
         allow_change=(*allow, "frontend") if any(a.startswith("data") for a in allow) else allow,
         context=FitContext(
-            watchdog.beat, parts.chosen_on_test, find_audio_cache(config.data).parent / "prefix"
+            watchdog.beat,
+            parts.chosen_on_test,
+            find_audio_cache(config.data).parent / "prefix",
+            holds_lock=True,
         ),
     )
     watchdog.beat("report", 0)

@@ -20,7 +20,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, flag: str = "--run") -> Iterator[None]:
-    """Hold the lock of a folder; a thread that holds it may take it again.
+    """Hold the lock of a folder.
 
     Args:
         folder: the folder, created if needed.
@@ -35,10 +35,7 @@ def lock_folder(folder: Path, flag: str = "--run") -> Iterator[None]:
         with report_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
-                if stack.enter_context(lock).lock_counter > 1:
-                    yield
-                    return
+                stack.enter_context(FileLock(folder / LOCK, timeout=0))
             except Timeout as error:
                 raise UsageError(
                     f"{folder} is in use by {_name_holder(holder)}: wait for it or end it, or "

@@ -25,8 +25,8 @@ def list_sites(location: Location) -> list[tuple[str, str]]:
 def list_blocks(method: Any, depth: int) -> list[int]:
     """Return the numbers of the blocks that a method adapts, in order.
 
-    Its field `blocks` is None for all, `last3` or `first3` for so many, or a tuple of numbers from
-    0 (the first block) or -1 (the last).
+    Its field `blocks` is None for all, `last3` or `first3` for that number, or a tuple of numbers
+    from 0 (the first block) or -1 (the last).
 
     Raises:
         UsageError: it is none of these, or the model has no such block.

@@ -174,12 +174,14 @@ class FitContext:
             steps done, for a watchdog.
         chosen_on_test: the paper whose protocol chooses weights by the test clips, where the
             validation and test parts share clips; without it that is refused.
+        holds_lock: whether the run folder is locked already.
         prefix_folder: where `training.cache_prefix` stores tokens; None keeps them in memory.
     """
 
     beat: Callable[[str, int], None] = lambda phase, step: None
     chosen_on_test: str | None = None
     prefix_folder: Path | None = None
+    holds_lock: bool = False
 
 
 def fit(
@@ -231,7 +233,9 @@ def fit(
     with contextlib.ExitStack() as held:
         held.enter_context(keep_root_logger())
         if folder is not None:
-            run_on_main(lambda: _claim(held, folder, model, sources, setup, allow_change))
+            if not context.holds_lock:
+                run_on_main(lambda: held.enter_context(lock_folder(folder)) and None)
+            run_on_main(lambda: _claim(folder, model, sources, setup, allow_change))
         loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
@@ -251,15 +255,13 @@ def _check_sources(train: Any, valid: Any, test: Any) -> dict[str, Source]:
 
 
 def _claim(
-    held: contextlib.ExitStack,
     folder: Path,
     model: AST,
     sources: Mapping[str, Source],
     setup: "_Setup",
     allow: Sequence[str],
 ) -> None:
-    """Lock the run folder; write what the run is made of, or compare it with what is there."""
-    held.enter_context(lock_folder(folder))
+    """Write what the run is made of, or compare it with what is in the folder."""
     optim, loss = setup.optim, setup.loss
     own = {"own": f"{type(optim).__module__}.{type(optim).__qualname__}"}
     method = model.method

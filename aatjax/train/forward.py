@@ -117,7 +117,6 @@ def split_model(model: AST) -> surgery.SplitModel:
     return surgery.split(model)
 
 
-@functools.lru_cache(PROGRAMS)
 def make_forward(
     graphdef: Any, frontend: FrontEnd | None, read: Reader = read_logits, start: int | None = None
 ) -> Any:
@@ -135,7 +134,13 @@ def make_forward(
         start: block that the batch enters: its `audio` holds tokens `[b, n, d]`, and the result
             is the logits.
     """
+    return _compile_forward(graphdef, frontend, read, start)
 
+
+@functools.lru_cache(PROGRAMS)
+def _compile_forward(
+    graphdef: Any, frontend: FrontEnd | None, read: Reader, start: int | None
+) -> Any:
     def forward(state: ModelState, audio: jax.Array, length: jax.Array) -> Any:
         model: AST = surgery.join(graphdef, *state)
         model.eval()

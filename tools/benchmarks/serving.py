@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
+from flax import nnx
 
 from aatjax import load, petl, surgery
 from aatjax.analysis.timing import time_interleaved
