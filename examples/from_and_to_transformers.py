@@ -14,7 +14,6 @@ config = ASTConfig(
     num_attention_heads=1,
     intermediate_size=128,
     max_length=98,
-    num_labels=5,
 )
 source = ASTForAudioClassification(config)  # or .from_pretrained("MIT/ast-finetuned-audioset-...")
 base = aatjax.load(source, num_classes=3)

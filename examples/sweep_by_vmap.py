@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
@@ -14,7 +13,7 @@ from aatjax import data, petl, surgery
 sounds = data.Synthetic(("frog", "rain", "siren"), clips=4, seconds=1.0)
 frontend = aatjax.FrontEnd(frames=98)
 fitted = [frontend.fit(sounds.waveform(i)) for i in range(len(sounds))]
-x = frontend(np.stack([wave for wave, _ in fitted]), np.array([n for _, n in fitted]))
+x = frontend(jnp.array([wave for wave, _ in fitted]), jnp.array([n for _, n in fitted]))
 y = jnp.array([clip.label[0] for clip in sounds.clips])
 
 base = aatjax.load("embedded", num_classes=3, frames=98)
