@@ -52,6 +52,13 @@ def test_the_example_runs_and_leaves_an_adapter(sounds, capsys):
     assert adapter.classes == ("bark", "clock")
 
 
+def test_the_loop_of_ones_own_prints_what_the_page_says(capsys):
+    (code,) = blocks("loop")
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(expected) == 1 and capsys.readouterr().out.splitlines() == expected
+
+
 def read_contributing() -> list[str]:
     """The programs of the page: a method, a command."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
