@@ -52,6 +52,7 @@ def test_the_reference_has_forward_mode_and_second_derivatives(method):
     assert jnp.linalg.norm(expected) > 1e-3 and error < 0.03
 
 
+@pytest.mark.slow
 def test_a_loaded_model_has_a_slope_along_its_input():
     options = dict(num_classes=3, frames=98)
     model = aatjax.load("random:tiny", implementation="reference", **options)

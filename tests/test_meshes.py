@@ -91,7 +91,7 @@ def test_a_gradient_is_that_of_one_device_and_each_does_a_quarter(kind, names, i
             assert 0.2375 < share < 0.2625, share
 
 
-@pytest.mark.parametrize("names", [("data",), ("batch",)])
+@pytest.mark.parametrize("names", [("batch",), pytest.param(("data",), marks=pytest.mark.slow)])
 def test_shard_map_at_its_defaults_gives_the_gradient_of_one_device(names):
     mesh = make_mesh(AxisType.Explicit, names)
     split, whole = PartitionSpec(names), PartitionSpec()
