@@ -70,6 +70,6 @@ class Bottleneck(nnx.Module):
         return project(hidden, self.w_up, self.b_up)
 
 
-def project(x: Float[Array, "b n i"], w: nnx.Param, b: nnx.Param) -> Float[Array, "b n o"]:
+def project(x: Float[Array, "b n i"], w: nnx.Variable, b: nnx.Variable) -> Float[Array, "b n o"]:
     """Return x W + b in the type of x."""
     return x @ w[...].astype(x.dtype) + b[None, None].astype(x.dtype)
