@@ -47,7 +47,7 @@ def test_freed_memory_is_not_mapped_again():
     done, faults = run_python(FAULTS).split()
     assert done == "True" and int(faults) < 100
     done, faults = run_python(FAULTS, MALLOC_MMAP_MAX_="65536").split()
-    assert done == "False" and int(faults) > 10_000  # 20 times 7,800 pages
+    assert done == "False" and int(faults) > 200  # 20 times 7,800 pages, or 16 huge ones
 
 
 PREPARE = """
