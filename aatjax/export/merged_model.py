@@ -108,7 +108,9 @@ class MergedModel:
         The function maps (weights, log-mel `[1, t, f]`, valid frames `[1]`) to logits `[1, c]`.
         """
         shape = surgery.clone(self.merged)
-        weights = surgery.arrays(self.merged)
+        weights: dict[str, Array] = {}
+        for kind in (nnx.Param, surgery.Frozen, nnx.BatchStat):
+            weights |= surgery.arrays(self.merged, kind)
 
         def forward(weights: Mapping[str, Array], x: Array, valid: Array) -> Array:
             whole = surgery.clone(shape)
