@@ -36,6 +36,8 @@ x = jax.random.normal(jax.random.key(1), (2, 100, 64))
 
 @eqx.filter_jit
 def compute_gradient(layer: SoftMoE, x: Array) -> SoftMoE:
+    """Gradient of the mean square of the output, a layer of the same shapes."""
+
     def compute_loss(layer: SoftMoE) -> Array:
         return jnp.square(layer(x)).mean()
 

@@ -16,6 +16,8 @@ optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
 
 @nnx.jit
 def step(model: aatjax.AST, optimizer: nnx.Optimizer[aatjax.AST], x: Array, y: Array) -> Array:
+    """Update the model in place on log-mel `[b, t, f]` and classes `[b]`; return the loss."""
+
     def compute_loss(model: aatjax.AST) -> Array:
         model.train()  # batch statistics and balance losses, where a method has them
         losses = optax.softmax_cross_entropy_with_integer_labels(model(x), y)

@@ -26,11 +26,14 @@ def split_rows(leaf: Array) -> Array:
 
 
 def place(tree: Any, *axes: str) -> Any:
+    """Put arrays on the mesh, split along these axes or copied to every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
 @jax.jit
 def step(trainable: Any, state: Any, frozen: Any, x: Array, y: Array) -> tuple[Any, Any, Array]:
+    """Return updated parameters and optimizer state, and the loss of clips `[b, t, f]`."""
+
     def compute_loss(trainable: Any) -> Array:
         model: aatjax.AST = surgery.join(parts.graphdef, trainable, parts.stats, frozen)
         return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()

@@ -77,7 +77,7 @@ for path, value in surgery.arrays(run.model).items():
 
 @pytest.mark.slow
 def test_weights_and_logits_keep_their_type_under_x64():
-    run(DOUBLE)
+    assert run(DOUBLE) == ""
 
 
 def test_what_one_needs_for_a_loop_of_ones_own_is_exported():
@@ -87,4 +87,4 @@ missing = [name for name in aatjax.__all__ if not hasattr(aatjax, name)]
 assert not missing, missing
 aatjax.surgery.split, aatjax.save_adapter, aatjax.FrontEnd
 """
-    run(code)
+    assert run(code) == ""

@@ -152,11 +152,9 @@ def find_method(name: str, home: str | None = None) -> type[Method]:
         return METHODS[name]
     if home is not None:
         module, _, cls = home.rpartition(".")
-        where = (
-            "run the script or notebook cell that defines it"
-            if module == "__main__"
-            else (f"import {module}")
-        )
+        where = f"import {module}"
+        if module == "__main__":
+            where = "run the script or notebook cell that defines it"
         raise UsageError(
             f"method {name!r} is the class {cls} of {module}: {where} first (on the command line: "
             "aatjax --import FILE COMMAND)"
