@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -18,7 +17,6 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
-from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, suggest
@@ -26,11 +24,16 @@ from aatjax.io.host import keep_memory
 from aatjax.io.lock import lock_folder
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST
-from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main, run_on_main
 from aatjax.train.evaluation import Evaluator, Weights, check_sources, measure_metrics
+from aatjax.train.fit_checks import (
+    check_inputs,
+    check_selection,
+    collect_sources,
+    sort_buckets,
+)
 from aatjax.train.forward import split_model
 from aatjax.train.input_cache import make_input_cache
 from aatjax.train.logging import Show, TextStream, choose_stream
@@ -38,7 +41,7 @@ from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
-from aatjax.train.run_dir import claim_clips, claim_fields, describe_weights
+from aatjax.train.run_dir import claim_run, describe_loss, describe_updates, describe_weights
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
@@ -223,10 +226,10 @@ def fit(
         InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
     keep_memory()
-    sources = _check_sources(train, valid, test)
+    sources = collect_sources(train, valid, test)
     context = context or FitContext()
     setup = _resolve(model, train, settings)
-    _check_selection(setup.training, valid, test, context)
+    check_selection(setup.training, valid, test, context.chosen_on_test)
     check_sources(model, [train, *sources.values()], setup.frontend)
     check_batch(setup.mesh, setup.training.batch_size)
     folder = None if run_dir is None else Path(run_dir)
@@ -234,66 +237,13 @@ def fit(
         held.enter_context(keep_root_logger())
         if folder is not None:
             if not context.holds_lock:
-                run_on_main(lambda: held.enter_context(lock_folder(folder)) and None)
-            run_on_main(lambda: _claim(folder, model, sources, setup, allow_change))
+                run_on_main(lambda: held.enter_context(lock_folder(folder)))
+            fields = _describe(model, setup)
+            run_on_main(lambda: claim_run(folder, sources, fields, allow_change))
         loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
         return _finish(model, loop, state, best, sources)
-
-
-def _check_sources(train: Any, valid: Any, test: Any) -> dict[str, Source]:
-    """Return the sources of clips by part; refuse what is none."""
-    parts = {"train": train, "valid": valid, "test": test}
-    for name, part in parts.items():
-        if part is None or isinstance(part, Source) or (name, type(part)) == ("train", Batches):
-            continue
-        how = "data.Arrays(X, y, classes), data.AudioFolder(path)"
-        how += ", or data.Batches(iterable, classes)" if name == "train" else ""
-        raise UsageError(f"fit: {name} is a {type(part).__name__}, not a source: give {how}")
-    return {name: part for name, part in parts.items() if isinstance(part, Source)}
-
-
-def _claim(
-    folder: Path,
-    model: AST,
-    sources: Mapping[str, Source],
-    setup: "_Setup",
-    allow: Sequence[str],
-) -> None:
-    """Write what the run is made of, or compare it with what is in the folder."""
-    optim, loss = setup.optim, setup.loss
-    own = {"own": f"{type(optim).__module__}.{type(optim).__qualname__}"}
-    method = model.method
-    fields = {
-        "training": dataclasses.asdict(setup.training),
-        "optim": dataclasses.asdict(optim) if isinstance(optim, Optim) else own,
-        "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", repr(loss)),
-        "augment": dataclasses.asdict(setup.augment),
-        "frontend": setup.frontend.to_dict(),
-        "petl": method.to_json() if isinstance(method, Method) else None,
-        "model": model.config.without_execution().to_json(),
-        "weights": describe_weights(model),
-    }
-    claim_fields(folder / "settings.json", fields, allow, upgrade=_fill_defaults)
-    if sources:
-        claim_clips(folder, sources, allow)
-
-
-def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return stored settings with the defaults of fields that their version did not have yet."""
-    defaults: dict[str, dict[str, Any]] = {
-        "training": dataclasses.asdict(Training()),
-        "augment": dataclasses.asdict(Augment()),
-        "frontend": FrontEnd().to_dict(),
-        "model": ASTConfig().to_json(),
-    }
-    if "own" not in stored["optim"]:
-        defaults["optim"] = dataclasses.asdict(Optim())
-    filled = {name: {**fields, **stored[name]} for name, fields in defaults.items()}
-    if stored["petl"] is not None:
-        filled["petl"] = Method.from_json(stored["petl"]).to_json()
-    return json.loads(json.dumps({**stored, **filled}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +258,23 @@ class _Setup:
     loss: Loss | LossFunction
     on_step: Callable[[Moment], None] | None
     on_epoch: Callable[[Moment], None] | None
+
+
+def _describe(model: AST, setup: _Setup) -> dict[str, Any]:
+    """Return the settings and the model of a run as JSON."""
+    optim, loss, method = setup.optim, setup.loss, model.method
+    return {
+        "training": dataclasses.asdict(setup.training),
+        "optim": dataclasses.asdict(optim)
+        if isinstance(optim, Optim)
+        else {"updates": describe_updates(optim, model)},
+        "loss": loss if isinstance(loss, str) else {"values": describe_loss(loss)},
+        "augment": dataclasses.asdict(setup.augment),
+        "frontend": setup.frontend.to_dict(),
+        "petl": method.to_json() if isinstance(method, Method) else None,
+        "model": model.config.without_execution().to_json(),
+        "weights": describe_weights(model),
+    }
 
 
 def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Setup:
@@ -353,27 +320,6 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
     )
 
 
-def _check_selection(
-    training: Training, valid: Source | None, test: Source | None, context: FitContext
-) -> None:
-    """Refuse to choose weights without validation clips, or by the clips that are reported."""
-    if training.select != "best":
-        return
-    if valid is None:
-        raise UsageError(
-            "training.select='best' needs validation clips: give some (valid=, "
-            "--data.valid-fraction), or use training.select='last'"
-        )
-    shared = set() if test is None else _identify_clips(valid) & _identify_clips(test)
-    if shared and context.chosen_on_test is None:
-        raise UsageError(
-            f"{len(shared)} clips are in valid and test, such as {min(shared)[0]!r}: "
-            "training.select='best' would choose weights by the clips that are reported; give "
-            "other validation clips, or name the paper whose protocol this is "
-            "(FitContext.chosen_on_test, --protocol)"
-        )
-
-
 def _prepare(
     model: AST,
     train: Source | Batches,
@@ -388,8 +334,8 @@ def _prepare(
     parts = split_model(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
-    _check_inputs(train, sources, setup)
-    buckets = _sort_buckets(model, sources, setup.frontend, training)
+    check_inputs(train, sources, setup.training, setup.augment)
+    buckets = sort_buckets(model, sources, setup.frontend, training)
     if isinstance(train, Batches):
         per_epoch = train.length
     else:
@@ -444,17 +390,6 @@ def _prepare(
         on_epoch=_make_callback(model, setup.on_epoch),
     )
     return loop, begin.state
-
-
-def _check_inputs(train: Source | Batches, sources: Mapping[str, Source], setup: _Setup) -> None:
-    """Refuse settings that need waveforms, or clips, where there are none."""
-    kinds = {name: source.log_mel(0) is not None for name, source in sources.items()}
-    if any(kinds.values()) and setup.augment.mixup:
-        raise UsageError("augment.mixup mixes waveforms, and the clips are log-mel: omit it")
-    if setup.training.buckets and (any(kinds.values()) or isinstance(train, Batches)):
-        raise UsageError("training.buckets sorts waveforms by their length: omit it")
-    if isinstance(train, Batches) and setup.training.cache_prefix:
-        raise UsageError("training.cache_prefix stores clips, and batches have none: omit it")
 
 
 def _make_callback(
@@ -524,39 +459,6 @@ def _finish(
         seconds=loop.progress.seconds,
         valid_logits=logits["valid"],
     )
-
-
-def _sort_buckets(
-    model: AST, sources: Mapping[str, Source], frontend: FrontEnd, training: Training
-) -> dict[str, tuple[Bucket, ...]]:
-    """Return the clips of each source by length, where `training.buckets` asks for that."""
-    if not training.buckets:
-        return {}
-    omit = "omit training.buckets"
-    if not model.config.mask_padding:
-        raise UsageError(
-            "training.buckets: this model attends to padding, so a clip without it would give "
-            f"other logits: load it with mask_padding (model.mask_padding=true), or {omit}"
-        )
-    if training.cache_prefix:
-        raise UsageError(f"training.buckets cannot be combined with training.cache_prefix: {omit}")
-    for path, module in surgery.modules(model).items():
-        if getattr(module, "along_tokens", False):
-            raise UsageError(
-                f"training.buckets: {path} convolves along the tokens, across the ends of the "
-                f"patch rows, so its output depends on the length: {omit}"
-            )
-    patch, stride = model.config.patch[1], model.config.stride[1]
-    lengths = check_buckets(training.buckets, frontend, patch)
-    return {
-        name: sort_into_buckets(source, frontend, lengths, patch=patch, stride=stride)
-        for name, source in sources.items()
-    }
-
-
-def _identify_clips(source: Source) -> set[tuple[str, str]]:
-    """Return the clips of a source, as id and what they are read from."""
-    return {(c.id, str(source.reader.key(c) or c.path)) for c in source.clips}
 
 
 def _summarize(result: Metrics | None) -> dict[str, Any] | None:

@@ -1,19 +1,30 @@
 """Claims of a run folder: one config, one model and one data set per folder."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from aatjax import surgery
+from aatjax.audio.augment import Augment
+from aatjax.audio.frontend import FrontEnd
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
 from aatjax.io.json_file import read_json, write_json
 from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
+from aatjax.petl.base import Method
 from aatjax.train.distributed import find_differences
+from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+from aatjax.train.step import LossFunction
 
 FREE = (
     "mesh",
@@ -25,6 +36,9 @@ FREE = (
     "training.max_skipped",
 )
 """Fields that may change when a run is resumed: they do not change the trained weights."""
+
+DESCRIBED = ("weights.", "optim.updates.", "loss.values")
+"""Fields that are mean and root mean square of an array."""
 
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
@@ -53,7 +67,7 @@ def claim_fields(
             (name, f"{name}: {before!r} -> {after!r}")
             for name, before, after in find_differences(upgrade(_read(path)), fields)
             if not _is_covered(name, (*FREE, *allow))
-            and not (name.startswith("weights.") and _is_close(before, after))
+            and not (name.startswith(DESCRIBED) and _is_close(before, after))
         ]
         if found:
             listed = "; ".join(text for _, text in found[:6])
@@ -72,12 +86,68 @@ def describe_weights(model: AST) -> dict[str, list[float]]:
     They tell other weights apart, also on another device, where the last digits differ.
     """
     kinds = (nnx.Param, surgery.Frozen, nnx.BatchStat)
-    found = {}
-    for path, variable in surgery.variables(model).items():
-        if isinstance(variable, kinds):
-            value = np.asarray(variable[...], np.float32)
-            found[path] = [float(value.mean()), float(np.sqrt(np.square(value).mean()))]
+    variables = surgery.variables(model).items()
+    return {path: _describe(v[...]) for path, v in variables if isinstance(v, kinds)}
+
+
+def describe_updates(tx: optax.GradientTransformation, model: AST) -> dict[str, list[float]]:
+    """Return mean and root mean square of the first three updates, for stated gradients.
+
+    A transformation of optax holds functions only, which cannot be compared: this tells apart what
+    differs in rate, moments, decay, and in the start of the schedule.
+    """
+    trainable: Any = surgery.split(model).trainable
+    state, found = tx.init(trainable), {}
+    for step in range(3):
+        gradient = jax.tree.map(
+            lambda leaf, step=step: jnp.cos((step + 1.0) * jnp.arange(leaf.size)).reshape(
+                leaf.shape
+            ),
+            trainable,
+        )
+        updates, state = tx.update(gradient, state, trainable)
+        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(updates)]
+        found[str(step)] = _describe(np.concatenate(leaves))
     return found
+
+
+def describe_loss(loss: LossFunction) -> list[float]:
+    """Return mean and root mean square of a loss of stated logits and targets."""
+    logits = jnp.cos(jnp.arange(12.0)).reshape(4, 3)
+    return _describe(loss(logits, jnp.eye(4, 3)))
+
+
+def _describe(array: Any) -> list[float]:
+    value = np.asarray(array, np.float32)
+    return [float(value.mean()), float(np.sqrt(np.square(value).mean()))]
+
+
+def claim_run(
+    folder: Path,
+    sources: Mapping[str, Source],
+    settings: Mapping[str, Any],
+    allow: Sequence[str],
+) -> None:
+    """Write what a run of `fit` is made of, or compare it with what is in the folder."""
+    claim_fields(folder / "settings.json", settings, allow, upgrade=_fill_defaults)
+    if sources:
+        claim_clips(folder, sources, allow)
+
+
+def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return stored settings with the defaults of fields that their version did not have yet."""
+    defaults: dict[str, dict[str, Any]] = {
+        "training": dataclasses.asdict(Training()),
+        "augment": dataclasses.asdict(Augment()),
+        "frontend": FrontEnd().to_dict(),
+        "model": ASTConfig().to_json(),
+    }
+    if "updates" not in stored["optim"]:
+        defaults["optim"] = dataclasses.asdict(Optim())
+    filled = {name: {**fields, **stored[name]} for name, fields in defaults.items()}
+    if stored["petl"] is not None:
+        filled["petl"] = Method.from_json(stored["petl"]).to_json()
+    return json.loads(json.dumps({**stored, **filled}))
 
 
 def claim_clips(folder: Path, parts: Mapping[str, Source], allow: Sequence[str] = ()) -> None:
@@ -146,7 +216,7 @@ def _is_covered(name: str, allowed: Sequence[str]) -> bool:
 
 def _is_close(before: Any, after: Any) -> bool:
     """Return whether two descriptions of an array are those of the same numbers."""
-    if before is None or after is None:
+    if not isinstance(before, list) or not isinstance(after, list):
         return False
     scale = 1e-5 * max(abs(before[1]), abs(after[1]))
     return all(abs(a - b) <= scale for a, b in zip(before, after, strict=True))
