@@ -1,16 +1,13 @@
 """`adapter.safetensors`: trained parameters, with everything needed to use them again."""
 
 import dataclasses
-import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -20,17 +17,16 @@ from aatjax.convert.load import load_model, reset_weights, select_load_options
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import write_bytes
 from aatjax.io.digest import hash_arrays
-from aatjax.models.ast import AST, make_abstract
+from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
-from aatjax.train.forward import DESCRIPTION, check_fit
+from aatjax.train.forward import check_fit
 from aatjax.train.golden import differs, make_golden
+from aatjax.train.rebuilt_model import PASSING, make_shape, rebuild_model
 
 FORMAT = 1
 KEY = "aatjax"
-PASSING = (surgery.Penalty, nnx.Intermediate, nnx.RngState)
-"""Variables that no file holds: no result of an evaluation depends on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +97,7 @@ def save_adapter(
     check_fit(model.config, len(classes), frontend)
     config = model.config.without_execution()
     golden = make_golden(model, frontend)
-    rebuilt = _rebuild(model, config, method, frontend, golden)
+    rebuilt = rebuild_model(model, config, method, frontend, golden)
     frozen = surgery.fetch_arrays(rebuilt, surgery.Frozen)
     changed = list(frozen) if model.loaded is None else model.loaded.find_changed(frozen)
     values = {name: frozen[name] for name in changed}
@@ -124,68 +120,6 @@ def save_adapter(
     data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
     write_bytes(path, data)
     return path
-
-
-def _rebuild(
-    model: AST, config: ASTConfig, method: Method, frontend: FrontEnd, golden: dict[str, Any]
-) -> AST:
-    """Return the model that `load_adapter` will build.
-
-    Raises:
-        UsageError: its parameters, or what it computes, are not those of the model.
-    """
-    rebuilt = surgery.clone(_make_shape(config, method))
-    here, there = surgery.variables(model), surgery.variables(rebuilt)
-    problems = [*_compare_variables(here, there), *_compare_modules(model, rebuilt)]
-    for path, variable in there.items():
-        if path in here:
-            variable.set_raw_value(here[path].get_raw_value())
-    if not problems:
-        rebuilt.eval()
-        if (difference := differs(rebuilt, frontend, golden)) is not None:
-            problems.append(f"a logit of it is {difference:.2g} away")
-    if problems:
-        more = f"; and {len(problems) - 4} more" if problems[4:] else ""
-        raise UsageError(
-            f"the model is not what {method!r} makes and would not come back from a file: "
-            f"{'; '.join(problems[:4])}{more}. Write a method of your own that does this"
-        )
-    return rebuilt
-
-
-def _compare_variables(
-    here: Mapping[str, nnx.Variable], there: Mapping[str, nnx.Variable]
-) -> Iterator[str]:
-    """Say which parameters are missing, added, of another kind or of another shape."""
-    names = {nnx.Param: "trained", surgery.Frozen: "frozen"}
-    yield from (f"{path} is missing" for path in there if path not in here)
-    for path, variable in here.items():
-        if isinstance(variable, PASSING):
-            continue
-        other = there.get(path)
-        if other is None:
-            yield f"{path} was added"
-        elif type(other) is not type(variable):
-            kinds = (names.get(type(v), type(v).__name__) for v in (variable, other))
-            yield "{} is {}, not {}".format(path, *kinds)
-        elif other.shape != variable.shape:
-            yield f"{path} has shape {list(variable.shape)}, not {list(other.shape)}"
-
-
-def _compare_modules(model: AST, rebuilt: AST) -> Iterator[str]:
-    """Say which modules are of another class, or have another number or name as an attribute."""
-    plain = (bool, int, float, str, tuple, type(None))
-    free = {*DESCRIPTION, "config", "first_trained", "deterministic", "use_running_average"}
-    others = dict(nnx.iter_modules(rebuilt))
-    for parts, module in nnx.iter_modules(model):
-        path, other = "/".join(map(str, parts)) or "the model", others.get(parts)
-        if type(module) is not type(other):
-            yield f"{path} is a {type(module).__name__}, not {type(other).__name__}"
-            continue
-        for name, value in vars(module).items():
-            counts = not name.startswith("_") and name not in free and isinstance(value, plain)
-            if counts and value != (was := getattr(other, name, None)):
-                yield f"{path}.{name} is {value!r}, not {was!r}"
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -219,7 +153,7 @@ def load_adapter(
     path = Path(path)
     file = _read_file(path)
     config, method, origin, tensors = file.config, file.method, file.origin, file.tensors
-    whole = _make_shape(config, method)
+    whole = make_shape(config, method)
     if set(surgery.variables(whole)) <= set(tensors):
         model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
     else:
@@ -296,13 +230,6 @@ def _read_file(path: Path) -> _File:
             f"{path}: damaged: the checksum of its tensors does not match; copy it again"
         )
     return found
-
-
-@functools.lru_cache(8)
-def _make_shape(config: ASTConfig, method: Method) -> AST:
-    """Return an adapted model without numbers; making it takes longer than loading an adapter."""
-    model: AST = nnx.eval_shape(lambda model: adapt(model, method), make_abstract(config))
-    return model
 
 
 def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:

@@ -1,0 +1,88 @@
+"""The model that an adapter file brings back, compared with the one that is saved."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+from aatjax import surgery
+from aatjax.audio.frontend import FrontEnd
+from aatjax.errors import UsageError
+from aatjax.models.ast import AST, make_abstract
+from aatjax.models.config import ASTConfig
+from aatjax.petl import Method, adapt
+from aatjax.train.forward import DESCRIPTION
+from aatjax.train.golden import differs
+
+PASSING = (surgery.Penalty, nnx.Intermediate, nnx.RngState)
+"""Variables that no file holds: no result of an evaluation depends on them."""
+
+
+@functools.lru_cache(8)
+def make_shape(config: ASTConfig, method: Method) -> AST:
+    """Return an adapted model without numbers; making it takes longer than loading an adapter."""
+    model: AST = nnx.eval_shape(lambda model: adapt(model, method), make_abstract(config))
+    return model
+
+
+def rebuild_model(
+    model: AST, config: ASTConfig, method: Method, frontend: FrontEnd, golden: dict[str, Any]
+) -> AST:
+    """Return the model that `load_adapter` will build.
+
+    Raises:
+        UsageError: its parameters, or what it computes, are not those of the model.
+    """
+    rebuilt = surgery.clone(make_shape(config, method))
+    here, there = surgery.variables(model), surgery.variables(rebuilt)
+    problems = [*_compare_variables(here, there), *_compare_modules(model, rebuilt)]
+    for path, variable in there.items():
+        if path in here:
+            variable.set_raw_value(here[path].get_raw_value())
+    if not problems:
+        rebuilt.eval()
+        if (difference := differs(rebuilt, frontend, golden)) is not None:
+            problems.append(f"a logit of it is {difference:.2g} away")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if problems[4:] else ""
+        raise UsageError(
+            f"the model is not what {method!r} makes and would not come back from a file: "
+            f"{'; '.join(problems[:4])}{more}. Write a method of your own that does this"
+        )
+    return rebuilt
+
+
+def _compare_variables(
+    here: Mapping[str, nnx.Variable], there: Mapping[str, nnx.Variable]
+) -> Iterator[str]:
+    """Say which parameters are missing, added, of another kind or of another shape."""
+    names = {nnx.Param: "trained", surgery.Frozen: "frozen"}
+    yield from (f"{path} is missing" for path in there if path not in here)
+    for path, variable in here.items():
+        if isinstance(variable, PASSING):
+            continue
+        other = there.get(path)
+        if other is None:
+            yield f"{path} was added"
+        elif type(other) is not type(variable):
+            kinds = (names.get(type(v), type(v).__name__) for v in (variable, other))
+            yield "{} is {}, not {}".format(path, *kinds)
+        elif other.shape != variable.shape:
+            yield f"{path} has shape {list(variable.shape)}, not {list(other.shape)}"
+
+
+def _compare_modules(model: AST, rebuilt: AST) -> Iterator[str]:
+    """Say which modules are of another class, or have another number or name as an attribute."""
+    plain = (bool, int, float, str, tuple, type(None))
+    free = {*DESCRIPTION, "config", "first_trained", "deterministic", "use_running_average"}
+    others = dict(nnx.iter_modules(rebuilt))
+    for parts, module in nnx.iter_modules(model):
+        path, other = "/".join(map(str, parts)) or "the model", others.get(parts)
+        if type(module) is not type(other):
+            yield f"{path} is a {type(module).__name__}, not {type(other).__name__}"
+            continue
+        for name, value in vars(module).items():
+            counts = not name.startswith("_") and name not in free and isinstance(value, plain)
+            if counts and value != (was := getattr(other, name, None)):
+                yield f"{path}.{name} is {value!r}, not {was!r}"
