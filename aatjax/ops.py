@@ -10,8 +10,18 @@ from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
-from aatjax_kernels import elementwise, matmul, mesh
+from aatjax_kernels import elementwise, matmul
 from aatjax_kernels import soft_moe as soft_moe_kernels
+from aatjax_kernels.attention import weights as attention_weights
+from aatjax_kernels.mesh import as_auto, find_explicit, over_batch
+from aatjax_kernels.mesh import pin as over_batch_only
+from aatjax_kernels.soft_moe import combine as soft_combine
+from aatjax_kernels.soft_moe import dispatch as soft_dispatch
+from aatjax_kernels.soft_moe import routing as soft_routing
+
+__all__ = ["as_auto", "attention", "attention_weights", "dot_general", "find_explicit", "gelu"]
+__all__ += ["layer_norm", "over_batch", "over_batch_only", "plain_operations", "soft_combine"]
+__all__ += ["soft_dispatch", "soft_moe", "soft_routing"]
 
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
@@ -110,13 +120,3 @@ def soft_moe(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-as_auto = mesh.as_auto
-find_explicit = mesh.find_explicit
-over_batch = mesh.over_batch
-over_batch_only = mesh.pin
-attention_weights = attention_kernels.weights
-soft_routing = soft_moe_kernels.routing
-soft_dispatch = soft_moe_kernels.dispatch
-soft_combine = soft_moe_kernels.combine

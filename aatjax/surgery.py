@@ -8,7 +8,7 @@ not count, so the parameters of the backbone have the same paths in every adapte
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -18,39 +18,46 @@ from aatjax.errors import UsageError
 
 BASE = "base"
 
+Model = TypeVar("Model", bound=nnx.Module)
+State: TypeAlias = nnx.State[Any, Any]
 
-class Frozen(nnx.Variable):
+
+class Frozen(nnx.Variable[Any]):
     """A parameter that nothing updates: it is no `nnx.Param`, so that Flax's own idioms pass it by.
 
     Of an adapted model, every `nnx.Param` is trained, and nothing else.
     """
 
 
-class Penalty(nnx.Variable):
+class FrozenStat(Frozen):
+    """A batch statistic that nothing updates; made trainable, it is an `nnx.BatchStat` again."""
+
+
+class Penalty(nnx.Variable[Any]):
     """A number that a forward pass leaves in the model, to be added to the training loss."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitModel:
+class SplitModel(Generic[Model]):
     """A model in parts: structure, trainable parameters, statistics, everything else."""
 
-    graphdef: Any
-    trainable: Any
-    stats: Any
-    frozen: Any
+    graphdef: nnx.GraphDef[Model]
+    trainable: State
+    stats: State
+    frozen: State
 
 
-def split(model: nnx.Module) -> SplitModel:
+def split(model: Model) -> SplitModel[Model]:
     """Split a model into its trainable parameters, batch statistics and frozen parameters."""
     return SplitModel(*nnx.split(model, nnx.Param, nnx.BatchStat, ...))
 
 
-def join(graphdef: Any, trainable: Any, stats: Any, frozen: Any) -> Any:
+def join(graphdef: nnx.GraphDef[Model], trainable: State, stats: State, frozen: State) -> Model:
     """Rebuild a model from `split`, with new variables, so that it can be run in a gradient."""
     return nnx.merge(graphdef, trainable, stats, frozen, copy=True)
 
 
-def clone(model: nnx.Module) -> Any:
+def clone(model: Model) -> Model:
     """Return a second model with a structure of its own that shares the (immutable) arrays."""
     parts = split(model)
     return join(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
@@ -89,7 +96,7 @@ def modules(model: nnx.Module) -> dict[str, nnx.Module]:
     return found
 
 
-def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+def variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     """Return every parameter and statistic by path; one that modules share by its first path.
 
     Raises:
@@ -110,13 +117,13 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return found
 
 
-def arrays(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, jax.Array]:
+def arrays(model: nnx.Module, kind: type[nnx.Variable[Any]] = nnx.Variable) -> dict[str, jax.Array]:
     """Return the values of the variables of one kind by path."""
     return {path: var[...] for path, var in variables(model).items() if isinstance(var, kind)}
 
 
 def fetch_arrays(
-    model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable
+    model: nnx.Module, kind: type[nnx.Variable[Any]] = nnx.Variable
 ) -> dict[str, np.ndarray]:
     """Return `arrays` in the host's memory."""
     return {path: np.asarray(value) for path, value in arrays(model, kind).items()}
@@ -185,8 +192,28 @@ def replace(model: nnx.Module, build: Callable[[str, nnx.Module], nnx.Module | N
 
 
 def freeze(model: nnx.Module) -> None:
-    """Change every `nnx.Param` to `Frozen`, in place; the arrays are shared."""
-    _change_kind(model, "**", nnx.Param, lambda old: Frozen(old.get_raw_value()))
+    """Freeze every parameter and batch statistic, and drop penalties, in place.
+
+    The arrays are shared.
+    """
+
+    def make(old: nnx.Variable) -> nnx.Variable:
+        value = old.get_raw_value()
+        if isinstance(old, Penalty):
+            return Penalty(jax.numpy.zeros_like(value))
+        return (FrozenStat if isinstance(old, nnx.BatchStat) else Frozen)(value)
+
+    _change_kind(model, "**", (nnx.Param, nnx.BatchStat, Penalty), make)
+
+
+def rest_frozen(model: nnx.Module) -> None:
+    """Put every module whose parameters are all frozen into evaluation mode, in place."""
+    for _, module in nnx.iter_modules(model):
+        kinds = [type(variable) for variable in variables(module).values()]
+        if any(issubclass(kind, Frozen) for kind in kinds) and not any(
+            issubclass(kind, nnx.Param | nnx.BatchStat) for kind in kinds
+        ):
+            module.eval()
 
 
 def unfreeze(model: nnx.Module, pattern: str) -> list[str]:
@@ -205,7 +232,11 @@ def unfreeze(model: nnx.Module, pattern: str) -> list[str]:
         UsageError: nothing matches.
     """
     parameters = (nnx.Param, Frozen)
-    matched = _change_kind(model, pattern, parameters, lambda old: nnx.Param(_copy(old)))
+
+    def make(old: nnx.Variable) -> nnx.Variable:
+        return (nnx.BatchStat if isinstance(old, FrozenStat) else nnx.Param)(_copy(old))
+
+    matched = _change_kind(model, pattern, parameters, make)
     if not matched:
         raise UsageError(
             f"{pattern!r} matches no parameter; there are: {list_paths(variables(model))}"

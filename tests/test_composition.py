@@ -115,6 +115,30 @@ def test_two_adapters_of_a_kind_have_two_tags(pair):
         np.testing.assert_allclose(aatjax.merge(stacked)(x), stacked(x), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "earlier",
+    [petl.Adapter(block="conformer", kernel=3, reduction=None, width=4), petl.TopKMoA(width=2)],
+    ids=["conformer", "top_k_moa"],
+)
+def test_an_earlier_adapter_rests_while_a_later_one_is_trained(earlier):
+    """Neither its batch statistics nor its balance loss take part in training."""
+    model = aatjax.adapt(randomize(make(earlier)), petl.LoRA())
+    before, expected = surgery.fetch_arrays(model), model(make_clips())
+    model.train()
+    np.testing.assert_array_equal(model(make_clips()), expected)
+    assert surgery.sum_penalties(model) == 0
+    after = surgery.fetch_arrays(model)
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+
+
+def test_statistics_that_are_made_trainable_again_are_statistics():
+    conformer = make(petl.Adapter(block="conformer", kernel=3, reduction=None, width=4))
+    whole = aatjax.adapt(conformer, petl.Full())
+    expected = set(surgery.arrays(conformer, nnx.BatchStat))
+    assert set(surgery.arrays(whole, nnx.BatchStat)) == expected != set()
+
+
 def test_without_tags_two_of_a_kind_are_refused_where_they_meet_only():
     with pytest.raises(UsageError, match="blocks/0/mlp/adapter/w_down"):
         make(petl.Combined((petl.Adapter(), petl.Adapter(width=3))))

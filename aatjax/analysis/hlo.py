@@ -61,7 +61,7 @@ class Program:
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[HloInstruction]] = {}
-        self.entry = ""
+        self.entry: str = ""
         current: list[HloInstruction] | None = None
         for line in text.splitlines():
             if current is None:

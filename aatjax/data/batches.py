@@ -55,7 +55,9 @@ class Batches:
                 f"{name}: an iterator can be read only once: give the function that makes it"
             )
         self._batches, self._rate = batches, rate
-        self.classes, self.multi_label, self.name = tuple(classes), multi_label, name
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.multi_label: bool = multi_label
+        self.name: str = name
         self.length = length
 
     def __repr__(self) -> str:

@@ -95,13 +95,13 @@ class Source:
         skipped: Sequence[tuple[str, str]] = (),
         notes: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self.clips = tuple(clips)
-        self.classes = tuple(classes)
+        self.clips: tuple[Clip, ...] = tuple(clips)
+        self.classes: tuple[str, ...] = tuple(classes)
         self.name = name
         self.multi_label = multi_label
-        self.reader = reader or Reader()
-        self.skipped = tuple(skipped)
-        self.notes = tuple(notes)
+        self.reader: Reader = reader or Reader()
+        self.skipped: tuple[tuple[str, str], ...] = tuple(skipped)
+        self.notes: tuple[tuple[str, str], ...] = tuple(notes)
         self._check()
 
     def _check(self) -> None:

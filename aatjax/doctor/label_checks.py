@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Int16
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, make_front_end
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Finding, Item, LabelCheck
@@ -48,7 +49,7 @@ class ClipEmbedder:
 
     def __init__(self, base: str, frames: int | None) -> None:
         model = load(base, num_classes=2, frames=frames)
-        self.frontend = make_front_end(model)
+        self.frontend: FrontEnd = make_front_end(model)
         self._embed = bind_forward(model, self.frontend, read_embedding)
         self._waiting: list[tuple[int, np.ndarray, int]] = []
         self._embedded: dict[int, list[np.ndarray]] = {}

@@ -57,7 +57,9 @@ def make_frame_transform() -> np.ndarray:
     return np.concatenate([spectrum.real, spectrum.imag], axis=1)
 
 
-def make_front_end_nodes(frontend: FrontEnd, output: str, valid: str | None) -> tuple[list, list]:
+def make_front_end_nodes(
+    frontend: FrontEnd, output: str, valid: str | None
+) -> tuple[list[Any], list[Any]]:
     """Return nodes and constants from `waveform` `[b, s]` float32 and `length` `[b]` int64.
 
     Args:

@@ -140,8 +140,8 @@ class Classifier:
         calibration: Calibration | None = None,
     ) -> None:
         self.model = model
-        self.classes = tuple(classes)
-        self.frontend = frontend or make_front_end(model)
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.frontend: FrontEnd = frontend or make_front_end(model)
         self.multi_label = multi_label
         self.calibration = calibration
         config = model.config

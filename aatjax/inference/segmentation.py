@@ -168,7 +168,7 @@ class Segmenter:
         multi_label: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
-        self.classes = tuple(classes)
+        self.classes: tuple[str, ...] = tuple(classes)
         self.rules = rules
         self._size, self._step, self._multi = size, step, multi_label
         self._calibration = calibration

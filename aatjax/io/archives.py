@@ -38,7 +38,11 @@ LONGEST_NAME, LONGEST_PART = 4096, 255
 
 UNTRUSTED = "take it from a source you trust, or unpack it yourself and use the folder"
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
-PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+PACKERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 KINDS = {
     stat.S_IFLNK: "is a symbolic link",
     stat.S_IFCHR: "is a device node",

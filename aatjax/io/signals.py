@@ -18,7 +18,7 @@ class InterruptedRunError(AatjaxError):
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signum
+        self.exit_code: int = 128 + signum
 
 
 class StopRequest:

@@ -22,9 +22,9 @@ from flax import nnx
 from jax.nn.initializers import ones, truncated_normal, zeros
 from jaxtyping import Array, Float, Integer
 
-from aatjax import ops
+from aatjax import ops, surgery
 from aatjax.errors import UsageError
-from aatjax.models.config import ASTConfig
+from aatjax.models.config import ASTConfig, Pooling
 from aatjax.models.entry import entry
 from aatjax.models.provenance import LoadedArrays, Origin
 from aatjax.models.scan import run_blocks
@@ -63,8 +63,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = nnx.Param(ones(rngs.params(), (dim,), jnp.float32))
-        self.bias = nnx.Param(zeros(rngs.params(), (dim,), jnp.float32))
+        self.scale: nnx.Param[Array] = nnx.Param(ones(rngs.params(), (dim,), jnp.float32))
+        self.bias: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return ops.layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
@@ -81,7 +81,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.proj = nnx.Conv(
+        self.proj: nnx.Conv = nnx.Conv(
             1,
             config.dim,
             config.patch,
@@ -94,9 +94,9 @@ class PatchEmbed(nnx.Module):
         def draw(rows: int) -> nnx.Param[Array]:
             return nnx.Param(INIT(rngs.params(), (1, rows, config.dim), jnp.float32))
 
-        self.cls = draw(1)
-        self.dist = draw(1) if config.distilled else None
-        self.pos = draw(config.num_tokens)
+        self.cls: nnx.Param[Array] = draw(1)
+        self.dist: nnx.Param[Array] | None = draw(1) if config.distilled else None
+        self.pos: nnx.Param[Array] = draw(config.num_tokens)
 
     def __call__(self, x: Float[Array, "b t f"]) -> Tokens:
         image = jnp.swapaxes(x.astype(jnp.dtype(self.config.dtype)), 1, 2)[..., None]
@@ -139,12 +139,13 @@ class Attention(nnx.Module):
     takes_count = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
-        self.heads, self.keeps_weights = config.heads, False
+        self.heads: int = config.heads
+        self.keeps_weights: bool = False
         dim, bias = config.dim, config.qkv_bias
-        self.q = make_linear(dim, dim, config, bias=bias, rngs=rngs)
-        self.k = make_linear(dim, dim, config, bias=bias, rngs=rngs)
-        self.v = make_linear(dim, dim, config, bias=bias, rngs=rngs)
-        self.out = make_linear(dim, dim, config, rngs=rngs)
+        self.q: nnx.Linear = make_linear(dim, dim, config, bias=bias, rngs=rngs)
+        self.k: nnx.Linear = make_linear(dim, dim, config, bias=bias, rngs=rngs)
+        self.v: nnx.Linear = make_linear(dim, dim, config, bias=bias, rngs=rngs)
+        self.out: nnx.Linear = make_linear(dim, dim, config, rngs=rngs)
 
     def __call__(
         self, x: Tokens, mask: Mask | None = None, count: int | None = None
@@ -158,7 +159,9 @@ class Attention(nnx.Module):
             learned = jnp.ones((batch, k.shape[1] - tokens), bool)
             mask = jnp.concatenate([learned, mask], axis=1)
         if self.keeps_weights:
-            self.recorded_weights = nnx.Intermediate(ops.attention_weights(q, k, mask=mask))
+            self.recorded_weights: nnx.Intermediate[Array] = nnx.Intermediate(
+                ops.attention_weights(q, k, mask=mask)
+            )
         return self.out(ops.attention(q, k, v, mask=mask).reshape(batch, -1, dim))
 
 
@@ -168,8 +171,8 @@ class Mlp(nnx.Module):
     per_token = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
-        self.up = make_linear(config.dim, config.mlp_dim, config, rngs=rngs)
-        self.down = make_linear(config.mlp_dim, config.dim, config, rngs=rngs)
+        self.up: nnx.Linear = make_linear(config.dim, config.mlp_dim, config, rngs=rngs)
+        self.down: nnx.Linear = make_linear(config.mlp_dim, config.dim, config, rngs=rngs)
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         return self.down(ops.gelu(self.up(x)))
@@ -184,10 +187,10 @@ class Block(nnx.Module):
     takes_count = True
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
-        self.ln1 = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
-        self.attn = Attention(config, rngs=rngs)
-        self.ln2 = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.ln1: LayerNorm = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
+        self.attn: Attention = Attention(config, rngs=rngs)
+        self.ln2: LayerNorm = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
+        self.mlp: Mlp = Mlp(config, rngs=rngs)
 
     def __call__(
         self, x: Tokens, mask: Mask | None = None, count: int | None = None
@@ -203,7 +206,8 @@ class Pool(nnx.Module):
     """One vector per clip, `[b, n, d] -> [b, d]`, by `config.pool`."""
 
     def __init__(self, config: ASTConfig):
-        self.kind, self.prefix = config.pool, config.num_prefix
+        self.kind: Pooling = config.pool
+        self.prefix: int = config.num_prefix
 
     @property
     def reads(self) -> int | None:
@@ -226,10 +230,10 @@ class Head(nnx.Module):
     """Classifier, `[b, d] -> [b, c]` in float32: a LayerNorm if `config.head_norm`, then linear."""
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
-        self.norm = (
+        self.norm: LayerNorm | None = (
             LayerNorm(config.dim, epsilon=config.head_eps, rngs=rngs) if config.head_norm else None
         )
-        self.linear = nnx.Linear(
+        self.linear: nnx.Linear = nnx.Linear(
             config.dim,
             config.num_classes,
             dtype=jnp.float32,
@@ -268,11 +272,18 @@ class AST(nnx.Module):
         self.statistics: tuple[float, float] | None = None
         self.method: Hashable = None
         self.first_trained: int | None = None
-        self.embed = PatchEmbed(config, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
-        self.norm = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
-        self.pool = Pool(config)
-        self.head = Head(config, rngs=rngs)
+        self.embed: PatchEmbed = PatchEmbed(config, rngs=rngs)
+        self.blocks: nnx.List[Block] = nnx.List(
+            [Block(config, rngs=rngs) for _ in range(config.depth)]
+        )
+        self.norm: LayerNorm = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
+        self.pool: Pool = Pool(config)
+        self.head: Head = Head(config, rngs=rngs)
+
+    def train(self, **attributes: Any) -> None:
+        """Switch to training mode, as Flax does; what is frozen stays in evaluation mode."""
+        super().train(**attributes)
+        surgery.rest_frozen(self)
 
     @entry
     def __call__(

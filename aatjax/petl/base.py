@@ -320,7 +320,11 @@ class Parallel(Wrapper):
     """base(x) + adapter(x)."""
 
     takes_count = True
-    per_token = property(Wrapper.is_each_per_token)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether both parts are."""
+        return self.is_each_per_token()
 
     def __call__(
         self, x: Tokens, mask: Mask | None = None, count: int | None = None
@@ -332,7 +336,11 @@ class After(Wrapper):
     """z + adapter(z) with z = base(x)."""
 
     takes_count = True
-    per_token = property(Wrapper.is_each_per_token)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether both parts are."""
+        return self.is_each_per_token()
 
     def __call__(
         self, x: Tokens, mask: Mask | None = None, count: int | None = None

@@ -53,10 +53,10 @@ class Bottleneck(nnx.Module):
         down: Initializer = DOWN,
     ):
         self.dtype = dtype
-        self.w_down = nnx.Param(down(rngs.params(), (dim, width)))
-        self.b_down = nnx.Param(zeros(rngs.params(), (width,)))
-        self.w_up = nnx.Param(make_up_init(init)(rngs.params(), (width, dim)))
-        self.b_up = nnx.Param(zeros(rngs.params(), (dim,)))
+        self.w_down: nnx.Param[Array] = nnx.Param(down(rngs.params(), (dim, width)))
+        self.b_down: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (width,)))
+        self.w_up: nnx.Param[Array] = nnx.Param(make_up_init(init)(rngs.params(), (width, dim)))
+        self.b_up: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (dim,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         return self.up(ops.gelu(self.down(x)))
@@ -70,6 +70,8 @@ class Bottleneck(nnx.Module):
         return project(hidden, self.w_up, self.b_up)
 
 
-def project(x: Float[Array, "b n i"], w: nnx.Variable, b: nnx.Variable) -> Float[Array, "b n o"]:
+def project(
+    x: Float[Array, "b n i"], w: nnx.Variable[Array], b: nnx.Variable[Array]
+) -> Float[Array, "b n o"]:
     """Return x W + b in the type of x."""
     return x @ w[...].astype(x.dtype) + b[None, None].astype(x.dtype)

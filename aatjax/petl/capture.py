@@ -23,7 +23,7 @@ class Tap(nnx.Module):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         output = self.base(*args, **options)  # pyright: ignore[reportCallIssue]
-        self.recorded_output = nnx.Intermediate(output)
+        self.recorded_output: nnx.Intermediate[Any] = nnx.Intermediate(output)
         return output
 
     def __getattr__(self, name: str) -> Any:

@@ -49,18 +49,22 @@ class Conformer(nnx.Module):
         norm: bool = True,
         uses_norm: bool = True,
     ):
-        self.dtype, self.kernel, self.uses_norm = dtype, kernel, uses_norm
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) if norm else None
+        self.dtype: jnp.dtype = dtype
+        self.kernel: int = kernel
+        self.uses_norm: bool = uses_norm
+        self.norm: nnx.LayerNorm | None = (
+            nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) if norm else None
+        )
         last = _uniform(width) if init == "normal" else zeros
-        self.w_in = nnx.Param(_uniform(dim)(rngs.params(), (dim, 2 * width)))
-        self.b_in = nnx.Param(_uniform(dim)(rngs.params(), (2 * width,)))
-        self.w_conv = nnx.Param(_uniform(kernel)(rngs.params(), (kernel, width)))
-        self.b_conv = nnx.Param(_uniform(kernel)(rngs.params(), (width,)))
-        self.batch_norm = nnx.BatchNorm(
+        self.w_in: nnx.Param[Array] = nnx.Param(_uniform(dim)(rngs.params(), (dim, 2 * width)))
+        self.b_in: nnx.Param[Array] = nnx.Param(_uniform(dim)(rngs.params(), (2 * width,)))
+        self.w_conv: nnx.Param[Array] = nnx.Param(_uniform(kernel)(rngs.params(), (kernel, width)))
+        self.b_conv: nnx.Param[Array] = nnx.Param(_uniform(kernel)(rngs.params(), (width,)))
+        self.batch_norm: nnx.BatchNorm = nnx.BatchNorm(
             width, momentum=0.9, epsilon=1e-5, use_running_average=True, rngs=rngs
         )
-        self.w_out = nnx.Param(last(rngs.params(), (width, dim)))
-        self.b_out = nnx.Param(last(rngs.params(), (dim,)))
+        self.w_out: nnx.Param[Array] = nnx.Param(last(rngs.params(), (width, dim)))
+        self.b_out: nnx.Param[Array] = nnx.Param(last(rngs.params(), (dim,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype

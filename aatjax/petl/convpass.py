@@ -44,8 +44,10 @@ class Convpass(Bottleneck):
         down = DOWN if init == "normal" else glorot_uniform()
         super().__init__(dim, width, dtype=dtype, rngs=rngs, init=init, down=down)
         self.uses_conv = uses_conv
-        self.w_conv = nnx.Param(glorot_uniform()(rngs.params(), (SIZE, width, width)))
-        self.b_conv = nnx.Param(zeros(rngs.params(), (width,)))
+        self.w_conv: nnx.Param[Array] = nnx.Param(
+            glorot_uniform()(rngs.params(), (SIZE, width, width))
+        )
+        self.b_conv: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (width,)))
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal, zeros
+from jaxtyping import Array
 
 from aatjax.errors import Range, UsageError
 from aatjax.models.tokens import Mask, Tokens, is_per_token
@@ -30,11 +31,15 @@ class DenseMixture(ExpertBank):
     def __init__(
         self, shape: MixtureShape, *, top: int | None = None, balance: float = 0.0, rngs: nnx.Rngs
     ):
-        self.top, self.balance, self.watched = top, balance, False
+        self.top: int | None = top
+        self.balance: float = balance
+        self.watched: bool = False
         self.deterministic = True  # set by `model.train()` and `model.eval()`
-        self.w_router = nnx.Param(normal(0.02)(rngs.params(), (shape.block.dim, shape.experts)))
-        self.b_router = nnx.Param(zeros(rngs.params(), (shape.experts,)))
-        self.penalty = None if top is None else Penalty(jnp.zeros(()))
+        self.w_router: nnx.Param[Array] = nnx.Param(
+            normal(0.02)(rngs.params(), (shape.block.dim, shape.experts))
+        )
+        self.b_router: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (shape.experts,)))
+        self.penalty: Penalty | None = None if top is None else Penalty(jnp.zeros(()))
         super().__init__(shape, rngs)
 
     @property

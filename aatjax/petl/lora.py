@@ -38,7 +38,8 @@ class LowRank(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.base = base
-        self.scale, self.names = scale, names
+        self.scale: float = scale
+        self.names: tuple[str, str] = names
         inputs, outputs = base.kernel.shape
         setattr(self, names[0], nnx.Param(normal(0.02)(rngs.params(), (inputs, rank))))
         setattr(self, names[1], nnx.Param(make_up_init(init)(rngs.params(), (rank, outputs))))

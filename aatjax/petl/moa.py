@@ -40,16 +40,20 @@ class ExpertBank(nnx.Module):
 
     def __init__(self, shape: MixtureShape, rngs: nnx.Rngs):
         block = shape.block
-        self.dtype = block.dtype
-        self.stacked = block.kind == "bottleneck"
+        self.dtype: jnp.dtype = block.dtype
+        self.stacked: bool = block.kind == "bottleneck"
         size, dim, width = shape.experts, block.dim, block.width
         if self.stacked:
-            self.w_down = nnx.Param(normal(0.02)(rngs.params(), (size, dim, width)))
-            self.b_down = nnx.Param(zeros(rngs.params(), (size, width)))
-            self.w_up = nnx.Param(make_up_init(block.init)(rngs.params(), (size, width, dim)))
-            self.b_up = nnx.Param(zeros(rngs.params(), (size, dim)))
+            self.w_down: nnx.Param[Array] = nnx.Param(
+                normal(0.02)(rngs.params(), (size, dim, width))
+            )
+            self.b_down: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (size, width)))
+            self.w_up: nnx.Param[Array] = nnx.Param(
+                make_up_init(block.init)(rngs.params(), (size, width, dim))
+            )
+            self.b_up: nnx.Param[Array] = nnx.Param(zeros(rngs.params(), (size, dim)))
         else:
-            self.blocks = nnx.List(block.make(rngs) for _ in range(size))
+            self.blocks: nnx.List[nnx.Module] = nnx.List(block.make(rngs) for _ in range(size))
 
     def run_on_slots(self, slots: Float[Array, "b e p d"]) -> Float[Array, "b e p d"]:
         """Apply each expert to its own slots; for blocks that are not bottlenecks."""

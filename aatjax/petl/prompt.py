@@ -41,9 +41,11 @@ class PromptEmbed(nnx.Module):
         self, base: nnx.Module, rows: Array | int, *, prefix: int, drop: bool, unused: bool = False
     ):
         self.base = base
-        self.prefix, self.drop, self.unused = prefix, drop, unused
-        self.places = rows if isinstance(rows, int) else rows.shape[1]
-        self.prompts = None if isinstance(rows, int) else nnx.Param(rows)
+        self.prefix: int = prefix
+        self.drop: bool = drop
+        self.unused: bool = unused
+        self.places: int = rows if isinstance(rows, int) else rows.shape[1]
+        self.prompts: nnx.Param[Array] | None = None if isinstance(rows, int) else nnx.Param(rows)
 
     def __call__(self, x: Float[Array, "b t f"]) -> Tokens:
         tokens: jax.Array = self.base(x)  # pyright: ignore[reportCallIssue]
@@ -70,7 +72,7 @@ class PromptBlock(nnx.Module):
     def __init__(self, base: nnx.Module, rows: Array, *, prefix: int):
         self.base = base
         self.prefix = prefix
-        self.prompts = nnx.Param(rows)
+        self.prompts: nnx.Param[Array] = nnx.Param(rows)
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         rows = jnp.broadcast_to(self.prompts[...], (x.shape[0], *self.prompts.shape[1:]))
@@ -84,7 +86,9 @@ class PromptPool(nnx.Module):
 
     def __init__(self, base: nnx.Module, kind: PromptPooling, *, prefix: int, places: int):
         self.base = base
-        self.kind, self.prefix, self.places = kind, prefix, places
+        self.kind: PromptPooling = kind
+        self.prefix: int = prefix
+        self.places: int = places
 
     def __call__(self, tokens: Tokens, mask: Mask | None = None) -> Float[Array, "b d"]:
         end = self.prefix + self.places

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 from aatjax import ops
 from aatjax.errors import Range, UsageError
@@ -30,9 +31,12 @@ class SoftMixture(ExpertBank):
     def __init__(self, shape: MixtureShape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
         size, dim = shape.experts, shape.block.dim
         spread = math.sqrt(2 / ((size + dim) * slots))
-        self.normalize, self.watched = normalize, False
-        self.phi = nnx.Param(jax.random.normal(rngs.params(), (dim, size, slots)) * spread)
-        self.scale = nnx.Param(jnp.ones(())) if normalize else None
+        self.normalize: bool = normalize
+        self.watched: bool = False
+        self.phi: nnx.Param[Array] = nnx.Param(
+            jax.random.normal(rngs.params(), (dim, size, slots)) * spread
+        )
+        self.scale: nnx.Param[Array] | None = nnx.Param(jnp.ones(())) if normalize else None
         super().__init__(shape, rngs)
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:

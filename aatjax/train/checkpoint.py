@@ -57,7 +57,7 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], None] = _warn,
     ) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory: Path = Path(directory).absolute()
         self._say = say
         self._writing: tuple[int, Any] | None = None
         policy: Any = ocp.training.preservation_policies.LatestN(keep)

@@ -75,7 +75,7 @@ class Trial:
     ) -> None:
         self._arguments, self._folder, self._say = list(arguments), workdir, say
         self._random = random.Random(seed)
-        self.found = Certificate()
+        self.found: Certificate = Certificate()
 
     def run(self, interruptions: int) -> Certificate:
         """Run the whole trial.

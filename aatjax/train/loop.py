@@ -125,7 +125,7 @@ class Feed:
     ) -> None:
         self._batches, self._put, self._progress = batches, put, progress
         self._ahead: tuple[Any, dict[str, np.ndarray], Any] | None = None
-        self.state = batches.get_state()
+        self.state: dict[str, Any] = batches.get_state()
 
     def fetch(self) -> None:
         """Read the next batch and start sending it, unless that was done."""

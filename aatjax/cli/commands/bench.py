@@ -1,7 +1,7 @@
 """Counts and times the methods, and Soft-MoA and Dense-MoA of many sizes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -237,4 +237,8 @@ def sweep_sizes(
     _print(options, columns, points)
 
 
-KINDS = {"flops": print_flops, "step": measure_steps, "scaling": sweep_sizes}
+KINDS: dict[str, Callable[..., None]] = {
+    "flops": print_flops,
+    "step": measure_steps,
+    "scaling": sweep_sizes,
+}

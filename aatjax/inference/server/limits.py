@@ -53,7 +53,9 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
+        self.status: int = status
+        self.message: str = message
+        self.headers: dict[str, str] | None = headers
 
 
 async def read_body(request: Any, limits: ServerLimits) -> bytes:

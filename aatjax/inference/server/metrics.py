@@ -11,7 +11,7 @@ class ServerMetrics:
     """Counts of requests and batches, in a registry of their own; thread-safe."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry: CollectorRegistry = CollectorRegistry()
         options = {"namespace": "aatjax", "registry": self.registry}
         self._requests = Counter("requests", "Answered requests.", ["status"], **options)
         self._latency = Histogram(
