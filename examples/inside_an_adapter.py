@@ -32,7 +32,7 @@ parts = surgery.split(model)
 
 def compute_loss(trainable: Any) -> Array:
     """Mean square of the logits, as a function of the trained parameters."""
-    model: aatjax.AST = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
+    model = surgery.join(parts.graphdef, trainable, parts.stats, parts.frozen)
     return jnp.square(model(x)).mean()
 
 

@@ -35,7 +35,7 @@ def step(trainable: Any, state: Any, frozen: Any, x: Array, y: Array) -> tuple[A
     """Return updated parameters and optimizer state, and the loss of clips `[b, t, f]`."""
 
     def compute_loss(trainable: Any) -> Array:
-        model: aatjax.AST = surgery.join(parts.graphdef, trainable, parts.stats, frozen)
+        model = surgery.join(parts.graphdef, trainable, parts.stats, frozen)
         return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
     loss, grads = jax.value_and_grad(compute_loss)(trainable)

@@ -26,9 +26,7 @@ def train(trainable: Any, rate: Array) -> tuple[Any, Array]:
     """Five steps of gradient descent; the arrays of the backbone are the same for all."""
 
     def compute_loss(trainable: Any) -> Array:
-        model: aatjax.AST = surgery.join(
-            parts[0].graphdef, trainable, parts[0].stats, parts[0].frozen
-        )
+        model = surgery.join(parts[0].graphdef, trainable, parts[0].stats, parts[0].frozen)
         return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
     for _ in range(5):

@@ -1,10 +1,11 @@
 """Import rules: which package may import which, and what stays cheap to import."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
-import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ SHUT = {
 }
 # Modules that one more room is open to.
 EXEMPT = {
+    ("aatjax.models.ast", "surgery"),  # in training mode, what is frozen stays in evaluation mode
     ("aatjax.models.summary", "surgery"),  # counts what is trainable
     ("aatjax.config", "configs"),  # finds a config by its name
 }
@@ -150,14 +152,43 @@ def test_few_modules_stand_outside_a_package():
     assert len(list((ROOT / "aatjax").glob("*.py"))) <= 6
 
 
-def test_the_wheel_holds_every_package():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {
-        ".".join((package, *folder.parent.relative_to(root).parts))
+def build_wheel(folder: Path, version: str) -> zipfile.ZipFile:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", f"wheel:{version}", "-d", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+def test_the_wheel_holds_every_module(tmp_path):
+    expected = {
+        "/".join((*package.split("."), *module.relative_to(root).parts))
         for package, root in ROOTS.items()
-        for folder in root.rglob("*.py")
+        for module in root.rglob("*.py")
     }
-    assert set(listed) == found
+    held = set(build_wheel(tmp_path, "standard").namelist())
+    assert {name for name in held if name.endswith(".py")} == expected
+    assert {"aatjax/py.typed", "aatjax_kernels/py.typed"} <= held
+
+
+def test_an_editable_install_is_a_list_of_folders_that_editors_follow(tmp_path):
+    wheel = build_wheel(tmp_path, "editable")
+    (name,) = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    assert name.endswith(".pth")
+    folders = wheel.read(name).decode().splitlines()
+    assert {Path(folder) for folder in folders} == {ROOT, ROOT / "kernels"}
+
+
+def test_the_configs_of_a_checkout_and_of_a_wheel_have_one_name():
+    code = "from aatjax.configs import esc; from aatjax.config import list_configs as list; "
+    code += "print(esc.__file__, *list())"
+    paths = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "kernels"))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    file, *names = run.stdout.split()
+    assert Path(file) == ROOT / "configs" / "esc.py"
+    assert set(names) == {p.stem for p in (ROOT / "configs").glob("*.py")} - {"recipes"}
 
 
 @pytest.mark.parametrize("room", [room for floor in FLOORS for room in floor])

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -114,7 +114,7 @@ class Method:
             )
         return cls(**values)
 
-    def replace(self, **changes: Any) -> "Method":
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; a new size replaces the one that was given."""
         if any(name in changes for name in SIZES):
             changes = {**dict.fromkeys(find_sizes(self)), **changes}

@@ -53,7 +53,7 @@ def capture(
     x: Float[Array, "b t f"],
     *patterns: str,
     valid: Integer[Array, " b"] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """Return intermediate values of a forward pass by name, under `jax.jit` and `jax.grad` too.
 
         aatjax.capture(model, x, "blocks/*", "blocks/*/attn/weights")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import UsageError
@@ -72,7 +72,9 @@ def run_probe(probe: AST, x: jax.Array, valid: jax.Array | None) -> dict[str, di
     return found
 
 
-def routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, Routing]:
+def routing(
+    model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None = None
+) -> dict[str, Routing]:
     """Return the weights of every mixture for a batch of clips, by the path of the mixture.
 
     Args:
@@ -161,7 +163,9 @@ def make_monitor(model: AST) -> Monitor:
     return run
 
 
-def diagnose_routing(model: AST, x: Float[Array, "b t f"], valid: Any = None) -> dict[str, float]:
+def diagnose_routing(
+    model: AST, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None = None
+) -> dict[str, float]:
     """Return `summarize_routing` of a model on a batch of clips; see `routing`.
 
     Raises:

@@ -108,7 +108,7 @@ def make_inputs(frontend: FrontEnd) -> Any:
     return jax.jit(run)
 
 
-def split_model(model: AST) -> surgery.SplitModel:
+def split_model(model: AST) -> surgery.SplitModel[AST]:
     """Split a model so that models which compute the same have the same structure."""
     model = surgery.clone(model)
     for name in DESCRIPTION:

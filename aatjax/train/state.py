@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import tree_map_with_path
 
+from aatjax.models.ast import AST
 from aatjax.surgery import SplitModel
 from aatjax.train.sharding import join_path, make_shardings, place_arrays
 
@@ -72,7 +73,7 @@ class Start:
 
 
 def make_abstract_state(
-    parts: SplitModel, tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
+    parts: SplitModel[AST], tx: optax.GradientTransformation, mesh: Mesh, *, average: bool
 ) -> tuple[TrainState, TrainState]:
     """Return the shapes of a state and the sharding of each of its arrays; computes nothing."""
     make = functools.partial(init_state, tx=tx, average=average)
@@ -81,7 +82,7 @@ def make_abstract_state(
 
 
 def start_state(
-    parts: SplitModel,
+    parts: SplitModel[AST],
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,

@@ -34,9 +34,13 @@ def _gelu_back(x: Array, dout: Array) -> tuple[Array]:
     return ((dout.astype(F32) * slope).astype(x.dtype),)
 
 
-gelu = jax.custom_vjp(plain_gelu)
-"""`plain_gelu` with a backward pass that reads its input alone; has no forward mode."""
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_back)
+_gelu = jax.custom_vjp(plain_gelu)
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_back)
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """`plain_gelu` with a backward pass that reads its input alone; has no forward mode."""
+    return _gelu(x)
 
 
 def plain_layer_norm(
@@ -52,8 +56,11 @@ def plain_layer_norm(
     return _norm_forward(x, scale, bias, eps)[0]
 
 
-layer_norm = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3,))
-"""`plain_layer_norm` that keeps its input and two numbers per row; has no forward mode."""
+def layer_norm(
+    x: Float[Array, "*b d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+) -> Float[Array, "*b d"]:
+    """`plain_layer_norm` that keeps its input and two numbers per row; has no forward mode."""
+    return _layer_norm(x, scale, bias, eps)
 
 
 def _row(values: Array, x: Array) -> Array:
@@ -82,4 +89,5 @@ def _norm_back(eps: float, kept: Any, dout: Array) -> tuple[Array, Array, Array]
     return sum_as(dx.astype(x.dtype), x), sum_as(dscale, scale), sum_as(dbias, bias)
 
 
-layer_norm.defvjp(_norm_forward, _norm_back)
+_layer_norm = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3,))
+_layer_norm.defvjp(_norm_forward, _norm_back)

@@ -35,9 +35,13 @@ def dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
     return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=F32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: Any = None) -> Array:
     """Multiply `[..., i] [i, o] -> [..., o]` in the type of `x`, as are the derivatives."""
+    return _matmul(x, kernel, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: Array, kernel: Array, precision: Any) -> Array:
     return _product(x, kernel, ((x.ndim - 1,), (0,)), precision)
 
 
@@ -49,7 +53,7 @@ def _product(a: Array, b: Array, contracted: Any, precision: Any) -> Array:
 
 
 def _forward(x: Array, kernel: Array, precision: Any) -> tuple[Array, Any]:
-    return matmul(x, kernel, precision), (x, kernel)
+    return _matmul(x, kernel, precision), (x, kernel)
 
 
 def _backward(precision: Any, kept: Any, dout: Array) -> tuple[Array, Array]:
@@ -60,7 +64,7 @@ def _backward(precision: Any, kept: Any, dout: Array) -> tuple[Array, Array]:
     return sum_as(dx, x), sum_as(dkernel, kernel)
 
 
-matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)
 
 
 def dot_general(

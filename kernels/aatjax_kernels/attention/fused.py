@@ -1,6 +1,7 @@
 """Attention as one differentiable op over its implementations."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,5 +67,5 @@ def _head_axes(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     return 2, 2, 2, None if arrays[3] is None else -1
 
 
-attention = dispatch.make_op(forward, backward)
+attention: Callable[..., Array] = dispatch.make_op(forward, backward)
 """softmax(Q K^T / sqrt(k)) V of `(choice, query, key, value, mask)`."""

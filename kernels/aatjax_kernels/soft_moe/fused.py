@@ -5,6 +5,7 @@ and leaves zeros in the others, which the compiler drops.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,5 +103,5 @@ def backward(choice: KernelChoice, dout: Array, kept: Any, *arrays: Any) -> tupl
     return dx, *(g.astype(p.dtype) for g, p in zip(grads, params, strict=True))
 
 
-soft_moe = dispatch.make_op(forward, backward)
+soft_moe: Callable[..., Array] = dispatch.make_op(forward, backward)
 """`reference.soft_moe` of `(choice, x, phi, w_down, b_down, w_up, b_up, mask)`."""

@@ -5,6 +5,7 @@ marks the hidden units of each slot's expert, so that all experts are two produc
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from aatjax_kernels.elementwise import gelu
 from aatjax_kernels.soft_moe.reference import experts
 
-apply_experts = functools.partial(experts, gelu=gelu)
+apply_experts: Callable[..., Array] = functools.partial(experts, gelu=gelu)
 """`reference.experts` with a GELU that keeps only its input, for reverse mode alone."""
 
 

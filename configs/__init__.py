@@ -1,1 +1,0 @@
-"""Experiments: one Python file each, binding `config`."""
