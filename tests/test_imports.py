@@ -227,8 +227,8 @@ def test_no_module_has_a_name_that_says_nothing():
     ("module", "source"),
     [
         ("aatjax.errors", "from aatjax import surgery"),
-        ("aatjax.models.ast", "from aatjax.surgery import Frozen"),
-        ("aatjax.models.ast", "from ..surgery import Frozen"),
+        ("aatjax.models.scan", "from aatjax.surgery import Frozen"),
+        ("aatjax.models.scan", "from ..surgery import Frozen"),
         ("aatjax.audio.fbank", "import aatjax.data"),
         ("aatjax.train.loop", "from aatjax.petl.aat import AAT"),
         ("aatjax.train.loop", "def f():\n    from aatjax.petl import SoftMoA"),
