@@ -1,5 +1,7 @@
 """Blocks and widths by layer, several adapters of a kind, stacks of adapters by vmap."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,22 +36,51 @@ METHODS = [
     petl.Prefix,
     petl.BitFit,
     petl.LayerNormTuning,
+    petl.Partial,
 ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_method_of_the_blocks_takes_some_of_them(method):
     for blocks, expected in [
-        (None, {0, 1, 2, 3}),
+        (None, {2, 3} if method is petl.Partial else {0, 1, 2, 3}),
         ("last3", {1, 2, 3}),
         ("first1", {0}),
         ((2, 0), {0, 2}),
         ((-1,), {3}),
     ]:
         assert find_blocks(make(method(blocks=blocks))) == expected
-    for wrong in ("last5", "last0", "some", (4,), (0, 0), (0, -4), ()):
+    for wrong in ("last5", "last0", "some", "3", (4,), (0, 0), (0, -4), ()):
         with pytest.raises(UsageError, match=f"{method.__name__} blocks="):
             make(method(blocks=wrong))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "entering"), [(None, 0), ("first2", 0), ("last2", 1), ((0, 2), 0), ((-1,), 1)]
+)
+def test_prompts_of_some_blocks_are_replaced_there_and_flow_on(blocks, entering):
+    """Against the definition: the rows behind the prefix are set before each chosen block."""
+    method = petl.Prompt(tokens=3, blocks=blocks, keep_dist=True, pool=None)
+    model = randomize(make(method))
+    chosen = find_blocks(model)
+    expected = {None: {0, 1, 2, 3}, "first2": {0, 1}, "last2": {2, 3}, (0, 2): {0, 2}, (-1,): {3}}
+    assert chosen == expected[blocks]
+    values = surgery.arrays(model)
+    rows = {p: v for p, v in values.items() if p.endswith("prompts")}
+    assert len(rows) == len(chosen) + entering
+    prefix, plain = model.config.num_prefix, petl.Prompt(tokens=3, deep=False, keep_dist=True)
+    entry = rows.get("embed/prompts", jnp.zeros((1, 3, model.config.dim)))
+    shallow = make(dataclasses.replace(plain, pool=None))
+    shared = surgery.variables(shallow).keys() & values.keys()
+    surgery.assign(shallow, {p: values[p] for p in shared} | {"embed/prompts": entry}, what="test")
+    x = shallow.embed(make_clips())
+    for number, block in enumerate(shallow.blocks):
+        if number in chosen:
+            own = jnp.broadcast_to(rows[f"blocks/{number}/prompts"], (len(x), 3, x.shape[-1]))
+            x = x.at[:, prefix : prefix + 3].set(own)
+        x = block(x)
+    logits = shallow.head(shallow.pool(shallow.norm(x)))
+    np.testing.assert_allclose(model(make_clips()), logits, atol=1e-4)
 
 
 def list_widths(model, end: str) -> list[int]:
@@ -84,6 +115,7 @@ def test_what_is_given_by_block_survives_json():
     old = {"name": "lora", "rank": 2, "last_blocks": 3}
     assert Method.from_json(old) == petl.LoRA(rank=2, blocks="last3")
     assert Method.from_json({**old, "last_blocks": None}) == petl.LoRA(rank=2)
+    assert Method.from_json({"name": "partial", "blocks": 2}) == petl.Partial(blocks="last2")
 
 
 @pytest.mark.parametrize(

@@ -297,8 +297,8 @@ def test_a_residual_may_confirm_the_order():
 
 
 def test_more_blocks_than_the_model_has_are_refused():
-    with pytest.raises(UsageError, match="Partial blocks=3, but the model has 2"):
-        aatjax.adapt(make_model(), petl.Partial(blocks=3))
+    with pytest.raises(UsageError, match="Partial blocks='last3': the model has 2 blocks"):
+        aatjax.adapt(make_model(), petl.Partial(blocks="last3"))
     with pytest.raises(UsageError, match="LoRA blocks='last3': the model has 2 blocks"):
         aatjax.adapt(make_model(), petl.LoRA(blocks="last3"))
 

@@ -40,7 +40,7 @@ METHODS = {
     "soft_moa": petl.SoftMoA(num_experts=2, reduction=24, blocks="last1"),
     "lora": petl.LoRA(reduction=24, blocks="last1"),
     "aat": petl.AAT(blocks="last2"),
-    "partial": petl.Partial(blocks=1),
+    "partial": petl.Partial(blocks="last1"),
 }
 
 

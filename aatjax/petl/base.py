@@ -207,13 +207,15 @@ def _list_fields(fields: dict[str, Any]) -> set[str]:
 def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a method's JSON in today's form.
 
-    Older versions wrote `last_blocks`, LoRA's targets as one word, and a reduction or ratio
-    always, next to a budget (which had priority) and as the default.
+    Older versions wrote `last_blocks`, a number of blocks of Partial, LoRA's targets as one word,
+    and a reduction or ratio always, next to a budget (which had priority) and as the default.
     """
     upgraded = dict(fields)
     if "last_blocks" in upgraded and "last_blocks" not in _list_fields(fields):
         last = upgraded.pop("last_blocks")
         upgraded.setdefault("blocks", None if last is None else f"last{last}")
+    if isinstance(upgraded.get("blocks"), int):  # of Partial
+        upgraded["blocks"] = f"last{upgraded['blocks']}"
     if isinstance(upgraded.get("targets"), str):
         upgraded["targets"] = list(upgraded["targets"])
     cls = find_method(str(fields.get("name")), fields.get("class"))

@@ -15,6 +15,7 @@ from aatjax.models.ast import AST, Pool
 from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
 from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.sites import list_blocks
 
 PromptPooling = Literal["all", "cls", "prompts", "patches", "prompts_patches"]
 OF_MODEL: dict[str, PromptPooling] = {"mean_all": "all", "mean_patches": "patches", "cls": "cls"}
@@ -124,7 +125,9 @@ class Prompt(Method):
 
     Attributes:
         tokens: number of prompts.
-        deep: each block has prompts of its own.
+        deep: blocks have prompts of their own.
+        blocks: which blocks, if deep, see `petl.sites.list_blocks`; None is all. Without the first
+            block among them, the prompts that enter it are learned too.
         keep_dist: keep the DIST token.
         pool: mean of `all` tokens, the `prompts`, the `patches`, `prompts_patches` (all but CLS),
             or `cls` alone; None is the model's.
@@ -138,6 +141,7 @@ class Prompt(Method):
     keep_dist: bool = False
     pool: PromptPooling | None = "all"
     as_published: bool = False
+    blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,6 +150,8 @@ class Prompt(Method):
                 "Prompt as_published=True with keep_dist=True never inserts the prompts, so there "
                 "are none to pool: give another pool"
             )
+        if self.blocks is not None and not self.deep:
+            raise UsageError("Prompt deep=False has no blocks with prompts of their own")
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Wrap `embed`, `pool` and, for deep prompts, `blocks/*`."""
@@ -157,14 +163,15 @@ class Prompt(Method):
         def draw() -> Array:
             return draw_rows(config, self.tokens, rngs)
 
+        blocks = list_blocks(self, config.depth) if self.deep else []
         # The first block sets its own places too, so that all blocks are alike and can be scanned.
-        shallow = draw() if defect or not self.deep else self.tokens
+        shallow = self.tokens if 0 in blocks and not defect else draw()
         surgery.wrap(
             model,
             "embed",
             lambda _, base: PromptEmbed(base, shallow, prefix=prefix, drop=drop, unused=defect),
         )
-        for number in range(1 if defect else 0, config.depth) if self.deep else ():
+        for number in [number for number in blocks if number or not defect]:
             surgery.wrap(
                 model, f"blocks/{number}", lambda _, base: PromptBlock(base, draw(), prefix=prefix)
             )

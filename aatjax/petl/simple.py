@@ -1,12 +1,11 @@
 """Methods that add no modules: train the head, a part of the model, or all of it."""
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, zero_positions
 from aatjax.petl.sites import list_blocks
@@ -60,20 +59,19 @@ class Partial(Method):
     parameters and the head.
 
     Attributes:
-        blocks: number of trained blocks, from the last; None is half of them.
+        blocks: which blocks are trained, see `petl.sites.list_blocks`; None is the last half.
     """
 
     name: ClassVar[str] = "partial"
 
-    blocks: Annotated[int, Range(1)] | None = None
+    blocks: str | tuple[int, ...] | None = None
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Mark `blocks/N/**` of the last blocks."""
+        """Mark `blocks/N/**`."""
         depth = model.config.depth
-        count = depth - depth // 2 if self.blocks is None else self.blocks
-        if count > depth:
-            raise UsageError(f"Partial blocks={count}, but the model has {depth}")
-        for number in range(depth - count, depth):
+        half = f"last{depth - depth // 2}"
+        chosen = self.replace(blocks=half) if self.blocks is None else self
+        for number in list_blocks(chosen, depth):
             surgery.unfreeze(model, f"blocks/{number}/**")
 
 

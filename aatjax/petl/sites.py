@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def list_blocks(method: Any, depth: int) -> list[int]:
     blocks, text = method.blocks, f"{type(method).__name__} blocks={method.blocks!r}"
     if blocks is None:
         return list(range(depth))
-    if isinstance(blocks, str):
-        form = re.fullmatch(r"(first|last)([1-9]\d*)", blocks)
+    if not isinstance(blocks, Sequence) or isinstance(blocks, str):
+        form = re.fullmatch(r"(first|last)([1-9]\d*)", str(blocks))
         if form is None:
             raise UsageError(f"{text}: give a tuple of numbers, or a word such as 'last3'")
         count = int(form[2])
