@@ -264,7 +264,6 @@ def test_an_unknown_field_names_the_known_ones():
         ("LoRA", dict(scale="rank"), "scale='rank' is not one of alpha/rank, alpha/reduction"),
         ("LoRA", dict(targets=("q", "q")), r"targets=\('q', 'q'\) is not a set of q, k, v and o"),
         ("LoRA", dict(targets=("q", "x")), r"targets=\('q', 'x'\) is not a set"),
-        ("Partial", dict(blocks=0), "blocks=0 must be at least 1"),
         ("Prefix", dict(tokens=5), "tokens=5 must be even"),
         ("Prompt", dict(tokens=0), "tokens=0 must be at least 1"),
         (
