@@ -112,6 +112,40 @@ class Range:
         return " and ".join(bound for bound in bounds if not bound.endswith("None"))
 
 
+def check_kind(
+    what: str, value: object, kinds: type | types.UnionType | tuple[type, ...], advice: str
+) -> None:
+    """Refuse an argument of another type.
+
+    Args:
+        what: function and argument.
+        value: what was given.
+        kinds: the types that are taken.
+        advice: what to give.
+
+    Raises:
+        UsageError: `evaluate: source is a str: give data.Arrays(X, y, classes)`.
+    """
+    if not isinstance(value, kinds):
+        raise UsageError(f"{what} is {_name_kind(value)}: {advice}")
+
+
+def check_names(what: str, value: object) -> None:
+    """Refuse a string, or what is no sequence, in place of several names.
+
+    Raises:
+        UsageError: `Classifier: classes is a str: give a list of names`.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"{what} is {_name_kind(value)}: give a list of names")
+
+
+def _name_kind(value: object) -> str:
+    name = type(value).__name__
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return "None" if value is None else f"{article} {name}"
+
+
 def check_fields(config: Any, prefix: str | None = None) -> None:
     """Check the fields of a dataclass against their annotations; for its `__post_init__`.
 

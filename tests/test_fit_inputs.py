@@ -165,9 +165,9 @@ def test_batches_that_do_not_fit_are_refused_with_what_to_change(batches, option
     "given", [(X, Y), X, make_batches(), {"x": X}], ids=lambda x: type(x).__name__
 )
 def test_what_is_no_source_is_answered_with_how(given):
-    with pytest.raises(UsageError, match=r"train is a .*not a source: give data\.Arrays\(X, y"):
+    with pytest.raises(UsageError, match=r"train is a.*: give a source, data\.Arrays\(X, y"):
         fit(given)
-    with pytest.raises(UsageError, match=r"test is a .*not a source"):
+    with pytest.raises(UsageError, match=r"test is a.*: give a source"):
         fit(SOUNDS, test=given)
 
 

@@ -184,3 +184,9 @@ def test_impossible_clips_are_refused() -> None:
         SHORT.fit(noise(10), start=-1)
     with pytest.raises(UsageError, match="500 samples, but 20 frames need 3440"):
         SHORT(jnp.zeros((1, 500)), jnp.array([500]))
+
+
+def test_without_lengths_every_sample_counts():
+    audio = jnp.asarray(np.random.default_rng(0).normal(size=(2, SHORT.samples)), jnp.float32)
+    lengths = jnp.full(2, SHORT.samples)
+    np.testing.assert_array_equal(SHORT(audio), SHORT(audio, lengths))

@@ -30,6 +30,8 @@ MESHES = [
     for names in (("data",), ("batch",), ("x", "y"))
     for is_set in (False, True)
 ]
+# The name of the axis of the heads in our own meshes, here one of the batch.
+MESHES += [(AxisType.Explicit, ("model",), False), (AxisType.Explicit, ("data", "model"), True)]
 
 
 def make_mesh(kind: AxisType, names: tuple[str, ...]):

@@ -201,6 +201,8 @@ def test_unfreeze_reaches_through_wrappers_and_can_freeze_again():
     assert sorted(matched) == [f"blocks/{i}/attn/q/{p}" for i in (0, 1) for p in ("bias", "kernel")]
     surgery.freeze(model)
     assert nnx.Param not in kinds(model).values()
+    assert kinds(model)["blocks/0/attn/gain/calls"] is surgery.FrozenStat
+    surgery.unfreeze(model, "blocks/0/attn/gain/*")
     assert kinds(model)["blocks/0/attn/gain/calls"] is nnx.BatchStat, "statistics are no parameters"
 
 

@@ -129,13 +129,16 @@ class FrontEnd:
         return fitted, count_samples(len(taken))
 
     def features(
-        self, audio: Int16[Array, "b s"] | Float[Array, "b s"], length: Integer[Array, " b"]
+        self,
+        audio: Int16[Array, "b s"] | Float[Array, "b s"],
+        length: Integer[Array, " b"] | None = None,
     ) -> Float[Array, "b t f"]:
         """Compute log-mel features before normalisation; frames after the clip are `fill`.
 
         Args:
             audio: fitted clips of `samples` samples, int16 or float in [-1, 1].
-            length: valid samples of each clip. A clip has 1 + (length - 400) // 160 valid frames.
+            length: valid samples of each clip, by default all. A clip has 1 + (length - 400) // 160
+                valid frames.
 
         Returns:
             Float32 features of shape (b, frames, mels).
@@ -152,6 +155,8 @@ class FrontEnd:
         if audio.dtype == jnp.int16:
             wave = wave * (1.0 / 32768.0)
         x = log_mel(wave, rate=self.rate, mels=self.mels)
+        if length is None:
+            return x
         return jnp.where(self.valid_frames(length)[:, :, None], x, self.fill)
 
     @property
@@ -173,7 +178,9 @@ class FrontEnd:
         return (x - self.mean) / (2.0 * self.std)
 
     def __call__(
-        self, audio: Int16[Array, "b s"] | Float[Array, "b s"], length: Integer[Array, " b"]
+        self,
+        audio: Int16[Array, "b s"] | Float[Array, "b s"],
+        length: Integer[Array, " b"] | None = None,
     ) -> Float[Array, "b t f"]:
         """Compute normalised features: `normalise(features(audio, length))`."""
         return self.normalise(self.features(audio, length))

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int16
 
 from aatjax.audio.waveform import as_waveform
 from aatjax.data.source import Clip, Reader, Source
-from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError, check_names
 from aatjax.io.digest import hash_arrays
 
 
@@ -78,6 +78,8 @@ class Arrays(Source):
         ids: Sequence[Any] | None = None,
         name: str = "arrays",
     ) -> None:
+        if classes is not None:
+            check_names(f"{name}: classes", classes)
         if len(x) != len(y):
             raise UsageError(f"{name}: {len(x)} sounds and {len(y)} labels: give one per sound")
         for what, column in (("groups", groups), ("ids", ids)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aatjax.data.arrays import Arrays
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, check_names
 
 if TYPE_CHECKING:
     from aatjax.audio.frontend import FrontEnd
@@ -46,6 +46,7 @@ class Batches:
         rate: int = 16000,
         name: str = "batches",
     ) -> None:
+        check_names(f"{name}: classes", classes)
         if length is None and isinstance(batches, Sized):
             length = len(batches)
         if length is None or length < 1:

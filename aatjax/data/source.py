@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
 from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
-from aatjax.errors import AatjaxError, DataError, UsageError, printable
+from aatjax.errors import AatjaxError, DataError, UsageError, check_kind, printable
 from aatjax.io.digest import hash_bytes
 
 
@@ -308,6 +308,16 @@ class Source:
                 record.append(sorted(clip.observed))
             lines.append(json.dumps(record))
         return hash_bytes("\n".join(lines))
+
+
+def check_source(source: object, what: str, more: str = "") -> None:
+    """Refuse what is no source of clips, such as a path or a pair of arrays.
+
+    Raises:
+        UsageError: it says how to make one; `what` is the function and its argument.
+    """
+    advice = f"give a source, data.Arrays(X, y, classes) or data.AudioFolder(path){more}"
+    check_kind(what, source, Source, advice)
 
 
 def _join_first(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:

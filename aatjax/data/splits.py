@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, check_kind
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -41,6 +42,7 @@ def stratify(
         UsageError: the fraction is not between 0 and 1.
         DataError: no division leaves clips on both sides.
     """
+    check_kind("split: fraction", fraction, numbers.Real, "give a number between 0 and 1")
     if not 0 < fraction < 1:
         raise UsageError(f"split fraction is {fraction:g}; it must be between 0 and 1")
     units = _collect_units(groups)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from aatjax import surgery
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, check_kind
 from aatjax.models.ast import AST
 from aatjax.train.adapter_file import TrainedAdapter, load_adapter
 
@@ -110,6 +110,10 @@ def average(
         UsageError: no adapter, a weight that is not positive, or adapters of different methods,
             backbones, classes or front ends.
     """
+    for adapter in adapters:
+        check_kind(
+            "average: adapter", adapter, TrainedAdapter, "give results of load_adapter(path)"
+        )
     weights = [1.0] * len(adapters) if weights is None else weights
     if not adapters or len(weights) != len(adapters) or any(not w > 0 for w in weights):
         raise UsageError("average needs adapters, and for each a weight above 0")

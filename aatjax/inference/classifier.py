@@ -14,7 +14,7 @@ from jaxtyping import Float, Int16
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, make_front_end
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, check_kind, check_names
 from aatjax.inference.calibration import (
     Calibration,
     compute_probabilities,
@@ -23,7 +23,7 @@ from aatjax.inference.calibration import (
     select_names,
 )
 from aatjax.inference.windows import RATE, Window, compute_step, cut_windows
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.train.adapter_file import TrainedAdapter, load_adapter, read_info
 from aatjax.train.forward import bind_forward, read_logits, read_vectors
 
@@ -139,6 +139,8 @@ class Classifier:
         multi_label: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
+        check_model(model, "Classifier")
+        check_names("Classifier: classes", classes)
         self.model = model
         self.classes: tuple[str, ...] = tuple(classes)
         self.frontend: FrontEnd = frontend or make_front_end(model)
@@ -330,6 +332,8 @@ def predict(
     Returns:
         One Prediction for one path, a list for several.
     """
+    advice = "give an adapter file, weights with a head, or aatjax.Classifier(model, classes)"
+    check_kind("predict: source", source, str | os.PathLike | Classifier, advice)
     classifier = source if isinstance(source, Classifier) else Classifier.load(source, base=base)
     if isinstance(files, str | os.PathLike):
         return classifier.predict(files, hop=hop)

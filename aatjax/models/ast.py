@@ -23,7 +23,7 @@ from jax.nn.initializers import ones, truncated_normal, zeros
 from jaxtyping import Array, Float, Integer
 
 from aatjax import ops, surgery
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, check_kind
 from aatjax.models.config import ASTConfig, Pooling
 from aatjax.models.entry import entry
 from aatjax.models.provenance import LoadedArrays, Origin
@@ -387,3 +387,13 @@ def make_abstract(config: ASTConfig) -> AST:
 @functools.lru_cache(16)
 def _trace_init(config: ASTConfig) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: AST(config, rngs=nnx.Rngs(0))))
+
+
+def check_model(model: object, what: str) -> None:
+    """Refuse what is no AST, such as the name of one.
+
+    Raises:
+        UsageError: it says where a model comes from; `what` is the function.
+    """
+    advice = "give an AST, from aatjax.load(...), aatjax.adapt(...) or load_adapter(...).model"
+    check_kind(f"{what}: model", model, AST, advice)

@@ -6,6 +6,7 @@ import math
 from flax import nnx
 
 from aatjax import surgery
+from aatjax.errors import check_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Summary:
 
 def summary(model: nnx.Module) -> Summary:
     """Count the parameters of a model, adapted or not; `print` shows them by module."""
+    check_kind("summary: model", model, nnx.Module, "give an AST, from aatjax.load(...)")
     counts: dict[str, list[int]] = {}
     for path, variable in surgery.variables(model).items():
         if isinstance(variable, nnx.Param | surgery.Frozen):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.errors import UsageError, check_fields, suggest
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.models.tokens import (
     FirstTokens,
     Mask,
@@ -242,6 +242,7 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
         UsageError: `method` is no method, or could not be saved (see `check_method`); or it adds
             parameters under the names of those of an earlier adapter.
     """
+    check_model(model, "adapt")
     check_method(method)
     adapted = surgery.clone(model)
     surgery.freeze(adapted)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST, Attention
+from aatjax.models.ast import AST, Attention, check_model
 from aatjax.petl.routing_weights import copy_unrolled
 
 MIXTURE_VALUES = ("combine", "dispatch", "slots")
@@ -68,10 +68,15 @@ def capture(
         valid: number of frames of each clip that are not padding, for models with `mask_padding`.
 
     Raises:
-        UsageError: a pattern that matches nothing; the message lists what there is.
+        UsageError: no pattern, or one that matches nothing; the message lists what there is.
     """
+    check_model(model, "capture")
     probe = copy_unrolled(model)
     known = list_values(probe)
+    if not patterns:
+        raise UsageError(
+            f"capture: give patterns of values; there are: {surgery.list_paths(known)}"
+        )
     wanted: set[str] = set()
     for pattern in patterns:
         found = {name for name in known if surgery.matches(name, pattern)}

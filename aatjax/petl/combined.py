@@ -6,7 +6,7 @@ from typing import ClassVar
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, check_kind
 from aatjax.models.ast import AST
 from aatjax.petl.base import Method, Monitor
 
@@ -29,6 +29,8 @@ class Combined(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        advice = "give two methods or more: methods=(petl.AAT(), petl.LoRA())"
+        check_kind("Combined: methods", self.methods, tuple, advice)
         if len(self.methods) < 2:
             raise UsageError(
                 "Combined needs two methods or more: methods=(petl.AAT(), petl.LoRA())"

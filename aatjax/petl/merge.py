@@ -4,7 +4,7 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 
 
 def merge(model: AST) -> AST:
@@ -19,6 +19,7 @@ def merge(model: AST) -> AST:
     Raises:
         UsageError: nothing can be merged.
     """
+    check_model(model, "merge")
     merged = surgery.clone(model)
 
     def build(_: str, module: nnx.Module) -> nnx.Module | None:

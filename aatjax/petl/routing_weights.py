@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.petl.base import Monitor
 
 
@@ -85,6 +85,7 @@ def routing(
     Raises:
         UsageError: the model has no mixture.
     """
+    check_model(model, "routing")
     if not has_mixtures(model):
         name = getattr(model.method, "name", "a model without a method")
         raise UsageError(f"{name} has no mixture of adapters, so there is no routing to return")

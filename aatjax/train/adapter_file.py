@@ -14,10 +14,10 @@ from safetensors.numpy import save
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load_model, reset_weights, select_load_options
-from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError, check_names
 from aatjax.io.atomic import write_bytes
 from aatjax.io.digest import hash_arrays
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
@@ -88,6 +88,8 @@ def save_adapter(
         WriteError: the file could not be written; an older one remains.
     """
     path = Path(path)
+    check_model(model, "save_adapter")
+    check_names("save_adapter: classes", classes)
     method, origin = model.method, model.origin
     if not isinstance(method, Method) or origin is None:
         raise UsageError(

@@ -15,10 +15,10 @@ from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket
 from aatjax.data.pipeline import Stored, make_eval_batches
-from aatjax.data.source import Source
+from aatjax.data.source import Source, check_source
 from aatjax.errors import UsageError
 from aatjax.io.root_logger import keep_root_logger
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.train.forward import (
     Reader,
     check_fit,
@@ -154,6 +154,8 @@ def clip_logits(
     model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
 ) -> Float[np.ndarray, "n c"]:
     """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
+    check_model(model, "evaluate")
+    check_source(source, "evaluate: source")
     frontend = frontend or make_front_end(model)
     check_sources(model, [source], frontend)
     return _run_clips(model, source, frontend, batch_size, read_logits)
@@ -188,6 +190,8 @@ def embed(
     Raises:
         UsageError: the front end does not fit the model.
     """
+    check_model(model, "embed")
+    check_source(source, "embed: source")
     frontend = frontend or make_front_end(model)
     check_fit(model.config, model.config.num_classes, frontend)
     targets = source.targets()

@@ -19,11 +19,11 @@ from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
-from aatjax.errors import UsageError, suggest
+from aatjax.errors import UsageError, check_names
 from aatjax.io.host import keep_memory
 from aatjax.io.lock import lock_folder
 from aatjax.io.root_logger import keep_root_logger
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, check_model
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main, run_on_main
@@ -31,6 +31,7 @@ from aatjax.train.evaluation import Evaluator, Weights, check_sources, measure_m
 from aatjax.train.fit_checks import (
     check_inputs,
     check_selection,
+    check_settings,
     collect_sources,
     sort_buckets,
 )
@@ -226,7 +227,9 @@ def fit(
         InterruptedRunError: SIGINT or SIGTERM came; what was done is in the checkpoint.
     """
     keep_memory()
+    check_model(model, "fit")
     sources = collect_sources(train, valid, test)
+    check_names("fit: allow_change", allow_change)
     context = context or FitContext()
     setup = _resolve(model, train, settings)
     check_selection(setup.training, valid, test, context.chosen_on_test)
@@ -278,20 +281,11 @@ def _describe(model: AST, setup: _Setup) -> dict[str, Any]:
 
 
 def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Setup:
-    names = list(FitSettings.__annotations__)
-    for name in settings:
-        if name not in names:
-            hint = suggest(name, names) or f"; settings are {', '.join(names)}"
-            raise UsageError(f"fit has no setting {name!r}{hint}")
+    check_settings(settings, list(FitSettings.__annotations__))
     training = settings.get("training") or Training()
     if (epochs := settings.get("epochs")) is not None:
         training = dataclasses.replace(training, epochs=epochs)
     optim = settings.get("optim") or Optim()
-    if not isinstance(optim, Optim | optax.GradientTransformation):
-        raise UsageError(
-            f"fit: optim is a {type(optim).__name__}: give aatjax.Optim(...), or a transformation "
-            "of optax such as optax.adam(1e-3)"
-        )
     if (lr := settings.get("lr")) is not None:
         if not isinstance(optim, Optim):
             raise UsageError("fit: lr does not apply to a transformation of your own: omit it")

@@ -1,29 +1,69 @@
 """Checks of what `fit` is given, before anything is computed."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import optax
+from jax.sharding import Mesh
 
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
-from aatjax.data.source import Source
-from aatjax.errors import UsageError
+from aatjax.data.source import Source, check_source
+from aatjax.errors import UsageError, check_kind, suggest
 from aatjax.models.ast import AST
 from aatjax.train.loop import Training
+from aatjax.train.optim import Optim
+from aatjax.train.sharding import MeshShape
+from aatjax.train.step import Loss
+
+# The types of the settings of `fit` that are no numbers, and what to give.
+KINDS: dict[str, tuple[Any, str]] = {
+    "training": (Training, "aatjax.Training(...)"),
+    "optim": (
+        Optim | optax.GradientTransformation,
+        "aatjax.Optim(...), or a transformation of optax such as optax.adam(1e-3)",
+    ),
+    "loss": (Callable | str, "'ce', 'bce', or a function (logits, targets) -> losses"),
+    "on_step": (Callable, "a function of a Moment"),
+    "on_epoch": (Callable, "a function of a Moment"),
+    "augment": (Augment, "aatjax.audio.augment.Augment(...)"),
+    "frontend": (FrontEnd, "aatjax.FrontEnd(...)"),
+    "mesh": (Mesh | MeshShape, "a mesh of JAX, such as jax.make_mesh((4,), ('data',))"),
+}
 
 
 def collect_sources(train: Any, valid: Any, test: Any) -> dict[str, Source]:
     """Return the sources of clips by part; refuse what is none."""
     parts = {"train": train, "valid": valid, "test": test}
-    for name, part in parts.items():
-        if part is None or isinstance(part, Source) or (name, type(part)) == ("train", Batches):
-            continue
-        how = "data.Arrays(X, y, classes), data.AudioFolder(path)"
-        how += ", or data.Batches(iterable, classes)" if name == "train" else ""
-        raise UsageError(f"fit: {name} is a {type(part).__name__}, not a source: give {how}")
+    if not isinstance(train, Batches):
+        check_source(train, "fit: train", ", or data.Batches(iterable, classes)")
+    for name in ("valid", "test"):
+        if parts[name] is not None:
+            check_source(parts[name], f"fit: {name}")
     return {name: part for name, part in parts.items() if isinstance(part, Source)}
+
+
+def check_settings(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse settings of `fit` of another name or type.
+
+    Raises:
+        UsageError: it names the setting and what to give.
+    """
+    for name in settings:
+        if name not in names:
+            hint = suggest(name, names) or f"; settings are {', '.join(names)}"
+            for part, cls in (("training", Training), ("optim", Optim)):
+                if name in cls.__dataclass_fields__:
+                    hint = f": it is one of {part}=aatjax.{cls.__name__}({name}=...)"
+            raise UsageError(f"fit has no setting {name!r}{hint}")
+    for name, (kinds, advice) in KINDS.items():
+        if settings.get(name) is not None:
+            check_kind(f"fit: {name}", settings[name], kinds, f"give {advice}")
+    if isinstance(loss := settings.get("loss"), str) and loss not in get_args(Loss):
+        raise UsageError(f"fit: loss={loss!r} is not one of {', '.join(get_args(Loss))}")
 
 
 def check_selection(

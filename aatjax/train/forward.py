@@ -40,7 +40,9 @@ class BatchFrontEnd(FrontEnd):
     In place of sounds it takes stored log-mel `[b, t, f]` too.
     """
 
-    def features(self, audio: Num[Array, "b *s"], length: Integer[Array, " b"]) -> jax.Array:
+    def features(
+        self, audio: Num[Array, "b *s"], length: Integer[Array, " b"] | None = None
+    ) -> jax.Array:
         if audio.ndim == 3:
             return audio
         return ops.over_batch(lambda clips, _: FrontEnd.features(self, *clips), (audio, length), ())

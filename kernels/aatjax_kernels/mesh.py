@@ -22,7 +22,7 @@ BATCH_AXES = ("slice", "data", "fsdp")
 """Names of mesh axes that the batch is split over."""
 
 HEAD_AXIS = "model"
-"""Name of the mesh axis that attention heads are split over."""
+"""Name of the mesh axis that attention heads are split over, unless the batch is."""
 
 
 def _mesh() -> AbstractMesh | None:
@@ -39,6 +39,10 @@ _batch_axes: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
 
 def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
     return tuple(name for name in _batch_axes.get() if name in mesh.axis_names)
+
+
+def _head_axis(mesh: AbstractMesh) -> str | None:
+    return HEAD_AXIS if HEAD_AXIS in mesh.axis_names and HEAD_AXIS not in _axes(mesh) else None
 
 
 def find_batch_axes() -> tuple[str, ...]:
@@ -89,7 +93,8 @@ def as_auto(function: Callable[..., Any], mesh: AbstractMesh, x: jax.Array, *arg
 def count_head_shards(heads: int) -> int:
     """Return the number of devices that the heads of a clip are split over; 1 if unevenly."""
     mesh = _mesh()
-    size = 1 if mesh is None or HEAD_AXIS not in mesh.axis_names else mesh.shape[HEAD_AXIS]
+    axis = None if mesh is None else _head_axis(mesh)
+    size = 1 if mesh is None or axis is None else mesh.shape[axis]
     return size if heads % size == 0 else 1
 
 
@@ -98,7 +103,8 @@ def explain_uneven(batch: int, heads: int = 0) -> str | None:
     mesh = _mesh()
     if mesh is None:
         return None
-    axes, across = _axes(mesh), mesh.shape.get(HEAD_AXIS, 1)
+    axes, axis = _axes(mesh), _head_axis(mesh)
+    across = 1 if axis is None else mesh.shape[axis]
     size = math.prod(mesh.shape[name] for name in axes)
     if batch % size:
         return (
@@ -106,7 +112,7 @@ def explain_uneven(batch: int, heads: int = 0) -> str | None:
             f"multiple of {size}"
         )
     if heads % across:
-        return f"{heads} heads cannot be split over the mesh axis {HEAD_AXIS} of size {across}"
+        return f"{heads} heads cannot be split over the mesh axis {axis} of size {across}"
     return None
 
 
@@ -163,7 +169,7 @@ def over_heads(function: Callable[..., Any], arrays: Any, axes: Any, out_axes: A
     if mesh is None:
         return function(arrays)
     first, axis = jax.tree.leaves(arrays)[0], jax.tree.leaves(axes)[0]
-    batch, across = _axes(mesh), HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    batch, across = _axes(mesh), _head_axis(mesh)
     if not (batch or across) or explain_uneven(first.shape[0], first.shape[axis]):
         return function(arrays)
 
