@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -119,6 +120,16 @@ def test_arrays_that_do_not_fit_are_refused_with_the_row(make, message):
 
 
 # ------------------------------------------------------------------ batches
+
+
+def test_what_no_file_would_bring_back_is_said_before_training():
+    model = adapted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(SOUNDS, model=model, epochs=1)
+    surgery.unfreeze(model, "norm/*")
+    with pytest.warns(UserWarning, match="norm/bias is trained, not frozen"):
+        fit(SOUNDS, model=model, epochs=1)
 
 
 def make_batches(size: int = 4):

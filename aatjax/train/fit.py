@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -42,6 +43,7 @@ from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
+from aatjax.train.rebuilt_model import explain_changes, find_changes
 from aatjax.train.run_dir import claim_run, describe_loss, describe_updates, describe_weights
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
@@ -328,6 +330,10 @@ def _prepare(
     parts = split_model(model)
     if not jax.tree.leaves(parts.trainable):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
+    if isinstance(model.method, Method) and (
+        changes := find_changes(model, model.config.without_execution(), model.method)
+    ):
+        warnings.warn(explain_changes(changes, model.method), stacklevel=3)
     check_inputs(train, sources, setup.training, setup.augment)
     buckets = sort_buckets(model, sources, setup.frontend, training)
     if isinstance(train, Batches):

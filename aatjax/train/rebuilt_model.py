@@ -1,7 +1,7 @@
 """The model that an adapter file brings back, compared with the one that is saved."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -36,7 +36,7 @@ def rebuild_model(
     """
     rebuilt = surgery.clone(make_shape(config, method))
     here, there = surgery.variables(model), surgery.variables(rebuilt)
-    problems = [*_compare_variables(here, there), *_compare_modules(model, rebuilt)]
+    problems = find_changes(model, config, method)
     for path, variable in there.items():
         if path in here:
             variable.set_raw_value(here[path].get_raw_value())
@@ -45,19 +45,31 @@ def rebuild_model(
         if (difference := differs(rebuilt, frontend, golden)) is not None:
             problems.append(f"a logit of it is {difference:.2g} away")
     if problems:
-        more = f"; and {len(problems) - 4} more" if problems[4:] else ""
-        raise UsageError(
-            f"the model is not what {method!r} makes and would not come back from a file: "
-            f"{'; '.join(problems[:4])}{more}. Write a method of your own that does this"
-        )
+        raise UsageError(explain_changes(problems, method))
     return rebuilt
+
+
+def find_changes(model: AST, config: ASTConfig, method: Method) -> list[str]:
+    """Return what differs in structure from what a method makes; no number is compared."""
+    shape = make_shape(config, method)
+    here, there = surgery.variables(model), surgery.variables(shape)
+    return [*_compare_variables(here, there), *_compare_modules(model, shape)]
+
+
+def explain_changes(problems: Sequence[str], method: Method) -> str:
+    """Return the message on a model that a file would not bring back."""
+    more = f"; and {len(problems) - 4} more" if problems[4:] else ""
+    return (
+        f"the model is not what {method!r} makes and would not come back from a file: "
+        f"{'; '.join(problems[:4])}{more}. Write a method of your own that does this"
+    )
 
 
 def _compare_variables(
     here: Mapping[str, nnx.Variable], there: Mapping[str, nnx.Variable]
 ) -> Iterator[str]:
     """Say which parameters are missing, added, of another kind or of another shape."""
-    names = {nnx.Param: "trained", surgery.Frozen: "frozen"}
+    names = {nnx.Param: "trained", surgery.Frozen: "frozen", surgery.FrozenStat: "frozen"}
     yield from (f"{path} is missing" for path in there if path not in here)
     for path, variable in here.items():
         if isinstance(variable, PASSING):
