@@ -63,6 +63,13 @@ def clone(model: Model) -> Model:
     return join(parts.graphdef, parts.trainable, parts.stats, parts.frozen)
 
 
+def reseed(model: nnx.Module, key: jax.Array) -> None:
+    """Change every random stream of a model, such as those of `nnx.Dropout`, by a key, in place."""
+    number = jax.random.bits(key)
+    keys = nnx.state(model, nnx.RngKey)
+    nnx.update(model, jax.tree.map(lambda own: jax.random.fold_in(own, number), keys))
+
+
 def sum_penalties(model: nnx.Module) -> jax.Array | float:
     """Return the sum of the penalties that the last forward pass left in the model."""
     return sum((value.sum() for value in arrays(model, Penalty).values()), 0.0)

@@ -38,7 +38,7 @@ class LoadedArrays:
         digests: (path, SHA-256) of every array.
     """
 
-    digests: tuple[tuple[str, str], ...]
+    digests: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "LoadedArrays":

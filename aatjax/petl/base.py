@@ -236,7 +236,7 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
         seed: seed of the new modules' initial weights.
 
     Returns:
-        A new AST that shares the frozen arrays with `model`.
+        A new AST that shares the frozen arrays with `model`, in evaluation mode.
 
     Raises:
         UsageError: `method` is no method, or could not be saved (see `check_method`); or it adds
@@ -260,6 +260,7 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
         surgery.unfreeze(adapted, "norm/*")
     adapted.method = method if model.method is None else stack_methods(model.method, method)
     adapted.first_trained = find_first_trained(adapted)
+    adapted.eval()
     return adapted
 
 

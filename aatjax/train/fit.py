@@ -406,10 +406,12 @@ def _make_callback(
 
 
 def _build(model: AST, weights: Weights) -> AST:
-    """Return the model with these weights, on the default device."""
+    """Return the model with these weights, on the default device, in evaluation mode."""
     parts = surgery.split(model)
     trainable, stats = jax.tree.map(jnp.asarray, fetch(weights))
-    return surgery.join(parts.graphdef, trainable, stats, parts.frozen)
+    built = surgery.join(parts.graphdef, trainable, stats, parts.frozen)
+    built.eval()
+    return built
 
 
 def _finish(

@@ -141,6 +141,7 @@ def _compile_step(
         def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
             model = surgery.join(graphdef, trainable, state.stats, frozen)
             model.train()
+            surgery.reseed(model, key)
             logits = model(x, valid) if start is None else model.run_from(x, valid, start)
             losses = compute_losses(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
