@@ -247,6 +247,8 @@ def test_a_folder_holds_one_run(tmp_path):
         ({"frontend": FrontEnd(frames=98, mean=-1.0)}, r"frontend\.mean"),
         ({"train": fewer}, "another config|other clips.*gone"),
         ({"train": louder}, "other clips"),
+        ({"train": SOUNDS.subset(range(11, -1, -1))}, "other clips .train: in another order"),
+        ({"train": data.Batches(list(make_batches()), NAMES)}, "batches: None -> "),
     ]:
         train = change.pop("train", SOUNDS)
         with pytest.raises(UsageError, match=message):
@@ -259,6 +261,20 @@ def test_a_folder_holds_one_run(tmp_path):
     longer = fit(SOUNDS, run_dir=tmp_path, epochs=3, allow_change=["training.epochs"])
     assert [row["epoch"] for row in longer.history] == [1, 2, 3]
     assert jax.tree.leaves(surgery.split(longer.model).trainable)
+
+
+def test_batches_are_known_in_a_folder_by_name_classes_and_length(tmp_path):
+    """Their content is not, which is said when a run goes on."""
+    first = fit(data.Batches(list(make_batches()), NAMES), run_dir=tmp_path)
+    with pytest.warns(UserWarning, match="goes on; the content of batches is not compared"):
+        assert_same(fit(data.Batches(list(make_batches()), NAMES), run_dir=tmp_path), first)
+    for other, message in [
+        (data.Batches(list(make_batches()), NAMES, name="others"), "'batches' -> 'others'"),
+        (data.Batches(list(make_batches())[:2], NAMES), "batches.length: 3 -> 2"),
+        (data.Batches(list(make_batches()), NAMES, rate=8000), "batches.rate: 16000 -> 8000"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            fit(other, run_dir=tmp_path)
 
 
 def test_functions_of_ones_own_are_told_apart_by_what_they_compute(tmp_path):

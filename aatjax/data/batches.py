@@ -30,7 +30,8 @@ class Batches:
         length: batches per epoch; by default `len(batches)`.
         multi_label: whether `y` is `[b, c]` of zeros and ones.
         rate: sampling rate of waveforms in Hz.
-        name: name shown to people.
+        name: name shown to people; a run folder knows the batches by it, since their content is
+            not compared.
 
     Raises:
         UsageError: no length is known, or an iterator that can be read only once.
@@ -63,6 +64,16 @@ class Batches:
 
     def __repr__(self) -> str:
         return f"<Batches {self.name!r}: {self.length} per epoch, {len(self.classes)} classes>"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells batches apart in a run folder, as JSON; their content is not read."""
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "multi_label": self.multi_label,
+            "length": self.length,
+            "rate": self._rate,
+        }
 
     def read_epoch(self, frontend: FrontEnd, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches of one epoch, as `aatjax.train.step.Batch` with rows of weight 0.

@@ -191,7 +191,10 @@ def check_method(method: object) -> None:
         hash(method)
         again = Method.from_json(json.loads(json.dumps(method.to_json())))
     except TypeError as error:
-        raise UsageError(f"a field of {method!r} cannot be saved: {error}") from None
+        raise UsageError(
+            f"a field of {method!r} cannot be saved: {error}. Write a frozen dataclass "
+            "whose fields are numbers, strings, methods, or tuples of them"
+        ) from None
     if again != method:
         raise UsageError(
             f"{method!r} would come back from a saved adapter as {again!r}: its fields must be "

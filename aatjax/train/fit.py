@@ -244,6 +244,8 @@ def fit(
             if not context.holds_lock:
                 run_on_main(lambda: held.enter_context(lock_folder(folder)))
             fields = _describe(model, setup)
+            if isinstance(train, Batches):
+                fields["batches"] = train.describe()
             run_on_main(lambda: claim_run(folder, sources, fields, allow_change))
         loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
         held.enter_context(jax.set_mesh(setup.mesh))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,11 @@ def claim_run(
 ) -> None:
     """Write what a run of `fit` is made of, or compare it with what is in the folder."""
     claim_fields(folder / "settings.json", settings, allow, upgrade=_fill_defaults)
+    if "batches" in settings and _is_started(folder):
+        warnings.warn(
+            f"{folder}: the run that is there goes on; the content of batches is not compared",
+            stacklevel=4,
+        )
     if sources:
         claim_clips(folder, sources, allow)
 
@@ -197,6 +203,8 @@ def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
             if ids:
                 more = f" and {len(ids) - 3} more" if ids[3:] else ""
                 problems.append(f"{name}: {kind} {', '.join(map(repr, ids[:3]))}{more}")
+        if old.keys() == new.keys() and list(old) != list(new):
+            problems.append(f"{name}: in another order")
     return problems
 
 
