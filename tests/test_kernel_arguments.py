@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aatjax_kernels.attention import attention
-from aatjax_kernels.soft_moe import soft_moe
+from aatjax_kernels.attention import attention, weights
+from aatjax_kernels.elementwise import gelu, layer_norm
+from aatjax_kernels.matmul import matmul
+from aatjax_kernels.soft_moe import combine, dispatch, routing, soft_moe
 
 SHAPES = {
     "x": (2, 5, 8),
@@ -64,6 +66,34 @@ def test_soft_moe_says_what_was_expected_and_what_came(changes, message):
 def test_attention_says_what_was_expected_and_what_came(arguments, message):
     with pytest.raises(ValueError, match=message):
         attention(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: weights(X[0], X), r"weights: query is float32 \[5, 2, 4\], not float"),
+        (lambda: routing(X, jnp.ones((4, 3, 1))), r"routing: x is .*, not float \[b, n, d\]"),
+        (lambda: routing(None, jnp.ones((4, 3, 1))), "routing: x is None, not an array"),
+        (
+            lambda: dispatch(jnp.ones((2, 5, 4)), jnp.ones((2, 6, 3, 1))),
+            "weights is .* n is 6",
+        ),
+        (lambda: combine(X, jnp.ones((2, 5)), X.dtype), "combine: weights is"),
+        (lambda: gelu(jnp.arange(3)), r"gelu: x is int32 \[3\], not float \[\*\]"),
+        (lambda: gelu([1.0]), "gelu: x is a list, not an array"),
+        (
+            lambda: layer_norm(X, jnp.ones(3), jnp.ones(3), 1e-5),
+            "norm: scale .* d is 3",
+        ),
+        (lambda: layer_norm(X.astype(int), jnp.ones(4), jnp.ones(4), 1e-5), "layer_norm: x is int"),
+        (lambda: matmul(X, jnp.ones((3, 2))), r"matmul: kernel is .*: i is 3 there and 4 in x"),
+        (lambda: matmul(X.astype(int), jnp.ones((4, 2))), r"matmul: x is int32"),
+    ],
+)
+@pytest.mark.wrong_types
+def test_the_smaller_ops_say_so_too(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_what_fits_is_computed_also_for_no_clips_and_from_numpy():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.mesh import sum_as
 
 F32 = jnp.float32
@@ -40,6 +41,7 @@ _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_back)
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """`plain_gelu` with a backward pass that reads its input alone; has no forward mode."""
+    check_arrays("gelu", x=(x, "*"))
     return _gelu(x)
 
 
@@ -60,6 +62,7 @@ def layer_norm(
     x: Float[Array, "*b d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
 ) -> Float[Array, "*b d"]:
     """`plain_layer_norm` that keeps its input and two numbers per row; has no forward mode."""
+    check_arrays("layer_norm", x=(x, "* d"), scale=(scale, "d"), bias=(bias, "d"))
     return _layer_norm(x, scale, bias, eps)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.mesh import sum_as
 
 F32 = jnp.float32
@@ -37,6 +38,7 @@ def dot(a: Array, b: Array, dims: Any = ROWS) -> Array:
 
 def matmul(x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: Any = None) -> Array:
     """Multiply `[..., i] [i, o] -> [..., o]` in the type of `x`, as are the derivatives."""
+    check_arrays("matmul", x=(x, "* i"), kernel=(kernel, "i o"))
     return _matmul(x, kernel, precision)
 
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels.arguments import check_arrays
+
 
 def attention(
     query: Float[Array, "b n h k"],
@@ -21,6 +23,7 @@ def weights(
     mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b h n m"]:
     """softmax(Q K^T / sqrt(k)) in float32: the weights, which no other implementation keeps."""
+    check_arrays("weights", query=(query, "b n h k"), key=(key, "b m h k"), mask=(mask, "b m"))
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bnhk,bmhk->bhnm", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:

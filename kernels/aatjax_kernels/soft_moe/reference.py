@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from aatjax_kernels.arguments import check_arrays
+
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 NORM_EPS = 1e-6
 """Added to the squared length of a token before division by it."""
@@ -34,6 +36,7 @@ def routing(
         mask: False for tokens that are masked out: both weights are zero. None for none.
         normalize: scale tokens to unit length for the scores, x / sqrt(|x|^2 + 1e-6).
     """
+    check_arrays("routing", x=(x, "b n d"), phi=(phi, "d e p"), mask=(mask, "b n"))
     scored = x
     if normalize:
         wide = x.astype(jnp.float32)
@@ -63,6 +66,7 @@ def weights(
 
 def dispatch(x: Float[Array, "b n d"], weights: Float[Array, "b n e p"]) -> Float[Array, "b e p d"]:
     """Compute slots S = D^T X in float32: each a weighted mean of the tokens."""
+    check_arrays("dispatch", x=(x, "b n d"), weights=(weights, "b n e p"))
     return jnp.einsum(
         "bnep,bnd->bepd", weights.astype(x.dtype), x, preferred_element_type=jnp.float32
     )
@@ -87,6 +91,7 @@ def combine(
     outputs: Float[Array, "b e p d"], weights: Float[Array, "b n e p"], dtype: jnp.dtype
 ) -> Float[Array, "b n d"]:
     """Compute the output of the tokens, C Y, in `dtype`."""
+    check_arrays("combine", outputs=(outputs, "b e p d"), weights=(weights, "b n e p"))
     return jnp.einsum(
         "bnep,bepd->bnd",
         weights.astype(dtype),
