@@ -78,6 +78,7 @@ def test_masks_follow_the_seed_and_the_step(dropped):
     assert len(set(losses[0] + losses[2])) == 6
 
 
+@pytest.mark.slow
 def test_equal_blocks_in_a_scan_have_masks_of_their_own(dropped):
     assert_same(fit(dropped, scan=True), fit(dropped), atol=1e-5)
 

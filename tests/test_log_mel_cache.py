@@ -55,7 +55,10 @@ def train(source: Any, crop: Any = "start", **augment: Any) -> Any:
 MASKED = {"freq_mask": 24, "time_mask": 10, "noise": True, "roll": True}
 
 
-@pytest.mark.parametrize("augment", [{}, MASKED], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    "augment",
+    [pytest.param({}, id="plain"), pytest.param(MASKED, id="masked", marks=pytest.mark.slow)],
+)
 def test_the_same_training_with_each_clip_read_once(augment, monkeypatch):
     source, reader = make_source()
     kept = train(source, **augment)

@@ -13,6 +13,7 @@ from jax import export
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from petl_cases import make_clips, make_model, randomize
+from slow_cases import mark_slow
 from tiny_model import tiny_config
 
 import aatjax
@@ -32,6 +33,14 @@ MESHES = [
 ]
 # The name of the axis of the heads in our own meshes, here one of the batch.
 MESHES += [(AxisType.Explicit, ("model",), False), (AxisType.Explicit, ("data", "model"), True)]
+FAST = {
+    (AxisType.Explicit, ("data",), False),
+    (AxisType.Explicit, ("batch",), True),
+    (AxisType.Explicit, ("x", "y"), False),
+    (AxisType.Auto, ("data",), True),
+    (AxisType.Auto, ("batch",), False),
+    (AxisType.Explicit, ("data", "model"), True),
+}
 
 
 def make_mesh(kind: AxisType, names: tuple[str, ...]):
@@ -80,7 +89,7 @@ def assert_close(found, expected, atol=1e-6):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=atol, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "names", "is_set"), MESHES)
+@pytest.mark.parametrize(("kind", "names", "is_set"), mark_slow(MESHES, FAST))
 def test_a_gradient_is_that_of_one_device_and_each_does_a_quarter(kind, names, is_set):
     mesh = make_mesh(kind, names)
     x, trainable = place(CLIPS, mesh, names), place(parts().trainable, mesh)
@@ -103,14 +112,20 @@ def test_shard_map_at_its_defaults_gives_the_gradient_of_one_device(names):
 
     # JAX sums the gradient of what is the same on all devices over them.
     mapped = jax.shard_map(find, mesh=mesh, in_specs=(whole, split), out_specs=whole)
-    assert_close(mapped(parts().trainable, place(CLIPS, mesh, names)), on_one_device()[0])
+    assert_close(jax.jit(mapped)(parts().trainable, place(CLIPS, mesh, names)), on_one_device()[0])
 
 
-@pytest.mark.parametrize("is_set", [False, True])
+LOOPS = [
+    (method, is_set)
+    for method in (petl.Adapter(block="conformer"), petl.TopKMoA(width=3), petl.Prompt(tokens=3))
+    for is_set in (False, True)
+]
+
+
 @pytest.mark.parametrize(
-    "method",
-    [petl.Adapter(block="conformer"), petl.TopKMoA(width=3), petl.Prompt(tokens=3)],
-    ids=lambda method: method.name,
+    ("method", "is_set"),
+    mark_slow(LOOPS, lambda method, is_set: is_set == (method.name == "top_k_moa")),
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_flax_own_loop_runs_on_the_default_mesh_with_statistics_and_penalties(method, is_set):
     mesh = jax.make_mesh((4,), ("batch",))

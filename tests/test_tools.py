@@ -36,9 +36,8 @@ def tables(tools):
 NAMES = ("linear", "bottleneck", "lora", "aat", "soft_moa", "dense_moa", "full")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "soft_moa")) for n in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_the_model_in_pytorch_has_the_same_logits(epochs, name):
     import torch
 
