@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax import nnx
 from tiny_model import tiny_config
 
@@ -23,6 +24,7 @@ from aatjax.train.optim import make_optimizer
 
 SOUNDS = data.Synthetic(TARGET_SOUNDS[:3], clips=4, seconds=1.0)
 NAMES = SOUNDS.classes
+STEREO = np.full((2, 800), 0.1)
 X = [SOUNDS.waveform(i) for i in range(len(SOUNDS))]
 Y = np.array([clip.label[0] for clip in SOUNDS.clips])
 
@@ -111,12 +113,30 @@ def test_labels_are_names_numbers_or_rows(labels, classes, names, multi_label):
         (lambda: data.Arrays([X[0], np.full(9, np.nan)], [0, 1]), "row 1: .*NaN"),
         (lambda: data.Arrays(np.zeros((2, 3, 4, 5)), [0, 1]), "row 0: .*neither a waveform"),
         (lambda: data.Arrays(X[:2], [0.5, 1.5]), "0.5 is not a class"),
+        (
+            lambda: data.Arrays([np.ones((2, 800)) / 9], [0]),
+            r"row 0: shape \[2, 800\] .*2 channels",
+        ),
+        (
+            lambda: data.Arrays([np.ones((800, 2)) / 9], [0]),
+            r"row 0: shape \[800, 2\] .*2 channels",
+        ),
+        (lambda: data.Arrays([torch.ones(9, requires_grad=True)], [0]), "row 0: Tensor that NumPy"),
         (lambda: data.Arrays(X[:2], [0, 1], groups=["one"]), "2 sounds and 1 groups"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_the_row(make, message):
     with pytest.raises((UsageError, DataError), match=message):
         make()
+
+
+def test_mono_sound_as_audio_libraries_return_it_and_labels_as_booleans():
+    plain = data.Arrays(X[:3], [0, 1, 1], ("no", "yes"))
+    for arrays in (
+        data.Arrays([x[None] for x in X[:3]], [False, True, True], ("no", "yes")),
+        data.Arrays([torch.tensor(x[:, None]) for x in X[:3]], [0, 1, 1], ("no", "yes")),
+    ):
+        assert arrays.fingerprint() == plain.fingerprint()
 
 
 # ------------------------------------------------------------------ batches
@@ -163,7 +183,7 @@ def test_batches_of_ones_own_train_in_their_order_and_resume(tmp_path):
         (make_batches(), {"length": 3}, "can be read only once"),
         (lambda: make_batches(), {"length": 4}, "ended after 3 of 4 batches"),
         (lambda: make_batches(6), {"length": 2}, "batch 0: holds 6 sounds: set training.batch_"),
-        (lambda: iter([X]), {"length": 1}, "is a list, not a pair"),
+        (lambda: iter([X]), {"length": 1}, "is a list of 12, not a pair"),
         (lambda: iter([(X[:3], np.eye(3))]), {"length": 1}, "set multi_label=True"),
     ],
 )
@@ -191,6 +211,12 @@ def test_a_loss_of_ones_own_is_used():
     other = fit(SOUNDS, loss=lambda logits, target: jnp.square(logits - target).sum(axis=-1))
     moved = surgery.arrays(other.model)["head/linear/bias"]
     assert np.abs(moved - surgery.arrays(expected.model)["head/linear/bias"]).max() > 1e-3
+    numbers = optax.softmax_cross_entropy_with_integer_labels
+    with pytest.raises(UsageError, match=r"failed on logits \[4, 3\] .*a class number is argmax"):
+        fit(SOUNDS, loss=numbers)
+    assert_same(fit(SOUNDS, loss=lambda x, target: numbers(x, target.argmax(-1))), expected, 1e-6)
+    with pytest.raises(UsageError, match=r"returned tuple for 4 clips"):
+        fit(SOUNDS, loss=lambda logits, target: (logits - target, 1))
     with pytest.raises(UsageError, match=r"shape \[\] for 4 clips: it must return one number per"):
         fit(SOUNDS, loss=lambda logits, target: jnp.square(logits - target).mean())
     with pytest.raises(UsageError, match=r"fit\(loss=function\)"):
@@ -207,6 +233,12 @@ def test_a_transformation_of_optax_replaces_our_settings():
         fit(SOUNDS, optim=optax.sgd(1e-2))
     with pytest.raises(UsageError, match=r"optim is a float: give aatjax\.Optim"):
         fit(SOUNDS, optim=1e-3)
+
+    plain = optax.adam(1e-2)
+    steps = optax.MultiSteps(plain, 1)
+    assert_same(fit(SOUNDS, optim=steps, lr=None), fit(SOUNDS, optim=plain, lr=None), 1e-6)
+    with pytest.raises(UsageError, match=r"optim needs more than gradients .*value_fn"):
+        fit(SOUNDS, optim=optax.lbfgs(), lr=None)
 
 
 def test_callbacks_see_every_step_and_epoch_with_the_model():

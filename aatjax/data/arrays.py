@@ -11,6 +11,8 @@ from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError, check_names
 from aatjax.io.digest import hash_arrays
 
+MOST_CHANNELS, MOST_MELS = 8, 512  # what has few and many of both is channels and samples
+
 
 class ArrayReader(Reader):
     """Reads waveforms from memory, or log-mel in their place.
@@ -104,14 +106,25 @@ class Arrays(Source):
                 arrays[names[row]] = _read_row(np.asarray(value), rate)
             except AatjaxError as error:
                 raise DataError(f"{name}: row {row}: {error}") from None
+            except (TypeError, ValueError, RuntimeError) as error:  # of another library's array
+                raise DataError(
+                    f"{name}: row {row}: {type(value).__name__} that NumPy cannot read: {error}"
+                ) from None
         super().__init__(
             clips, found, name=name, multi_label=target.ndim == 2, reader=ArrayReader(arrays)
         )
 
 
 def _read_row(value: np.ndarray, rate: int) -> np.ndarray:
+    if value.ndim == 2 and 1 in value.shape:
+        value = value.reshape(-1)  # [1, s] and [s, 1], as audio libraries return mono sound
     if value.ndim == 1:
         return as_waveform(value, rate)
+    if value.ndim == 2 and 0 < min(value.shape) <= MOST_CHANNELS and max(value.shape) > MOST_MELS:
+        raise DataError(
+            f"shape {list(value.shape)} looks like a sound of {min(value.shape)} channels: give "
+            "mono [s], such as their mean"
+        )
     if value.ndim != 2 or 0 in value.shape or not np.issubdtype(value.dtype, np.floating):
         raise DataError(
             f"{value.dtype} of shape {list(value.shape)} is neither a waveform [s] nor log-mel "
@@ -141,6 +154,8 @@ def _read_labels(
         return labels, [tuple(np.flatnonzero(~row).tolist()) for row in unknown], known
     if target.ndim != 1:
         raise UsageError(f"{name}: labels of shape {list(target.shape)}: give [n] or [n, classes]")
+    if target.dtype == bool:
+        target = target.astype(np.int64)
     if np.issubdtype(target.dtype, np.floating):
         broken = target[target != np.round(target)]
         if broken.size:

@@ -99,7 +99,8 @@ class Batches:
 
         name = f"{self.name}, batch {number}"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(f"{name}: is a {type(pair).__name__}, not a pair (x, y)")
+            size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+            raise DataError(f"{name}: is a {type(pair).__name__}{size}, not a pair (x, y)")
         x, y = pair
         source = Arrays(x, y, self.classes, rate=self._rate, name=name)
         if len(source) > batch_size:

@@ -290,6 +290,8 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
     if (epochs := settings.get("epochs")) is not None:
         training = dataclasses.replace(training, epochs=epochs)
     optim = settings.get("optim") or Optim()
+    if isinstance(optim, optax.MultiSteps):
+        optim = optim.gradient_transformation()
     if (lr := settings.get("lr")) is not None:
         if not isinstance(optim, Optim):
             raise UsageError("fit: lr does not apply to a transformation of your own: omit it")

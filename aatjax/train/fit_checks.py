@@ -23,7 +23,7 @@ from aatjax.train.step import Loss
 KINDS: dict[str, tuple[Any, str]] = {
     "training": (Training, "aatjax.Training(...)"),
     "optim": (
-        Optim | optax.GradientTransformation,
+        Optim | optax.GradientTransformation | optax.MultiSteps,
         "aatjax.Optim(...), or a transformation of optax such as optax.adam(1e-3)",
     ),
     "loss": (Callable | str, "'ce', 'bce', or a function (logits, targets) -> losses"),

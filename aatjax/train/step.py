@@ -54,11 +54,19 @@ def compute_losses(
             `bce` is the mean over the known classes.
     """
     if callable(loss):
-        losses = loss(logits, target)
-        if jnp.shape(losses) != logits.shape[:1]:
+        try:
+            losses = loss(logits, target)
+        except (TypeError, ValueError) as error:
             raise UsageError(
-                f"the loss returned shape {list(jnp.shape(losses))} for {logits.shape[0]} clips: "
-                "it must return one number per clip, without their mean"
+                f"the loss failed on logits {list(logits.shape)} and targets {list(target.shape)}, "
+                f"float32, which are shares of the classes (a class number is argmax): {error}"
+            ) from error
+        if not isinstance(losses, jax.Array) or losses.shape != logits.shape[:1]:
+            shape = getattr(losses, "shape", None)
+            returned = type(losses).__name__ if shape is None else f"shape {list(shape)}"
+            raise UsageError(
+                f"the loss returned {returned} for {logits.shape[0]} clips: it must return one "
+                "number per clip, without their mean"
             )
         return losses
     if loss == "ce":
@@ -190,7 +198,12 @@ def _update(
     average: float | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Apply one update; a step that is not finite changes nothing but the count of steps."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    try:
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    except TypeError as error:  # line searches, such as that of L-BFGS, call the loss themselves
+        raise UsageError(
+            f"fit: optim needs more than gradients and parameters ({error}): take another one"
+        ) from error
     trainable = optax.apply_updates(state.trainable, updates)
     mean = state.average
     if average is not None:
