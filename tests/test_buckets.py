@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from slow_cases import mark_slow
 
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
@@ -112,7 +113,10 @@ METHODS = (
 
 @pytest.mark.parametrize(
     ("method", "pool"),
-    [*((method, "cls_dist") for method in METHODS), (METHODS[1], "mean_patches")],
+    mark_slow(
+        [*((method, "cls_dist") for method in METHODS), (METHODS[1], "mean_patches")],
+        lambda method, pool: method.name in ("linear", "soft_moa", "prompt"),
+    ),
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_logits_are_the_same_in_any_bucket(method: petl.Method, pool: str) -> None:

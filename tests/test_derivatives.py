@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from petl_cases import make_clips, make_model, randomize
+from slow_cases import mark_slow
 
 import aatjax
 from aatjax import petl, surgery
@@ -19,6 +20,7 @@ METHODS = [
     petl.Prefix(tokens=2),
     petl.DenseMoA(width=3),
 ]
+FAST = {(METHODS[0],), (METHODS[3],)}
 
 
 def split(method, implementation, **changes):
@@ -34,7 +36,9 @@ def split(method, implementation, **changes):
     return compute_loss, flat
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", mark_slow([(m,) for m in METHODS], FAST), ids=lambda method: method.name
+)
 def test_the_reference_has_forward_mode_and_second_derivatives(method):
     compute_loss, flat = split(method, "reference")
     fastest, same = split(method, "fastest")

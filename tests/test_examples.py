@@ -25,7 +25,8 @@ def test_every_example_is_listed():
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "own_loop" else pytest.param(n, marks=pytest.mark.slow) for n in EXPECTED]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "kernels_in_equinox")) for n in EXPECTED],
 )
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(

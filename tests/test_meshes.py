@@ -196,7 +196,11 @@ def test_the_ops_take_arrays_on_the_default_mesh(kernel):
 METHODS = [petl.SoftMoA(width=3), petl.Adapter(block="conformer"), petl.TopKMoA(width=3)]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method",
+    mark_slow([(m,) for m in METHODS], lambda method: method.name != "adapter"),
+    ids=lambda method: method.name,
+)
 def test_one_export_for_all_platforms_takes_any_batch(method):
     model = randomize(aatjax.adapt(make_model(), method))
     (batch,) = export.symbolic_shape("b")

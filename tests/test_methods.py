@@ -159,6 +159,7 @@ def test_a_budget_finds_the_papers_widths(experts, location, core):
     assert count(method, **ESC50).trainable - 39_986 == core
 
 
+@pytest.mark.slow
 def test_another_size_and_the_frame_patches_of_ssast_follow_the_closed_forms():
     shape = dict(
         size="small",

@@ -1,6 +1,7 @@
 """The backbone: sizes, refusals, and the same results however the blocks are run."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import erf
+from slow_cases import mark_slow
 
 import aatjax
 from aatjax import petl, surgery
@@ -307,8 +309,10 @@ def test_a_scanned_gradient_ends_in_the_first_trained_block(first):
 # ------------------------------------------------------------- tokens that the head reads
 
 
-@pytest.mark.parametrize("pool", ["cls_dist", "cls"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    ("pool", "scan"),
+    mark_slow(itertools.product(("cls_dist", "cls"), (False, True)), {("cls_dist", True)}),
+)
 def test_the_last_block_computes_only_what_the_pool_reads(pool, scan):
     """The same logits and gradients as by way of all tokens, with less work."""
     adapted = aatjax.adapt(small(depth=3, pool=pool, scan=scan), petl.AAT())

@@ -30,7 +30,7 @@ from aatjax.train.state import cast_frozen, start_state
 from aatjax.train.step import make_steps
 
 HERE = Path(__file__).parent
-FAST = {("conformer", (4, 1, 1)), ("soft_moa", (4, 1, 1)), ("aat", (1, 2, 2))}
+FAST = {("conformer", (4, 1, 1)), ("aat", (1, 2, 2))}
 SHAPES = [(2, 1, 1), (4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]
 METHODS = ["aat", "conformer", "soft_moa", "full"]
 

@@ -204,6 +204,7 @@ def _rhythm(bands: np.ndarray) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_targets_are_separable_but_not_trivially() -> None:
     still, moving, labels = [], [], []
     for label, sound in enumerate(TARGET_SOUNDS):
