@@ -42,7 +42,7 @@ TINY = ASTConfig(
 CLASSES = ("yes", "no", 'naïve, "quoted"\n<b>*\u202e')
 FRONTEND = FrontEnd(frames=40, mels=32, mean=-5.5, std=3.25)
 METHODS = [*TABLE, "aat_ms+lora", "lora+layer_norm"]
-QUICK = {"lora", "soft_moa"}
+QUICK = {"soft_moa"}
 """One row that merges and one that stays beside the layers; all others are slow."""
 PLAIN = {"linear", "partial", "bitfit", "layer_norm", "lora", "full", "lora+layer_norm"}
 

@@ -490,7 +490,10 @@ def test_a_gradient_reaches_every_trained_leaf_and_is_the_slope_of_the_equations
         assert abs(float((found[path] * direction).sum()) - expected) < slack, path
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * ("_" in n and n != "soft_moa")) for n in KINDS],
+)
 def test_scanned_blocks_compute_the_equations_and_masked_padding_changes_nothing(name):
     """Masked padding, unless a convolution over the tokens reads across its border."""
     method, _ = CASES[name]

@@ -108,9 +108,9 @@ def test_the_bands_and_the_classes_of_known_experts_are_found() -> None:
     [
         (petl.SoftMoA(num_experts=3, slots=2, location="both"), False),
         (petl.SoftMoA(num_experts=3, slots=2), True),
-        (petl.DenseMoA(num_experts=3), True),
+        pytest.param(petl.DenseMoA(num_experts=3), True, marks=pytest.mark.slow),
         (petl.TopKMoA(num_experts=3, top=1), False),
-        (petl.SoftMoA(num_experts=1, as_published=True), False),
+        pytest.param(petl.SoftMoA(num_experts=1, as_published=True), False, marks=pytest.mark.slow),
     ],
     ids=["soft", "soft-masked", "dense-masked", "top", "published"],
 )
