@@ -15,7 +15,7 @@ from aatjax.petl.soft_moa import SoftMoA
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="esc",
     petl=SoftMoA(num_experts=7, slots=1, reduction=16),
     model=Model(frames=298),

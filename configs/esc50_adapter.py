@@ -15,7 +15,7 @@ from aatjax.petl import Adapter
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="esc50_adapter",
     petl=Adapter(block="bottleneck"),
     model=Model(

@@ -14,7 +14,7 @@ from aatjax.petl import Linear
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="esc50_linear",
     petl=Linear(),
     model=Model(

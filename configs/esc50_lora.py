@@ -17,7 +17,7 @@ from aatjax.petl import LoRA
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="esc50_lora",
     petl=LoRA(alpha=16),
     model=Model(

@@ -14,7 +14,7 @@ from aatjax.petl import SoftMoA
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="fluent_speech_commands_soft_moa",
     petl=SoftMoA(num_experts=7, slots=1),
     model=Model(

@@ -14,7 +14,7 @@ from aatjax.petl.aat import AAT
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="folder",
     petl=AAT(),
     data=Data(format="auto"),

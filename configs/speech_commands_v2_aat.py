@@ -17,7 +17,7 @@ from aatjax.petl import AAT
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="speech_commands_v2_aat",
     petl=AAT(),
     model=Model(source="MIT/ast-finetuned-audioset-10-10-0.4593", frames=128),

@@ -14,7 +14,7 @@ from aatjax.petl import Adapter
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 
-config = Config(
+config: Config = Config(
     name="speech_commands_v2_conformer",
     petl=Adapter(block="conformer", reduction=96, kernel=31),
     model=Model(
