@@ -66,8 +66,13 @@ def clone(model: Model) -> Model:
 def reseed(model: nnx.Module, key: jax.Array) -> None:
     """Change every random stream of a model, such as those of `nnx.Dropout`, by a key, in place."""
     number = jax.random.bits(key)
-    keys = nnx.state(model, nnx.RngKey)
-    nnx.update(model, jax.tree.map(lambda own: jax.random.fold_in(own, number), keys))
+
+    def fold(own: jax.Array) -> jax.Array:
+        if own.ndim:  # of modules that `nnx.vmap` made
+            return jax.vmap(fold)(own)
+        return jax.random.fold_in(own, number)
+
+    nnx.update(model, jax.tree.map(fold, nnx.state(model, nnx.RngKey)))
 
 
 def sum_penalties(model: nnx.Module) -> jax.Array | float:
