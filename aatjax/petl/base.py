@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, valid frames) -> numbers by name."""
 
 METHODS: dict[str, type["Method"]] = {}
+AnyMethod = TypeVar("AnyMethod", bound="Method")
 """Every method class by its `name`."""
 
 
@@ -114,7 +115,7 @@ class Method:
             )
         return cls(**values)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: AnyMethod, **changes: Any) -> AnyMethod:
         """Return a copy with some fields changed; a new size replaces the one that was given."""
         if any(name in changes for name in SIZES):
             changes = {**dict.fromkeys(find_sizes(self)), **changes}
