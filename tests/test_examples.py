@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXPECTED = {
-    "arrays_in": "epoch 2  loss",
+    "arrays_in": "(16, 128) (16,) 0",
     "from_and_to_transformers": "{0: 'frog', 1: 'rain', 2: 'siren'}",
     "inside_an_adapter": "Hessian times vector",
     "kernels_in_equinox": "output (2, 100, 64)",
