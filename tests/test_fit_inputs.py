@@ -205,15 +205,17 @@ def test_what_is_no_source_is_answered_with_how(given):
 # ------------------------------------------------------------------ loss, optimiser, callbacks
 
 
-def test_a_loss_of_ones_own_is_used():
+def test_a_loss_of_ones_own_is_used(tmp_path):
     expected = fit(SOUNDS)
     assert_same(fit(SOUNDS, loss=optax.softmax_cross_entropy), expected)
     other = fit(SOUNDS, loss=lambda logits, target: jnp.square(logits - target).sum(axis=-1))
     moved = surgery.arrays(other.model)["head/linear/bias"]
     assert np.abs(moved - surgery.arrays(expected.model)["head/linear/bias"]).max() > 1e-3
     numbers = optax.softmax_cross_entropy_with_integer_labels
-    with pytest.raises(UsageError, match=r"failed on logits \[4, 3\] .*a class number is argmax"):
-        fit(SOUNDS, loss=numbers)
+    for folder in ({}, {"run_dir": tmp_path}):
+        message = r"failed on logits \[4, 3\] .*a class number is argmax"
+        with pytest.raises(UsageError, match=message):
+            fit(SOUNDS, loss=numbers, **folder)
     assert_same(fit(SOUNDS, loss=lambda x, target: numbers(x, target.argmax(-1))), expected, 1e-6)
     with pytest.raises(UsageError, match=r"returned tuple for 4 clips"):
         fit(SOUNDS, loss=lambda logits, target: (logits - target, 1))
@@ -223,7 +225,7 @@ def test_a_loss_of_ones_own_is_used():
         aatjax.Training(loss=optax.softmax_cross_entropy)
 
 
-def test_a_transformation_of_optax_replaces_our_settings():
+def test_a_transformation_of_optax_replaces_our_settings(tmp_path):
     expected = fit(SOUNDS)
     tx = make_optimizer(aatjax.Optim(lr=1e-2), steps_per_epoch=3, epochs=2)
     run = fit(SOUNDS, optim=tx, lr=None)
@@ -237,8 +239,9 @@ def test_a_transformation_of_optax_replaces_our_settings():
     plain = optax.adam(1e-2)
     steps = optax.MultiSteps(plain, 1)
     assert_same(fit(SOUNDS, optim=steps, lr=None), fit(SOUNDS, optim=plain, lr=None), 1e-6)
-    with pytest.raises(UsageError, match=r"optim needs more than gradients .*value_fn"):
-        fit(SOUNDS, optim=optax.lbfgs(), lr=None)
+    for folder in ({}, {"run_dir": tmp_path}):
+        with pytest.raises(UsageError, match=r"optim needs more than gradients .*value_fn"):
+            fit(SOUNDS, optim=optax.lbfgs(), lr=None, **folder)
 
 
 def test_callbacks_see_every_step_and_epoch_with_the_model():

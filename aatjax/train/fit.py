@@ -243,9 +243,7 @@ def fit(
         if folder is not None:
             if not context.holds_lock:
                 run_on_main(lambda: held.enter_context(lock_folder(folder)))
-            fields = _describe(model, setup)
-            if isinstance(train, Batches):
-                fields["batches"] = train.describe()
+            fields = _describe(model, train, setup)
             run_on_main(lambda: claim_run(folder, sources, fields, allow_change))
         loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
         held.enter_context(jax.set_mesh(setup.mesh))
@@ -267,8 +265,8 @@ class _Setup:
     on_epoch: Callable[[Moment], None] | None
 
 
-def _describe(model: AST, setup: _Setup) -> dict[str, Any]:
-    """Return the settings and the model of a run as JSON."""
+def _describe(model: AST, train: Source | Batches, setup: _Setup) -> dict[str, Any]:
+    """Return the settings and the model of a run as JSON, and its batches if it has no clips."""
     optim, loss, method = setup.optim, setup.loss, model.method
     return {
         "training": dataclasses.asdict(setup.training),
@@ -281,6 +279,7 @@ def _describe(model: AST, setup: _Setup) -> dict[str, Any]:
         "petl": method.to_json() if isinstance(method, Method) else None,
         "model": model.config.without_execution().to_json(),
         "weights": describe_weights(model),
+        **({"batches": train.describe()} if isinstance(train, Batches) else {}),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import jax
 import optax
 
-from aatjax.errors import Range, check_fields
+from aatjax.errors import Range, UsageError, check_fields
 from aatjax.train.sharding import join_path
 
 Positive = Annotated[float, Range(above=0)]
@@ -98,6 +98,22 @@ def make_optimizer(
         mask=None if optim.decay_mask == "all_trainable" else _mask_matrices,
     )
     return optax.chain(*clip, adamw)
+
+
+def compute_updates(
+    tx: optax.GradientTransformation, grads: Any, state: Any, trainable: Any
+) -> tuple[Any, Any]:
+    """Return the updates of a step and the next state of the optimizer.
+
+    Raises:
+        UsageError: it takes more than gradients and parameters, as line searches do.
+    """
+    try:
+        return tx.update(grads, state, trainable)
+    except TypeError as error:
+        raise UsageError(
+            f"fit: optim needs more than gradients and parameters ({error}): take another one"
+        ) from error
 
 
 def _mask_matrices(params: Any) -> Any:

@@ -24,8 +24,8 @@ from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
 from aatjax.train.distributed import find_differences
 from aatjax.train.loop import Training
-from aatjax.train.optim import Optim
-from aatjax.train.step import LossFunction
+from aatjax.train.optim import Optim, compute_updates
+from aatjax.train.step import LossFunction, compute_losses
 
 FREE = (
     "mesh",
@@ -106,7 +106,7 @@ def describe_updates(tx: optax.GradientTransformation, model: AST) -> dict[str, 
             ),
             trainable,
         )
-        updates, state = tx.update(gradient, state, trainable)
+        updates, state = compute_updates(tx, gradient, state, trainable)
         leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(updates)]
         found[str(step)] = _describe(np.concatenate(leaves))
     return found
@@ -115,7 +115,7 @@ def describe_updates(tx: optax.GradientTransformation, model: AST) -> dict[str, 
 def describe_loss(loss: LossFunction) -> list[float]:
     """Return mean and root mean square of a loss of stated logits and targets."""
     logits = jnp.cos(jnp.arange(12.0)).reshape(4, 3)
-    return _describe(loss(logits, jnp.eye(4, 3)))
+    return _describe(compute_losses(logits, jnp.eye(4, 3), loss))
 
 
 def _describe(array: Any) -> list[float]:

@@ -16,6 +16,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 from aatjax.train.forward import BatchFrontEnd, make_forward
+from aatjax.train.optim import compute_updates
 from aatjax.train.state import TrainState
 
 Loss = Literal["ce", "bce"]
@@ -198,12 +199,7 @@ def _update(
     average: float | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Apply one update; a step that is not finite changes nothing but the count of steps."""
-    try:
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-    except TypeError as error:  # line searches, such as that of L-BFGS, call the loss themselves
-        raise UsageError(
-            f"fit: optim needs more than gradients and parameters ({error}): take another one"
-        ) from error
+    updates, opt_state = compute_updates(tx, grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     mean = state.average
     if average is not None:
