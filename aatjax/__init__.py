@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aatjax import data, petl, surgery
     from aatjax.audio.frontend import FrontEnd
+    from aatjax.audio.scoring import Scoring
     from aatjax.config import Config
     from aatjax.convert.load import LoadOptions, load
     from aatjax.inference.adapters import Adapters, average
@@ -39,6 +40,7 @@ _HOMES = {
     "Optim": "aatjax.train.optim",
     "Prediction": "aatjax.inference.classifier",
     "Run": "aatjax.train.fit",
+    "Scoring": "aatjax.audio.scoring",
     "Summary": "aatjax.models.summary",
     "TrainedAdapter": "aatjax.train.adapter_file",
     "Training": "aatjax.train.loop",
@@ -70,6 +72,7 @@ __all__ = [
     "Optim",
     "Prediction",
     "Run",
+    "Scoring",
     "Summary",
     "TrainedAdapter",
     "Training",

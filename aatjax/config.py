@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import PRESETS, Pad
+from aatjax.audio.scoring import Scoring, WindowPooling
 from aatjax.data.benchmarks import BENCHMARKS
+from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields, suggest
 from aatjax.io.json_file import read_json_object
@@ -80,6 +82,12 @@ class Data:
         valid_fraction: share of the training clips split off for validation; 0 for none.
         seed: seed of the split.
         pad: padding of short clips: `log_mel_zero` (as AST), `silence`, `repeat`.
+        windows: what training reads of a clip longer than the input: `every` window, weighted so
+            that the clip counts once; one input from the `start`; or one from a `random` place in
+            each epoch.
+        pooling: how the score of a clip is made of its windows: `mean`, `max`, `attention`
+            (learned on the validation clips), or the `first` window alone.
+        hop: seconds between the starts of scored windows; None for no overlap.
         statistics: normalisation: `model` (that of the weights, AudioSet's if unknown), the name
             of a preset, or `train` to compute it on the training clips.
         channels: `mean`, `left` or a channel number.
@@ -101,6 +109,9 @@ class Data:
     valid_fraction: Annotated[float, Range(0, below=1)] = 0.0
     seed: int = 0
     pad: Pad = "log_mel_zero"
+    windows: TrainWindows = "every"
+    pooling: WindowPooling = "mean"
+    hop: Annotated[float, Range(above=0)] | None = None
     statistics: str = "model"
     channels: Literal["mean", "left"] | int = "mean"
     truncated: Literal["skip", "keep"] = "skip"
@@ -108,6 +119,11 @@ class Data:
     cache: str | None = None
     train_clips: int = 20
     test_clips: int = 40
+
+    @property
+    def scoring(self) -> Scoring:
+        """How the score of a clip is made of its windows."""
+        return Scoring(self.pooling, self.hop)
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
@@ -161,6 +177,7 @@ class Config:
         """
         if "petl" not in fields:
             raise UsageError("the config has no petl, the adaptation method")
+        fields = _upgrade(fields)
         hints = typing.get_type_hints(Config)
         values: dict[str, Any] = dict(fields)
         for name, cls in hints.items():
@@ -199,9 +216,12 @@ class Config:
             )
         protocol = BENCHMARKS[benchmark].protocol(name)
         select = "best" if protocol.selection == "best" else "last"
+        data: dict[str, Any] = {"protocol": name}
+        if name != "honest":  # the papers' code cuts every clip at its start
+            data |= {"windows": "start", "pooling": "first"}
         return dataclasses.replace(
             self,
-            data=dataclasses.replace(self.data, protocol=name),  # pyright: ignore[reportArgumentType]
+            data=dataclasses.replace(self.data, **data),
             training=dataclasses.replace(self.training, select=select),
         )
 
@@ -262,6 +282,15 @@ def _run_file(path: Path) -> Any:
         ) from error
     finally:
         sys.path[:] = before
+
+
+def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a stored config under their present names."""
+    training, data = fields.get("training"), fields.get("data")
+    if not isinstance(training, dict) or "crop" not in training or not isinstance(data, dict):
+        return fields
+    rest = {name: value for name, value in training.items() if name != "crop"}
+    return {**fields, "training": rest, "data": {"windows": training["crop"], **data}}
 
 
 def _check_json(where: str, fields: dict[str, Any], cls: type[Any]) -> None:

@@ -3,9 +3,9 @@
     aatjax train esc --data.path ESC-50-master --cross-validate
     aatjax train esc --data.path ESC-50-master --data.fold 1 --method aat
 
-Three seconds of each clip (298 frames): the first in testing, a random part in training, where half
-of the clips are also mixed with another. Nothing is chosen on the held-out fold: the figures are
-those of the last epoch. On ESC-10, with the backbone of `tools/pretrain.py real`, a fold takes
+Windows of three seconds (298 frames): all of a clip in testing, a random one in training, where
+half of the clips are also mixed with another. Nothing is chosen on the held-out fold: the figures
+are those of the last epoch. On ESC-10, with the backbone of `tools/pretrain.py real`, a fold takes
 about a minute on one CPU core.
 """
 
@@ -19,8 +19,8 @@ config: Config = Config(
     name="esc",
     petl=SoftMoA(num_experts=7, slots=1, reduction=16),
     model=Model(frames=298),
-    data=Data(format="esc"),
-    training=Training(epochs=40, batch_size=16, crop="random"),
+    data=Data(format="esc", windows="random"),
+    training=Training(epochs=40, batch_size=16),
     optim=Optim(lr=5e-3),
     augment=Augment(mixup=0.5, freq_mask=24, time_mask=48, roll=True),
 )

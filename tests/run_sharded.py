@@ -58,7 +58,7 @@ def tones(count, first=0):
 def run(method, mesh, run_dir=None, **training):
     """Twenty clips in batches of eight, the last one half padding: three steps an epoch."""
     model = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), METHODS[method])
-    options = {"epochs": 2, "batch_size": 8, "crop": "random", "threads": 0, **training}
+    options = {"epochs": 2, "batch_size": 8, "threads": 0, **training}
     source = tones(20)
     done = fit(
         model,
@@ -68,6 +68,7 @@ def run(method, mesh, run_dir=None, **training):
         optim=Optim(lr=1e-3),
         mesh=mesh,
         run_dir=run_dir,
+        windows="random",
         show=None,
     )
     kinds = (nnx.Param, nnx.BatchStat)

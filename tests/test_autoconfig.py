@@ -53,13 +53,13 @@ def test_the_rules() -> None:
     config, why = choose(source([40, 40, 30]), [1.0] * 100)
     assert config.petl.name == "soft_moa" and config.model.frames == 100
     assert (config.data.test_fraction, config.data.valid_fraction) == (0.2, 0.15)
-    assert config.data.statistics == "train" and config.training.crop == "start"
+    assert config.data.statistics == "train" and config.data.windows == "every"
     assert {c.what for c in why} >= {"model.frames", "method", "training.batch_size", "optim.lr"}
     assert all(c.why for c in why)
 
     few, _ = choose(source([40, 5]), [9.0] * 45)
     assert few.petl.name == "linear" and few.optim.lr == 1e-2
-    assert few.model.frames == 297 and few.training.crop == "random"  # 1.5 times the base's 198
+    assert few.model.frames == 297 and few.data.windows == "random"  # 1.5 times the base's 198
     assert few.data.valid_fraction == 0.0 and few.augment.mixup == 0.0
 
     folds, _ = choose(source([40, 40], fold=lambda c, k: str(k % 4)), [1.0] * 80)

@@ -17,9 +17,9 @@ from tiny_model import tiny_config
 from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import AudioError
+from aatjax.audio.windows import Window, compute_step, cut_windows
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.inference.windows import Window, compute_step, cut_windows
 from aatjax.models.ast import AST
 from aatjax.train.adapter_file import save_adapter
 
@@ -106,7 +106,7 @@ def test_windows_are_weighted_by_their_length(classifier: Classifier) -> None:
 @pytest.mark.parametrize("hop", [None, 0.25, 0.5, 0.1])
 def test_every_sample_is_covered_and_no_window_is_wasted(samples: int, hop: float | None) -> None:
     step = SIZE if hop is None else round(hop * RATE)
-    windows = cut_windows([sound(samples)], FRONTEND, compute_step(FRONTEND, hop))
+    windows = cut_windows([sound(samples)], FRONTEND, compute_step(FRONTEND.samples, hop))
     spans = [window.span for window in windows]
     assert [start for start, _ in spans] == [i * step for i in range(len(spans))]
     assert spans[-1][1] == samples
@@ -121,7 +121,8 @@ def test_every_sample_is_covered_and_no_window_is_wasted(samples: int, hop: floa
 
 def test_overlapping_windows_are_their_spans(classifier: Classifier) -> None:
     wave = sound(2 * SIZE)
-    logits, spans = classifier.compute_window_logits([wave], hop=0.25)
+    found = classifier.compute_window_logits([wave], hop=0.25)
+    logits, spans = found.logits, found.spans
     rows = jax.nn.softmax(logits)
     assert len(rows) == len(spans) == 5
     for row, (start, end) in zip(rows, spans, strict=True):
@@ -139,10 +140,12 @@ def test_an_invalid_hop_is_refused(classifier: Classifier, hop: float) -> None:
 @pytest.mark.parametrize("windows", [7, 8, 9, 16, 17])
 def test_where_a_batch_ends_does_not_matter(classifier: Classifier, windows: int) -> None:
     wave = sound(windows * SIZE - 100)
-    rows, _ = classifier.compute_window_logits([wave])
+    found = classifier.compute_window_logits([wave])
+    rows = found.logits
     assert len(rows) == windows
     for number in {0, windows // 2, windows - 1}:
-        alone, _ = classifier.compute_window_logits([wave[number * SIZE :][:SIZE]])
+        found = classifier.compute_window_logits([wave[number * SIZE :][:SIZE]])
+        alone = found.logits
         np.testing.assert_allclose(rows[number], alone[0], atol=1e-4)
 
 

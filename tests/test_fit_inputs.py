@@ -73,7 +73,7 @@ def test_log_mel_trains_as_the_waveforms_that_it_is_of():
     assert aatjax.evaluate(run.model, arrays).accuracy == expected.test.accuracy
     short = data.Arrays([x[:50] for x in log_mel], Y, NAMES)
     cut = data.Arrays([x[: 400 + 49 * 160] for x in X], Y, NAMES)
-    logits = [aatjax.train.evaluation.clip_logits(run.model, one) for one in (short, cut)]
+    logits = [aatjax.train.evaluation.score_clips(run.model, one).logits for one in (short, cut)]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     with pytest.raises(UsageError, match=r"augment\.mixup mixes waveforms"):
         fit(arrays, augment=aatjax.audio.augment.Augment(mixup=0.5))

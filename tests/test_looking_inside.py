@@ -13,7 +13,7 @@ from aatjax import data, petl, surgery
 from aatjax.data.synthetic.dataset import TARGET_SOUNDS
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.train.evaluation import clip_logits
+from aatjax.train.evaluation import score_clips
 
 METHOD = petl.Combined((petl.SoftMoA(width=3, slots=2), petl.AAT(spatial=False)))
 
@@ -117,7 +117,7 @@ def test_embeddings_come_with_labels_and_names():
     np.testing.assert_array_equal(labels, [clip.label[0] for clip in sounds.clips])
     assert ids == tuple(clip.id for clip in sounds.clips)
     # The model pools the mean of the patches: its logits are its head on these vectors.
-    np.testing.assert_allclose(model.head(matrix), clip_logits(model, sounds), atol=1e-4)
+    np.testing.assert_allclose(model.head(matrix), score_clips(model, sounds).logits, atol=1e-4)
     two = data.Arrays([sounds.waveform(0), sounds.waveform(1)], [[1, 0], [1, 1]], ("a", "b"))
     np.testing.assert_array_equal(aatjax.embed(model, two).labels, [[1, 0], [1, 1]])
 

@@ -229,9 +229,7 @@ def test_what_changes_every_epoch_is_refused_with_the_reason() -> None:
 
     refused(r"augmentation changes the sounds every epoch \(mixup\)", augment=Augment(mixup=0.5))
     refused("freq_mask", augment=Augment(freq_mask=8))
-    refused(
-        "cuts long clips at another place", training=dataclasses.replace(training, crop="random")
-    )
+    refused("cuts long clips at another place", windows="random")
     early = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), petl.LoRA(reduction=24))
     refused(r"block 0 is trained or adapted.*blocks=last3", model=early)
 

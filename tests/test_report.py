@@ -48,7 +48,7 @@ from aatjax.reports.html.collect import Evaluation, ReportData, collect_report, 
 from aatjax.reports.html.page import clean, render_page
 from aatjax.reports.html.report import render_report
 from aatjax.train.adapter_file import load_adapter, read_info
-from aatjax.train.evaluation import clip_logits, evaluate
+from aatjax.train.evaluation import evaluate, score_clips
 from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import percentile_interval, resample
 
@@ -243,7 +243,7 @@ def test_decisions_were_fitted_on_the_validation_clips(data: ReportData, place: 
     valid = make_partition(config_of(place, LoRA()).data).valid
     assert valid is not None and data.decisions.clips == len(valid) == 9
     adapter = data.adapter
-    logits = clip_logits(adapter.model, valid, adapter.frontend)
+    logits = score_clips(adapter.model, valid, adapter.frontend).logits
     fitted = fit_calibration(logits, valid.targets(), False)
     assert fitted.quantile == pytest.approx(data.decisions.quantile, abs=1e-6)
     assert fitted.temperature == pytest.approx(data.decisions.temperature, rel=1e-4)

@@ -28,10 +28,10 @@ from safetensors.numpy import load_file, save_file
 from aatjax import load, petl, surgery
 from aatjax.audio.decode import decode
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.windows import Window, cut_windows
 from aatjax.convert import write_native
 from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.windows import Window, cut_windows
 from aatjax.io.digest import hash_arrays
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import save_adapter

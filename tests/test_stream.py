@@ -24,7 +24,8 @@ from aatjax import surgery
 from aatjax.audio import streams
 from aatjax.audio.decode import decode, decode_blocks
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.waveform import AudioError
+from aatjax.audio.waveform import FRAME, AudioError
+from aatjax.audio.windows import Window, compute_step, count_windows, cut_windows
 from aatjax.cli import main
 from aatjax.convert import write_native
 from aatjax.errors import UsageError
@@ -32,7 +33,6 @@ from aatjax.inference.calibration import Calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.segmentation import SegmentationRules, Track
 from aatjax.inference.stream import StreamEnd, StreamResult, segment_files, stream_windows
-from aatjax.inference.windows import Window, compute_step, count_windows, cut_windows
 from aatjax.models.ast import AST, ASTConfig
 
 RATE = 16000
@@ -153,12 +153,12 @@ def iter_into(blocks: Iterator[np.ndarray], into: list[np.ndarray]) -> list[np.n
 @pytest.mark.parametrize("block", [997, 4096, 10**6])
 def test_windows_do_not_depend_on_blocks(samples: int, hop: float | None, block: int) -> None:
     wave = np.random.default_rng(0).integers(-9999, 9999, samples).astype(np.int16)
-    step = compute_step(FRONTEND, hop)
+    step = compute_step(FRONTEND.samples, hop)
     pieces = (wave[i : i + block] for i in range(0, samples, block))
     found = list(cut_windows(pieces, FRONTEND, step))
-    # The rule: a window every step until one reaches the end.
+    # The rule: a window every step until one reaches the end, none of less than a frame but one.
     starts = [0]
-    while starts[-1] + SIZE < samples and starts[-1] + step < samples:
+    while starts[-1] + SIZE < samples and starts[-1] + step + FRAME <= samples:
         starts.append(starts[-1] + step)
     assert [w.span for w in found] == [(s, min(s + SIZE, samples)) for s in starts]
     assert count_windows(samples, SIZE, step) == len(starts)
@@ -192,7 +192,8 @@ def test_streamed_windows_are_those_of_the_whole_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write(tmp_path / "a.wav", sound(7.7, rate, channels), rate)
-    rows, spans = classifier.compute_window_logits([decode(path).waveform], hop=hop)
+    found = classifier.compute_window_logits([decode(path).waveform], hop=hop)
+    rows, spans = found.logits, found.spans
     monkeypatch.setattr(streams, "_BLOCK_SAMPLES", block)
     ((found, where, end),) = gather(stream_windows(classifier, [path], hop=hop))
     assert where == spans and end == StreamEnd(0, spans[-1][1])
@@ -215,7 +216,8 @@ def test_files_share_batches(classifier: Classifier, batch: int, tmp_path: Path)
     counting = Counting(classifier.model, CLASSES, FRONTEND)
     files = gather(stream_windows(counting, paths, batch=batch))
     for (found, spans, end), path in zip(files, paths, strict=True):
-        rows, expected = classifier.compute_window_logits([decode(path).waveform])
+        found = classifier.compute_window_logits([decode(path).waveform])
+        rows, expected = found.logits, found.spans
         assert spans == expected and end.error is None
         np.testing.assert_allclose(found, rows, atol=1e-4)
     total = sum(len(spans) for _, spans, _ in files)
@@ -269,7 +271,8 @@ def test_vectors_are_the_models_tokens(pool: Any, mask: bool, tmp_path: Path) ->
         e for e in stream_windows(classifier, [path], vectors=True) if isinstance(e, StreamResult)
     ]
     found = np.concatenate([e.vectors for e in events if e.vectors is not None])
-    rows, spans = classifier.compute_window_logits([wave])
+    found = classifier.compute_window_logits([wave])
+    rows, spans = found.logits, found.spans
     assert len(found) == len(spans) == 3
     np.testing.assert_allclose(events[0].logits, rows, atol=1e-4)
     for vector, (start, end) in zip(found, spans, strict=True):

@@ -30,10 +30,10 @@ from aatjax.errors import DataError, NotFiniteError, UsageError, WriteError
 from aatjax.inference.classifier import Classifier
 from aatjax.io.signals import InterruptedRunError
 from aatjax.models.ast import AST, ASTConfig
+from aatjax.train import evaluation, loop
 from aatjax.train import fit as fit_module
-from aatjax.train import loop
 from aatjax.train.checkpoint import Checkpoints
-from aatjax.train.evaluation import Evaluator, clip_logits
+from aatjax.train.evaluation import Evaluator, score_clips
 from aatjax.train.fit import FitContext, Run
 from aatjax.train.forward import make_forward, split_model
 from aatjax.train.loop import Training
@@ -292,9 +292,9 @@ def test_validation_clips_are_evaluated_once_per_epoch(monkeypatch: pytest.Monke
         training = Training(epochs=3, batch_size=4, select=select)
         run = train(adapted(), valid=tones(7, first=50), test=tones(5, first=70), training=training)
         assert sizes == [7, 7, 7, 5]
-        assert run.valid is not None and run.valid_logits is not None
-        again = clip_logits(run.model, tones(7, first=50), run.frontend)
-        np.testing.assert_allclose(run.valid_logits, again, atol=1e-5)
+        assert run.valid is not None and run.valid_scores is not None
+        again = score_clips(run.model, tones(7, first=50), run.frontend).logits
+        np.testing.assert_allclose(run.valid_scores.logits, again, atol=1e-5)
 
 
 # Steps.
@@ -479,14 +479,13 @@ def test_the_first_of_equally_good_epochs_is_the_best(
         return state
 
     scores = itertools.chain([None, 0.2, 0.5, 0.5], itertools.repeat(0.1))
-    measure = loop.measure_metrics
+    measure = evaluation.measure_metrics
 
     def scripted(*args: Any) -> Any:
         return dataclasses.replace(measure(*args), accuracy=next(scores))
 
     after_step(keep)
-    for module in (loop, fit_module):
-        monkeypatch.setattr(module, "measure_metrics", scripted)
+    monkeypatch.setattr(evaluation, "measure_metrics", scripted)
     run = train(adapted(), valid=tones(3, first=50), **FOR_BEST)
     assert [row["valid/accuracy"] for row in run.history[:5]] == [None, 0.2, 0.5, 0.5, 0.1]
     parts = surgery.split(run.models["best"])
@@ -537,8 +536,9 @@ def test_one_label_per_clip_may_train_with_bce() -> None:
 @pytest.mark.parametrize("augment", [Augment(), AUGMENTED])
 def test_the_same_seed_is_bit_identical(augment: Augment, tmp_path: Path) -> None:
     def result(seed: int, folder: Path | None) -> tuple[dict[str, np.ndarray], Any]:
-        training = Training(epochs=3, batch_size=4, seed=seed, crop="random")
-        run = train(adapted(), training=training, augment=augment, run_dir=folder)
+        training = Training(epochs=3, batch_size=4, seed=seed)
+        options = {"training": training, "augment": augment, "windows": "random"}
+        run = train(adapted(), run_dir=folder, **options)
         return trained_arrays(run.model), figures(run.history)
 
     one, rows = result(1, None)
@@ -555,7 +555,8 @@ def test_stop_and_resume_is_a_straight_run(
 ) -> None:
     """F8: Ctrl-C in an epoch, and at the end of one (6); the same call goes on, bit for bit."""
     options: dict[str, Any] = {
-        "training": Training(epochs=3, batch_size=4, average=0.9, crop="random", save_every=2),
+        "training": Training(epochs=3, batch_size=4, average=0.9, save_every=2),
+        "windows": "random",
         "augment": AUGMENTED,
         "valid": tones(6, first=50),
     }
@@ -653,8 +654,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
     after_step(spoil)
     with monkey_finite():
-        training = Training(epochs=3, batch_size=4, max_skipped=1, crop="random")
-        run = train(model, source=source, run_dir=tmp_path, training=training)
+        training = Training(epochs=3, batch_size=4, max_skipped=1)
+        run = train(model, source=source, run_dir=tmp_path, training=training, windows="random")
     assert [row.get("train/skipped") for row in run.history] == [None, 1.0, None]
     assert all(np.isfinite(leaf).all() for leaf in trained_arrays(run.model).values())
     dumped = np.load(tmp_path / "not-finite-step4.npz")
@@ -814,16 +815,34 @@ def test_a_huge_learning_rate_stops_the_run(tmp_path: Path) -> None:
 def test_the_number_of_classes_must_fit() -> None:
     with pytest.raises(UsageError, match=r"tones has 4 classes, the model's head 3.*num_classes=4"):
         train(adapted(), source=tones(8, classes=4))
-    with pytest.raises(UsageError, match="classes"):
+    with pytest.raises(DataError, match="'pitch3', did you mean 'pitch2'"):
         train(adapted(), test=tones(8, classes=4))
     with pytest.raises(UsageError, match="4 classes"):
         evaluate(adapted(), tones(8, classes=4))
 
 
-def test_the_classes_must_be_the_same() -> None:
-    other = Source(tones(6).clips, ["a", "b", "c"], name="others", reader=Tones())
-    with pytest.raises(UsageError, match="others and tones differ in their classes"):
-        train(adapted(), test=other)
+def test_classes_are_matched_by_name() -> None:
+    names = tones(6).classes
+    turned = [dataclasses.replace(c, label=(2 - c.label[0],)) for c in tones(6, first=50).clips]
+    same = train(adapted(), test=tones(6, first=50))
+    other = train(adapted(), test=Source(turned, names[::-1], name="turned", reader=Tones()))
+    assert same.test is not None and other.test is not None
+    assert other.test.to_json() == same.test.to_json()
+    two = tones(6, first=50).with_clips(c for c in tones(6, first=50).clips if c.label != (1,))
+    part = train(
+        adapted(),
+        test=Source(
+            [dataclasses.replace(c, label=(c.label[0] // 2,)) for c in two.clips],
+            [names[0], names[2]],
+            name="without one",
+            reader=Tones(),
+        ),
+    )
+    assert part.test is not None
+    absent = part.test.per_class[1]
+    assert (absent.name, absent.support, absent.recall) == (names[1], 0, None)
+    with pytest.raises(DataError, match="'a'; 'b'; 'c': not among the classes of tones"):
+        train(adapted(), test=Source(turned, ["a", "b", "c"], name="others", reader=Tones()))
 
 
 def test_the_front_end_must_fit() -> None:

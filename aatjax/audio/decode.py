@@ -27,7 +27,9 @@ from aatjax.audio.streams import DecoderError, SoundFile, Stream, open_stream
 from aatjax.audio.waveform import (
     FRAME,
     HIGHEST_RATE,
+    LOUDEST,
     LOWEST_RATE,
+    SILENCE,
     AudioError,
     Channels,
     as_waveform,
@@ -57,7 +59,8 @@ class Decoded:
         channels: number of channels of the file.
         frames: sample frames read from the file.
         notes: 'clipped' (samples beyond full scale, or at least 1 % of them at full scale),
-            'silent' (only zeros, or a constant), 'padded from 37 samples',
+            'full scale is 1, the loudest sample 1e+30', 'padded from 37 samples', 'silent'
+            (constant within 2 steps of int16), 'channels cancel out' (no channel is silent),
             'truncated 80000/160000 frames' (the second estimated for compressed WAV, or '?').
     """
 
@@ -104,7 +107,7 @@ def decode(
     limit = None if max_seconds is None else math.ceil(max_seconds * rate)
     with _open_reader(path_or_bytes, rate, channels, limit) as reader:
         waveform = np.concatenate(list(reader.blocks()))[:limit]
-    name, notes = reader.name, ["clipped"] if reader.clipped else []
+    name, notes = reader.name, reader.find_notes(waveform.size)
     if missing := reader.check_end():
         if truncated == "skip":
             raise AudioError(
@@ -115,20 +118,22 @@ def decode(
         raise AudioError(
             "too short", f"{name}: {waveform.size} samples, but at least {min_samples} are wanted"
         )
-    if waveform.size < FRAME:
-        notes.append(f"padded from {waveform.size} samples")
-    if waveform.size == 0 or waveform.min() == waveform.max():
-        notes.append("silent")
     stream, padded = reader.stream, pad_to_frame(waveform)
     return Decoded(padded, stream.rate, stream.channels, reader.frames, tuple(notes))
 
 
 def decode_blocks(
-    path_or_bytes: SoundFile, *, rate: int = 16000, channels: Channels = "mean"
+    path_or_bytes: SoundFile,
+    *,
+    rate: int = 16000,
+    channels: Channels = "mean",
+    notes: list[str] | None = None,
 ) -> Iterator[Int16[np.ndarray, " n"]]:
     """Decode a clip of any length block by block, in constant memory.
 
-    The arguments are those of `decode`.
+    Args:
+        path_or_bytes, rate, channels: as in `decode`.
+        notes: gets the notes of `Decoded` once the clip ends.
 
     Yields:
         Mono samples; concatenated, they are the waveform of `decode`. No block is empty.
@@ -138,14 +143,18 @@ def decode_blocks(
             'truncated') raises after its last sample.
         UsageError: an invalid argument, or a channel that the file does not have.
     """
+    samples = 0
     with _open_reader(path_or_bytes, rate, channels, None) as reader:
         start = np.zeros(0, np.int16)  # blocks are held back up to one frame, to pad if need be
         for block in reader.blocks():
+            samples += block.size
             if start.size < FRAME:
                 block = start = np.concatenate([start, block])
             if start.size >= FRAME and block.size:
                 yield block
     missing = reader.check_end()
+    if notes is not None:
+        notes += reader.find_notes(samples)
     if start.size < FRAME:
         yield pad_to_frame(start)
     if missing:
@@ -191,6 +200,10 @@ class _Reader:
     error: DecoderError | None = None
     at_full_scale: int = 0
     beyond: int = 0
+    loudest: float = 0.0
+    channel_range: float = 0.0
+    low: int = 2**15
+    high: int = -(2**15)
 
     def blocks(self) -> Iterator[Int16[np.ndarray, " n"]]:
         """Yield mono blocks at the wanted rate, until the stream or the limit ends."""
@@ -207,7 +220,11 @@ class _Reader:
             mono = np.zeros(0, np.float32) if block is None else mix_down(block, self.channels)
             if rate_in != self.rate:
                 mono = resampler.resample_chunk(mono, last=block is None)
-            yield to_int16(mono)
+            samples = to_int16(mono)
+            if samples.size:
+                self.low = min(self.low, int(samples.min()))
+                self.high = max(self.high, int(samples.max()))
+            yield samples
             if block is None:
                 return
             count += mono.size
@@ -219,6 +236,8 @@ class _Reader:
             text = f"{self.name}: sample {row} is NaN or infinite; repair the file"
             raise AudioError("non-finite", text)
         size = np.abs(block)
+        self.loudest = max(self.loudest, float(size.max(initial=0.0)))
+        self.channel_range = max(self.channel_range, float(np.ptp(block, axis=0).max(initial=0.0)))
         self.beyond += int(np.count_nonzero(size > 1.0))
         self.at_full_scale += int(np.count_nonzero(size >= 32767 / 32768))
         self.frames += len(block)
@@ -228,6 +247,19 @@ class _Reader:
         """Whether samples are beyond full scale, or many at it."""
         samples = self.frames * self.stream.channels
         return self.beyond > 0 or self.at_full_scale >= max(1.0, _CLIPPED_SHARE * samples)
+
+    def find_notes(self, samples: int) -> list[str]:
+        """Return what is odd with a clip that was read, of `samples` samples at the wanted rate."""
+        notes = ["clipped"] if self.clipped else []
+        if self.loudest > LOUDEST:
+            notes.append(f"full scale is 1, the loudest sample {self.loudest:.3g}")
+        if samples < FRAME:
+            notes.append(f"padded from {samples} samples")
+        if self.high - self.low <= SILENCE:
+            notes.append("silent")
+            if self.channel_range > SILENCE / 2**15:
+                notes.append("channels cancel out")
+        return notes
 
     def check_end(self) -> str:
         """Return '' for a complete clip, else a note on what is missing.

@@ -16,7 +16,10 @@ LOWEST_RATE = 1000
 HIGHEST_RATE = 1_000_000
 MAX_CHANNELS = 8
 """An axis of at most this many entries holds the channels of an array."""
-_LOUDEST = 4.0
+LOUDEST = 4.0
+"""Floats beyond this are taken for unscaled integers; full scale is 1."""
+SILENCE = 2
+"""Range of int16 samples up to which they are silent: digital silence, an offset, or dither."""
 Channels = str | int
 """'mean' of all channels, 'left' (the first), or the index of one channel."""
 
@@ -149,7 +152,7 @@ def _scale(samples: np.ndarray) -> Float32[np.ndarray, "n k"]:
             "non-finite", "the waveform has NaN or infinite samples; repair the source"
         )
     peak = float(np.abs(samples).max())
-    if peak > _LOUDEST:
+    if peak > LOUDEST:
         raise DataError(
             f"float samples reach {peak:.6g}, but full scale is 1: these look like unscaled "
             "integers, divide by 32768 or pass them as int16"

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int16
 
 from aatjax.audio.waveform import as_waveform
 from aatjax.data.source import Clip, Reader, Source
+from aatjax.data.splits import order_names
 from aatjax.errors import AatjaxError, DataError, UsageError, check_names
 from aatjax.io.digest import hash_arrays
 
@@ -165,7 +166,7 @@ def _read_labels(
         known = classes if classes is not None else map(str, range(int(target.max(initial=0)) + 1))
         return [(int(index),) for index in target], None, tuple(known)
     values = [str(value) for value in target]
-    found = tuple(sorted(set(values))) if classes is None else tuple(classes)
+    found = order_names(set(values)) if classes is None else tuple(classes)
     if strange := sorted(set(values) - set(found)):
         raise UsageError(f"{name}: the label {strange[0]!r} is not among the classes {found}")
     return [(found.index(value),) for value in values], None, found

@@ -109,12 +109,21 @@ class ClipLoader:
         return int(np.random.default_rng(draw).integers(spare + 1))
 
 
-def _make_row(index: int, draw: int) -> dict[str, Any]:
-    return {"index": np.int32(index), "draw": np.int64(draw), "weight": np.float32(1)}
+@dataclasses.dataclass(frozen=True)
+class _RowMaker:
+    """Makes the row of a clip with its weight; every clip counts once without weights."""
 
+    weights: np.ndarray | None
 
-def _draw_row(index: int, rng: np.random.Generator) -> dict[str, Any]:
-    return _make_row(index, int(rng.integers(2**63 - 1)))
+    def make(self, index: int, draw: int) -> dict[str, Any]:
+        weight = 1.0 if self.weights is None else self.weights[index]
+        return {"index": np.int32(index), "draw": np.int64(draw), "weight": np.float32(weight)}
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return self.make(index, int(rng.integers(2**63 - 1)))
+
+    def place(self, index: int) -> dict[str, Any]:
+        return self.make(index, 0)
 
 
 def pad_batch(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
@@ -162,6 +171,7 @@ def make_train_batches(
     rows: np.ndarray | None = None,
     stored: Stored | None = None,
     buckets: Sequence[Bucket] = (),
+    weights: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """Make the shuffled batches of all epochs; every epoch has every clip once, in a new order.
 
@@ -182,22 +192,24 @@ def make_train_batches(
         buckets: clips that are read at lengths of their own, each batch of one length, in a new
             order of clips and of batches every epoch; without buckets all have the front end's
             length.
+        weights: of each clip in the loss `[n]`, above 0; 1 by default.
 
     Raises:
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
     load = ClipLoader(source, source.targets(), frontend, crop, stored)
+    row = _RowMaker(weights)
     if buckets:
         parts = []
         for bucket in buckets:
-            order = grain.MapDataset.source([int(row) for row in bucket.rows])
-            order = order.seed(seed).shuffle().random_map(_draw_row)
+            order = grain.MapDataset.source([int(i) for i in bucket.rows])
+            order = order.seed(seed).shuffle().random_map(row.draw)
             short = dataclasses.replace(load, frontend=bucket.frontend)
             parts.append(_batch(order, batch_size, short, rows))
         batches = grain.MapDataset.concatenate(parts).seed(seed).shuffle()
     else:
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(_draw_row)
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(row.draw)
         batches = _batch(order, batch_size, load, rows)
     return _iterate(batches.repeat(epochs), threads)
 
@@ -218,7 +230,7 @@ def make_eval_batches(
     """
     _check(source, batch_size)
     load = ClipLoader(source, source.targets(), frontend, "start", stored)
-    order = grain.MapDataset.range(len(source)).map(lambda index: _make_row(index, 0))
+    order = grain.MapDataset.range(len(source)).map(_RowMaker(None).place)
     return _iterate(_batch(order, batch_size, load, rows), threads)
 
 

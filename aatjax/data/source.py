@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, SupportsIndex
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int, Int16
 
 from aatjax.audio.decode import decode
 from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
-from aatjax.errors import AatjaxError, DataError, UsageError, check_kind, printable
+from aatjax.errors import AatjaxError, DataError, UsageError, check_kind, printable, suggest
 from aatjax.io.digest import hash_bytes
 
 
@@ -191,6 +191,59 @@ class Source:
             notes=self.notes if notes is None else notes,
         )
 
+    def with_classes(
+        self, classes: Sequence[str], owner: str, *, multi_label: bool | None = None
+    ) -> Source:
+        """Return the same clips with other classes, matched by name; their order may differ.
+
+        Args:
+            classes: all classes that the clips have, and any that no clip has.
+            owner: whose classes these are, for the message.
+            multi_label: whether a clip may have any number of them; None leaves that as it is.
+
+        Raises:
+            DataError: a clip has a class that is not among them; the nearest ones are named.
+        """
+        if multi_label is None:
+            multi_label = self.multi_label
+        if self.multi_label and not multi_label:
+            raise DataError(
+                f"{self.name}: its clips may have several classes, those of {owner} have one: "
+                "evaluate it on clips with one class each"
+            )
+        if tuple(classes) == self.classes and multi_label == self.multi_label:
+            return self
+        places = {_normalize(name): place for place, name in enumerate(classes)}
+        found = [places.get(_normalize(name)) for name in self.classes]
+        used = {c for clip in self.clips for c in clip.label}
+        if strange := [self.classes[c] for c in sorted(used) if found[c] is None]:
+            hints = [f"{name!r}{suggest(name, classes)}" for name in strange]
+            raise DataError(
+                f"{self.name}: {_join_first(hints, '; ')}: not among the classes of {owner} "
+                f"({_join_first(list(classes))}): rename them in the data, or omit their clips"
+            )
+
+        def translate(label: Iterable[int]) -> tuple[int, ...]:
+            return tuple(sorted(place for c in label if (place := found[c]) is not None))
+
+        clips = [
+            replace(
+                clip,
+                label=translate(clip.label),
+                observed=None if clip.observed is None else translate(clip.observed),
+            )
+            for clip in self.clips
+        ]
+        return Source(
+            clips,
+            classes,
+            name=self.name,
+            multi_label=multi_label,
+            reader=self.reader,
+            skipped=self.skipped,
+            notes=self.notes,
+        )
+
     def subset(self, indices: Iterable[int] | Int[np.ndarray, " b"]) -> Source:
         """Return the clips at these indices, in this order."""
         return self.with_clips(self.clips[int(i)] for i in indices)
@@ -302,7 +355,7 @@ class Source:
         """Return a SHA-256 of classes, ids, labels and sample keys; independent of file paths."""
         lines = [json.dumps([self.classes, self.multi_label])]
         for clip in self.clips:
-            name = unicodedata.normalize("NFC", clip.id)
+            name = _normalize(clip.id)
             record = [name, sorted(clip.label), self.reader.key(clip)]
             if clip.observed is not None:
                 record.append(sorted(clip.observed))
@@ -318,6 +371,10 @@ def check_source(source: object, what: str, more: str = "") -> None:
     """
     advice = f"give a source, data.Arrays(X, y, classes) or data.AudioFolder(path){more}"
     check_kind(what, source, Source, advice)
+
+
+def _normalize(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _join_first(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:

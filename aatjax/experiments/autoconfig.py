@@ -12,6 +12,7 @@ import numpy as np
 
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
+from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Diagnosis
 from aatjax.errors import format_count
@@ -80,7 +81,7 @@ def choose_settings(
     frames = _choose_length(seconds, longest, choose)
     method = _choose_method(rarest, width, choose)
     clips = int(len(source) * (1 - fields.get("test_fraction", 0.0)))
-    training = _choose_training(clips, seconds, frames, choose)
+    training, data["windows"] = _choose_training(clips, seconds, frames, choose)
     rate = 1e-2 if isinstance(method, Linear) else 5e-3
     choose("optim.lr", rate, "1e-2 for a head alone, 5e-3 for adapters (arXiv 2312.03694)")
     mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
@@ -103,7 +104,9 @@ def choose_settings(
     return config, settings
 
 
-def _choose_training(clips: int, seconds: list[float], frames: int, choose: Choose) -> Training:
+def _choose_training(
+    clips: int, seconds: list[float], frames: int, choose: Choose
+) -> tuple[Training, TrainWindows]:
     batch = choose(
         "training.batch_size",
         int(min(32, max(4, 2 ** int(np.log2(max(4, clips // 8)))))),
@@ -116,12 +119,12 @@ def _choose_training(clips: int, seconds: list[float], frames: int, choose: Choo
         f"about {STEPS} steps at {per_epoch} per epoch, 15 to 60 epochs",
     )
     cut = float(np.mean([s * 100 > frames for s in seconds])) if seconds else 0.0
-    crop = choose(
-        "training.crop",
-        "random" if cut > 0.1 else "start",
+    windows = choose(
+        "data.windows",
+        "random" if cut > 0.1 else "every",
         f"{cut:.0%} of the clips are longer than the input; random from 10 %",
     )
-    return Training(epochs=epochs, batch_size=batch, crop=crop)
+    return Training(epochs=epochs, batch_size=batch), windows
 
 
 def _choose_division(source: Source, choose: Choose) -> tuple[dict[str, Any], int]:

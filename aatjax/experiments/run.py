@@ -13,6 +13,7 @@ import jax
 from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
 from aatjax.convert.load import load, make_front_end, reset_weights, select_load_options
+from aatjax.data.clip_windows import cut_clips
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
@@ -25,7 +26,7 @@ from aatjax.models.summary import summary
 from aatjax.petl import adapt
 from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.distributed import agree, is_main, run_on_main
-from aatjax.train.evaluation import clip_logits, measure_metrics
+from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.results import Metrics
@@ -68,9 +69,12 @@ def prepare_front_end(config: Config, model: AST, train: Source) -> FrontEnd:
         return frontend
     if data.statistics != "train":
         return frontend.with_statistics(*PRESETS[data.statistics])
+    clips = train
+    if data.windows == "every":
+        clips = cut_clips(train, frontend, data.scoring, train=True).windows
     batches = (
         (b["audio"][b["weight"] > 0], b["length"][b["weight"] > 0])
-        for b in make_eval_batches(train, frontend, batch_size=64)
+        for b in make_eval_batches(clips, frontend, batch_size=64)
     )
     return frontend.with_statistics(*compute_statistics(frontend, batches))
 
@@ -199,6 +203,8 @@ def _train(
         optim=config.optim,
         augment=config.augment,
         frontend=prepare_front_end(config, model, parts.train),
+        windows=config.data.windows,
+        scoring=config.data.scoring,
         mesh=config.mesh,
         run_dir=folder,
         show=screen,
@@ -262,8 +268,9 @@ def _write_result(
     run = result.run
     assert run is not None
     decisions: dict[str, Any] = {}
-    if parts.valid is not None and run.valid_logits is not None:
-        calibration = fit_calibration(run.valid_logits, parts.valid.targets(), run.multi_label)
+    if run.valid_scores is not None:
+        logits, clips = run.valid_scores.select()
+        calibration = fit_calibration(logits, clips.targets(), run.multi_label)
         decisions["decisions"] = calibration.to_json()
     extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": result.about}
     for weights in run.models:
@@ -298,12 +305,12 @@ def evaluate_adapter(
 
     Args:
         adapter: from `aatjax.load_adapter`.
-        data: other data; its classes must be the adapter's.
+        data: other data; its classes must be among the adapter's.
         bootstrap: resamples for the intervals.
     """
     test = load_test_clips(adapter, data)
-    logits = clip_logits(adapter.model, test, adapter.frontend)
-    return measure_metrics(logits, test, bootstrap), test
+    scores = score_clips(adapter.model, test, adapter.frontend, scoring=adapter.scoring)
+    return scores.measure(bootstrap), test
 
 
 def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source:
@@ -311,7 +318,7 @@ def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source
 
     Raises:
         UsageError: the adapter has no test clips, its set has changed since training, or the
-            classes of the data are not its own.
+            data have a class that the adapter does not have.
     """
     if data is None:
         if "config" not in adapter.info:
@@ -328,12 +335,4 @@ def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source
             raise UsageError("the adapter's config has no test clips: name sounds to evaluate on")
     else:
         test = open_data(dataclasses.replace(data, channels=adapter.frontend.channels))
-    if test.classes != adapter.classes:
-        missing = sorted(set(test.classes) - set(adapter.classes))
-        raise UsageError(
-            f"{test.name} has classes that the adapter does not have ({', '.join(missing[:5])})"
-            if missing
-            else f"{test.name} has {len(test.classes)} of the adapter's {len(adapter.classes)} "
-            "classes: use a manifest that lists the same classes"
-        )
-    return test
+    return test.with_classes(adapter.classes, "the adapter", multi_label=adapter.multi_label)

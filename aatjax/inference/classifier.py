@@ -1,6 +1,7 @@
 """Predictions for sound files of any length, from windows."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -9,10 +10,12 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int16
+from jaxtyping import Bool, Float, Int16
 
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring, explain_unscored
+from aatjax.audio.windows import RATE, Window, compute_step, cut_windows
 from aatjax.convert.load import load, make_front_end
 from aatjax.errors import DataError, UsageError, check_kind, check_names
 from aatjax.inference.calibration import (
@@ -22,12 +25,12 @@ from aatjax.inference.calibration import (
     read_calibration,
     select_names,
 )
-from aatjax.inference.windows import RATE, Window, compute_step, cut_windows
 from aatjax.models.ast import AST, check_model
 from aatjax.train.adapter_file import TrainedAdapter, load_adapter, read_info
 from aatjax.train.forward import bind_forward, read_logits, read_vectors
 
 BATCH = 8
+NO_AUDIO = np.zeros(0, np.int16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +48,24 @@ class Prediction:
 
     Attributes:
         path: the file.
-        label: the most probable class.
-        probability: its probability.
-        probabilities: probability per class, averaged over the windows weighted by their length.
+        label: the most probable class; None where the file has no score, see `reason`.
+        probability: its probability; NaN without a score.
+        probabilities: probability per class, pooled over the windows (`Scoring`).
         classes: class names.
-        windows: the same per window.
+        windows: probabilities per window.
         given: of a multi-label task, the classes above their thresholds; else the label alone.
         possible: classes among which the true ones are with probability `coverage`, the most
-            probable first (see `aatjax.inference.calibration`). The guarantee holds for clips of
-            one window, not for longer files, whose windows are averaged.
+            probable first (see `aatjax.inference.calibration`).
         coverage: see `possible`.
+        notes: what is odd with the file: silent, clipped, padded, truncated.
+        reason: why it has no score: silent, or too short; None where it has.
 
-    With validation clips in training the probabilities are calibrated; without, the last three
-    attributes are None.
+    With validation clips in training the probabilities are calibrated; without, `given`, `possible`
+    and `coverage` are None.
     """
 
     path: str
-    label: str
+    label: str | None
     probability: float
     probabilities: tuple[float, ...]
     classes: tuple[str, ...]
@@ -69,6 +73,8 @@ class Prediction:
     given: tuple[str, ...] | None = None
     possible: tuple[str, ...] | None = None
     coverage: float | None = None
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def unsure(self) -> bool | None:
@@ -78,7 +84,9 @@ class Prediction:
         return set(self.possible) > set(self.given)
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """Return the most probable classes with their probabilities."""
+        """Return the most probable classes with their probabilities; none without a score."""
+        if self.label is None:
+            return []
         order = np.argsort(self.probabilities)[::-1][:count]
         return [(self.classes[i], self.probabilities[i]) for i in order]
 
@@ -97,9 +105,13 @@ class Prediction:
         return {
             "path": self.path,
             "label": self.label,
-            "probability": self.probability,
+            "probability": None if self.label is None else self.probability,
             **({} if self.coverage is None else calibrated),
-            "probabilities": dict(zip(self.classes, self.probabilities, strict=True)),
+            "probabilities": None
+            if self.label is None
+            else dict(zip(self.classes, self.probabilities, strict=True)),
+            "notes": list(self.notes),
+            "reason": self.reason,
             "windows": [self._describe(window, detail) for window in self.windows],
         }
 
@@ -115,7 +127,39 @@ class Prediction:
         return fields
 
     def __str__(self) -> str:
+        if self.label is None:
+            return f"{self.path}: no class ({self.reason})"
         return f"{self.path}: {self.label} ({self.probability:.3f})"
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowLogits:
+    """The logits of the windows of one file, in time.
+
+    Attributes:
+        logits: `[w, c]`.
+        spans: first and last sample of each window.
+        silent: whether each holds no sound.
+    """
+
+    logits: Float[np.ndarray, "w c"]
+    spans: tuple[tuple[int, int], ...]
+    silent: Bool[np.ndarray, " w"]
+
+    @classmethod
+    def join(cls, parts: Sequence["WindowLogits"]) -> "WindowLogits":
+        """Join the windows of one file."""
+        spans = tuple(span for part in parts for span in part.spans)
+        silent = np.concatenate([part.silent for part in parts])
+        return cls(np.concatenate([part.logits for part in parts]), spans, silent)
+
+    @classmethod
+    def from_windows(
+        cls, logits: Float[np.ndarray, "w c"], windows: Sequence[Window]
+    ) -> "WindowLogits":
+        """Collect the spans of the windows that the logits are of."""
+        spans = tuple(window.span for window in windows)
+        return cls(logits, spans, np.array([window.silent for window in windows], bool))
 
 
 class Classifier:
@@ -128,6 +172,7 @@ class Classifier:
         multi_label: sigmoid instead of softmax.
         calibration: fitted on validation clips; None for plain probabilities, without `possible`
             classes.
+        scoring: how the score of a file is made of its windows, by default their mean.
     """
 
     def __init__(
@@ -138,6 +183,7 @@ class Classifier:
         *,
         multi_label: bool = False,
         calibration: Calibration | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         check_model(model, "Classifier")
         check_names("Classifier: classes", classes)
@@ -146,6 +192,7 @@ class Classifier:
         self.frontend: FrontEnd = frontend or make_front_end(model)
         self.multi_label = multi_label
         self.calibration = calibration
+        self.scoring: Scoring = scoring or Scoring()
         config = model.config
         if len(self.classes) != config.num_classes:
             raise UsageError(
@@ -192,7 +239,12 @@ class Classifier:
             adapter.frontend,
             multi_label=adapter.multi_label,
             calibration=read_calibration(adapter.info, len(adapter.classes)),
+            scoring=adapter.scoring,
         )
+
+    def find_hop(self, hop: float | None) -> float | None:
+        """Return the seconds between window starts: those given, else those of the scoring."""
+        return self.scoring.hop if hop is None else hop
 
     def run(
         self, windows: Sequence[Window], batch: int = BATCH, *, vectors: bool = False
@@ -223,57 +275,69 @@ class Classifier:
 
     def compute_window_logits(
         self, blocks: Iterable[Int16[np.ndarray, " n"]], *, hop: float | None = None
-    ) -> tuple[Float[np.ndarray, "w c"], list[tuple[int, int]]]:
-        """Return the logits of every window, and its first and last sample.
+    ) -> WindowLogits:
+        """Return the logits of every window.
 
         Args:
             blocks: consecutive parts of a mono int16 waveform at 16 kHz.
-            hop: seconds between window starts; by default windows do not overlap. The last
-                window is shorter where the length does not divide.
+            hop: seconds between window starts; by default those of the scoring.
 
         Raises:
             DataError: no samples.
         """
         rows: list[np.ndarray] = []
-        spans: list[tuple[int, int]] = []
-        windows = cut_windows(blocks, self.frontend, compute_step(self.frontend, hop))
+        kept: list[Window] = []
+        step = compute_step(self.frontend.samples, self.find_hop(hop))
+        windows = cut_windows(blocks, self.frontend, step)
         while group := list(islice(windows, BATCH)):
             rows.append(np.asarray(self.run(group)[0])[: len(group)])
-            spans += [window.span for window in group]
+            kept += [dataclasses.replace(window, audio=NO_AUDIO) for window in group]
         if not rows:
             raise DataError("the waveform has no samples")
-        return np.concatenate(rows), spans
+        return WindowLogits.from_windows(np.concatenate(rows), kept)
 
-    def summarize(
-        self, path: str, logits: Float[np.ndarray, "w c"], spans: Sequence[tuple[int, int]]
-    ) -> Prediction:
+    def summarize(self, path: str, windows: WindowLogits, notes: Sequence[str] = ()) -> Prediction:
         """Return the prediction for a file from its windows.
 
         Args:
             path: the file.
-            logits: one row per window.
-            spans: first and last sample of each window.
+            windows: logits and spans of its windows.
+            notes: what is odd with it.
         """
-        probabilities, uncalibrated = self.calibrate(logits)
-        weights = np.array([end - start for start, end in spans], float)
-        mean = np.average(probabilities, axis=0, weights=weights)
-        best = int(mean.argmax())
+        logits, sounding = windows.logits, ~windows.silent
+        probabilities, _ = self.calibrate(logits)
+        shown = tuple(
+            WindowPrediction(start / RATE, end / RATE, tuple(map(float, row)))
+            for (start, end), row in zip(windows.spans, probabilities, strict=True)
+        )
+        reason = explain_unscored(windows.spans[-1][1], bool(sounding.any()))
+        if reason is not None:
+            nothing = (math.nan,) * len(self.classes)
+            prediction = Prediction(path, None, math.nan, nothing, self.classes, shown)
+            prediction = dataclasses.replace(prediction, notes=tuple(notes), reason=reason)
+            if self.calibration is None:
+                return prediction
+            coverage = self.calibration.coverage
+            return dataclasses.replace(
+                prediction, given=(), possible=self.classes, coverage=coverage
+            )
+        lengths = np.array([end - start for start, end in windows.spans])
+        pooled = self.scoring.pool(logits[sounding], lengths[sounding], self.multi_label)
+        (clip,), (uncalibrated,) = self.calibrate(pooled[None])
+        best = int(clip.argmax())
         prediction = Prediction(
             path,
             self.classes[best],
-            float(mean[best]),
-            tuple(map(float, mean)),
+            float(clip[best]),
+            tuple(map(float, clip)),
             self.classes,
-            tuple(
-                WindowPrediction(start / RATE, end / RATE, tuple(map(float, row)))
-                for (start, end), row in zip(spans, probabilities, strict=True)
-            ),
+            shown,
+            notes=tuple(notes),
         )
         if self.calibration is None:
             return prediction
-        uncalibrated = np.average(uncalibrated, axis=0, weights=weights)
-        sets = decide(mean[None], uncalibrated[None], self.calibration)
-        order = np.argsort(-mean, kind="stable")
+        sets = decide(clip[None], uncalibrated[None], self.calibration)
+        order = np.argsort(-clip, kind="stable")
         ranked = [self.classes[i] for i in order]
         return dataclasses.replace(
             prediction,
@@ -286,7 +350,7 @@ class Classifier:
         self, waveform: Int16[np.ndarray, " s"], *, path: str = "", hop: float | None = None
     ) -> Prediction:
         """Return the prediction for mono int16 samples at 16 kHz."""
-        return self.summarize(path, *self.compute_window_logits([waveform], hop=hop))
+        return self.summarize(path, self.compute_window_logits([waveform], hop=hop))
 
     def predict(self, path: str | os.PathLike[str], *, hop: float | None = None) -> Prediction:
         """Return the prediction for a sound file.
@@ -294,8 +358,10 @@ class Classifier:
         Raises:
             AudioError: the file cannot be decoded; the message names it and the reason.
         """
-        blocks = decode_blocks(path, channels=self.frontend.channels)
-        return self.summarize(os.fspath(path), *self.compute_window_logits(blocks, hop=hop))
+        notes: list[str] = []
+        blocks = decode_blocks(path, channels=self.frontend.channels, notes=notes)
+        windows = self.compute_window_logits(blocks, hop=hop)
+        return self.summarize(os.fspath(path), windows, notes)
 
 
 @overload

@@ -11,9 +11,9 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from aatjax.audio.windows import RATE
 from aatjax.errors import UsageError
 from aatjax.inference.stream import StreamResult
-from aatjax.inference.windows import RATE
 from aatjax.io.atomic import open_output, report_write_errors
 from aatjax.io.optional import need
 

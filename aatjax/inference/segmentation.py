@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from aatjax.audio.windows import RATE
 from aatjax.errors import Range, UsageError, check_fields
 from aatjax.inference.calibration import DEFAULT_THRESHOLD, Calibration, decide
-from aatjax.inference.windows import RATE
 
 UNSURE = "unsure"
 _SLACK = 1e-6  # windows: 3 * 0.1 s counts as three tenths of a second
@@ -249,6 +249,9 @@ class Segmenter:
 
     def _find_tracks(self, probability: np.ndarray, uncalibrated: np.ndarray) -> list[int]:
         """The classes of a window; the number of classes stands for "unsure"."""
+        if not probability.any():  # without sound
+            self._active = np.zeros(len(self.classes), bool)
+            return []
         if self._thresholds is not None:
             on, off = self._thresholds
             reached: Bool[np.ndarray, " c"] = probability >= np.where(self._active, off, on)

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int16
 
 from aatjax.audio.decode import decode_blocks
 from aatjax.audio.waveform import AudioError
+from aatjax.audio.windows import RATE, Window, compute_step, cut_windows
 from aatjax.errors import UsageError
-from aatjax.inference.classifier import BATCH, Classifier
+from aatjax.inference.classifier import BATCH, Classifier, WindowLogits
 from aatjax.inference.segmentation import SegmentationRules, Segmenter, Track
-from aatjax.inference.windows import RATE, Window, compute_step, cut_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,23 @@ class StreamResult:
 
     Attributes:
         file: its number, from 0.
-        spans: first and last sample of each window, at 16 kHz.
-        logits: `[w, c]`.
+        windows: their logits and spans, at 16 kHz.
         vectors: the mean patch token of each window before the head `[w, d]`, if requested.
     """
 
     file: int
-    spans: tuple[tuple[int, int], ...]
-    logits: Float[np.ndarray, "w c"]
+    windows: WindowLogits
     vectors: Float[np.ndarray, "w d"] | None = None
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First and last sample of each window."""
+        return self.windows.spans
+
+    @property
+    def logits(self) -> Float[np.ndarray, "w c"]:
+        """Logits `[w, c]`."""
+        return self.windows.logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +56,13 @@ class StreamEnd:
         file: its number, from 0.
         samples: number of samples read, at 16 kHz.
         error: why the file could not be read, or not to its end; None for a complete one.
+        notes: what is odd with it.
     """
 
     file: int
     samples: int
     error: AudioError | None = None
+    notes: tuple[str, ...] = ()
 
 
 def stream_windows(
@@ -71,7 +81,7 @@ def stream_windows(
     Args:
         classifier: the model.
         files: sound files.
-        hop: seconds between window starts; by default windows do not overlap.
+        hop: seconds between window starts; by default those of the classifier's scoring.
         batch: windows per batch, of one file or several.
         vectors: return the model's vectors too.
 
@@ -80,7 +90,7 @@ def stream_windows(
     """
     if batch < 1:
         raise UsageError(f"batch size {batch} must be at least 1")
-    step = compute_step(classifier.frontend, hop)
+    step = compute_step(classifier.frontend.samples, classifier.find_hop(hop))
     return _stream(classifier, files, step, batch, vectors)
 
 
@@ -117,7 +127,7 @@ def segment_stream(
         classifier.classes,
         rules,
         size=classifier.frontend.samples,
-        step=compute_step(classifier.frontend, hop),
+        step=compute_step(classifier.frontend.samples, classifier.find_hop(hop)),
         multi_label=classifier.multi_label,
         calibration=classifier.calibration,
     )
@@ -127,7 +137,9 @@ def segment_stream(
         segmenter = make()
         for event in events:
             if isinstance(event, StreamResult):
-                segmenter.push(*classifier.calibrate(event.logits))
+                audible = ~event.windows.silent[:, None]  # a silent window has no class
+                pair = classifier.calibrate(event.windows.logits)
+                segmenter.push(*(np.where(audible, part, 0.0) for part in pair))
                 continue
             segments, error = segmenter.finish(event.samples), event.error
             if error is not None and not event.samples:
@@ -162,8 +174,9 @@ def _stream(
     count = 0
     for number, path in enumerate(files):
         errors: list[AudioError] = []
+        notes: list[str] = []
         samples = 0
-        blocks = _read_until_error(decode_blocks(path, channels=channels), errors)
+        blocks = _read_until_error(decode_blocks(path, channels=channels, notes=notes), errors)
         for window in cut_windows(blocks, classifier.frontend, step):
             queue.append((number, window))
             samples = window.span[1]
@@ -172,7 +185,10 @@ def _stream(
                 started = start(queue)
                 yield from _collect(*running)
                 running, queue, count = started, [], 0
-        queue.append(StreamEnd(number, samples, errors[0] if errors else None))
+        error = errors[0] if errors else None
+        if error is not None and samples:
+            notes.append(str(error).rpartition(": ")[2])
+        queue.append(StreamEnd(number, samples, error, tuple(notes)))
     yield from _collect(*running)
     yield from _collect(*start(queue))
 
@@ -192,10 +208,11 @@ def _collect(queue: Queue, results: tuple[jax.Array, ...]) -> Iterator[StreamRes
     row = 0
     for number, items in itertools.groupby(queue, key=_find_file):
         group = list(items)
-        spans = tuple(item[1].span for item in group if not isinstance(item, StreamEnd))
-        if spans:
-            yield StreamResult(number, spans, *(a[row : row + len(spans)] for a in arrays))
-            row += len(spans)
+        windows = [item[1] for item in group if not isinstance(item, StreamEnd)]
+        if windows:
+            logits, *vectors = (array[row : row + len(windows)] for array in arrays)
+            yield StreamResult(number, WindowLogits.from_windows(logits, windows), *vectors)
+            row += len(windows)
         yield from (item for item in group if isinstance(item, StreamEnd))
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring, read_scoring
 from aatjax.convert.load import load_model, reset_weights, select_load_options
 from aatjax.errors import AatjaxError, DataError, UsageError, check_names
 from aatjax.io.atomic import write_bytes
@@ -39,6 +40,7 @@ class TrainedAdapter:
         multi_label: whether a clip may have any number of classes.
         frontend: the front end that it was trained with.
         info: the whole metadata of the file.
+        scoring: how the score of a clip is made of its windows.
     """
 
     model: AST
@@ -46,6 +48,7 @@ class TrainedAdapter:
     multi_label: bool
     frontend: FrontEnd
     info: dict[str, Any]
+    scoring: Scoring = Scoring()
 
 
 def find_versions() -> dict[str, str]:
@@ -66,6 +69,7 @@ def save_adapter(
     classes: tuple[str, ...],
     multi_label: bool,
     frontend: FrontEnd,
+    scoring: Scoring | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write an adapter, so that `load_adapter` returns exactly this model, atomically.
@@ -79,6 +83,7 @@ def save_adapter(
         classes: class names in the order of the logits.
         multi_label: whether a clip may have any number of classes.
         frontend: the front end that it was trained with.
+        scoring: how the score of a clip is made of its windows, by default their mean.
         extra: more JSON for the metadata (config, metrics, which weights).
 
     Raises:
@@ -112,6 +117,7 @@ def save_adapter(
         "classes": list(classes),
         "multi_label": multi_label,
         "frontend": frontend.to_dict(),
+        "scoring": dataclasses.asdict(scoring or Scoring()),
         "model": config.to_json(),
         "method": method.to_json(),
         "base": dataclasses.asdict(origin),
@@ -181,7 +187,9 @@ def load_adapter(
             f"golden sample differs by {difference:.2g}. The code of the method, or the software, "
             "has changed since; check=False loads it nevertheless"
         )
-    return TrainedAdapter(model, file.classes, file.multi_label, file.frontend, file.info)
+    return TrainedAdapter(
+        model, file.classes, file.multi_label, file.frontend, file.info, file.scoring
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +203,7 @@ class _File:
     classes: tuple[str, ...]
     multi_label: bool
     frontend: FrontEnd
+    scoring: Scoring
     tensors: dict[str, np.ndarray]
 
 
@@ -221,6 +230,7 @@ def _read_file(path: Path) -> _File:
             tuple(info["classes"]),
             bool(info["multi_label"]),
             FrontEnd.from_dict(info["frontend"]),
+            read_scoring(info),
             tensors,
         )
     except UsageError as error:  # a method or field that this version does not have

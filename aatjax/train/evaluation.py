@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring, fit_sharpness
 from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket
+from aatjax.data.clip_windows import ClipWindows, cut_clips
 from aatjax.data.pipeline import Stored, make_eval_batches
 from aatjax.data.source import Source, check_source
-from aatjax.errors import UsageError
+from aatjax.errors import DataError, format_count
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST, check_model
 from aatjax.train.forward import (
@@ -80,7 +82,7 @@ class Evaluator:
         buckets: Sequence[Bucket] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> Float[np.ndarray, "n c"] | None:
-        """Return the logits `[n, c]` of every clip in order, or None once `stopped()`."""
+        """Return the logits `[w, c]` of every window in order, or None once `stopped()`."""
         logits = np.zeros((len(source), len(source.classes)), np.float32)
         for bucket in buckets or [Bucket(self.frontend, np.arange(len(source)))]:
             clips = source.subset(bucket.rows) if buckets else source
@@ -131,41 +133,113 @@ def evaluate(
     frontend: FrontEnd | None = None,
     *,
     batch_size: int = 64,
+    scoring: Scoring | None = None,
     bootstrap: int = 1000,
 ) -> Metrics:
-    """Return the metrics of a model on labelled clips.
+    """Return the metrics of a model on labelled clips, each with the score of all its windows.
 
     Args:
         model: an AST whose head has one output per class of `source`.
         source: labelled clips.
         frontend: the front end that the model was trained with; by default AST's at its length.
-        batch_size: clips per batch.
+        batch_size: windows per batch.
+        scoring: how a clip's windows are pooled, by default their mean.
         bootstrap: resamples for the intervals.
 
     Raises:
         UsageError: the number of classes differs.
+        DataError: no clip holds any sound.
     """
-    logits = clip_logits(model, source, frontend, batch_size=batch_size)
-    return measure_metrics(logits, source, bootstrap)
+    scores = score_clips(model, source, frontend, batch_size=batch_size, scoring=scoring)
+    return scores.measure(bootstrap)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScores:
+    """The scores of the clips of a source.
+
+    Attributes:
+        source: the clips.
+        logits: of each clip `[n, c]`, see `Scoring`; NaN where it has no score.
+        scored: whether it has one: silent clips and those shorter than a frame have none.
+        used: share of the sound that lies in the windows that were scored.
+    """
+
+    source: Source
+    logits: Float[np.ndarray, "n c"]
+    scored: Bool[np.ndarray, " n"]
+    used: float
+
+    @classmethod
+    def from_windows(
+        cls, cut: ClipWindows, logits: Float[np.ndarray, "w c"], scoring: Scoring
+    ) -> "ClipScores":
+        """Pool the logits of windows."""
+        return cls(cut.clips, cut.pool(logits, scoring), cut.scored, cut.measure_used(scoring))
+
+    def select(self) -> tuple[Float[np.ndarray, "m c"], Source]:
+        """Return the logits of the clips that have a score, and those clips.
+
+        Raises:
+            DataError: none has.
+        """
+        if self.scored.all():
+            return self.logits, self.source
+        if not self.scored.any():
+            raise DataError(
+                f"{self.source.name}: none of its {format_count(len(self.source), 'clip')} holds "
+                "sound: nothing to evaluate"
+            )
+        return self.logits[self.scored], self.source.subset(np.flatnonzero(self.scored))
+
+    def measure(self, bootstrap: int = 1000) -> Metrics:
+        """Return the metrics of the clips that have a score; the others are in the notes.
+
+        Raises:
+            DataError: none has.
+        """
+        metrics = measure_metrics(*self.select(), bootstrap)
+        return dataclasses.replace(metrics, notes=(*metrics.notes, *self.describe()))
+
+    def describe(self) -> tuple[str, ...]:
+        """Return what to state beside figures: clips without a score, sound that was not used."""
+        notes = []
+        if missing := int((~self.scored).sum()):
+            noun = "is" if missing == 1 else "are"
+            notes.append(
+                f"{format_count(missing, 'clip')} of {len(self.source)} {noun} silent, or 25 ms "
+                "or less, and not counted"
+            )
+        if self.used < LEAST_USED:
+            notes.append(f"{self.used:.0%} of the sound was used: the rest lies in no window")
+        return tuple(notes)
 
 
 @keep_root_logger()
-def clip_logits(
-    model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
-) -> Float[np.ndarray, "n c"]:
-    """Return the logits `[n, c]` of every clip in order; arguments as for `evaluate`."""
+def score_clips(
+    model: AST,
+    source: Source,
+    frontend: FrontEnd | None = None,
+    *,
+    batch_size: int = 64,
+    scoring: Scoring | None = None,
+) -> ClipScores:
+    """Return the scores of every clip in order; arguments as for `evaluate`."""
     check_model(model, "evaluate")
     check_source(source, "evaluate: source")
-    frontend = frontend or make_front_end(model)
+    frontend, scoring = frontend or make_front_end(model), scoring or Scoring()
     check_sources(model, [source], frontend)
-    return _run_clips(model, source, frontend, batch_size, read_logits)
+    cut = cut_clips(source, frontend, scoring)
+    logits = _run_clips(model, cut.windows, frontend, batch_size, read_logits)
+    return ClipScores.from_windows(cut, logits, scoring)
 
 
 class Embeddings(NamedTuple):
     """One vector per clip, for a classifier or a plot.
 
     Attributes:
-        matrix: `[n, d]`, the mean over the patch tokens after the last LayerNorm.
+        matrix: `[n, d]`, the mean over the patch tokens after the last LayerNorm, and over the
+            windows of a clip, weighted by their length.
         labels: class index `[n]`; of a multi-label source `[n, c]`, see `Source.targets`.
         ids: names of the clips.
     """
@@ -196,7 +270,9 @@ def embed(
     check_fit(model.config, model.config.num_classes, frontend)
     targets = source.targets()
     labels = targets if source.multi_label else targets.argmax(axis=1)
-    matrix = _run_clips(model, source, frontend, batch_size, read_embedding)
+    cut = cut_clips(source, frontend, Scoring())
+    vectors = _run_clips(model, cut.windows, frontend, batch_size, read_embedding)
+    matrix = cut.average(vectors)
     return Embeddings(matrix, labels, tuple(clip.id for clip in source.clips))
 
 
@@ -228,9 +304,18 @@ def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap:
     )
 
 
+LEAST_USED = 0.995  # share of the sound from which on it is not stated
+
+
+def learn_sharpness(
+    cut: ClipWindows, logits: Float[np.ndarray, "w c"], scoring: Scoring
+) -> Scoring:
+    """Return the scoring with the sharpness that fits labelled clips, from their windows."""
+    source = cut.clips
+    return fit_sharpness(scoring, cut.list_logits(logits), source.targets(), source.multi_label)
+
+
 def check_sources(model: AST, sources: Sequence[Source | Batches], frontend: FrontEnd) -> None:
     """Refuse sources and a front end that do not fit the model's head and input."""
     for source in sources:
         check_fit(model.config, len(source.classes), frontend, source.name)
-        if source.classes != sources[0].classes:
-            raise UsageError(f"{source.name} and {sources[0].name} differ in their classes")

@@ -16,8 +16,10 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring
 from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
+from aatjax.data.clip_windows import ClipWindows, TrainWindows, cut_clips
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError, check_names
@@ -28,9 +30,16 @@ from aatjax.models.ast import AST, check_model
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main, run_on_main
-from aatjax.train.evaluation import Evaluator, Weights, check_sources, measure_metrics
+from aatjax.train.evaluation import (
+    ClipScores,
+    Evaluator,
+    Weights,
+    check_sources,
+    learn_sharpness,
+)
 from aatjax.train.fit_checks import (
     check_inputs,
+    check_scoring,
     check_selection,
     check_settings,
     collect_sources,
@@ -65,7 +74,8 @@ class Run:
         valid: metrics of the selected weights on the validation clips, or None.
         history: one row per epoch, as in metrics.jsonl.
         seconds: time spent in training steps, compilation included.
-        valid_logits: logits of the selected weights on the validation clips, or None.
+        scoring: how the score of a clip is made of its windows.
+        valid_scores: scores of the validation clips by the selected weights, or None.
     """
 
     model: AST
@@ -78,7 +88,8 @@ class Run:
     valid: Metrics | None
     history: list[dict[str, Any]]
     seconds: float
-    valid_logits: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    scoring: Scoring = Scoring()
+    valid_scores: ClipScores | None = dataclasses.field(default=None, repr=False)
 
     def save(
         self,
@@ -110,6 +121,7 @@ class Run:
             classes=self.classes,
             multi_label=self.multi_label,
             frontend=self.frontend,
+            scoring=self.scoring,
             extra=figures | (extra or {}),
         )
 
@@ -118,6 +130,7 @@ class Run:
         return {
             "selected": self.selected,
             "classes": list(self.classes),
+            "scoring": dataclasses.asdict(self.scoring),
             "seconds": self.seconds,
             "test": None if self.test is None else self.test.to_json(),
             "valid": None if self.valid is None else self.valid.to_json(),
@@ -154,6 +167,10 @@ class FitSettings(TypedDict, total=False):
         on_epoch: called after each epoch with a `Moment`.
         augment: augmentation of the training batches.
         frontend: log-mel front end; by default AST's, at the model's length.
+        windows: what training reads of a clip longer than the input: `every` window, weighted so
+            that the clip counts once (the default); one input from its `start`; or one from a
+            `random` place, another one in every epoch.
+        scoring: how the score of a clip is made of its windows, by default their mean.
         mesh: how the devices of all processes share the work, or any mesh of some of them: weights
             are split over its axis `fsdp`, heads over `model`, the clips over all other axes and
             `fsdp`; by default each device takes its part of the batch.
@@ -168,6 +185,8 @@ class FitSettings(TypedDict, total=False):
     on_epoch: Callable[[Moment], None] | None
     augment: Augment | None
     frontend: FrontEnd | None
+    windows: TrainWindows | None
+    scoring: Scoring | None
     mesh: MeshShape | Mesh | None
 
 
@@ -231,10 +250,12 @@ def fit(
     keep_memory()
     check_model(model, "fit")
     sources = collect_sources(train, valid, test)
+    valid, test = sources.get("valid"), sources.get("test")
     check_names("fit: allow_change", allow_change)
     context = context or FitContext()
     setup = _resolve(model, train, settings)
     check_selection(setup.training, valid, test, context.chosen_on_test)
+    check_scoring(setup.scoring, valid)
     check_sources(model, [train, *sources.values()], setup.frontend)
     check_batch(setup.mesh, setup.training.batch_size)
     folder = None if run_dir is None else Path(run_dir)
@@ -245,10 +266,12 @@ def fit(
                 run_on_main(lambda: held.enter_context(lock_folder(folder)))
             fields = _describe(model, train, setup)
             run_on_main(lambda: claim_run(folder, sources, fields, allow_change))
-        loop, state = _prepare(model, train, sources, setup, context, folder, choose_stream(show))
+        loop, state, cuts = _prepare(
+            model, train, sources, setup, context, folder, choose_stream(show)
+        )
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
-        return _finish(model, loop, state, best, sources)
+        return _finish(model, loop, state, best, cuts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +282,8 @@ class _Setup:
     optim: Optim | optax.GradientTransformation
     augment: Augment
     frontend: FrontEnd
+    windows: TrainWindows
+    scoring: Scoring
     mesh: Mesh
     loss: Loss | LossFunction
     on_step: Callable[[Moment], None] | None
@@ -276,6 +301,8 @@ def _describe(model: AST, train: Source | Batches, setup: _Setup) -> dict[str, A
         "loss": loss if isinstance(loss, str) else {"values": describe_loss(loss)},
         "augment": dataclasses.asdict(setup.augment),
         "frontend": setup.frontend.to_dict(),
+        "windows": setup.windows,
+        "scoring": dataclasses.asdict(setup.scoring),
         "petl": method.to_json() if isinstance(method, Method) else None,
         "model": model.config.without_execution().to_json(),
         "weights": describe_weights(model),
@@ -312,6 +339,8 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
         optim,
         settings.get("augment") or Augment(),
         settings.get("frontend") or make_front_end(model),
+        settings.get("windows") or "every",
+        settings.get("scoring") or Scoring(),
         mesh,
         loss,
         settings.get("on_step"),
@@ -327,8 +356,8 @@ def _prepare(
     context: FitContext,
     run_dir: Path | None,
     screen: TextStream | None,
-) -> tuple[Loop, TrainState]:
-    """Return the training loop and the state before the first step, on the devices."""
+) -> tuple[Loop, TrainState, dict[str, ClipWindows]]:
+    """Return the training loop, the state before the first step on the devices, and the windows."""
     training = setup.training
     parts = split_model(model)
     if not jax.tree.leaves(parts.trainable):
@@ -338,7 +367,20 @@ def _prepare(
     ):
         warnings.warn(explain_changes(changes, model.method), stacklevel=3)
     check_inputs(train, sources, setup.training, setup.augment)
-    buckets = sort_buckets(model, sources, setup.frontend, training)
+    cuts = {
+        name: cut_clips(source, setup.frontend, setup.scoring, train=name == "train")
+        for name, source in sources.items()
+        if name != "train" or setup.windows == "every"
+    }
+    weights = None
+    if isinstance(train, Source) and "train" in cuts:
+        weights = cuts["train"].compute_weights() if len(cuts["train"].owner) > len(train) else None
+        train = cuts["train"].windows
+    windows = {name: cut.windows for name, cut in cuts.items()}
+    if isinstance(train, Source):
+        windows["train"] = train
+    crop = "random" if setup.windows == "random" else "start"
+    buckets = sort_buckets(model, windows, setup.frontend, training)
     if isinstance(train, Batches):
         per_epoch = train.length
     else:
@@ -356,10 +398,11 @@ def _prepare(
     if not buckets and not isinstance(train, Batches):
         cache = make_input_cache(
             model,
-            sources,
+            windows,
             training,
             augment=setup.augment,
             frontend=setup.frontend,
+            crop=crop,
             mesh=setup.mesh,
             graphdef=parts.graphdef,
             state=(begin.state.trainable, begin.state.stats, begin.frozen),
@@ -383,16 +426,19 @@ def _prepare(
         schedule=schedule,
         per_epoch=per_epoch,
         train=train,
-        valid=sources.get("valid"),
+        valid=cuts.get("valid"),
         buckets=buckets,
         run_dir=run_dir,
         show=screen if is_main() else None,
+        scoring=setup.scoring,
+        crop=crop,
+        weights=weights,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
         beat=context.beat,
         on_step=_make_callback(model, setup.on_step),
         on_epoch=_make_callback(model, setup.on_epoch),
     )
-    return loop, begin.state
+    return loop, begin.state, cuts
 
 
 def _make_callback(
@@ -422,7 +468,7 @@ def _finish(
     loop: Loop,
     state: TrainState,
     best: Weights | None,
-    sources: Mapping[str, Source],
+    cuts: Mapping[str, ClipWindows],
 ) -> Run:
     """Build the models of all kept weights; evaluate the selected ones."""
     selected, train = loop.training.select, loop.train
@@ -437,20 +483,23 @@ def _finish(
         return False
 
     def predict(name: str) -> np.ndarray | None:
-        if name not in sources:
+        if name not in cuts:
             return None
         if name == "valid" and selected in loop.logits:
             return loop.logits[selected]
         return loop.evaluator.predict(
-            kept[selected], sources[name], buckets=loop.buckets.get(name, ()), stopped=beat
+            kept[selected], cuts[name].windows, buckets=loop.buckets.get(name, ()), stopped=beat
         )
 
     models: dict[Select, AST] = {name: _build(model, kept[name]) for name in kept}
     logits = {name: predict(name) for name in ("test", "valid")}
-    metrics = {
-        name: None if found is None else measure_metrics(found, sources[name], 1000)
-        for name, found in logits.items()
-    }
+    scoring, scores, metrics = loop.scoring, {}, {}
+    if scoring.pooling == "attention" and logits["valid"] is not None:
+        scoring = learn_sharpness(cuts["valid"], logits["valid"], scoring)
+    for name, found in logits.items():
+        if found is not None:
+            scores[name] = ClipScores.from_windows(cuts[name], found, scoring)
+            metrics[name] = scores[name].measure()
     return Run(
         model=models[selected],
         classes=train.classes,
@@ -458,11 +507,12 @@ def _finish(
         frontend=loop.evaluator.frontend,
         selected=selected,
         models=models,
-        test=metrics["test"],
-        valid=metrics["valid"],
+        test=metrics.get("test"),
+        valid=metrics.get("valid"),
         history=loop.history,
         seconds=loop.progress.seconds,
-        valid_logits=logits["valid"],
+        scoring=scoring,
+        valid_scores=scores.get("valid"),
     )
 
 

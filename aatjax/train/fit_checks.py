@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring
 from aatjax.data.batches import Batches
 from aatjax.data.buckets import Bucket, check_buckets, sort_into_buckets
+from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.source import Source, check_source
 from aatjax.errors import UsageError, check_kind, suggest
 from aatjax.models.ast import AST
@@ -31,18 +33,25 @@ KINDS: dict[str, tuple[Any, str]] = {
     "on_epoch": (Callable, "a function of a Moment"),
     "augment": (Augment, "aatjax.audio.augment.Augment(...)"),
     "frontend": (FrontEnd, "aatjax.FrontEnd(...)"),
+    "windows": (str, "'every', 'start' or 'random'"),
+    "scoring": (Scoring, "aatjax.Scoring(...)"),
     "mesh": (Mesh | MeshShape, "a mesh of JAX, such as jax.make_mesh((4,), ('data',))"),
 }
 
 
 def collect_sources(train: Any, valid: Any, test: Any) -> dict[str, Source]:
-    """Return the sources of clips by part; refuse what is none."""
+    """Return the sources of clips by part, all with the classes of `train`; refuse what is none."""
     parts = {"train": train, "valid": valid, "test": test}
     if not isinstance(train, Batches):
         check_source(train, "fit: train", ", or data.Batches(iterable, classes)")
     for name in ("valid", "test"):
         if parts[name] is not None:
             check_source(parts[name], f"fit: {name}")
+    for name in ("valid", "test"):
+        if isinstance(part := parts[name], Source):
+            parts[name] = part.with_classes(
+                train.classes, train.name, multi_label=train.multi_label
+            )
     return {name: part for name, part in parts.items() if isinstance(part, Source)}
 
 
@@ -64,6 +73,10 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str]) -> None:
             check_kind(f"fit: {name}", settings[name], kinds, f"give {advice}")
     if isinstance(loss := settings.get("loss"), str) and loss not in get_args(Loss):
         raise UsageError(f"fit: loss={loss!r} is not one of {', '.join(get_args(Loss))}")
+    if (windows := settings.get("windows")) not in (None, *get_args(TrainWindows)):
+        raise UsageError(
+            f"fit: windows={windows!r} is not one of {', '.join(get_args(TrainWindows))}"
+        )
 
 
 def check_selection(
@@ -84,6 +97,15 @@ def check_selection(
             "training.select='best' would choose weights by the clips that are reported; give "
             "other validation clips, or name the paper whose protocol this is "
             "(FitContext.chosen_on_test, --protocol)"
+        )
+
+
+def check_scoring(scoring: Scoring, valid: Source | None) -> None:
+    """Refuse to learn a pooling without validation clips."""
+    if scoring.pooling == "attention" and valid is None:
+        raise UsageError(
+            "pooling='attention' is learned on validation clips: give some (valid=, "
+            "--data.valid-fraction), or take pooling='mean' or 'max'"
         )
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.data.pipeline import Crop
 from aatjax.data.source import Source
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
@@ -40,6 +41,7 @@ def make_input_cache(
     *,
     augment: Augment,
     frontend: FrontEnd,
+    crop: Crop,
     mesh: Mesh,
     graphdef: Any,
     state: ModelState,
@@ -50,9 +52,10 @@ def make_input_cache(
     Args:
         model: the adapted model.
         sources: clips by part of the run, training clips as `train`.
-        training: whether tokens are asked for, batch size, crop.
+        training: whether tokens are asked for, batch size.
         augment: augmentation of the training batches.
         frontend: log-mel front end.
+        crop: where training clips longer than the input are cut.
         mesh: the devices.
         graphdef: the model's structure.
         state: its parameters, on the devices.
@@ -66,12 +69,12 @@ def make_input_cache(
     start = find_first_trained(model)
     if training.cache_prefix:
         longest, train = 0, sources["train"]
-        if training.crop == "random" and not has_log_mel:
+        if crop == "random" and not has_log_mel:
             longest = max(len(train.waveform(i)) for i in range(len(train)))
-        start = check_prefix(model, augment, training.crop, longest, frontend.samples)
+        start = check_prefix(model, augment, crop, longest, frontend.samples)
     else:
         folder = None
-        if not is_read_alike(augment, mesh, training.crop):
+        if not is_read_alike(augment, mesh, crop):
             return None
         fixed = start and find_obstacle(model, augment, "start", 0, 0) is None
         clips = sum(map(len, sources.values()))

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aatjax.audio.scoring import Scoring
 from aatjax.data.batches import Batches, BatchIterator
 from aatjax.data.buckets import Bucket
+from aatjax.data.clip_windows import ClipWindows
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, Range, UsageError, WriteError, check_fields
@@ -21,7 +23,7 @@ from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.distributed import any_process, is_distributed, is_main
-from aatjax.train.evaluation import Evaluator, Weights, measure_metrics
+from aatjax.train.evaluation import ClipScores, Evaluator, Weights
 from aatjax.train.forward import make_inputs
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.logging import MetricsWriter, ProgressDisplay, TextStream
@@ -46,7 +48,6 @@ class Training:
         batch_size: clips per step.
         eval_batch_size: clips per evaluation batch; None takes twice `batch_size`.
         loss: `ce` (one class per clip), `bce` (any number), or None to choose by the data.
-        crop: where a clip that is longer than the model's input is cut in training.
         select: weights of the result: those of the `last` epoch, of the `best` epoch on the
             validation clips, or the `average` (exponential moving average).
         average: decay of the moving average per step, or None for none.
@@ -67,7 +68,6 @@ class Training:
     batch_size: Annotated[int, Range(1)] = 32
     eval_batch_size: Annotated[int, Range(1)] | None = None
     loss: Loss | None = None
-    crop: Crop = "start"
     select: Select = "last"
     average: Annotated[float, Range(above=0, below=1)] | None = None
     save_every: Annotated[int, Range(1)] = 1
@@ -157,7 +157,12 @@ class Loop:
         evaluator: computes logits; holds front end, mesh, frozen parameters and stored tokens.
         schedule: learning rate by step, if it is known.
         per_epoch: steps per epoch.
-        buckets: lengths of the clips of each part.
+        train: windows of the training clips, or batches.
+        valid: the validation clips and their windows.
+        scoring: how the windows of a clip are pooled.
+        crop: where training clips are cut that are still longer than the input.
+        weights: of each training window in the loss; None for 1.
+        buckets: lengths of the windows of each part.
         monitor: figures of the method, computed after each epoch.
         beat: called with the phase and the steps done, for a watchdog.
         on_step, on_epoch: called after each with step, epoch, the row of figures (None after a
@@ -165,7 +170,7 @@ class Loop:
         done: steps done.
         ended: whether the last step ended an epoch whose row is still to be written.
         best: the weights with the best validation score.
-        logits: logits of the validation clips of the last and the best weights, by name.
+        logits: logits of the validation windows of the last and the best weights, by name.
     """
 
     training: Training
@@ -174,10 +179,13 @@ class Loop:
     schedule: Any
     per_epoch: int
     train: Source | Batches
-    valid: Source | None
+    valid: ClipWindows | None
     buckets: Mapping[str, Sequence[Bucket]]
     run_dir: Path | None
     show: TextStream | None
+    scoring: Scoring = Scoring()
+    crop: Crop = "start"
+    weights: np.ndarray | None = None
     monitor: Monitor | None = None
     beat: Callable[[str, int], None] = lambda phase, step: None
     on_step: Callback | None = None
@@ -334,11 +342,12 @@ class Loop:
                     batch_size=size,
                     epochs=training.epochs,
                     seed=training.seed,
-                    crop=training.crop,
+                    crop=self.crop,
                     threads=training.threads,
                     rows=rows,
                     stored=evaluator.load_stored(self.train),
                     buckets=self.buckets.get("train", ()),
+                    weights=self.weights,
                 )
             )
         if self.progress.iterator is not None:
@@ -401,7 +410,7 @@ class Loop:
             row["train/skipped"] = sums["skipped"]
         weights = (state.trainable, state.stats)
         self.beat("eval", self.done)
-        source = self.train if self.valid is None else self.valid
+        source = self.train if self.valid is None else self.valid.windows
         if self.monitor is not None and isinstance(source, Source):
             row |= self._monitor(self.monitor, source, weights)
         if self.valid is None:
@@ -425,7 +434,7 @@ class Loop:
         return {f"mixture/{name}": float(value) for name, value in figures.items()}
 
     def _validate(
-        self, valid: Source, weights: Weights, stop: StopRequest
+        self, valid: ClipWindows, weights: Weights, stop: StopRequest
     ) -> dict[str, float | None] | None:
         """Return the score on the validation clips by name; keep the best weights."""
 
@@ -434,12 +443,13 @@ class Loop:
             return stop.signum is not None and not is_distributed()
 
         logits = self.evaluator.predict(
-            weights, valid, buckets=self.buckets.get("valid", ()), stopped=stopped
+            weights, valid.windows, buckets=self.buckets.get("valid", ()), stopped=stopped
         )
         if logits is None:
             return None
         self.logits["last"] = logits
-        name, value, _, _ = measure_metrics(logits, valid, 0).headline
+        scores = ClipScores.from_windows(valid, logits, self.scoring)
+        name, value, _, _ = scores.measure(0).headline
         best = self.progress.best_score
         if value is not None and (best is None or value > best):
             self.progress.best_score = value
@@ -480,7 +490,7 @@ class Loop:
         rank = f"-process{jax.process_index()}" if is_distributed() else ""
         path = self.run_dir / f"not-finite-step{step}{rank}.npz"
         frontend = self.evaluator.frontend
-        load = ClipLoader(self.train, self.train.targets(), frontend, self.training.crop)
+        load = ClipLoader(self.train, self.train.targets(), frontend, self.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
         try:
             with path.open("wb") as file:

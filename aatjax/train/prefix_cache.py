@@ -74,8 +74,8 @@ def find_obstacle(
         f"augmentation changes the sounds every epoch ({', '.join(changed)}): switch it off": (
             augment != none
         ),
-        "training.crop='random' cuts long clips at another place every epoch: use "
-        "training.crop='start'": crop == "random" and longest > samples,
+        "data.windows='random' cuts long clips at another place every epoch: use "
+        "data.windows='every'": crop == "random" and longest > samples,
         "it needs a single process": is_distributed(),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

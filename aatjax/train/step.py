@@ -155,7 +155,7 @@ def _compile_step(
             losses = compute_losses(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
-            mean = losses.sum() / jnp.maximum(weight.sum(), 1.0)
+            mean = losses.sum() / jnp.maximum((weight > 0).sum(), 1)
             return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
 
         (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)

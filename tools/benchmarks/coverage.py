@@ -10,7 +10,7 @@ from aatjax import load, petl
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.decode_cache import decode_all
 from aatjax.inference.calibration import apply_calibration, fit_calibration
-from aatjax.train.evaluation import clip_logits
+from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import mean_interval
@@ -51,7 +51,9 @@ def coverage(
         model = load("embedded", num_classes=len(source.classes))
         model = petl.adapt(model, petl.make_method(method))
         run = fit(model, source.subset(rest), training=Training(epochs=epochs), lr=3e-3, show=None)
-        logits = {fold: clip_logits(run.model, parts[fold], run.frontend) for fold in (valid, test)}
+        logits = {
+            fold: score_clips(run.model, parts[fold], run.frontend).logits for fold in (valid, test)
+        }
         targets = parts[valid].targets()
         calibration = fit_calibration(logits[valid], targets, source.multi_label, coverage)
         truth = parts[test].targets() == 1

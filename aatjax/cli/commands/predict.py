@@ -204,20 +204,18 @@ def _print_predictions(
     events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: PredictOptions
 ) -> None:
     """Print a line per file."""
-    import numpy as np
-
+    from aatjax.inference.classifier import WindowLogits
     from aatjax.inference.stream import StreamResult
 
-    results: list[StreamResult] = []
+    parts: list[WindowLogits] = []
     for event in events:
         if isinstance(event, StreamResult):
-            results.append(event)
-        elif results:
-            logits = np.concatenate([result.logits for result in results])
-            spans = [span for result in results for span in result.spans]
+            parts.append(event.windows)
+        elif parts:
             path = options.files[event.file]
-            _print_prediction(classifier.summarize(path, logits, spans), options)
-            results = []
+            windows = WindowLogits.join(parts)
+            _print_prediction(classifier.summarize(path, windows, event.notes), options)
+            parts = []
 
 
 def _write_segments(
@@ -256,13 +254,17 @@ def _print_prediction(prediction: Prediction, options: PredictOptions) -> None:
         print(json.dumps(prediction.to_json()), flush=True)
         return
     best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
+    if prediction.label is None:
+        best = f"no class ({prediction.reason})"
     print(f"{printable(prediction.path)}  {best}{format_unsure(prediction)}", flush=True)
+    if notes := [note for note in prediction.notes if note != prediction.reason]:
+        print(f"aatjax: {printable(prediction.path)}: {', '.join(notes)}", file=sys.stderr)
 
 
 def format_unsure(prediction: Prediction, most: int = 5) -> str:
     """Return the possible classes of an unsure prediction as text; empty for a sure one."""
     possible = prediction.possible
-    if not prediction.unsure or possible is None:
+    if prediction.label is None or not prediction.unsure or possible is None:
         return ""
     more = len(possible) - most
     named = ", ".join(possible[:most]) + (f" and {more} more" if more > 0 else "")

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from aatjax.audio.windows import RATE
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.windows import RATE
 
 PAGE = (
     "index.html",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 
+from aatjax.audio.windows import RATE
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import PAGE, find_title, make_page_config, read_page_file
 from aatjax.inference.server.adapters import AdapterStore
 from aatjax.inference.server.app import make_app
 from aatjax.inference.server.limits import RefusedError, ServerLimits
 from aatjax.inference.server.serve import LOCAL_HOSTS, open_socket, run_server
-from aatjax.inference.windows import RATE
 
 NAME = "demo"
 """The adapter's name in requests; the page asks for it."""

@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aatjax.audio.decode import decode
 from aatjax.audio.waveform import AudioError
+from aatjax.audio.windows import RATE, Window, compute_step, count_windows, cut_windows
 from aatjax.errors import AatjaxError
-from aatjax.inference.classifier import Classifier
+from aatjax.inference.classifier import Classifier, WindowLogits
 from aatjax.inference.server.adapters import AdapterStore, ServedAdapter
 from aatjax.inference.server.batching import Batcher, QueueFullError
 from aatjax.inference.server.limits import CLOSE, RefusedError, ServerLimits, read_body
 from aatjax.inference.server.metrics import ServerMetrics
-from aatjax.inference.windows import RATE, Window, compute_step, count_windows, cut_windows
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 PORT = re.compile(r":\d+$")
@@ -133,7 +133,7 @@ class _Service:
         Args:
             name: the adapter.
             request: its body is the file.
-            hop: seconds between window starts; by default windows do not overlap.
+            hop: seconds between window starts; by default those of the adapter's scoring.
             partial: accept a truncated file, and the start of a too long one, with a `note`.
             detail: return the probabilities of every window too.
         """
@@ -145,7 +145,7 @@ class _Service:
             body = await read_body(request, limits)
             try:
                 async with asyncio.timeout(limits.timeout):
-                    windows, note = await run_in_threadpool(
+                    windows, note, notes = await run_in_threadpool(
                         _read_windows, body, served.classifier, hop, partial, limits
                     )
                     del body
@@ -156,7 +156,8 @@ class _Service:
             except QueueFullError:
                 reason = f"{limits.queue} windows of sound wait: try again"
                 raise RefusedError(429, reason, RETRY) from None
-            prediction = served.classifier.summarize("", logits, [w.span for w in windows])
+            found = WindowLogits.from_windows(logits, windows)
+            prediction = served.classifier.summarize("", found, notes)
         answer = {"adapter": name, **prediction.to_json(detail=detail), **note}
         del answer["path"]
         return answer
@@ -214,11 +215,11 @@ class _Gate:
 
 def _read_windows(
     body: bytes, classifier: Classifier, hop: float | None, partial: bool, limits: ServerLimits
-) -> tuple[list[Window], dict[str, str]]:
-    """The windows of a sound file, and a note on what of it is missing, if any."""
+) -> tuple[list[Window], dict[str, str], tuple[str, ...]]:
+    """The windows of a sound file, a note on what of it is missing, if any, and all notes."""
     frontend = classifier.frontend
     try:
-        step = compute_step(frontend, hop)
+        step = compute_step(frontend.samples, classifier.find_hop(hop))
         sound = decode(
             body,
             channels=frontend.channels,
@@ -248,7 +249,7 @@ def _read_windows(
             "sound, or give a longer hop=",
         )
     windows = list(cut_windows([waveform], frontend, step))
-    return windows, {"note": notes[0]} if notes else {}
+    return windows, {"note": notes[0]} if notes else {}, sound.notes
 
 
 def _check_name(name: str) -> None:

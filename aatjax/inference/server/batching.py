@@ -12,10 +12,10 @@ from concurrent.futures import Future
 import numpy as np
 from jaxtyping import Float
 
+from aatjax.audio.windows import Window
 from aatjax.inference.server.adapters import ServedAdapter
 from aatjax.inference.server.limits import ServerLimits
 from aatjax.inference.server.metrics import ServerMetrics
-from aatjax.inference.windows import Window
 
 Logits = Float[np.ndarray, " c"]
 

@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Float
 
 from aatjax import surgery
+from aatjax.audio.windows import Window
 from aatjax.inference.adapters import find_frozen_difference
 from aatjax.inference.classifier import Classifier
-from aatjax.inference.windows import Window
 from aatjax.models.ast import AST
 
 HEAD = ("head/linear/kernel", "head/linear/bias")

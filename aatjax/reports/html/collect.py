@@ -31,7 +31,7 @@ from aatjax.petl import routing_weights
 from aatjax.reports.html.class_intervals import ClassIntervals, estimate_class_intervals
 from aatjax.reports.routing_maps import RoutingMap, map_routing
 from aatjax.train.adapter_file import TrainedAdapter, load_adapter
-from aatjax.train.evaluation import clip_logits, measure_metrics
+from aatjax.train.evaluation import score_clips
 from aatjax.train.logging import read_metrics
 from aatjax.train.metrics.results import Metrics
 
@@ -223,14 +223,16 @@ def _read_findings(path: Path) -> list[dict[str, Any]] | str:
 def _evaluate(
     adapter: TrainedAdapter, source: Source, decisions: Calibration | None, own: bool
 ) -> Evaluation:
-    logits = np.asarray(clip_logits(adapter.model, source, adapter.frontend), np.float64)
+    scores = score_clips(adapter.model, source, adapter.frontend, scoring=adapter.scoring)
+    logits, source = scores.select()
+    logits = np.asarray(logits, np.float64)
     targets = np.asarray(source.targets(), np.float64)
     return Evaluation(
         source=source,
         own=own,
         logits=logits,
         targets=targets,
-        metrics=measure_metrics(logits, source, 1000),
+        metrics=scores.measure(1000),
         intervals=estimate_class_intervals(logits, targets, multi_label=source.multi_label),
         mistakes=_find_mistakes(source, adapter.frontend, logits, targets, decisions),
     )
