@@ -18,6 +18,7 @@ from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.inference.calibration import (
     Calibration,
     apply_calibration,
+    calibrate_clips,
     compute_probabilities,
     compute_quantile,
     compute_reliability,
@@ -60,13 +61,16 @@ def test_the_temperature_is_the_optimum_of_the_likelihood(many: bool, stretch: f
 
     def loss(temperature: float) -> float:
         if not many:
-            return -special.log_softmax(logits / temperature, axis=1)[targets == 1].mean()
+            return -special.log_softmax(logits / temperature, axis=1)[targets == 1].sum()
         signs = np.where(targets == 1, -1, 1)
-        return np.logaddexp(0, signs * logits / temperature)[~np.isnan(targets)].mean()
+        return np.logaddexp(0, signs * logits / temperature)[~np.isnan(targets)].sum()
+
+    def posterior(temperature: float) -> float:
+        return loss(temperature) - stats.norm.logpdf(math.log(temperature), 0, 0.7)
 
     found = fit_temperature(logits, targets, many)
     best = optimize.minimize_scalar(
-        loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}
+        posterior, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}
     )
     assert found == pytest.approx(best.x, rel=1e-5)
     assert found == pytest.approx(stretch, rel=0.1), "the stretch is undone"
@@ -74,11 +78,29 @@ def test_the_temperature_is_the_optimum_of_the_likelihood(many: bool, stretch: f
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_clips_that_are_all_right_determine_no_temperature(many: bool) -> None:
-    targets = np.eye(3)[[0, 1, 2, 0]]
+def test_few_clips_move_the_temperature_little(many: bool) -> None:
+    """E15: 13 clips that are all right had a temperature of 0.09."""
+    targets = np.eye(3)[np.arange(13) % 3]
     logits = 4 * targets - 1
-    assert fit_temperature(logits, targets, many) == 1.0
-    assert fit_temperature(-logits, targets, many) == 100.0, "worse than chance: never sure"
+    assert (0.25 if many else 0.5) < fit_temperature(logits, targets, many) < 1.0
+    few = fit_temperature(-logits, targets, many)
+    assert 1.5 < few < fit_temperature(*(np.tile(x, (50, 1)) for x in (-logits, targets)), many)
+    assert calibrate_clips(logits, targets, many) == (
+        None,
+        "not calibrated: 13 validation clips, 20 are needed",
+    )
+    found, text = calibrate_clips(*(np.tile(x, (2, 1)) for x in (logits, targets)), many)
+    assert found is not None
+    assert text == f"calibrated on 26 validation clips: temperature {found.temperature:.3g}"
+
+
+def test_a_threshold_needs_clips_with_and_without_the_class() -> None:
+    """Four positive clips determine none, five do."""
+    probability = np.concatenate([np.full(20, 0.1), np.full(5, 0.3)])[:, None]
+    for positive, expected in ((4, 0.5), (5, 0.2)):
+        target = (np.arange(25) >= 25 - positive).astype(float)[:, None]
+        probability[: 25 - positive] = 0.1
+        assert fit_thresholds(probability, target) == (pytest.approx(expected),)
 
 
 def test_the_quantile_is_the_formula() -> None:

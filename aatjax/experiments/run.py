@@ -18,7 +18,7 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
-from aatjax.inference.calibration import fit_calibration
+from aatjax.inference.calibration import Calibration, calibrate_clips
 from aatjax.io.json_file import read_json, write_json
 from aatjax.io.lock import lock_folder
 from aatjax.models.ast import AST
@@ -229,7 +229,14 @@ def _train(
         run,
         about,
     )
-    run_on_main(lambda: _write_result(folder, config, parts, counts.frozen, result))
+    calibration = None
+    if run.valid_scores is not None:
+        logits, clips = run.valid_scores.select()
+        calibration, text = calibrate_clips(logits, clips.targets(), run.multi_label)
+        about["calibration"] = text
+        if screen is not None:
+            print(text, file=screen, flush=True)
+    run_on_main(lambda: _write_result(folder, config, parts, counts.frozen, result, calibration))
     return result
 
 
@@ -262,15 +269,18 @@ def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:
 
 
 def _write_result(
-    folder: Path, config: Config, parts: Partition, frozen: int, result: ExperimentResult
+    folder: Path,
+    config: Config,
+    parts: Partition,
+    frozen: int,
+    result: ExperimentResult,
+    calibration: Calibration | None,
 ) -> None:
-    """Write the adapter files, calibrated on the validation clips, and result.json."""
+    """Write the adapter files, and result.json."""
     run = result.run
     assert run is not None
     decisions: dict[str, Any] = {}
-    if run.valid_scores is not None:
-        logits, clips = run.valid_scores.select()
-        calibration = fit_calibration(logits, clips.targets(), run.multi_label)
+    if calibration is not None:
         decisions["decisions"] = calibration.to_json()
     extra = {"config": config.to_json(), "data": parts.train.fingerprint(), "about": result.about}
     for weights in run.models:

@@ -14,11 +14,24 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aatjax.errors import DataError, NotFiniteError, Range, UsageError, check_fields
+from aatjax.errors import (
+    DataError,
+    NotFiniteError,
+    Range,
+    UsageError,
+    check_fields,
+    format_count,
+)
 
 COVERAGE = 0.9
 BINS = 15
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+PRIOR = 0.7
+"""Standard deviation of the prior on the logarithm of the temperature: 95 % within 1/4 and 4."""
+LEAST_CLIPS = 20
+"""Validation clips from which on a model is calibrated."""
+LEAST_POSITIVE = 5
+"""Clips with a class, and without it, from which on its threshold is fitted."""
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -141,6 +154,21 @@ def fit_calibration(
     return Calibration(temperature, thresholds, quantile, coverage, len(scores))
 
 
+def calibrate_clips(
+    logits: Float[np.ndarray, "b c"], targets: Float[np.ndarray, "b c"], multi_label: bool
+) -> tuple[Calibration | None, str]:
+    """Fit a calibration where there are enough validation clips, and describe it in a sentence.
+
+    Args:
+        logits, targets, multi_label: as for `fit_calibration`.
+    """
+    clips = format_count(len(logits), "validation clip")
+    if len(logits) < LEAST_CLIPS:
+        return None, f"not calibrated: {clips}, {LEAST_CLIPS} are needed"
+    found = fit_calibration(logits, targets, multi_label)
+    return found, f"calibrated on {clips}: temperature {found.temperature:.3g}"
+
+
 def apply_calibration(
     logits: Float[np.ndarray, "b c"] | Float[Array, "b c"], calibration: Calibration
 ) -> PredictionSets:
@@ -191,30 +219,32 @@ def compute_probabilities(
 def fit_temperature(
     logits: Float[np.ndarray, "b c"], targets: Float[np.ndarray, "b c"], multi_label: bool
 ) -> float:
-    """Return the temperature of least negative log-likelihood (Guo et al. 2017, sec. 4.2).
+    """Return the temperature that fits the clips, shrunk towards 1 where they are few.
 
-    With b = 1/T the likelihood is concave in b, so its slope has at most one zero. Where it has
-    none because every clip is right (the likelihood rises forever as T goes to 0), the clips do
-    not determine a temperature, and the result is 1.
+    The negative log-likelihood (Guo et al. 2017, sec. 4.2) with a normal prior on log T, of mean 0
+    and standard deviation `PRIOR`: that of hundreds of clips outweighs it.
     """
     from scipy import optimize, special
 
     known = ~np.isnan(targets)
     truth = targets == 1
 
-    def slope(b: float) -> float:
-        """Derivative of the summed negative log-likelihood by b."""
+    def slope(log_b: float) -> float:
+        """Derivative of the negative log posterior by log(1 / T)."""
+        b = math.exp(log_b)
         if multi_label:
-            return float(((special.expit(b * logits) - truth) * logits)[known].sum())
-        return float(((special.softmax(b * logits, axis=1) - truth) * logits).sum())
+            found = ((special.expit(b * logits) - truth) * logits)[known].sum()
+        else:
+            found = ((special.softmax(b * logits, axis=1) - truth) * logits).sum()
+        return float(b * found + log_b / PRIOR**2)
 
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    if slope(high) <= 0:
-        return 1.0
-    if slope(low) >= 0:  # no better than chance
+    most = math.log(MAX_TEMPERATURE)
+    if slope(most) <= 0:
+        return MIN_TEMPERATURE
+    if slope(-most) >= 0:
         return MAX_TEMPERATURE
-    root: Any = optimize.brentq(slope, low, high, xtol=1e-12)
-    return 1 / float(root)
+    root: Any = optimize.brentq(slope, -most, most, xtol=1e-12)
+    return math.exp(-float(root))
 
 
 def fit_thresholds(
@@ -222,7 +252,8 @@ def fit_thresholds(
 ) -> tuple[float, ...]:
     """Return the threshold of best F1 per class, half-way between two probabilities.
 
-    Of several equally good ones, the one nearest to 0.5; 0.5 for a class without positive clips.
+    Of several equally good ones, the one nearest to 0.5; 0.5 for a class with fewer than
+    `LEAST_POSITIVE` clips, or as few without it.
     """
     return tuple(
         _fit_threshold(column[known], truth[known])
@@ -233,7 +264,7 @@ def fit_thresholds(
 
 
 def _fit_threshold(probability: Float[np.ndarray, " b"], positive: Bool[np.ndarray, " b"]) -> float:
-    if not positive.any():
+    if min(positive.sum(), (~positive).sum()) < LEAST_POSITIVE:
         return DEFAULT_THRESHOLD
     order = np.argsort(-probability, kind="stable")
     ranked = probability[order]
