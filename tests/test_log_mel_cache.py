@@ -40,7 +40,7 @@ class Counted(Reader):
         return self.reader.key(clip)
 
 
-def make_source(seconds: float = 0.6, clips: int = 4) -> tuple[Any, Counted]:
+def make_source(seconds: float = 0.45, clips: int = 4) -> tuple[Any, Counted]:
     made = Synthetic(TARGET_SOUNDS[:3], clips, seconds=seconds)
     reader = Counted(made.reader)
     return made.with_clips(made.clips, reader=reader), reader

@@ -536,5 +536,5 @@ def test_run_folders_are_found(tmp_path: Path) -> None:
 def test_clips_of_other_classes_are_refused(folder: Path, place: Path, tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("path,label\na.wav,other\n")
     soundfile.write(tmp_path / "a.wav", tone(0, 0), 16000)
-    with pytest.raises(UsageError, match="classes that the adapter does not have"):
+    with pytest.raises(UsageError, match="'other': not among the classes of the adapter"):
         collect_report(folder, Data(path=str(tmp_path / "s.csv"), cache=str(tmp_path / "c")))

@@ -193,7 +193,7 @@ def test_streamed_windows_are_those_of_the_whole_file(
 ) -> None:
     path = write(tmp_path / "a.wav", sound(7.7, rate, channels), rate)
     found = classifier.compute_window_logits([decode(path).waveform], hop=hop)
-    rows, spans = found.logits, found.spans
+    rows, spans = found.logits, list(found.spans)
     monkeypatch.setattr(streams, "_BLOCK_SAMPLES", block)
     ((found, where, end),) = gather(stream_windows(classifier, [path], hop=hop))
     assert where == spans and end == StreamEnd(0, spans[-1][1])
@@ -217,7 +217,7 @@ def test_files_share_batches(classifier: Classifier, batch: int, tmp_path: Path)
     files = gather(stream_windows(counting, paths, batch=batch))
     for (found, spans, end), path in zip(files, paths, strict=True):
         found = classifier.compute_window_logits([decode(path).waveform])
-        rows, expected = found.logits, found.spans
+        rows, expected = found.logits, list(found.spans)
         assert spans == expected and end.error is None
         np.testing.assert_allclose(found, rows, atol=1e-4)
     total = sum(len(spans) for _, spans, _ in files)
@@ -271,8 +271,8 @@ def test_vectors_are_the_models_tokens(pool: Any, mask: bool, tmp_path: Path) ->
         e for e in stream_windows(classifier, [path], vectors=True) if isinstance(e, StreamResult)
     ]
     found = np.concatenate([e.vectors for e in events if e.vectors is not None])
-    found = classifier.compute_window_logits([wave])
-    rows, spans = found.logits, found.spans
+    windows = classifier.compute_window_logits([wave])
+    rows, spans = windows.logits, list(windows.spans)
     assert len(found) == len(spans) == 3
     np.testing.assert_allclose(events[0].logits, rows, atol=1e-4)
     for vector, (start, end) in zip(found, spans, strict=True):

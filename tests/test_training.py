@@ -815,7 +815,7 @@ def test_a_huge_learning_rate_stops_the_run(tmp_path: Path) -> None:
 def test_the_number_of_classes_must_fit() -> None:
     with pytest.raises(UsageError, match=r"tones has 4 classes, the model's head 3.*num_classes=4"):
         train(adapted(), source=tones(8, classes=4))
-    with pytest.raises(DataError, match="'pitch3', did you mean 'pitch2'"):
+    with pytest.raises(UsageError, match="'pitch3', did you mean 'pitch2'"):
         train(adapted(), test=tones(8, classes=4))
     with pytest.raises(UsageError, match="4 classes"):
         evaluate(adapted(), tones(8, classes=4))
@@ -841,7 +841,7 @@ def test_classes_are_matched_by_name() -> None:
     assert part.test is not None
     absent = part.test.per_class[1]
     assert (absent.name, absent.support, absent.recall) == (names[1], 0, None)
-    with pytest.raises(DataError, match="'a'; 'b'; 'c': not among the classes of tones"):
+    with pytest.raises(UsageError, match="'a'; 'b'; 'c': not among the classes of tones"):
         train(adapted(), test=Source(turned, ["a", "b", "c"], name="others", reader=Tones()))
 
 

@@ -93,6 +93,7 @@ def write_hf(
     *,
     mean: float = AUDIOSET_MEAN,
     std: float = AUDIOSET_STD,
+    multi_label: bool | None = None,
     replace: bool = False,
 ) -> tuple[str, ...]:
     """Write a folder that transformers (4 and 5) loads, atomically.
@@ -106,6 +107,8 @@ def write_hf(
         labels: class names, one per class.
         mean: log-mel mean that ASTFeatureExtractor subtracts.
         std: log-mel standard deviation; the extractor divides by twice this.
+        multi_label: whether transformers' pipeline takes the sigmoid of the logits or their
+            softmax; None does not say.
         replace: allow a folder that is not empty.
 
     Returns:
@@ -137,7 +140,11 @@ def write_hf(
 
     def fill(folder: Path) -> None:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        write_json(folder / "config.json", _make_hf_config(config, names, has_head))
+        entries = _make_hf_config(config, names, has_head)
+        if has_head and multi_label is not None:
+            kind = "multi_label" if multi_label else "single_label"
+            entries["problem_type"] = f"{kind}_classification"
+        write_json(folder / "config.json", entries)
         write_json(folder / "preprocessor_config.json", _make_hf_extractor(config, mean, std))
 
     write_folder(Path(path), fill, replace=replace)

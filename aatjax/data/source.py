@@ -202,12 +202,12 @@ class Source:
             multi_label: whether a clip may have any number of them; None leaves that as it is.
 
         Raises:
-            DataError: a clip has a class that is not among them; the nearest ones are named.
+            UsageError: a clip has a class that is not among them; the nearest ones are named.
         """
         if multi_label is None:
             multi_label = self.multi_label
         if self.multi_label and not multi_label:
-            raise DataError(
+            raise UsageError(
                 f"{self.name}: its clips may have several classes, those of {owner} have one: "
                 "evaluate it on clips with one class each"
             )
@@ -218,7 +218,7 @@ class Source:
         used = {c for clip in self.clips for c in clip.label}
         if strange := [self.classes[c] for c in sorted(used) if found[c] is None]:
             hints = [f"{name!r}{suggest(name, classes)}" for name in strange]
-            raise DataError(
+            raise UsageError(
                 f"{self.name}: {_join_first(hints, '; ')}: not among the classes of {owner} "
                 f"({_join_first(list(classes))}): rename them in the data, or omit their clips"
             )

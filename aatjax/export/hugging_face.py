@@ -49,6 +49,7 @@ def write_hf_folder(folder: Path, model: MergedModel, params: dict[str, Any]) ->
             model.adapter.classes,
             mean=frontend.mean,
             std=frontend.std,
+            multi_label=model.adapter.multi_label,
         )
     except UsageError as error:
         raise UsageError(f"{error} (safetensors, onnx or stablehlo)") from error

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int16, Int32
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.windows import Window
+from aatjax.inference.calibration import Calibration, read_calibration
 from aatjax.models.ast import AST, Pool, make_abstract
 from aatjax.petl import Method, adapt, merge
 from aatjax.train.adapter_file import TrainedAdapter
@@ -42,11 +44,30 @@ class ParityClips:
     ) -> "ParityClips":
         """Pad or cut waveforms to the front end's length."""
         audio, length = zip(*(frontend.fit(waveform) for waveform in waveforms), strict=True)
-        audio, length = np.stack(audio), np.array(length, np.int32)
+        return cls._compute(frontend, names, np.stack(audio), np.array(length, np.int32))
+
+    @classmethod
+    def _compute(
+        cls, frontend: FrontEnd, names: Sequence[str], audio: np.ndarray, length: np.ndarray
+    ) -> "ParityClips":
         with jax.default_matmul_precision("highest"):
             features = np.asarray(_compute_features(frontend, audio, length))
         valid = np.asarray(frontend.count_frames(jax.numpy.asarray(length)), np.int32)
         return cls(tuple(names), audio, length, features, valid)
+
+    @classmethod
+    def from_windows(
+        cls, frontend: FrontEnd, sounds: Sequence[tuple[str, Sequence[Window]]]
+    ) -> "ParityClips":
+        """Take the windows of files, in order."""
+        names = [name for name, windows in sounds for _ in windows]
+        windows = [window for _, windows in sounds for window in windows]
+        return cls._compute(
+            frontend,
+            names,
+            np.stack([window.audio for window in windows]),
+            np.array([window.length for window in windows], np.int32),
+        )
 
     @property
     def waveform(self) -> Float[np.ndarray, "n s"]:
@@ -65,15 +86,18 @@ class MergedModel:
 
     Attributes:
         adapter: as it was loaded.
-        adapted: the adapted model in float32, the reference of every parity check.
+        adapted: the adapted model in float32, the reference of every parity check; the temperature
+            of its calibration is in its head, so its logits are calibrated.
         merged: the same function with the adapter merged as far as its method allows.
         is_plain: whether `merged` is an AST and nothing more.
+        calibration: of the adapter, if it has one.
     """
 
     adapter: TrainedAdapter
     adapted: AST
     merged: AST
     is_plain: bool
+    calibration: Calibration | None = None
 
     @classmethod
     def from_adapter(cls, adapter: TrainedAdapter) -> "MergedModel":
@@ -82,10 +106,18 @@ class MergedModel:
         classes = (name.encode("utf-8", "backslashreplace").decode() for name in adapter.classes)
         adapter = dataclasses.replace(adapter, classes=tuple(classes))
         model = _cast_to_float32(adapter.model)
+        calibration = read_calibration(adapter.info, len(adapter.classes))
+        if calibration is not None:
+            _fold_temperature(model, calibration.temperature)
         modules = surgery.modules(model).values()
         can_merge = any(hasattr(module, "merge_into_base") for module in modules)
         merged = merge(model) if can_merge else surgery.clone(model)
-        return cls(adapter, model, merged, _is_plain(merged))
+        return cls(adapter, model, merged, _is_plain(merged), calibration)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature in the head; 1 without calibration."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def frontend(self) -> FrontEnd:
@@ -144,6 +176,13 @@ def _cast_to_float32(model: AST) -> AST:
     surgery.assign(whole, surgery.arrays(model), what="the model", complete=True)
     whole.origin, whole.method = model.origin, model.method
     return whole
+
+
+def _fold_temperature(model: AST, temperature: float) -> None:
+    """Divide the logits of a model by the temperature, in place."""
+    for path, variable in surgery.variables(model).items():
+        if path in ("head/linear/kernel", "head/linear/bias"):
+            variable.set_raw_value(variable[...] / temperature)
 
 
 def _is_plain(model: AST) -> bool:

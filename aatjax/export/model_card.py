@@ -39,15 +39,21 @@ Sounds to {count} classes, {labels}.
 - fingerprint of the training clips: {data}
 - weights: {weights}
 
+## Confidence
+
+{confidence}
+
 ## Metrics
 
 {metrics}
 
 ## Checked
 
-By {by}, on {clips} clips; largest differences of logits, tolerance {tolerance:g}:
+By {by}, on {clips} sounds; largest differences of logits, tolerance {tolerance:g}:
 
 {differences}
+
+Probabilities of whole files differ from those of `aatjax predict` by {probabilities:.2g} at most.
 """
 
 
@@ -89,11 +95,13 @@ def make_card(
         about="\n".join(lines or ["- not in the adapter's file"]),
         data=markdown(_text(info.get("data"))[:12]),
         weights=markdown(_text(info.get("weights"))),
+        confidence=_format_confidence(entries),
         metrics=_format_metrics(info.get("test")),
         by=markdown(parity["by"]),
         clips=len(parity["clips"]),
         tolerance=parity["tolerance"],
         differences="\n".join(largest),
+        probabilities=parity["probabilities"],
     )
 
 
@@ -138,6 +146,28 @@ def _format_metrics(test: Any) -> str:
     clips = markdown(_text(test.get("clips")))
     name = markdown(_text(test.get("metric")))
     return f"- {name} {test['value']:.3f}{bounds} on {clips} test clips"
+
+
+def _format_confidence(entries: Mapping[str, Any]) -> str:
+    """What the probabilities mean, and how `aatjax predict` decides by them."""
+    fitted = entries["calibration"]
+    if fitted is None:
+        return "Not calibrated: the adapter's file holds no calibration on validation clips."
+    lines = [
+        f"Calibrated on {fitted['clips']} validation clips. The temperature "
+        f"{fitted['temperature']:.6g} is in the weights of the head: logits are divided by it "
+        "already."
+    ]
+    if fitted["thresholds"] is not None:
+        pairs = zip(entries["classes"], fitted["thresholds"], strict=True)
+        shown = ", ".join(f"{markdown(name)} {limit:.4g}" for name, limit in pairs)
+        lines.append(f"A class is given from this probability on: {shown}.")
+    lines.append(
+        f"With a coverage of {fitted['coverage']:.0%}, a class is possible where its probability "
+        f"from logits times {fitted['temperature']:.6g} is at least {1 - fitted['quantile']:.6g} "
+        "(split conformal prediction)."
+    )
+    return "\n".join(lines)
 
 
 def _is_number(value: Any) -> bool:

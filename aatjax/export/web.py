@@ -12,7 +12,6 @@ from aatjax.errors import DataError, UnavailableError, printable
 from aatjax.export.formats import ExportFormat
 from aatjax.export.merged_model import MergedModel
 from aatjax.export.onnx_file import ONNX_FORMAT, WEIGHTS
-from aatjax.inference.calibration import read_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, make_page_config, read_page_file
 from aatjax.io.atomic import write_bytes
@@ -53,7 +52,8 @@ def _write(
         adapter.classes,
         adapter.frontend,
         multi_label=adapter.multi_label,
-        calibration=read_calibration(adapter.info, len(adapter.classes)),
+        calibration=model.calibration,
+        scoring=adapter.scoring,
     )
     for name in (*PAGE, ONNX):
         (folder / name).write_bytes(read_page_file(name))

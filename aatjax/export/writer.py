@@ -1,6 +1,8 @@
 """`aatjax.export.export`: an adapter in the files of another runtime, complete or not at all."""
 
 import dataclasses
+import functools
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aatjax.audio.windows import Window, compute_step, cut_windows
 from aatjax.errors import DataError, UsageError, WriteError, printable
 from aatjax.export.formats import ExportFormat
 from aatjax.export.hugging_face import HF_FORMAT
@@ -16,16 +19,20 @@ from aatjax.export.merged_model import MergedModel, ParityClips, compute_logits
 from aatjax.export.model_card import hide_folders, make_card
 from aatjax.export.onnx_file import ONNX_FORMAT
 from aatjax.export.parity import (
+    MOST_WINDOWS,
     TOLERANCE,
+    compare_files,
     compare_outputs,
     read_clips,
     synthesize_clip,
     synthesize_clips,
 )
 from aatjax.export.peft_file import PEFT_FORMAT
+from aatjax.export.recipe import write_recipe
 from aatjax.export.safetensors_file import SAFETENSORS_FORMAT
 from aatjax.export.stablehlo import PLATFORMS, STABLEHLO_FORMAT
 from aatjax.export.web import WEB_FORMAT
+from aatjax.inference.calibration import compute_probabilities
 from aatjax.inference.demo import find_title
 from aatjax.io.atomic import write_folder
 from aatjax.train.adapter_file import TrainedAdapter, find_versions, load_adapter
@@ -110,7 +117,8 @@ def export(
     format.check(model)
     sounds = read_clips(check) if check else synthesize_clips(model.frontend)
     sounds.append(synthesize_clip(model.frontend, **GOLDEN))
-    clips = ParityClips.from_waveforms(model.frontend, *zip(*sounds, strict=True))
+    files = [(sound, _cut(model, waveform)) for sound, waveform in sounds]
+    clips = ParityClips.from_windows(model.frontend, files)
     want = compute_logits(model.adapted, clips)
     if not np.isfinite(want).all():
         raise DataError(f"{name}: its logits are not finite: retrain it")
@@ -122,14 +130,19 @@ def export(
     def fill(folder: Path) -> None:
         notes = format.write(folder, model, **options)
         found, by = format.run(folder, entries, clips)
-        largest = compare_outputs(want, found, tolerance, what=f"{to} export of {name}")
+        what = f"{to} export of {name}"
+        largest = compare_outputs(want, found, tolerance, what=what)
+        pool = functools.partial(_pool_files, model, files)
         entries["parity"] = {
             "tolerance": tolerance,
             "by": by,
-            "clips": list(clips.names),
+            "clips": [sound for sound, _ in files],
             "largest": largest,
+            "probabilities": compare_files(want, found, pool, max(tolerance, TOLERANCE), what=what),
         }
-        usage = format.usage.format(**_describe_inputs(model), platform=[*platforms, "cpu"][0])
+        platform = [*platforms, "cpu"][0]
+        usage = format.usage.format(**_describe_inputs(model), platform=platform)
+        usage += _describe_long_files(model, to, platform)
         text = make_card(entries, model.adapter.info, usage=usage, notes=notes, licence=licence)
         (folder / CARD).write_text(text, encoding="utf-8")
         seal_bundle(folder, entries)
@@ -137,6 +150,49 @@ def export(
 
     write_folder(out, fill)
     return results[0]
+
+
+def _cut(model: MergedModel, waveform: np.ndarray) -> list[Window]:
+    step = compute_step(model.frontend.samples, model.adapter.scoring.hop)
+    return list(itertools.islice(cut_windows([waveform], model.frontend, step), MOST_WINDOWS))
+
+
+def _pool_files(
+    model: MergedModel, files: Sequence[tuple[str, Sequence[Window]]], logits: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
+    """Return the calibrated probabilities of each file with sound, from the exported logits."""
+    scoring, temperature = model.adapter.scoring, model.temperature
+    several, row, found = model.adapter.multi_label, 0, []
+    for name, windows in files:
+        part = temperature * logits[row : row + len(windows)].astype(np.float64)
+        row += len(windows)
+        rows = [i for i, window in enumerate(windows) if not window.silent]
+        if rows:
+            lengths = np.array([windows[i].span[1] - windows[i].span[0] for i in rows])
+            pooled = scoring.pool(part[rows], lengths, several)
+            found.append((name, compute_probabilities(pooled[None], temperature, several)[0]))
+    return found
+
+
+def _describe_long_files(model: MergedModel, to: str, platform: str) -> str:
+    """Return a section of the card: what is read of a long file, and the recipe."""
+    scoring, frontend = model.adapter.scoring, model.frontend
+    seconds = frontend.samples / frontend.rate
+    recipe = write_recipe(
+        to,
+        frontend,
+        scoring,
+        temperature=model.temperature,
+        multi_label=model.adapter.multi_label,
+        platform=platform,
+    )
+    if not recipe:
+        return ""
+    return (
+        f"\n\n### Files of any length\n\nThe model reads {seconds:.2f} s. Of a longer file the "
+        f"code above uses the first {seconds:.2f} s alone. `aatjax predict` reads all windows and "
+        f"pools their probabilities ({scoring.pooling}); this gives the same numbers:\n\n{recipe}"
+    )
 
 
 def _check_target(to: str, out: Path) -> None:
@@ -171,6 +227,8 @@ def _make_entries(model: MergedModel, to: str, golden: np.ndarray) -> dict[str, 
         "classes": list(model.adapter.classes),
         "multi_label": model.adapter.multi_label,
         "frontend": model.frontend.to_dict(),
+        "scoring": dataclasses.asdict(model.adapter.scoring),
+        "calibration": None if model.calibration is None else model.calibration.to_json(),
         "samples": model.frontend.samples,
         "model": model.merged.config.to_json(),
         "method": info["method"],

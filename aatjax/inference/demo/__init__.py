@@ -3,6 +3,7 @@
 The exported web page (`aatjax export --to web`) has the same files, with the model beside them.
 """
 
+import dataclasses
 import json
 import os
 from importlib.resources import files
@@ -54,6 +55,7 @@ def make_page_config(classifier: Classifier, *, title: str, method: str, backend
         "pad": frontend.pad,
         "channels": frontend.channels,
         "threshold": THRESHOLD,
+        "scoring": dataclasses.asdict(classifier.scoring),
         "calibration": None if calibration is None else calibration.to_json(),
     }
     return json.dumps(config, indent=1)

@@ -1,6 +1,6 @@
 // Answers of the ONNX model beside this page, by onnxruntime-web, without a server.
 import * as ort from "./runtime/ort.wasm.min.mjs";
-import { decide, probabilities, summary } from "./decide.js";
+import { answer, isSilent, starts, summary, unscored } from "./decide.js";
 import { decode } from "./sound.js";
 
 export async function open(config) {
@@ -27,26 +27,25 @@ export async function open(config) {
       length: new ort.Tensor("int64", [BigInt(length)], [1]),
     };
     const { logits } = await session.run(inputs);
-    return {
-      calibrated: probabilities(logits.data, temperature, config.multi_label),
-      plain: probabilities(logits.data, 1, config.multi_label),
-    };
+    return Array.from(logits.data, (x) => x * temperature); // it is in the head's weights
   }
 
   return {
     async window(samples) {
-      const { calibrated, plain } = await run(samples);
-      return decide(calibrated, plain, config);
+      return isSilent(samples) ? unscored("silent", config) : answer(await run(samples), config);
     },
     async file(file) {
       const samples = await decode(await file.arrayBuffer(), config.rate, config.channels);
       const windows = [];
-      for (let start = 0; start < samples.length; start += config.samples) {
-        const end = Math.min(start + config.samples, samples.length);
-        const found = await run(samples.subarray(start, end));
-        windows.push({ start: start / config.rate, end: end / config.rate, ...found });
+      const step = config.scoring.hop ? Math.round(config.scoring.hop * config.rate) : config.samples;
+      for (const start of starts(samples.length, config.samples, step)) {
+        const part = samples.subarray(start, start + config.samples);
+        const logits = await run(part);
+        const end = (start + part.length) / config.rate;
+        const { calibrated } = answer(logits, config);
+        windows.push({ start: start / config.rate, end, logits, calibrated, silent: isSilent(part) });
       }
-      return { ...summary(windows, config), windows };
+      return { ...summary(windows, samples.length, config), windows };
     },
   };
 }

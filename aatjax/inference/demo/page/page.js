@@ -29,7 +29,8 @@ const percent = (p) => `${Math.round(100 * p)} %`;
 const named = (mask) => config.classes.filter((_, i) => mask[i]);
 
 // The text for an answer, at the threshold of the slider.
-function verdict({ calibrated, given, possible }) {
+function verdict({ calibrated, given, possible, reason }) {
+  if (reason) return { sure: false, text: `don’t know (${reason})`, note: "" };
   const limit = Number($("threshold").value);
   const sure = named(given.map((yes, i) => yes && calibrated[i] >= limit));
   const open = possible && possible.some((may, i) => may && !given[i]);
@@ -160,8 +161,9 @@ async function open(file) {
     const answer = await backend.file(file);
     const result = verdict(answer);
     const top = Math.max(...answer.calibrated);
-    status.textContent = `${result.text} (${config.classes[answer.calibrated.indexOf(top)]} ${percent(top)})`;
-    box.dataset.top = config.classes[answer.calibrated.indexOf(top)];
+    const best = config.classes[answer.calibrated.indexOf(top)];
+    status.textContent = answer.reason ? result.text : `${result.text} (${best} ${percent(top)})`;
+    box.dataset.top = answer.reason ? "" : best;
     if (result.note) text(box, "p", result.note, "quiet");
     if (answer.note) text(box, "p", answer.note, "quiet");
     if (answer.windows.length > 1) strip(box, answer);

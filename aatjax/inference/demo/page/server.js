@@ -29,13 +29,14 @@ export function wav(samples, rate, channels) {
 // An answer of the server in the form that the page draws: lists in the order of the classes.
 export function readAnswer(answer, classes) {
   const given = answer.given ?? [answer.label];
-  const list = (probabilities) => classes.map((name) => probabilities[name]);
+  const list = (probabilities) => classes.map((name) => (probabilities ? probabilities[name] : 0));
   return {
     calibrated: list(answer.probabilities),
     given: classes.map((name) => given.includes(name)),
-    possible: answer.possible ? classes.map((name) => answer.possible.includes(name)) : null,
+    possible: answer.possible && !answer.reason ? classes.map((name) => answer.possible.includes(name)) : null,
     windows: answer.windows.map((w) => ({ ...w, calibrated: list(w.probabilities) })),
-    note: answer.note,
+    note: answer.note ?? (answer.notes ?? []).filter((note) => note !== answer.reason).join(", "),
+    reason: answer.reason,
   };
 }
 
