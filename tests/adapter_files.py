@@ -24,9 +24,9 @@ def write_base(path: Path, seed: int = 0, config: ASTConfig = TINY) -> Path:
     return path
 
 
-def trained(source: Path, method: petl.Method, **options: Any) -> AST:
+def trained(source: Path | str, method: petl.Method, *, classes: int = 3, **options: Any) -> AST:
     """An adapted model whose trainable parameters are far from their initial values."""
-    model = petl.adapt(load(source, num_classes=3, **options), method, seed=3)
+    model = petl.adapt(load(source, num_classes=classes, **options), method, seed=3)
     rng = np.random.default_rng(0)
     for value in surgery.variables(model).values():
         if isinstance(value, nnx.Param):

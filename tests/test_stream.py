@@ -216,8 +216,8 @@ def test_files_share_batches(classifier: Classifier, batch: int, tmp_path: Path)
     counting = Counting(classifier.model, CLASSES, FRONTEND)
     files = gather(stream_windows(counting, paths, batch=batch))
     for (found, spans, end), path in zip(files, paths, strict=True):
-        found = classifier.compute_window_logits([decode(path).waveform])
-        rows, expected = found.logits, list(found.spans)
+        whole = classifier.compute_window_logits([decode(path).waveform])
+        rows, expected = whole.logits, list(whole.spans)
         assert spans == expected and end.error is None
         np.testing.assert_allclose(found, rows, atol=1e-4)
     total = sum(len(spans) for _, spans, _ in files)
