@@ -16,6 +16,7 @@ from aatjax.convert.load import load, make_front_end, reset_weights, select_load
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
+from aatjax.experiments.clip_scores import write_clip_scores
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import fit_calibration
 from aatjax.io.json_file import read_json, write_json
@@ -28,7 +29,7 @@ from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import clip_logits, measure_metrics
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
-from aatjax.train.metrics.results import Metrics
+from aatjax.train.metrics.results import Metrics, format_clips
 from aatjax.train.run_dir import claim_fields
 from aatjax.train.watchdog import Watchdog
 
@@ -45,6 +46,7 @@ class ExperimentResult:
         method: short name of the method.
         trainable: number of trainable parameters.
         headline: metric, value and interval on the test clips, or None without any.
+        counts: the number of test clips and their groups, as `320 clips, 64 groups`.
         seconds: training time.
         artefact: the adapter file.
         run: the whole run, or None where it was finished before.
@@ -57,6 +59,7 @@ class ExperimentResult:
     seconds: float
     artefact: Path
     run: Run | None
+    counts: str = ""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -106,7 +109,8 @@ def train(
     """Train a config, evaluate it, and write the run folder.
 
     The folder holds config.json, clips.json, checkpoints, metrics.jsonl, TensorBoard events,
-    quarantine.jsonl (if files were unreadable), result.json and adapter.safetensors. Called again
+    quarantine.jsonl (if files were unreadable), result.json, test_clips.json and
+    adapter.safetensors. Called again
     with the same config, it resumes, or returns the finished result.
 
     Where several processes take part (`start_processes`), all call this with the same arguments,
@@ -221,6 +225,7 @@ def _train(
         run.seconds,
         folder / ARTEFACT,
         run,
+        "" if run.test is None else run.test.counts,
         about,
     )
     run_on_main(lambda: _write_result(folder, config, parts, counts.frozen, result))
@@ -244,6 +249,7 @@ def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:
     headline = None if done["headline"] is None else tuple(done["headline"])
+    test = done.get("test") or {}
     return ExperimentResult(
         done["method"],
         done["trainable"],
@@ -251,6 +257,7 @@ def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:
         done["seconds"],
         folder / ARTEFACT,
         None,
+        format_clips(test["clips"], test.get("groups")) if "clips" in test else "",
         done.get("data", {}),
     )
 
@@ -280,6 +287,8 @@ def _write_result(
         **decisions,
         **run.to_json(),
     }
+    if run.test is not None and parts.test is not None:
+        write_clip_scores(folder, run.test, parts.test)
     write_json(folder / "result.json", figures)
 
 
@@ -291,19 +300,16 @@ def _use_host_memory() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def evaluate_adapter(
-    adapter: TrainedAdapter, data: Data | None = None, *, bootstrap: int = 1000
-) -> tuple[Metrics, Source]:
+def evaluate_adapter(adapter: TrainedAdapter, data: Data | None = None) -> tuple[Metrics, Source]:
     """Evaluate an adapter on the test clips of its own config, or on other labelled sounds.
 
     Args:
         adapter: from `aatjax.load_adapter`.
         data: other data; its classes must be the adapter's.
-        bootstrap: resamples for the intervals.
     """
     test = load_test_clips(adapter, data)
     logits = clip_logits(adapter.model, test, adapter.frontend)
-    return measure_metrics(logits, test, bootstrap), test
+    return measure_metrics(logits, test), test
 
 
 def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source:

@@ -131,7 +131,6 @@ def evaluate(
     frontend: FrontEnd | None = None,
     *,
     batch_size: int = 64,
-    bootstrap: int = 1000,
 ) -> Metrics:
     """Return the metrics of a model on labelled clips.
 
@@ -140,13 +139,12 @@ def evaluate(
         source: labelled clips.
         frontend: the front end that the model was trained with; by default AST's at its length.
         batch_size: clips per batch.
-        bootstrap: resamples for the intervals.
 
     Raises:
         UsageError: the number of classes differs.
     """
     logits = clip_logits(model, source, frontend, batch_size=batch_size)
-    return measure_metrics(logits, source, bootstrap)
+    return measure_metrics(logits, source)
 
 
 @keep_root_logger()
@@ -217,14 +215,14 @@ def _run_clips(
     return found
 
 
-def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap: int) -> Metrics:
-    """Return the metrics of the logits of a source's clips."""
+def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source) -> Metrics:
+    """Return the metrics of the logits of a source's clips, with intervals over their groups."""
     return compute_metrics(
         logits,
         source.targets(),
         classes=source.classes,
         multi_label=source.multi_label,
-        bootstrap=bootstrap,
+        groups=[clip.group for clip in source.clips],
     )
 
 

@@ -448,7 +448,7 @@ def _finish(
     models: dict[Select, AST] = {name: _build(model, kept[name]) for name in kept}
     logits = {name: predict(name) for name in ("test", "valid")}
     metrics = {
-        name: None if found is None else measure_metrics(found, sources[name], 1000)
+        name: None if found is None else measure_metrics(found, sources[name])
         for name, found in logits.items()
     }
     return Run(
@@ -470,4 +470,5 @@ def _summarize(result: Metrics | None) -> dict[str, Any] | None:
     if result is None:
         return None
     name, value, low, high = result.headline
-    return {"metric": name, "value": value, "low": low, "high": high, "clips": result.clips}
+    counts = {"clips": result.clips, "groups": result.groups}
+    return {"metric": name, "value": value, "low": low, "high": high, **counts}
