@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
+from scipy import optimize, special
 
 from aatjax.experiments.clip_scores import ClipScores, Key, summarise_runs
 from aatjax.experiments.compare.statistics import compare_runs
@@ -21,6 +22,7 @@ PREVALENCE = 0.3
 ICC = 0.1  # intraclass correlation of right answers within a speaker
 SPEAKER = 0.5  # standard deviation of a speaker's shift of a class's scores, of 1 between clips
 RUN = 0.1  # the same of a training run's shift of the probit of being right
+METHODS_OF_ONE_RUN = "one run each, as if of the methods"
 DESIGNS = ((13, None), (80, None), (400, None), (13, 5), (80, 10), (80, 5), (400, 20), (400, 5))
 """Clips and speakers; None for clips on their own."""
 
@@ -58,7 +60,7 @@ def intervals(experiments: int = 1000, seed: int = 0, out: Path | None = None) -
     Clips are on their own, or of 5 to 20 speakers with an intraclass correlation of 0.1 (accuracy),
     or whose scores of each class are shifted by half a standard deviation (mAP). Then two methods
     are compared that are equal, or differ by 10 points. Everything is computed by the functions
-    that `aatjax eval` and `aatjax compare` use. Prints a table; takes three minutes.
+    that `aatjax eval` and `aatjax compare` use. Prints a table; takes four minutes.
 
     Args:
         experiments: simulated test sets per row.
@@ -133,10 +135,7 @@ def draw_multi(
     """Draw a multi-label test set with normal scores."""
     truth = rng.random((clips, CLASSES)) < PREVALENCE
     scores = rng.normal(size=truth.shape) + distance * truth
-    if groups is not None:
-        names = list(dict.fromkeys(groups))
-        shift = SPEAKER * rng.normal(size=(len(names), CLASSES))
-        scores += shift[[names.index(name) for name in groups]]
+    scores += shift_speakers(groups, rng)
     return compute_metrics(
         scores.astype(np.float32),
         truth.astype(np.float32),
@@ -151,6 +150,12 @@ def compute_ap(distance: float) -> float:
     recall = (np.arange(200_000) + 0.5) / 200_000
     others = special.ndtr(special.ndtri(recall) - distance)
     return float(np.mean(PREVALENCE * recall / (PREVALENCE * recall + (1 - PREVALENCE) * others)))
+
+
+def solve_ap(wanted: float) -> float:
+    """Return the distance of the scores that gives this average precision."""
+    found: Any = optimize.brentq(lambda distance: compute_ap(distance) - wanted, 0.1, 10.0)
+    return float(found)
 
 
 def count_covered(name: str, found: list[Metrics], truth: float, speakers: int | None) -> Trial:
@@ -203,7 +208,8 @@ def count_folds(
     pairs: list[tuple[float, float] | None] = []
     for _ in range(experiments):
         level = special.ndtri(accuracy) * math.sqrt(1 + RUN**2)
-        values, scores = {}, {}
+        values: dict[Key, float] = {}
+        scores: dict[Key, ClipScores | None] = {}
         for k in range(folds):
             right = rng.random(clips) < special.ndtr(level + RUN * rng.normal())
             values[0, str(k)] = float(right.mean())
@@ -220,8 +226,12 @@ def simulate_tests(experiments: int, rng: np.random.Generator) -> Iterator[Trial
             yield count_rejected(
                 "one run each", clips, speakers, gain, [(0, None)], experiments, rng
             )
+        for clips, speakers in ((80, None), (400, None), (400, 20)):
+            yield count_rejected_map(clips, speakers, gain, experiments, rng)
+        keys: list[Key] = [(0, None)]
+        yield count_rejected(METHODS_OF_ONE_RUN, 400, None, gain, keys, experiments, rng)
         for seeds in (2, 3):
-            keys: list[Key] = [(seed, None) for seed in range(seeds)]
+            keys = [(seed, None) for seed in range(seeds)]
             yield count_rejected(f"{seeds} seeds", 400, None, gain, keys, experiments, rng)
         for folds in (2, 4, 5):
             keys = [(0, str(fold)) for fold in range(folds)]
@@ -242,9 +252,10 @@ def count_rejected(
     """Count how often two methods, of accuracy 0.7 and 0.7 + gain, differ at p < 0.05.
 
     Both are right on the same clips more often than by chance: a clip is right where a probit of
-    its difficulty, of the speaker for this method, of the run (with several), and of noise is.
+    its difficulty, of the speaker for this method, of the run, and of noise is positive. The runs
+    of "one run each" are the models that are compared, so that there is none of the run.
     """
-    run = RUN if len(keys) > 1 else 0.0
+    run = 0.0 if design == "one run each" else RUN
     speaker = 0.3 if speakers else 0.0
     spread = math.sqrt(1 + 1 + speaker**2 + run**2)
     levels = [special.ndtri(0.7) * spread, special.ndtri(0.7 + gain) * spread]
@@ -265,16 +276,64 @@ def count_rejected(
                 right = (latent + rng.normal(size=clips) > 0).astype(float)
                 values[method][key] = float(right.mean())
                 scores[method][key] = score_run(right, groups, fold)
-        p = compare_runs(*values, *scores)["p"]
+        p = compare_runs(values[0], values[1], scores[0], scores[1])["p"]
         rejected += p is not None and p < 0.05
-    return Trial(
-        "test",
-        design,
-        clips,
-        speakers or "",
-        f"{gain:+.2f}",
-        f"{rejected / experiments:.3f}",
-        "",
-        "",
-        experiments,
-    )
+    return make_test_trial(design, clips, speakers, gain, rejected, experiments)
+
+
+def count_rejected_map(
+    clips: int, speakers: int | None, gain: float, experiments: int, rng: np.random.Generator
+) -> Trial:
+    """Count how often two models whose mAP differs by `gain` differ at p < 0.05.
+
+    Half of the variance of their scores is the same in both.
+    """
+    groups = assign_speakers(clips, speakers)
+    first = 1.5
+    second = solve_ap(compute_ap(first) + gain)
+    rejected = 0
+    for _ in range(experiments):
+        truth = rng.random((clips, CLASSES)) < PREVALENCE
+        same = rng.normal(size=truth.shape)
+        found = []
+        for distance in (first, second):
+            scores = np.sqrt(0.5) * (same + rng.normal(size=truth.shape)) + distance * truth
+            scores += shift_speakers(groups, rng)
+            found.append(
+                compute_metrics(
+                    scores.astype(np.float32),
+                    truth.astype(np.float32),
+                    classes="abcde",
+                    multi_label=True,
+                    groups=groups,
+                )
+            )
+        values: list[dict[Key, float]] = [{(0, None): metrics.mean_ap or 0.0} for metrics in found]
+        ids, names = tuple(map(str, range(clips))), tuple(groups or [None] * clips)
+        own: list[dict[Key, ClipScores | None]] = [
+            {(0, None): ClipScores(ids, names, tuple(metrics.influence.tolist()))}
+            for metrics in found
+            if metrics.influence is not None
+        ]
+        p = compare_runs(values[0], values[1], own[0], own[1])["p"]
+        rejected += p is not None and p < 0.05
+    return make_test_trial("one run each, mAP", clips, speakers, gain, rejected, experiments)
+
+
+def shift_speakers(
+    groups: list[str] | None, rng: np.random.Generator
+) -> Float[np.ndarray, "n c"] | float:
+    """Draw the shift of the scores of each class by the speaker of each clip."""
+    if groups is None:
+        return 0.0
+    names = list(dict.fromkeys(groups))
+    shift = SPEAKER * rng.normal(size=(len(names), CLASSES))
+    return shift[[names.index(name) for name in groups]]
+
+
+def make_test_trial(
+    design: str, clips: int, speakers: int | None, gain: float, rejected: int, experiments: int
+) -> Trial:
+    """Return the row of tests."""
+    share = f"{rejected / experiments:.3f}"
+    return Trial("test", design, clips, speakers or "", f"{gain:+.2f}", share, "", "", experiments)

@@ -52,7 +52,7 @@ class Estimate:
             clips=clips,
             units=count,
             interval=interval,
-            exact=self.exact and not units.grouped,
+            exact=self.exact and count == clips,
         )
 
 
