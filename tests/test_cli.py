@@ -140,8 +140,10 @@ def one_line(text: str) -> str:
 def test_train_prints_a_table_and_the_adapter_file(trained: Trained) -> None:
     assert trained.code == 0, trained.err
     heads, row, where = trained.out.splitlines()
-    assert heads.split() == ["method", "trainable", "accuracy", "seconds"]
-    method, count, score, low, high, seconds = row.split()
+    assert re.split(" {2,}", heads) == ["method", "trainable", "accuracy", "tested on", "seconds"]
+    method, count, figure, clips, seconds = re.split(" {2,}", row)
+    score, low, high = figure.split()
+    assert re.fullmatch(r"\d+ clips", clips)
     assert method == "aat" and int(count.replace(",", "")) > 1000
     assert 0 <= float(score) <= 1 and float(seconds) >= 0
     assert low.startswith("[") and high.endswith("]")

@@ -119,7 +119,7 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_pat
     config = {**adapter.info["config"], "data": data}
     adapter = dataclasses.replace(adapter, info={**adapter.info, "config": config})
     write_sounds(tmp_path / "s")
-    metrics, test = experiment.evaluate_adapter(adapter, bootstrap=0)
+    metrics, test = experiment.evaluate_adapter(adapter)
     assert metrics.clips == len(test) == 2
     write_sounds(tmp_path / "more", per_class=8)
     for name in ("hiss", "tone"):
@@ -128,7 +128,7 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_pat
     with pytest.raises(UsageError, match="not those that the adapter was trained on: files were"):
         experiment.evaluate_adapter(adapter)
     whole = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache"))
-    assert experiment.evaluate_adapter(adapter, whole, bootstrap=0)[0].clips == 16
+    assert experiment.evaluate_adapter(adapter, whole)[0].clips == 16
 
 
 def test_a_report_names_the_changed_set(trained: Path) -> None:

@@ -200,8 +200,8 @@ def test_figures_do_not_depend_on_batches_and_padding(clips: int, batch: int) ->
     model = AST(config, rngs=nnx.Rngs(0))
     model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]  # no near ties
     source = ramps(clips).with_clips(ramps(clips).clips, reader=Noise())
-    found = evaluate(model, source, FRONTEND, batch_size=batch, bootstrap=0)
-    alone = evaluate(model, source, FRONTEND, batch_size=clips, bootstrap=0)
+    found = evaluate(model, source, FRONTEND, batch_size=batch)
+    alone = evaluate(model, source, FRONTEND, batch_size=clips)
     assert found.to_json() == alone.to_json()
     assert found.clips == clips
 

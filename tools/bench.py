@@ -30,6 +30,7 @@ COMMANDS = {
     "reading": ("data", "clips per second: decoded, cached, prepared"),
     "serve": ("serving", "clips per second for many adapters"),
     "coverage": ("coverage", "how often conformal sets contain the true class"),
+    "intervals": ("intervals", "coverage of the intervals, false alarms and power of the tests"),
     "doctor-scores": ("doctor_scores", "precision and recall of `aatjax doctor` on planted faults"),
     "tables": ("tables", "tables of the documents, made again from the CSV files of docs/figures"),
 }

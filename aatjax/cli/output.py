@@ -8,11 +8,9 @@ Headline = tuple[str, float | None, float | None, float | None]
 
 def format_headline(headline: Headline | None) -> str:
     """Return `value [low, high]` of (metric, value, low, high)."""
-    if headline is None or headline[1] is None:
-        return "n/a"
-    _, value, low, high = headline
-    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{bounds}"
+    from aatjax.train.metrics.results import format_figure
+
+    return "n/a" if headline is None else format_figure(*headline[1:])
 
 
 Columns = dict[str, Callable[[Any], str]]
@@ -34,12 +32,13 @@ def format_table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def format_result(result: Any) -> str:
-    """A table of one row: method, trainable parameters, test metric, seconds."""
+    """A table of one row: method, trainable parameters, test metric, test clips, seconds."""
     metric = result.headline[0] if result.headline else "test"
     row = [
         result.method,
         f"{result.trainable:,}",
         format_headline(result.headline),
+        result.counts or "none",
         f"{result.seconds:.0f}",
     ]
-    return format_table(["method", "trainable", metric, "seconds"], [row])
+    return format_table(["method", "trainable", metric, "tested on", "seconds"], [row])

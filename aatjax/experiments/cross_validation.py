@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from aatjax.config import Config, Data
 from aatjax.errors import DataError, UsageError
+from aatjax.experiments.clip_scores import pool_clips, read_clip_scores, summarise_runs
 from aatjax.experiments.partition import find_protocol, list_runs, make_partition
 from aatjax.experiments.run import ExperimentResult, name_run_folder, train
 from aatjax.io.json_file import write_json
@@ -21,12 +22,14 @@ from aatjax.train.metrics.intervals import mean_interval
 
 @dataclasses.dataclass(frozen=True)
 class CrossValidationResult:
-    """Results of all runs, and their mean with a 95% interval (Student t).
+    """Results of all runs, and their mean with a 95 % interval (`summarise_runs`).
 
     Attributes:
         runs: by name.
         metric: the metric that is averaged.
-        mean, low, high: over the runs; few-shot draws are averaged over their folds first.
+        mean, low, high: over the runs and their test clips; of an epoch chosen over all runs
+            Student's t over the runs.
+        counts: the number of different test clips and their groups, as `320 clips, 64 groups`.
         epoch: the one epoch chosen over all runs, where a protocol does so.
         last: the mean of the last epoch, where an epoch was chosen.
         chosen_on_test: the paper whose protocol chooses by the test clips.
@@ -37,6 +40,7 @@ class CrossValidationResult:
     mean: float
     low: float | None
     high: float | None
+    counts: str = ""
     epoch: int | None = None
     last: float | None = None
     chosen_on_test: str | None = None
@@ -81,7 +85,7 @@ def cross_validate(
             allow_change=allow_change,
             stuck_after=stuck_after,
         )
-    found = _average(config.data, folder, results, few_shot=draws is not None)
+    found = _average(runs, folder, results)
     scores = {name: None if r.headline is None else r.headline[1] for name, r in results.items()}
     row: dict[str, Any] = {
         "method": config.petl.name,
@@ -89,6 +93,7 @@ def cross_validate(
         "mean": found.mean,
         "low": found.low,
         "high": found.high,
+        "test": found.counts,
         "epoch": found.epoch,
         "mean_of_last_epoch": found.last,
         "chosen_on_test": found.chosen_on_test,
@@ -116,8 +121,9 @@ def _plan_runs(data: Data, draws: int | None, folds: bool) -> dict[str, Data]:
 
 
 def _average(
-    data: Data, folder: Path, results: dict[str, ExperimentResult], *, few_shot: bool
+    runs: dict[str, Data], folder: Path, results: dict[str, ExperimentResult]
 ) -> CrossValidationResult:
+    data = next(iter(runs.values()))
     headlines = {name: r.headline for name, r in results.items() if r.headline is not None}
     metric = next(headline[0] for headline in headlines.values())
     undefined = [name for name, headline in headlines.items() if headline[1] is None]
@@ -126,17 +132,19 @@ def _average(
             f"{data.path}: {metric} is not defined on {', '.join(undefined)}: clips of some class "
             "are missing; add some, or join folds"
         )
-    scores = {name: score for name, (_, score, *_) in headlines.items() if score is not None}
-    if few_shot:
-        scores = _average_draws(scores)
-    mean, low, high = mean_interval(list(scores.values()))
+    keys = {name: (part.draw, part.fold) for name, part in runs.items()}
+    values = {keys[name]: one[1] for name, one in headlines.items() if one[1] is not None}
+    scores = {keys[name]: read_clip_scores(folder / name) for name in headlines}
+    mean, low, high = summarise_runs(values, scores)
+    pooled = pool_clips(scores)
+    counts = "" if pooled is None else pooled.counts
     found = find_protocol(data)
     if found is None:
-        return CrossValidationResult(results, metric, mean, low, high)
+        return CrossValidationResult(results, metric, mean, low, high, counts)
     protocol = found[1]
     paper = protocol.paper if protocol.chooses_on_test else None
     if protocol.selection != "mean_curve":
-        return CrossValidationResult(results, metric, mean, low, high, chosen_on_test=paper)
+        return CrossValidationResult(results, metric, mean, low, high, counts, chosen_on_test=paper)
     curves = np.array(
         [
             [row[f"valid/{metric}"] for row in read_metrics(folder / name / "metrics.jsonl")]
@@ -145,12 +153,4 @@ def _average(
     )
     best = int(np.argmax(curves.mean(axis=0)))
     chosen, low, high = mean_interval(curves[:, best].tolist())
-    return CrossValidationResult(results, metric, chosen, low, high, best + 1, mean, paper)
-
-
-def _average_draws(scores: Mapping[str, float]) -> dict[str, float]:
-    """The mean score of each draw over its folds."""
-    by_draw: dict[str, list[float]] = {}
-    for name, score in scores.items():
-        by_draw.setdefault(name.rpartition("draw")[2], []).append(score)
-    return {draw: float(np.mean(part)) for draw, part in by_draw.items()}
+    return CrossValidationResult(results, metric, chosen, low, high, counts, best + 1, mean, paper)

@@ -17,6 +17,7 @@ from aatjax.data.clip_windows import cut_clips
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
+from aatjax.experiments.clip_scores import write_clip_scores
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import Calibration, calibrate_clips
 from aatjax.io.json_file import read_json, write_json
@@ -29,7 +30,7 @@ from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
-from aatjax.train.metrics.results import Metrics
+from aatjax.train.metrics.results import Metrics, format_clips
 from aatjax.train.run_dir import claim_fields
 from aatjax.train.watchdog import Watchdog
 
@@ -46,6 +47,7 @@ class ExperimentResult:
         method: short name of the method.
         trainable: number of trainable parameters.
         headline: metric, value and interval on the test clips, or None without any.
+        counts: the number of test clips and their groups, as `320 clips, 64 groups`.
         seconds: training time.
         artefact: the adapter file.
         run: the whole run, or None where it was finished before.
@@ -58,6 +60,7 @@ class ExperimentResult:
     seconds: float
     artefact: Path
     run: Run | None
+    counts: str = ""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -110,7 +113,8 @@ def train(
     """Train a config, evaluate it, and write the run folder.
 
     The folder holds config.json, clips.json, checkpoints, metrics.jsonl, TensorBoard events,
-    quarantine.jsonl (if files were unreadable), result.json and adapter.safetensors. Called again
+    quarantine.jsonl (if files were unreadable), result.json, test_clips.json and
+    adapter.safetensors. Called again
     with the same config, it resumes, or returns the finished result.
 
     Where several processes take part (`start_processes`), all call this with the same arguments,
@@ -227,6 +231,7 @@ def _train(
         run.seconds,
         folder / ARTEFACT,
         run,
+        "" if run.test is None else run.test.counts,
         about,
     )
     calibration = None
@@ -257,6 +262,7 @@ def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:
     headline = None if done["headline"] is None else tuple(done["headline"])
+    test = done.get("test") or {}
     return ExperimentResult(
         done["method"],
         done["trainable"],
@@ -264,6 +270,7 @@ def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:
         done["seconds"],
         folder / ARTEFACT,
         None,
+        format_clips(test["clips"], test.get("groups")) if "clips" in test else "",
         done.get("data", {}),
     )
 
@@ -297,6 +304,8 @@ def _write_result(
         **decisions,
         **run.to_json(),
     }
+    if run.test is not None and run.test_scores is not None:
+        write_clip_scores(folder, run.test, run.test_scores.select()[1])
     write_json(folder / "result.json", figures)
 
 
@@ -308,19 +317,16 @@ def _use_host_memory() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def evaluate_adapter(
-    adapter: TrainedAdapter, data: Data | None = None, *, bootstrap: int = 1000
-) -> tuple[Metrics, Source]:
+def evaluate_adapter(adapter: TrainedAdapter, data: Data | None = None) -> tuple[Metrics, Source]:
     """Evaluate an adapter on the test clips of its own config, or on other labelled sounds.
 
     Args:
         adapter: from `aatjax.load_adapter`.
         data: other data; its classes must be among the adapter's.
-        bootstrap: resamples for the intervals.
     """
     test = load_test_clips(adapter, data)
     scores = score_clips(adapter.model, test, adapter.frontend, scoring=adapter.scoring)
-    return scores.measure(bootstrap), test
+    return scores.measure(), test
 
 
 def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source:

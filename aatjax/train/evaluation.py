@@ -134,7 +134,6 @@ def evaluate(
     *,
     batch_size: int = 64,
     scoring: Scoring | None = None,
-    bootstrap: int = 1000,
 ) -> Metrics:
     """Return the metrics of a model on labelled clips, each with the score of all its windows.
 
@@ -144,18 +143,17 @@ def evaluate(
         frontend: the front end that the model was trained with; by default AST's at its length.
         batch_size: windows per batch.
         scoring: how a clip's windows are pooled, by default their mean.
-        bootstrap: resamples for the intervals.
 
     Raises:
         UsageError: the number of classes differs.
         DataError: no clip holds any sound.
     """
     scores = score_clips(model, source, frontend, batch_size=batch_size, scoring=scoring)
-    return scores.measure(bootstrap)
+    return scores.measure()
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipScores:
+class ScoredClips:
     """The scores of the clips of a source.
 
     Attributes:
@@ -173,7 +171,7 @@ class ClipScores:
     @classmethod
     def from_windows(
         cls, cut: ClipWindows, logits: Float[np.ndarray, "w c"], scoring: Scoring
-    ) -> "ClipScores":
+    ) -> "ScoredClips":
         """Pool the logits of windows."""
         return cls(cut.clips, cut.pool(logits, scoring), cut.scored, cut.measure_used(scoring))
 
@@ -192,13 +190,13 @@ class ClipScores:
             )
         return self.logits[self.scored], self.source.subset(np.flatnonzero(self.scored))
 
-    def measure(self, bootstrap: int = 1000) -> Metrics:
+    def measure(self) -> Metrics:
         """Return the metrics of the clips that have a score; the others are in the notes.
 
         Raises:
             DataError: none has.
         """
-        metrics = measure_metrics(*self.select(), bootstrap)
+        metrics = measure_metrics(*self.select())
         return dataclasses.replace(metrics, notes=(*metrics.notes, *self.describe()))
 
     def describe(self) -> tuple[str, ...]:
@@ -223,7 +221,7 @@ def score_clips(
     *,
     batch_size: int = 64,
     scoring: Scoring | None = None,
-) -> ClipScores:
+) -> ScoredClips:
     """Return the scores of every clip in order; arguments as for `evaluate`."""
     check_model(model, "evaluate")
     check_source(source, "evaluate: source")
@@ -231,7 +229,7 @@ def score_clips(
     check_sources(model, [source], frontend)
     cut = cut_clips(source, frontend, scoring)
     logits = _run_clips(model, cut.windows, frontend, batch_size, read_logits)
-    return ClipScores.from_windows(cut, logits, scoring)
+    return ScoredClips.from_windows(cut, logits, scoring)
 
 
 class Embeddings(NamedTuple):
@@ -293,14 +291,14 @@ def _run_clips(
     return found
 
 
-def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source, bootstrap: int) -> Metrics:
-    """Return the metrics of the logits of a source's clips."""
+def measure_metrics(logits: Float[np.ndarray, "n c"], source: Source) -> Metrics:
+    """Return the metrics of the logits of a source's clips, with intervals over their groups."""
     return compute_metrics(
         logits,
         source.targets(),
         classes=source.classes,
         multi_label=source.multi_label,
-        bootstrap=bootstrap,
+        groups=[clip.group for clip in source.clips],
     )
 
 

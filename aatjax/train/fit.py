@@ -31,8 +31,8 @@ from aatjax.petl.base import Method
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.distributed import is_main, run_on_main
 from aatjax.train.evaluation import (
-    ClipScores,
     Evaluator,
+    ScoredClips,
     Weights,
     check_sources,
     learn_sharpness,
@@ -75,7 +75,7 @@ class Run:
         history: one row per epoch, as in metrics.jsonl.
         seconds: time spent in training steps, compilation included.
         scoring: how the score of a clip is made of its windows.
-        valid_scores: scores of the validation clips by the selected weights, or None.
+        valid_scores, test_scores: scores of the clips by the selected weights, or None.
     """
 
     model: AST
@@ -89,7 +89,8 @@ class Run:
     history: list[dict[str, Any]]
     seconds: float
     scoring: Scoring = Scoring()
-    valid_scores: ClipScores | None = dataclasses.field(default=None, repr=False)
+    valid_scores: ScoredClips | None = dataclasses.field(default=None, repr=False)
+    test_scores: ScoredClips | None = dataclasses.field(default=None, repr=False)
 
     def save(
         self,
@@ -498,7 +499,7 @@ def _finish(
         scoring = learn_sharpness(cuts["valid"], logits["valid"], scoring)
     for name, found in logits.items():
         if found is not None:
-            scores[name] = ClipScores.from_windows(cuts[name], found, scoring)
+            scores[name] = ScoredClips.from_windows(cuts[name], found, scoring)
             metrics[name] = scores[name].measure()
     return Run(
         model=models[selected],
@@ -513,6 +514,7 @@ def _finish(
         seconds=loop.progress.seconds,
         scoring=scoring,
         valid_scores=scores.get("valid"),
+        test_scores=scores.get("test"),
     )
 
 
@@ -520,4 +522,5 @@ def _summarize(result: Metrics | None) -> dict[str, Any] | None:
     if result is None:
         return None
     name, value, low, high = result.headline
-    return {"metric": name, "value": value, "low": low, "high": high, "clips": result.clips}
+    counts = {"clips": result.clips, "groups": result.groups}
+    return {"metric": name, "value": value, "low": low, "high": high, **counts}

@@ -23,7 +23,7 @@ from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.distributed import any_process, is_distributed, is_main
-from aatjax.train.evaluation import ClipScores, Evaluator, Weights
+from aatjax.train.evaluation import Evaluator, ScoredClips, Weights
 from aatjax.train.forward import make_inputs
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.logging import MetricsWriter, ProgressDisplay, TextStream
@@ -398,7 +398,7 @@ class Loop:
             "step": self.done,
             "epoch": self.done // self.per_epoch,
             "train/loss": sums["loss"] / clips,
-            "train/accuracy": sums["correct"] / clips,
+            **self._score_training(),
             "train/clips_per_s": self._speed(),
             "train/seconds": spent["all"],
             "train/seconds_input": spent.get("input", 0.0),
@@ -417,6 +417,14 @@ class Loop:
             return row
         score = self._validate(self.valid, weights, stop)
         return None if score is None else row | score
+
+    def _score_training(self) -> dict[str, float | None]:
+        """Return the figure of the epoch's training clips: accuracy, or micro-F1 at logit 0."""
+        sums = self.progress.sums
+        if not self.train.multi_label:
+            return {"train/accuracy": sums["correct"] / (sums["weight"] or math.nan)}
+        labels = sums.get("labels")
+        return {"train/micro_f1": sums["shared"] / labels if labels else None}
 
     def _monitor(self, monitor: Monitor, source: Source, weights: Weights) -> dict[str, float]:
         """Return the method's figures, computed on the same first batch each time."""
@@ -448,8 +456,8 @@ class Loop:
         if logits is None:
             return None
         self.logits["last"] = logits
-        scores = ClipScores.from_windows(valid, logits, self.scoring)
-        name, value, _, _ = scores.measure(0).headline
+        scores = ScoredClips.from_windows(valid, logits, self.scoring)
+        name, value, _, _ = scores.measure().headline
         best = self.progress.best_score
         if value is not None and (best is None or value > best):
             self.progress.best_score = value
@@ -517,11 +525,9 @@ class Loop:
 
 
 def _format_row(row: dict[str, Any], epochs: int, remaining: str) -> str:
-    text = (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}  "
-        f"train accuracy {row['train/accuracy']:.3f}"
-    )
+    text = f"epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}"
+    shown = {"train/accuracy": "train accuracy", "train/micro_f1": "train micro-F1"}
     for name, value in row.items():
-        if name.startswith("valid/"):
-            text += f"  {name} " + ("n/a" if value is None else f"{value:.3f}")
+        if name in shown or name.startswith("valid/"):
+            text += f"  {shown.get(name, name)} " + ("n/a" if value is None else f"{value:.3f}")
     return f"{text}  {row['train/clips_per_s']:.0f} clips/s  {remaining} left"

@@ -83,8 +83,9 @@ class Steps:
     """The two compiled functions of a run.
 
     Attributes:
-        train: (state, frozen, batch, key) -> (state, {"loss", "correct", "weight", "skipped"}
-            sums).
+        train: (state, frozen, batch, key) -> (state, sums): "loss", "correct" (clips whose class of
+            the highest logit is theirs), "weight" (clips), "skipped"; of the labels at logit 0
+            "shared" (twice those both given and predicted) and "labels" (given plus predicted).
         forward: ((trainable, stats, frozen), audio, length) -> logits `[b, c]`.
     """
 
@@ -155,6 +156,7 @@ def _compile_step(
             losses = compute_losses(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
+            sums |= _count_labels(logits, target, known, weight)
             mean = losses.sum() / jnp.maximum((weight > 0).sum(), 1)
             return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
 
@@ -188,6 +190,23 @@ def _prepare_batch(
     if loss == "bce":
         target, known = jnp.split(target, 2, axis=1)
     return x, valid, target, known
+
+
+def _count_labels(
+    logits: Float[Array, "b c"],
+    target: Float[Array, "b c"],
+    known: Float[Array, "b c"] | None,
+    weight: Float[Array, " b"],
+) -> dict[str, jax.Array]:
+    """Return the numerator and denominator of micro-F1 at logit 0, over the known labels."""
+    known = (~jnp.isnan(target)).astype(jnp.float32) if known is None else known
+    given = (target > 0.5 * known) & (known > 0)
+    predicted = (logits > 0) & (known > 0)
+    rows = weight[:, None]
+    return {
+        "shared": (2.0 * (given & predicted) * rows).sum(),
+        "labels": ((given.astype(jnp.float32) + predicted) * rows).sum(),
+    }
 
 
 def _update(

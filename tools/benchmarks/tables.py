@@ -13,7 +13,7 @@ from aatjax.experiments.compare.tables import make_markdown_table
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
-DOCUMENTS = ("docs/costs.md", "kernels/README.md")
+DOCUMENTS = ("docs/costs.md", "docs/results.md", "kernels/README.md")
 PLACE = re.compile(r"(<!-- bench.py tables: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = dict[str, str]
@@ -120,9 +120,43 @@ def make_prefix() -> str:
     return make_markdown_table(("model", "method", "without", "with", "without / with"), rows)
 
 
+def make_intervals() -> str:
+    """Return the share of the intervals that contain the truth, a column for each test set."""
+    rows = [row for row in read("intervals") if row["what"] == "interval"]
+    single = [row for row in rows if "folds" not in row["figure"]]
+    designs = dict.fromkeys((row["clips"], row["groups"]) for row in single)
+    heads = [f"{n} clips" + f", {groups} speakers" * bool(groups) for n, groups in designs]
+    lines = []
+    for (figure, truth), found in group(single, "figure", "truth").items():
+        share = {(row["clips"], row["groups"]): row["share"] for row in found}
+        lines.append((figure, truth, *(share.get(design, "") for design in designs)))
+    text = make_markdown_table(("metric", "truth", *heads), lines)
+    folds = [
+        (row["figure"], row["clips"], row["truth"], row["share"], row["width"])
+        for row in rows
+        if "folds" in row["figure"]
+    ]
+    heads = ("figure", "clips per fold", "truth", "share", "mean width")
+    return f"{text}\n\n{make_markdown_table(heads, folds)}"
+
+
+def make_tests() -> str:
+    """Return the share of tests with p < 0.05, without and with a true difference."""
+    rows = [row for row in read("intervals") if row["what"] == "test"]
+    gains = list(dict.fromkeys(row["truth"] for row in rows))
+    lines = [
+        (design, clips, groups, *(row["share"] for row in found))
+        for (design, clips, groups), found in group(rows, "figure", "clips", "groups").items()
+    ]
+    heads = ("runs", "clips", "speakers", *(f"true difference {gain}" for gain in gains))
+    return make_markdown_table(heads, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "epochs": make_epochs,
     "step": make_step,
     "soft-moe": make_soft_moe,
     "prefix": make_prefix,
+    "intervals": make_intervals,
+    "tests": make_tests,
 }

@@ -80,6 +80,7 @@ def _format_repeats(method: str, repeated: Any) -> str:
             name.replace("fold", "fold ").replace("draw", "draw "),
             f"{run.trainable:,}",
             format_headline(run.headline),
+            run.counts,
             f"{run.seconds:.0f}",
         ]
         for name, run in repeated.runs.items()
@@ -87,10 +88,10 @@ def _format_repeats(method: str, repeated: Any) -> str:
     seconds = sum(run.seconds for run in repeated.runs.values())
     mean = format_headline((repeated.metric, repeated.mean, repeated.low, repeated.high))
     name = "mean" if repeated.epoch is None else f"mean, epoch {repeated.epoch}"
-    rows.append([name, "", mean, f"{seconds:.0f}"])
+    rows.append([name, "", mean, repeated.counts, f"{seconds:.0f}"])
     if repeated.last is not None:
-        rows.append(["mean, last epoch", "", f"{repeated.last:.3f}", ""])
-    text = format_table([method, "trainable", repeated.metric, "seconds"], rows)
+        rows.append(["mean, last epoch", "", f"{repeated.last:.3f}", "", ""])
+    text = format_table([method, "trainable", repeated.metric, "tested on", "seconds"], rows)
     return "\n".join([text, *_format_note(repeated.chosen_on_test)])
 
 

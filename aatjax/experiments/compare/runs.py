@@ -11,7 +11,12 @@ from aatjax.analysis.method_costs import MethodCost
 from aatjax.config import Config, Data
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.errors import UsageError
-from aatjax.experiments.compare.statistics import MethodSummary, summarise_methods
+from aatjax.experiments.clip_scores import ClipScores, pool_clips, read_clip_scores
+from aatjax.experiments.compare.statistics import (
+    MethodSummary,
+    describe_test,
+    summarise_methods,
+)
 from aatjax.experiments.partition import list_runs, open_data
 from aatjax.experiments.run import load_backbone, train
 from aatjax.io.json_file import read_json
@@ -44,9 +49,11 @@ class CompareCell:
         entry, seed, fold: its place in the grid; fold is None where there is one division.
         metric: name of the metric.
         value: the metric on the test clips; None where it is not defined.
+        low, high: its interval in this run.
         step_s: mean seconds per training step, compilation included.
         curve: (epoch, training loss, validation metric or None) of every epoch.
         about: notes on the data in its result.
+        scores: its test clips; None of a run of a version that did not keep them.
     """
 
     entry: str
@@ -57,6 +64,9 @@ class CompareCell:
     step_s: float
     curve: tuple[tuple[int, float, float | None], ...]
     about: dict[str, Any]
+    low: float | None = None
+    high: float | None = None
+    scores: ClipScores | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Comparison:
         costs: of each entry.
         summaries: of each entry.
         notes: what must be reported: subset, protocol, selection on test clips, kind of intervals.
+        counts: the number of different test clips and their groups, as `320 clips, 64 groups`.
     """
 
     title: str
@@ -80,6 +91,7 @@ class Comparison:
     costs: dict[str, MethodCost]
     summaries: dict[str, MethodSummary]
     notes: tuple[str, ...]
+    counts: str = ""
 
 
 def make_entries(
@@ -187,10 +199,22 @@ def _run_cell(
         scores = [v for k, v in row.items() if k.startswith("valid/") and isinstance(v, float)]
         curve.append((int(row["epoch"]), float(row["train/loss"]), scores[0] if scores else None))
     steps = max(1, int(rows[-1]["step"])) if rows else 1
-    metric, value, *_ = result.headline or ("metric", None)
+    metric, value, low, high = result.headline or ("metric", None, None, None)
     about = read_json(folder / "result.json")["data"]
     seconds = result.seconds / steps
-    return CompareCell(entry.name, seed, fold, metric, value, seconds, tuple(curve), about)
+    return CompareCell(
+        entry.name,
+        seed,
+        fold,
+        metric,
+        value,
+        seconds,
+        tuple(curve),
+        about,
+        low,
+        high,
+        read_clip_scores(folder),
+    )
 
 
 def estimate_costs(entries: Sequence[CompareEntry]) -> dict[str, MethodCost]:
@@ -213,6 +237,10 @@ def assemble_comparison(
     """Put finished runs together, with their statistics and notes."""
     names = tuple(entry.name for entry in entries)
     values = {name: {(c.seed, c.fold): c.value for c in cells if c.entry == name} for name in names}
+    scores = {
+        name: {(c.seed, c.fold): c.scores for c in cells if c.entry == name} for name in names
+    }
+    pooled = pool_clips(scores[names[0]])
     about = cells[0].about
     data = entries[0].config.data
     title = about.get("benchmark") or (data.format if data.path is None else Path(data.path).name)
@@ -225,16 +253,26 @@ def assemble_comparison(
             notes.append(f"a SUBSET: {about['there']}")
     chosen = {c.about["chosen_on_test"] for c in cells if "chosen_on_test" in c.about}
     notes += [f"weights were selected on the reported clips, as in {paper}" for paper in chosen]
-    notes.append(
-        "intervals: 95 %, Student t over folds (over seeds where there is one division), seeds "
-        "averaged within a fold; differences are paired by seed and fold"
-    )
+    notes.append(describe_test(len(cells) // len(names), pooled))
+    if seeds * divisions == 1:
+        notes.append("one run each: the differences are of these models, not yet of the methods")
     return Comparison(
         title=str(title),
         metric=cells[0].metric,
         entries=names,
         cells=tuple(cells),
         costs=costs,
-        summaries=summarise_methods(names, values),
+        summaries=_keep_own_intervals(cells, summarise_methods(names, values, scores)),
         notes=tuple(notes),
+        counts="" if pooled is None else pooled.counts,
     )
+
+
+def _keep_own_intervals(
+    cells: Sequence[CompareCell], summaries: dict[str, MethodSummary]
+) -> dict[str, MethodSummary]:
+    """A row of a single run has the interval of that run, as `aatjax eval` shows it."""
+    if len(cells) > len(summaries):
+        return summaries
+    own = {cell.entry: {"low": cell.low, "high": cell.high} for cell in cells}
+    return {name: dataclasses.replace(one, **own[name]) for name, one in summaries.items()}

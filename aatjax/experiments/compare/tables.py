@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from statistics import median_high
 from typing import Any
 
+from aatjax.errors import format_count
 from aatjax.experiments.compare.runs import Comparison
 
+LEVEL = 0.05
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -51,9 +53,12 @@ def make_comparison_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": comparison.title,
         "metric": comparison.metric,
+        "test": comparison.counts,
         "notes": list(comparison.notes),
         "rows": list_records(comparison),
-        "cells": [dataclasses.asdict(cell) for cell in comparison.cells],
+        "cells": [
+            dataclasses.asdict(dataclasses.replace(cell, scores=None)) for cell in comparison.cells
+        ],
         "costs": {name: cost.to_json() for name, cost in comparison.costs.items()},
     }
 
@@ -63,7 +68,7 @@ def format_comparison(comparison: Comparison) -> tuple[list[str], list[list[str]
     heads = [
         "method",
         "trainable",
-        comparison.metric,
+        f"{comparison.metric} ({comparison.counts})" if comparison.counts else comparison.metric,
         "difference",
         "p (Holm)",
         "training GFLOPs",
@@ -79,13 +84,34 @@ def format_comparison(comparison: Comparison) -> tuple[list[str], list[list[str]
                 f"{row['trainable']:,}",
                 _format_percent(row["mean"], row["low"], row["high"], ".1f"),
                 _format_percent(*change, "+.1f"),
-                "" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
+                _format_p(row["p_holm"]),
                 f"{row['training_gflops']:.2f}",
                 f"{row['adapter_gflops']:.3f}",
                 f"{1e3 * row['step_s']:.0f}",
             ]
         )
     return heads, rows
+
+
+def describe_best(comparison: Comparison) -> str:
+    """Return which rows are highest, with equal ones as equal, and which differences are sure."""
+    rows = comparison.summaries
+    top = max(row.mean for row in rows.values())
+    best = [name for name in comparison.entries if abs(rows[name].mean - top) < 1e-9]
+    value = _format_percent(top, None, None, ".1f")
+    if len(best) == 1:
+        count = comparison.costs[best[0]].trainable
+        text = f"{best[0]} is highest with {value} %, training {format_count(count, 'parameter')}."
+    else:
+        text = f"{', '.join(best[:-1])} and {best[-1]} are equal with {value} %."
+    first = comparison.entries[0]
+    sure = [name for name in comparison.entries if (rows[name].p_holm or 1.0) < LEVEL]
+    tested = any(row.p_holm is not None for row in rows.values())
+    if sure:
+        text += f" Significantly different from {first} at 5 % (Holm): {', '.join(sure)}."
+    elif tested:
+        text += f" No difference to {first} is significant at 5 % (Holm)."
+    return text
 
 
 def make_markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -100,7 +126,7 @@ def format_markdown(comparison: Comparison) -> str:
     """The table for a README, with its notes below."""
     table = make_markdown_table(*format_comparison(comparison))
     notes = "\n".join(f"- {note}" for note in comparison.notes)
-    return f"# {comparison.title}\n\n{table}\n\n{notes}\n"
+    return f"# {comparison.title}\n\n{describe_best(comparison)}\n\n{table}\n\n{notes}\n"
 
 
 def format_latex(comparison: Comparison) -> str:
@@ -119,3 +145,9 @@ def _format_percent(mean: float | None, low: float | None, high: float | None, f
         return ""
     bounds = "" if low is None or high is None else f" [{100 * low:{form}}, {100 * high:{form}}]"
     return f"{100 * mean:{form}}{bounds}"
+
+
+def _format_p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"

@@ -28,7 +28,6 @@ from aatjax.io.json_file import read_json
 from aatjax.models.ast import AST
 from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights
-from aatjax.reports.html.class_intervals import ClassIntervals, estimate_class_intervals
 from aatjax.reports.routing_maps import RoutingMap, map_routing
 from aatjax.train.adapter_file import TrainedAdapter, load_adapter
 from aatjax.train.evaluation import score_clips
@@ -74,7 +73,6 @@ class Evaluation:
         own: whether they are the test part of the run itself.
         logits, targets: `[b, c]`.
         metrics: as of `aatjax eval`.
-        intervals: of the metrics of each class.
         mistakes: the most confident ones.
     """
 
@@ -83,7 +81,6 @@ class Evaluation:
     logits: Float[np.ndarray, "b c"]
     targets: Float[np.ndarray, "b c"]
     metrics: Metrics
-    intervals: list[ClassIntervals]
     mistakes: list[Mistake]
 
 
@@ -232,8 +229,7 @@ def _evaluate(
         own=own,
         logits=logits,
         targets=targets,
-        metrics=scores.measure(1000),
-        intervals=estimate_class_intervals(logits, targets, multi_label=source.multi_label),
+        metrics=scores.measure(),
         mistakes=_find_mistakes(source, adapter.frontend, logits, targets, decisions),
     )
 

@@ -56,13 +56,10 @@ def write_comparison(comparison: Comparison, folder: Path, command: str) -> list
 
 def _render_page(comparison: Comparison, figures: dict[str, Figure], command: str) -> str:
     heads, rows = tables.format_comparison(comparison)
-    best = max(comparison.entries, key=lambda name: comparison.summaries[name].mean)
     return render_page(
         "compare.html",
         title=comparison.title,
-        best=best,
-        mean=100 * comparison.summaries[best].mean,
-        trainable=comparison.costs[best].trainable,
+        best=tables.describe_best(comparison),
         heads=heads,
         rows=rows,
         notes=comparison.notes,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from markupsafe import Markup
 
 from aatjax.experiments.partition import Partition, describe_partition
@@ -21,12 +21,12 @@ from aatjax.inference.calibration import (
     compute_reliability,
 )
 from aatjax.reports.html import charts
-from aatjax.reports.html.class_intervals import estimate_proportion_interval, rank_confusions
 from aatjax.reports.html.collect import Evaluation, ReportData
 from aatjax.reports.html.experts import describe_experts
 from aatjax.reports.html.page import format_interval, format_number, render_page
 from aatjax.reports.routing_maps import RoutingMap
 from aatjax.train.adapter_file import find_versions
+from aatjax.train.metrics.intervals import estimate_share_interval
 from aatjax.train.metrics.results import NAMES
 
 MOST_ROWS = 1000  # classes, or findings, in a table
@@ -131,7 +131,7 @@ def _describe_evaluation(data: ReportData, evaluation: Evaluation) -> dict[str, 
         "metric_names": NAMES,
         "confusions": [] if matrix is None else rank_confusions(matrix, classes, MOST_CONFUSIONS),
         "confusion_chart": None if matrix is None else charts.draw_confusion(matrix, classes),
-        "class_rows": list(zip(metrics.per_class, evaluation.intervals, strict=True))[:MOST_ROWS],
+        "class_rows": metrics.per_class[:MOST_ROWS],
         "calibration": _describe_calibration(data, evaluation),
         "mistakes": [
             (
@@ -144,6 +144,19 @@ def _describe_evaluation(data: ReportData, evaluation: Evaluation) -> dict[str, 
             for one in evaluation.mistakes
         ],
     }
+
+
+def rank_confusions(
+    matrix: Int[np.ndarray, "c c"], names: Sequence[str], most: int
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent confusions: (true class, predicted class, clips, clips of the true)."""
+    errors = matrix * (1 - np.eye(len(names), dtype=matrix.dtype))
+    order = np.argsort(-errors, axis=None, kind="stable")[:most]
+    return [
+        (names[i], names[j], int(errors[i, j]), int(matrix[i].sum()))
+        for i, j in (divmod(int(at), len(names)) for at in order)
+        if errors[i, j]
+    ]
 
 
 def _describe_calibration(data: ReportData, evaluation: Evaluation) -> dict[str, Any]:
@@ -186,28 +199,34 @@ def _list_coverage(data: ReportData, evaluation: Evaluation) -> list[tuple[str, 
     covered = (applied.possible | ~truth).all(axis=1)
     right = ((applied.given == truth) | np.isnan(evaluation.targets)).all(axis=1)
     sure = ~applied.unsure
+    groups = [clip.group for clip in evaluation.source.clips]
+
+    def share(true: Bool[np.ndarray, " b"], of: Bool[np.ndarray, " b"]) -> str:
+        return _format_share(true[of], [groups[i] for i in np.flatnonzero(of)])
+
+    every = np.ones(len(truth), bool)
     label = "all classes" if evaluation.source.multi_label else "the class"
     return [
-        (f"clips with {label} in the set", _format_share(covered)),
+        (f"clips with {label} in the set", share(covered, every)),
         ("target coverage", f"{data.decisions.coverage:.3f}"),
         ("mean classes per set", f"{applied.possible.sum(axis=1).mean():.2f}"),
         ("sure (no other class in the set)", f"{sure.mean():.3f} of the clips"),
-        ("accuracy where sure", _format_share(right[sure])),
-        ("accuracy where unsure", _format_share(right[~sure])),
+        ("accuracy where sure", share(right, sure)),
+        ("accuracy where unsure", share(right, ~sure)),
     ]
 
 
-def _format_share(true: Bool[np.ndarray, " b"]) -> str:
+def _format_share(true: Bool[np.ndarray, " b"], groups: Sequence[str | None]) -> str:
     if not len(true):
         return "n/a"
-    interval = estimate_proportion_interval(int(true.sum()), len(true))
-    return f"{true.mean():.3f} {format_interval(interval, 2)}"
+    interval = format_interval(estimate_share_interval(true, groups), 2)
+    return " ".join(filter(None, [f"{true.mean():.3f}", interval, f"of {len(true):,}"]))
 
 
 def _draw_training(rows: Sequence[dict[str, Any]]) -> list[Markup]:
     """Charts of the rows of metrics.jsonl that have an epoch."""
     rows = [row for row in rows if isinstance(row.get("epoch"), int | float)]
-    scores = {"train accuracy": "train/accuracy"}
+    scores = {"train accuracy": "train/accuracy", "train micro-F1": "train/micro_f1"}
     valid = sorted({key for row in rows for key in row if key.startswith("valid/")})
     scores |= {key.replace("/", " "): key for key in valid[:3]}
     found = []

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aatjax.errors import DataError, NotFiniteError, UsageError
-from aatjax.train.metrics.intervals import (
-    check_interval,
-    percentile_interval,
-    rank,
-    resample,
+from aatjax.errors import DataError, NotFiniteError, UsageError, format_count
+from aatjax.train.metrics.estimates import (
+    LEAST_POSITIVES,
+    Estimate,
+    MacroMean,
+    estimate_f1,
+    estimate_proportion,
+    estimate_ranking,
 )
-from aatjax.train.metrics.results import NAMES, ClassResult, Metrics
+from aatjax.train.metrics.intervals import Units, check_interval
+from aatjax.train.metrics.results import ClassResult, Metrics
 
 MOST_CONFUSED = 1000  # classes up to which the confusion matrix is kept
-RANKING_WORK = 4 * 10**8  # resamples * clips * classes spent on mAP and AUC, about five seconds
-LEAST_RESAMPLES = 200
+MACRO = {
+    "balanced_accuracy": "recall",
+    "macro_f1": "f1",
+    "mean_ap": "average_precision",
+    "macro_auc": "auc",
+}
+"""Metrics that are means over classes, by the metric of a class."""
 
 
 def compute_metrics(
@@ -28,10 +36,8 @@ def compute_metrics(
     *,
     classes: Sequence[str],
     multi_label: bool,
-    bootstrap: int = 1000,
-    seed: int = 0,
     interval: float = 0.95,
-    groups: Sequence[object] | None = None,
+    groups: Sequence[Hashable] | None = None,
 ) -> Metrics:
     """Compare logits with targets.
 
@@ -39,20 +45,22 @@ def compute_metrics(
     that entry enters no number of the class, and accuracy, which is over all classes, is not given.
     Classes without a clip do not enter the means; the notes give their number. Average precision
     and AUC rank clips by the softmax of the logits in a single-label task, and by the logits (hence
-    by their sigmoid) in a multi-label one. Intervals are percentiles over bootstrap resamples of
-    the clips (Efron and Tibshirani, 1993, chapter 13) for a fixed model: they do not contain the
-    spread over training runs. Drawing a clip twice raises average precision slightly, so with few
-    clips per class the interval of mAP is biased upwards.
+    by their sigmoid) in a multi-label one.
+
+    Intervals are for a fixed model: they do not contain the spread over training runs. That of an
+    accuracy, recall or precision of independent clips is Wilson's score interval. Otherwise the
+    variance is estimated over clips, or over groups where they are given, and Wilson's interval is
+    taken for the number of clips that has this variance (`estimate_interval`). For average
+    precision the variance includes the square of its bias; classes with fewer than three clips on
+    average (harmonic mean) have none.
 
     Args:
         logits: scores before softmax or sigmoid.
         targets: 1 where the clip has the class, 0 where not, NaN where that is unknown.
         classes: class names.
         multi_label: whether a clip may have any number of classes.
-        bootstrap: number of resamples; 0 omits the intervals.
-        seed: seed of the resamples.
         interval: confidence level.
-        groups: recording or speaker of each clip; whole groups are resampled then.
+        groups: recording or speaker of each clip, or None for a clip on its own.
 
     Raises:
         UsageError: arguments that do not fit each other or the task.
@@ -62,7 +70,7 @@ def compute_metrics(
     from scipy import special
 
     scores, truth = np.asarray(logits, np.float64), np.asarray(targets)
-    _check(scores, truth, classes, multi_label, bootstrap, groups)
+    _check(scores, truth, classes, multi_label, groups)
     check_interval(interval)
     known = ~np.isnan(truth)
     truth = truth == 1
@@ -71,168 +79,106 @@ def compute_metrics(
     if not multi_label:
         scores = special.log_softmax(scores, axis=1)
     notes = _note(truth, known, classes, multi_label)
-    counts = _Counts(guess, truth, truth[np.arange(len(truth)), best], truth.any(1))
-    ranking = _Ranking(scores, truth, known)
+    units = Units(groups, len(scores))
 
-    once = np.ones((1, len(scores)))
-    values = {name: numbers[0] for name, numbers in counts.headline(once).items()}
-    ranks = np.array([ranking.rank_class(c, once) for c in range(len(classes))])[:, :, 0]
-    values["mean_ap"], values["macro_auc"] = _mean(ranks.T)
-    intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(NAMES)
-    units = len(scores) if groups is None else len(set(groups))
-    if bootstrap and units < 2:
-        notes.append("no intervals: there is nothing to resample in a single clip or group")
-    elif bootstrap:
-        weights = resample(groups, len(scores), bootstrap, np.random.default_rng(seed))
-        intervals |= _compute_intervals(counts, ranking, weights, interval, notes)
-    undefined = ["balanced_accuracy"] if multi_label else []
-    undefined += [] if known.all() else ["accuracy"]
-    for name in undefined:
-        values[name], intervals[name] = np.nan, None
-    d_prime = _d_prime(values["macro_auc"])
-    if d_prime is None and not np.isnan(values["macro_auc"]):
-        notes.append(f"d-prime is not bounded at a macro AUC of {values['macro_auc']:g}")
+    values: dict[str, float | None] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
+    hit = truth[np.arange(len(truth)), best]
+    accuracy = estimate_proportion(hit, truth.any(1)) if known.all() else None
+    values["accuracy"] = accuracy and accuracy.value
+    intervals["accuracy"] = accuracy and accuracy.compute_interval(units, interval)
+    means = {name: MacroMean(units, len(scores)) for name in MACRO}
+    rows: list[ClassResult] = []
+    for c, name in enumerate(classes):
+        found = _estimate_class(scores[:, c], guess[:, c], truth[:, c], known[:, c])
+        for metric, part in MACRO.items():
+            if (estimate := found[part]) is not None:
+                means[metric].add(estimate)
+        rows.append(_make_row(str(name), int(truth[:, c].sum()), found, units, interval))
+    if multi_label:
+        means["balanced_accuracy"] = MacroMean(units, len(scores))
+    for metric, mean in means.items():
+        values[metric] = None if math.isnan(mean.value) else mean.value
+        intervals[metric] = mean.compute_interval(interval)
+    values["d_prime"] = _d_prime(values["macro_auc"])
+    bounds = [_d_prime(bound) for bound in intervals["macro_auc"] or ()]
+    defined = [bound for bound in bounds if bound is not None]
+    intervals["d_prime"] = (defined[0], defined[1]) if len(defined) == 2 else None
+    notes += _note_intervals(means["mean_ap"], units, values)
+    headline = means["mean_ap"] if multi_label else accuracy
+    if headline is not None and math.isnan(headline.value):
+        headline = None
     confusion = None
     if not multi_label and len(classes) <= MOST_CONFUSED:
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(confusion, (truth.argmax(1), best), 1)
-    columns = [*(rows[0] for rows in counts.by_class(once)), *ranks.T]
     return Metrics(
         clips=len(scores),
+        groups=units.count if units.grouped else None,
         multi_label=multi_label,
-        **{name: _defined(number) for name, number in values.items()},
-        d_prime=d_prime,
+        **values,
         intervals=intervals,
         interval=interval,
-        per_class=tuple(
-            ClassResult(str(name), int(support), *map(_defined, row))
-            for name, support, *row in zip(classes, truth.sum(0), *columns, strict=True)
-        ),
+        per_class=tuple(rows),
         confusion=confusion,
+        influence=None if headline is None else headline.influence,
         notes=tuple(notes),
     )
 
 
-def _compute_intervals(
-    counts: _Counts,
-    ranking: _Ranking,
-    weights: Float[np.ndarray, "k b"],
-    interval: float,
-    notes: list[str],
-) -> dict[str, tuple[float, float] | None]:
-    """Return the interval of each number over resamples; append notes on what is omitted."""
-    found = {
-        name: percentile_interval(numbers, interval)
-        for name, numbers in counts.headline(weights).items()
+def _estimate_class(
+    scores: Float[np.ndarray, " b"],
+    guess: Bool[np.ndarray, " b"],
+    truth: Bool[np.ndarray, " b"],
+    known: Bool[np.ndarray, " b"],
+) -> dict[str, Estimate | None]:
+    """Return the metrics of a class by the names in `ClassResult`; None where undefined."""
+    ap, auc = estimate_ranking(scores, truth, known)
+    return {
+        "precision": estimate_proportion(truth, guess),
+        "recall": estimate_proportion(guess, truth),
+        "f1": estimate_f1(guess, truth),
+        "average_precision": ap,
+        "auc": auc,
     }
-    bootstrap, times = len(weights), _affordable(len(weights), ranking.scores.size)
-    if not times:
-        notes.append("no intervals of mAP, AUC and d-prime: too many clips and classes")
-        return found
-    if times < bootstrap:
-        notes.append(f"{times} resamples instead of {bootstrap} for mAP, AUC and d-prime")
-    ap, auc = ranking.rank_resampled(weights[:times])
-    found["mean_ap"] = percentile_interval(ap, interval)
-    found["macro_auc"] = percentile_interval(auc, interval)
-    bounds = [_d_prime(bound) for bound in found["macro_auc"] or ()]
-    defined = [bound for bound in bounds if bound is not None]
-    found["d_prime"] = (defined[0], defined[1]) if len(defined) == 2 else None
-    return found
 
 
-class _Counts:
-    """Metrics that follow from counts of decisions, for k weightings of the clips at once."""
-
-    def __init__(
-        self,
-        guess: Bool[np.ndarray, "b c"],
-        truth: Bool[np.ndarray, "b c"],
-        hit: Bool[np.ndarray, " b"],
-        labelled: Bool[np.ndarray, " b"],
-    ) -> None:
-        from scipy import sparse
-
-        kinds = (guess & truth, guess, truth)
-        self.right, self.guessed, self.true = (sparse.csr_array(x.T, dtype=float) for x in kinds)
-        self.classes = truth.shape[1]
-        self.hit, self.labelled = hit.astype(float), labelled.astype(float)
-
-    def by_class(
-        self, weights: Float[np.ndarray, "k b"]
-    ) -> tuple[Float[np.ndarray, "k c"], Float[np.ndarray, "k c"], Float[np.ndarray, "k c"]]:
-        """Return precision, recall and F1 per class; NaN without guesses or without clips."""
-        right, guessed, true = ((m @ weights.T).T for m in (self.right, self.guessed, self.true))
-        with np.errstate(invalid="ignore"):
-            f1 = np.where(true > 0, 2 * right / (guessed + true), np.nan)
-            return right / guessed, right / true, f1
-
-    def headline(self, weights: Float[np.ndarray, "k b"]) -> dict[str, Float[np.ndarray, " k"]]:
-        """Return accuracy, balanced accuracy and macro-F1 of each weighting."""
-        with np.errstate(invalid="ignore"):
-            accuracy = (weights @ self.hit) / (weights @ self.labelled)
-        step = max(1, 2 * 10**6 // self.classes)  # bounds the memory of many classes
-        parts = []
-        for start in range(0, len(weights), step):
-            _, recall, f1 = self.by_class(weights[start : start + step])
-            parts.append((_mean(recall), _mean(f1)))
-        balanced, macro = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return {"accuracy": accuracy, "balanced_accuracy": balanced, "macro_f1": macro}
+def _make_row(
+    name: str, support: int, found: dict[str, Estimate | None], units: Units, interval: float
+) -> ClassResult:
+    values = {key: None if one is None else one.value for key, one in found.items()}
+    intervals = {
+        key: None if one is None else one.compute_interval(units, interval)
+        for key, one in found.items()
+    }
+    return ClassResult(name, support, **values, intervals=intervals)
 
 
-class _Ranking:
-    """Metrics of the order of the clips, for k weightings of the clips at once."""
-
-    def __init__(
-        self,
-        scores: Float[np.ndarray, "b c"],
-        truth: Bool[np.ndarray, "b c"],
-        known: Bool[np.ndarray, "b c"],
-    ) -> None:
-        self.scores, self.truth, self.known = scores, truth, known
-
-    def rank_class(
-        self, c: int, weights: Float[np.ndarray, "k b"]
-    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Return AP and AUC of class c of each weighting, over the clips where it is known."""
-        rows = self.known[:, c]
-        scores, truth = self.scores[:, c], self.truth[:, c]
-        if rows.all():  # no copy of the weights
-            return rank(scores, truth, weights)
-        return rank(scores[rows], truth[rows], weights[:, rows])
-
-    def rank_resampled(self, weights: Float[np.ndarray, "k b"]) -> Float[np.ndarray, "2 k"]:
-        """Return mAP and macro AUC of each weighting, over the classes defined in it."""
-        sums, counts = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
-        for c in np.flatnonzero(self.truth.any(0)):
-            numbers = np.array(self.rank_class(int(c), weights))
-            sums += np.nan_to_num(numbers)
-            counts += ~np.isnan(numbers)
-        with np.errstate(invalid="ignore"):
-            return sums / counts
-
-
-def _affordable(bootstrap: int, size: int) -> int:
-    """Return the resamples for the ranking metrics: fewer on large sets, none on huge ones."""
-    if size * LEAST_RESAMPLES > 10 * RANKING_WORK:
-        return 0
-    return min(bootstrap, max(LEAST_RESAMPLES, RANKING_WORK // size))
-
-
-def _mean(rows: Float[np.ndarray, "k c"]) -> Float[np.ndarray, " k"]:
-    """Return the mean of the defined entries of each row; NaN without any."""
-    defined = ~np.isnan(rows)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, rows, 0).sum(1) / defined.sum(1)
-
-
-def _d_prime(auc: float) -> float | None:
+def _d_prime(auc: float | None) -> float | None:
     from scipy import special
 
-    return math.sqrt(2) * float(special.ndtri(auc)) if 0 < auc < 1 else None
+    return math.sqrt(2) * float(special.ndtri(auc)) if auc is not None and 0 < auc < 1 else None
 
 
-def _defined(number: float | np.floating) -> float | None:
-    return None if np.isnan(number) else float(number)
+def _note_intervals(mean_ap: MacroMean, units: Units, values: dict[str, float | None]) -> list[str]:
+    """Return the limits of the intervals, and of d-prime."""
+    notes = []
+    if units.count == 1 and units.grouped:
+        notes.append(
+            f"no intervals: all {len(units.members)} clips are of one group (recording or speaker)"
+        )
+    elif mean_ap.values and mean_ap.clips_per_class < LEAST_POSITIVES:
+        notes.append(
+            f"no interval of mAP: the classes have {mean_ap.clips_per_class:.1f} clips each on "
+            f"average (harmonic mean); with fewer than {LEAST_POSITIVES} mAP is too high on average"
+        )
+    if values["macro_auc"] is not None and values["d_prime"] is None:
+        notes.append(f"d-prime is not bounded at a macro AUC of {values['macro_auc']:g}")
+    if units.grouped and 1 < units.count < 10:
+        notes.append(
+            f"the intervals rest on {format_count(units.count, 'group')} (recordings or speakers)"
+        )
+    return notes
 
 
 def _check(
@@ -240,8 +186,7 @@ def _check(
     truth: np.ndarray,
     classes: Sequence[str],
     multi_label: bool,
-    bootstrap: int,
-    groups: Sequence[object] | None,
+    groups: Sequence[Hashable] | None,
 ) -> None:
     if scores.ndim != 2 or scores.shape != truth.shape or scores.shape[1] != len(classes):
         raise UsageError(
@@ -252,8 +197,6 @@ def _check(
         raise DataError("there are no clips to evaluate; the set is empty or all were quarantined")
     if groups is not None and len(groups) != len(scores):
         raise UsageError(f"{len(groups)} groups for {len(scores)} clips; give one for each clip")
-    if bootstrap < 0:
-        raise UsageError(f"bootstrap is {bootstrap}; it is a number of resamples, or 0 for none")
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
         raise NotFiniteError(

@@ -1,83 +1,108 @@
-"""Confidence intervals: ranking metrics over resamples, percentile and Student-t intervals."""
+"""Confidence intervals of metrics between 0 and 1, for clips that are drawn in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from aatjax.errors import UsageError
 
+PRIOR = 0.1
+"""Weight of the assumption that a group counts as one clip, in wrong clips."""
 
-def resample(
-    groups: Sequence[object] | None, n: int, times: int, rng: np.random.Generator
-) -> Float[np.ndarray, "k b"]:
-    """Return how often each of n clips is drawn in each of `times` bootstrap resamples.
 
-    Clips are drawn with replacement; with `groups`, whole groups are, so that clips of one
-    recording or speaker are not counted as independent.
+class Units:
+    """What is independent among n clips: the groups (recordings, speakers), or each clip.
+
+    Args:
+        groups: the group of each clip; None, or None for a clip, makes the clip its own group.
+        n: number of clips.
     """
-    members = np.arange(n)
-    if groups is not None:
-        number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-        members = np.array([number[group] for group in groups])
-    units = int(members.max()) + 1
-    drawn = rng.multinomial(units, np.full(units, 1 / units), size=times)
-    return drawn[:, members].astype(np.float32)
+
+    def __init__(self, groups: Sequence[Hashable] | None, n: int) -> None:
+        names = [None] * n if groups is None else list(groups)
+        keys = [("clip", i) if name is None else ("group", name) for i, name in enumerate(names)]
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        self.members: Int[np.ndarray, " b"] = np.array([number[key] for key in keys], np.int64)
+        self.count = len(number)
+        self.grouped = self.count < n
+
+    def sum(self, values: Float[np.ndarray, " b"]) -> Float[np.ndarray, " g"]:
+        """Return the sum of each group's clips."""
+        return np.bincount(self.members, values, self.count) if self.grouped else values
+
+    def count_among(self, clips: Bool[np.ndarray, " b"]) -> int:
+        """Return the number of groups that have one of these clips."""
+        return len(np.unique(self.members[clips])) if self.grouped else int(clips.sum())
 
 
-def rank(
-    scores: Float[np.ndarray, " b"],
-    positive: Bool[np.ndarray, " b"],
-    weights: Float[np.ndarray, "k b"],
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return average precision and ROC area of one class, for k weightings of the clips.
-
-    Average precision is the step-wise sum of precision over the rises of recall, tied scores being
-    one step; the area is that of the curve with tied scores joined by a straight line.
-
-    Returns:
-        (average precision, area), NaN where the positives (or, for the area, the negatives) of a
-        weighting sum to zero.
-    """
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    at = np.flatnonzero(positive[order])
-    if not len(at):
-        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
-    # Clips of one score form a step; only steps with a positive add to either sum.
-    heads = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-    steps, first = np.unique(np.searchsorted(heads, at, side="right") - 1, return_index=True)
-    start, end = heads[steps], np.append(heads, len(ranked))[steps + 1]
-    edges = np.unique(np.concatenate([[0], start, end, [len(ranked)]]))
-    drawn = np.take(weights, order, axis=1)
-    before = np.cumsum(np.add.reduceat(drawn, edges[:-1], axis=1), axis=1)
-    before = np.concatenate([np.zeros_like(before[:, :1]), before], axis=1)
-    above = before[:, np.searchsorted(edges, start)]
-    taken = before[:, np.searchsorted(edges, end)]
-    rises = np.add.reduceat(drawn[:, at], first, axis=1)
-    hits = np.cumsum(rises, axis=1)
-    positives = hits[:, -1]
-    negatives = before[:, -1] - positives
-    precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
-    beaten = negatives[:, None] - (taken - hits) + (taken - above - rises) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        average = (rises * precision).sum(axis=1) / positives
-        area = (rises * beaten).sum(axis=1) / (positives * negatives)
-    return average, area
-
-
-def percentile_interval(
-    values: Float[np.ndarray, " k"], interval: float
+def estimate_interval(
+    value: float,
+    variance: float,
+    *,
+    clips: float,
+    units: float,
+    interval: float = 0.95,
+    exact: bool = False,
+    freedom: float | None = None,
 ) -> tuple[float, float] | None:
-    """Return the bounds of the middle share `interval` of the defined values; None without any."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
+    """Return the score interval of a metric between 0 and 1, or None where nothing is known of it.
+
+    Wilson's interval (1927) of `value` for the number of clips whose proportion would have this
+    variance, n = value (1 - value) / variance (Korn and Graubard 1998), with Student's t for the
+    estimated variance. Where the value is 0 or 1 the variance is 0 and says nothing; the ratio then
+    is that of `units` clips: as if the clips of a group were all right or all wrong. This weighs as
+    much as `PRIOR` of one wrong clip, so that it matters only near 0 and 1.
+
+    Args:
+        value: the metric.
+        variance: its estimated sampling variance.
+        clips: the number of clips in it.
+        units: the number of independent groups in it, at most `clips`.
+        interval: confidence level.
+        exact: whether it is a proportion of independent clips, whose variance is known: plain
+            Wilson.
+        freedom: degrees of freedom of the variance; by default `units` - 1.
+    """
+    from scipy import special
+
+    if clips < 1 or not (exact or units >= 2):
         return None
-    tails = [(1 - interval) / 2, (1 + interval) / 2]
-    low, high = np.quantile(defined, tails, method="inverted_cdf")
-    return float(low), float(high)
+    tail = (1 + interval) / 2
+    if exact:
+        inverse, reach = 1 / clips, float(special.ndtri(tail))
+    else:
+        prior = PRIOR / clips
+        inverse = (variance + prior / units) / (value * (1 - value) + prior)
+        reach = float(special.stdtrit(units - 1 if freedom is None else freedom, tail))
+    spread = reach**2 * inverse
+    middle = (value + spread / 2) / (1 + spread)
+    half = np.sqrt(spread * value * (1 - value) + spread**2 / 4) / (1 + spread)
+    # In exact arithmetic the bounds lie in [0, 1] and around the value.
+    return min(max(0.0, float(middle - half)), value), max(min(1.0, float(middle + half)), value)
+
+
+def estimate_share_interval(
+    true: Bool[np.ndarray, " b"],
+    groups: Sequence[Hashable] | None = None,
+    interval: float = 0.95,
+) -> tuple[float, float] | None:
+    """Return the interval of the share of clips that are true; None without clips."""
+    if not len(true):
+        return None
+    units, value = Units(groups, len(true)), float(true.mean())
+    sums = units.sum((true - value) / len(true))
+    variance = float((sums**2).sum()) * units.count / max(1, units.count - 1)
+    return estimate_interval(
+        value,
+        variance,
+        clips=len(true),
+        units=units.count,
+        interval=interval,
+        exact=not units.grouped,
+    )
 
 
 def mean_interval(
@@ -87,7 +112,8 @@ def mean_interval(
     """Return the mean of the results of k folds or seeds, with its Student-t interval.
 
     Returns:
-        (mean, low, high); low and high are None for a single value, which has no spread.
+        (mean, low, high); low and high are None for a single value and for equal values, which show
+        no spread.
 
     Raises:
         UsageError: no value, one that is not finite, or an interval not between 0 and 1.
@@ -101,7 +127,7 @@ def mean_interval(
             f"the mean of {list(map(float, sample))} is not defined; give one or more finite values"
         )
     mean = float(sample.mean())
-    if sample.size == 1:
+    if np.allclose(sample, sample[0], rtol=0, atol=1e-12):
         return mean, None, None
     reach = stats.t.ppf((1 + interval) / 2, sample.size - 1)
     reach = float(reach * sample.std(ddof=1) / np.sqrt(sample.size))
