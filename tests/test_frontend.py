@@ -146,7 +146,9 @@ def test_json_round_trip_and_hash() -> None:
     assert again == frontend
     assert hash(again) == hash(frontend)
     assert FrontEnd.from_dict({}) == FrontEnd()
-    with pytest.raises(UsageError, match=r"unknown field 'frame', did you mean 'frames'\?"):
+    with pytest.raises(
+        UsageError, match=r"front end has no field 'frame', did you mean 'frames'\?"
+    ):
         FrontEnd.from_dict({"frame": 3})
     with pytest.raises(dataclasses.FrozenInstanceError):
         frontend.mels = 3  # type: ignore[misc]
