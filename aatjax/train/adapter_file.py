@@ -18,6 +18,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import AatjaxError, DataError, UsageError, check_names, printable
 from aatjax.io.atomic import write_bytes
 from aatjax.io.digest import hash_arrays, hash_json
+from aatjax.io.json_fields import shorten
 from aatjax.models.ast import AST, check_model
 from aatjax.models.config import ASTConfig
 from aatjax.petl import Method, adapt
@@ -79,7 +80,7 @@ def save_adapter(
 
     The file holds the trained parameters, the statistics, and every other array that is not as the
     base was loaded: those of earlier, frozen adapters, and those that were merged or edited. Equal
-    models and arguments give equal bytes. A file of an older format is written anew by passing what
+    models and arguments give equal bytes. A file of an older format is written again by passing what
     `load_adapter` returned: its model, classes, `multi_label`, front end, and `extra=adapter.info`.
 
     Args:
@@ -238,11 +239,17 @@ def _assign(path: Path, model: AST, tensors: Mapping[str, np.ndarray]) -> None:
         raise DataError(str(error)) from error
 
 
-_Content = tuple[dict[str, Any], AdapterMetadata, dict[str, np.ndarray]]
+def read_metadata(path: str | os.PathLike[str]) -> AdapterMetadata:
+    """Return the metadata of an adapter file, checked but for its digest, which needs the tensors.
+
+    Raises:
+        DataError: the file is missing, damaged or of a newer format, or a field is out of range.
+    """
+    return _check_metadata(Path(path), _read_known(Path(path)))
 
 
-def _read_file(path: Path) -> _Content:
-    """Return metadata, raw and checked, and tensors of a file that is as it was written."""
+def _read_known(path: Path) -> dict[str, Any]:
+    """Return the raw metadata of a file whose format is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     info = read_info(path)
@@ -250,14 +257,31 @@ def _read_file(path: Path) -> _Content:
         raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
     number = info.get("format")
     if type(number) is not int or number < 1:
-        raise DataError(f"{path}: damaged or changed: its format {str(number)[:20]!r} is no number")
+        raise DataError(
+            f"{path}: damaged or changed: metadata.format={shorten(number)} is no version"
+        )
     if number > FORMAT:
         versions = info.get("versions")
-        wrote = versions.get("aatjax") if isinstance(versions, dict) else "of another version"
+        wrote = versions.get("aatjax") if isinstance(versions, dict) else "unknown"
         raise DataError(
-            f"{path}: format {number} is newer than this aatjax reads ({FORMAT}): it was written "
-            f"by aatjax {printable(str(wrote)[:40])}, install that or newer"
+            f"{path}: format {shorten(number)} is newer than this aatjax reads ({FORMAT}): it was "
+            f"written by aatjax {printable(str(wrote)[:40])}, install that or newer"
         )
+    return info
+
+
+def _check_metadata(path: Path, info: Mapping[str, Any]) -> AdapterMetadata:
+    try:
+        return AdapterMetadata.from_json(info)
+    except (UsageError, DataError) as error:
+        raise DataError(f"{path}: damaged or changed: {error}") from error
+
+
+def _read_file(
+    path: Path,
+) -> tuple[dict[str, Any], AdapterMetadata, dict[str, np.ndarray]]:
+    """Return metadata, raw and checked, and tensors of a file that is as it was written."""
+    info = _read_known(path)
     try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -265,10 +289,7 @@ def _read_file(path: Path) -> _Content:
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
     _check_digest(path, info, tensors, old_digest)
-    try:
-        return info, AdapterMetadata.from_json(info), tensors
-    except (UsageError, DataError) as error:
-        raise DataError(f"{path}: damaged or changed: {error}") from error
+    return info, _check_metadata(path, info), tensors
 
 
 def _check_digest(
@@ -286,13 +307,13 @@ def _check_digest(
         raise DataError(
             f"{path}: damaged or changed: the checksum of its "
             f"{'tensors' if is_old else 'tensors and metadata (classes, calibration, figures)'} "
-            "does not match: get it from where it was made, or write it anew with "
+            "does not match: get it from where it was made, or write it again with "
             "aatjax.save_adapter"
         )
     if is_old:
         warnings.warn(
             f"{path}: of format {TENSORS_ONLY}, whose checksum does not cover class names, "
-            "calibration and figures: where they are right, write it anew with "
+            "calibration and figures: where they are right, write it again with "
             "aatjax.save_adapter (extra=adapter.info), or train again",
             stacklevel=4,
         )

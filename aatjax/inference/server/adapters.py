@@ -14,8 +14,7 @@ from aatjax.inference.classifier import Classifier
 from aatjax.inference.server.stacked import AdapterGroup, collect_trained
 from aatjax.models.ast import AST
 from aatjax.train.adapter_base import load_base
-from aatjax.train.adapter_file import load_adapter, read_info
-from aatjax.train.adapter_metadata import AdapterMetadata
+from aatjax.train.adapter_file import load_adapter, read_metadata
 
 
 @dataclasses.dataclass
@@ -136,7 +135,7 @@ class AdapterStore:
     def _load_base(self, path: str | os.PathLike[str]) -> AST | str | os.PathLike[str] | None:
         """The backbone of an adapter file, loaded once per shape."""
         try:
-            stated = AdapterMetadata.from_json(read_info(path) or {})
+            stated = read_metadata(path)
             config, origin = stated.model, stated.base
             key = (self._base, config, origin)
             if key not in self._bases:
