@@ -17,10 +17,10 @@ from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields, suggest
+from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
-from aatjax.petl import Method, find_method, make_method
-from aatjax.petl.base import upgrade_fields
+from aatjax.petl import Method, make_method
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
@@ -185,17 +185,14 @@ class Config:
                 continue
             part = fields[name]
             if not isinstance(part, dict):
-                raise UsageError(f"config.{name}={part!r} is not an object with fields")
+                raise UsageError(f"config.{name}={shorten(part)} is not an object with fields")
             if cls is Method:
-                method = upgrade_fields(part)
-                cls = find_method(str(method.pop("name", None)), method.pop("class", None))
-                _check_json(name, method, cls)
                 values[name] = Method.from_json(part)
             else:
-                _check_json(name, part, cls)
+                check_json_fields(name, part, cls)
                 lists = {key: tuple(v) for key, v in part.items() if isinstance(v, list)}
                 values[name] = cls(**part | lists)
-        _check_json("config", values, Config)
+        check_json_fields("config", values, Config)
         return Config(**values)
 
     def with_method(self, name: str) -> "Config":
@@ -291,37 +288,3 @@ def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
         return fields
     rest = {name: value for name, value in training.items() if name != "crop"}
     return {**fields, "training": rest, "data": {"windows": training["crop"], **data}}
-
-
-def _check_json(where: str, fields: dict[str, Any], cls: type[Any]) -> None:
-    """Refuse fields that the dataclass does not have, and values of another type."""
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name, value in fields.items():
-        if name not in names:
-            hint = suggest(name, names) or f" (there are {', '.join(names)})"
-            raise UsageError(f"{where} has no field {name!r}{hint}")
-        if not _fits(value, hints[name]):
-            hint = hints[name]
-            kind = str(hint) if typing.get_args(hint) else hint.__name__
-            raise UsageError(
-                f"{where}.{name}={value!r} is not of type {kind.replace('typing.', '')}"
-            )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a JSON value is of a field's type; whole numbers count as floats."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in options
-    if origin is tuple:  # JSON has no tuples
-        plain = options[0] in (int, float, str)
-        listed = isinstance(value, list | tuple)
-        return listed and (not plain or all(_fits(item, options[0]) for item in value))
-    if options:
-        return any(_fits(value, option) for option in options)
-    if issubclass(hint, Method):
-        return isinstance(value, dict | hint)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)

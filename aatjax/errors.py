@@ -191,8 +191,9 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
 
 
 def _is_number(value: Any, whole: bool) -> bool:
+    number: Any = value
     kind = numbers.Integral if whole else numbers.Real
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool) and -math.inf < number < math.inf
 
 
 @functools.cache

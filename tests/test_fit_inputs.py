@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import aatjax
 from aatjax import data, petl, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.synthetic.dataset import TARGET_SOUNDS
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.models.ast import AST
 from aatjax.train.optim import make_optimizer
 
@@ -293,9 +294,55 @@ def test_a_folder_holds_one_run(tmp_path):
     del stored["training"]["max_skipped"], stored["petl"]["blocks"], stored["optim"]["clip"]
     path.write_text(json.dumps(stored))  # as an older version wrote it
     fit(SOUNDS, run_dir=tmp_path)
-    longer = fit(SOUNDS, run_dir=tmp_path, epochs=3, allow_change=["training.epochs"])
-    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+
+
+def take_snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_finished_run_goes_on_to_more_epochs_as_if_it_had_been_started_with_them(tmp_path):
+    steady = aatjax.Optim(lr=1e-2, schedule="constant")
+    options: dict[str, Any] = {"optim": steady, "lr": None, "test": SOUNDS}
+    straight = fit(SOUNDS, epochs=4, **options)
+    first = fit(SOUNDS, run_dir=tmp_path, **options)
+    longer = fit(SOUNDS, run_dir=tmp_path, epochs=4, allow_change=["training.epochs"], **options)
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3, 4]
+    assert_same(longer, straight)
+    assert longer.test.to_json() == straight.test.to_json()
+    with pytest.raises(AssertionError):
+        assert_same(longer, first)
     assert jax.tree.leaves(surgery.split(longer.model).trainable)
+    # What is refused leaves the folder as it is, also where the reason is found in a checkpoint.
+    before = take_snapshot(tmp_path)
+    for change, allow, message in [
+        ({"epochs": 2}, ["training"], r"more epochs behind it .*epochs: 4 -> 2"),
+        ({"epochs": 4}, ["optim"], r"nothing left to train with the change .*lr: 0.01 -> 0.1"),
+        ({"epochs": 4, "model": adapted(petl.LoRA())}, ["petl", "weights"], "another model"),
+        ({"epochs": 6}, ["training", "optim"], "falls to zero over the epochs"),
+    ]:
+        optim = aatjax.Optim(lr=1e-1, schedule="cosine" if change["epochs"] == 6 else "constant")
+        optim = optim if "optim" in allow else steady
+        with pytest.raises(AatjaxError, match=message):
+            fit(
+                SOUNDS,
+                run_dir=tmp_path,
+                allow_change=allow,
+                **{**options, **change, "optim": optim},
+            )
+        assert take_snapshot(tmp_path) == before
+    again = fit(SOUNDS, run_dir=tmp_path, epochs=4, **options)
+    assert_same(again, straight)
+    fewer = fit(
+        SOUNDS,
+        run_dir=tmp_path,
+        epochs=4,
+        allow_change=["clips"],
+        **{**options, "test": SOUNDS.subset(range(5))},
+    )
+    assert_same(fewer, straight)
+    assert fewer.test.clips == 5 and len(fewer.history) == 4
 
 
 def test_batches_are_known_in_a_folder_by_name_classes_and_length(tmp_path):

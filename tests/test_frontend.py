@@ -146,7 +146,9 @@ def test_json_round_trip_and_hash() -> None:
     assert again == frontend
     assert hash(again) == hash(frontend)
     assert FrontEnd.from_dict({}) == FrontEnd()
-    with pytest.raises(UsageError, match=r"unknown field 'frame', did you mean 'frames'\?"):
+    with pytest.raises(
+        UsageError, match=r"front end has no field 'frame', did you mean 'frames'\?"
+    ):
         FrontEnd.from_dict({"frame": 3})
     with pytest.raises(dataclasses.FrozenInstanceError):
         frontend.mels = 3  # type: ignore[misc]
@@ -156,16 +158,17 @@ def test_json_round_trip_and_hash() -> None:
     ("field", "value", "message"),
     [
         ("rate", 0, "front end: rate=0 must be at least 1"),
-        ("rate", 16000.0, "rate=16000.0 must be a whole number"),
+        ("rate", 16000.0, "rate=16000.0 is not of type int"),
         ("rate", 20, "rate is 20 Hz"),
         ("mels", -1, "mels=-1 must be at least 1"),
+        ("mels", 10**7, "mels=10000000 must be at most 4096"),
         ("frames", 0, "frames=0 must be"),
-        ("frames", True, "frames=True must be a whole"),
-        ("mean", float("nan"), "mean=nan must be a finite number$"),
-        ("mean", "0", "mean='0' must be a finite number"),
+        ("frames", True, "frames=True is not of type int"),
+        ("mean", float("nan"), "mean=nan is not of type float$"),
+        ("mean", "0", "mean='0' is not of type float"),
         ("std", 0.0, "std=0.0 must be above 0"),
-        ("std", float("inf"), "std=inf must be a finite number"),
-        ("pad", "zero", "pad='zero' is not one of log_mel_zero, silence, repeat"),
+        ("std", float("inf"), "std=inf is not of type float"),
+        ("pad", "zero", "pad='zero' is not of type Literal.*log_mel_zero"),
     ],
 )
 def test_impossible_fields_are_refused(

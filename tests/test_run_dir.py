@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,16 +18,29 @@ from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.experiments.run import _fill_defaults
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
+from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
-from aatjax.train.run_dir import claim_clips, claim_fields
+from aatjax.train.run_dir import RunClaims
 from aatjax.train.sharding import MeshShape
 
 CONFIG = Config(petl=petl.AAT(), data=Data(path="sounds"))
 
 
-def claim_config(folder: Path, config: Config, allow: Sequence[str] = ()) -> None:
+def claim_config(
+    folder: Path, config: Config, allow: Sequence[str] = (), *, steps_left: int = 1
+) -> None:
     """What `aatjax train` does with its config."""
-    claim_fields(folder / "config.json", config.to_json(), allow, upgrade=_fill_defaults)
+    claims = RunClaims(folder, allow)
+    claims.check("config.json", config.to_json(), upgrade=_fill_defaults)
+    claims.write(steps_left)
+
+
+def claim_clips(
+    folder: Path, parts: Mapping[str, Source], allow: Sequence[str] = (), *, steps_left: int = 1
+) -> None:
+    claims = RunClaims(folder, allow)
+    claims.check_clips(parts)
+    claims.write(steps_left)
 
 
 class Keyed(Reader):
@@ -82,6 +96,57 @@ def test_how_the_work_is_shared_may_change_freely(tmp_path: Path) -> None:
     claim_config(tmp_path, dataclasses.replace(CONFIG, mesh=MeshShape(2, 2, 2), training=training))
     written = json.loads((tmp_path / "config.json").read_text())
     assert (written["mesh"]["fsdp"], written["training"]["threads"]) == (2, 7)
+
+
+def test_what_is_checked_is_written_only_when_everything_agrees(tmp_path: Path) -> None:
+    claim_config(tmp_path, CONFIG)
+    claim_clips(tmp_path, {"train": source()})
+    mark_started(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    claims = RunClaims(tmp_path, ["optim"])
+    claims.check("config.json", dataclasses.replace(CONFIG, optim=Optim(lr=0.5)).to_json())
+    with pytest.raises(UsageError, match="train: new 'u'"):
+        claims.check_clips({"train": source("0011")})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def with_epochs(epochs: int, schedule: Any = "constant") -> Config:
+    return dataclasses.replace(
+        CONFIG, training=Training(epochs=epochs), optim=Optim(schedule=schedule)
+    )
+
+
+def test_more_epochs_go_on_where_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+    claim_config(tmp_path, with_epochs(2, "cosine"))
+    mark_started(tmp_path)
+    with pytest.raises(UsageError, match=r"training.epochs: 2 -> 4 with optim.schedule 'cosine'"):
+        claim_config(tmp_path, with_epochs(4, "cosine"), ["training.epochs"])
+    # A rate that the user allows to change is his own.
+    claim_config(tmp_path, with_epochs(4), ["training.epochs", "optim.schedule"])
+    claim_config(tmp_path, with_epochs(6, "steps"), ["training", "optim"])
+    with pytest.raises(UsageError, match=r"has more epochs behind it .*epochs: 6 -> 1"):
+        claim_config(tmp_path, with_epochs(1), ["training", "optim"], steps_left=-3)
+
+
+def test_a_finished_run_takes_no_change_that_would_have_needed_training(tmp_path: Path) -> None:
+    claim_config(tmp_path, CONFIG)
+    claim_clips(tmp_path, {"train": source(), "test": source("01")})
+    mark_started(tmp_path)
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    other = dataclasses.replace(CONFIG, optim=Optim(lr=0.5))
+    with pytest.raises(UsageError, match=r"nothing left to train .*optim.lr: 0.001 -> 0.5"):
+        claim_config(tmp_path, other, ["optim"], steps_left=0)
+    parts = {"train": source("0011"), "test": source("01")}
+    with pytest.raises(UsageError, match=r"nothing left to train .*train: new 'u'"):
+        claim_clips(tmp_path, parts, ["clips"], steps_left=0)
+    assert result.exists()
+    # Other test clips need other figures only; those of before are gone at once.
+    parts = {"train": source(), "test": source("011")}
+    with pytest.raises(UsageError, match=r"test: new 'z'.*--allow-change clips\) to have its fig"):
+        claim_clips(tmp_path, parts)
+    claim_clips(tmp_path, parts, ["clips"], steps_left=0)
+    assert not result.exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int16, Integer
 
 from aatjax.audio.fbank import FRAME, HOP, LOG_FLOOR, count_samples, log_mel, mel_bank
 from aatjax.audio.waveform import Channels, check_channels
-from aatjax.errors import DataError, Range, UsageError, check_fields, suggest
+from aatjax.errors import DataError, Range, UsageError, check_fields
+from aatjax.io.json_fields import check_json_fields
 
 Pad = Literal["log_mel_zero", "silence", "repeat"]
 
@@ -30,6 +31,9 @@ PRESETS: Mapping[str, tuple[float, float]] = {
     "gtzan": (-3.0708861, 3.4615202),
 }
 """Mean and standard deviation of padded log-mel features, by data set."""
+
+MOST: Mapping[str, float] = {"rate": 10**6, "mels": 2**12, "frames": 10**6, "channels": 2**10}
+"""The largest sizes that a file may state: more is damage, or meant to fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +202,9 @@ class FrontEnd:
         """Rebuild a front end from `to_dict`; omitted fields have their defaults.
 
         Raises:
-            UsageError: an unknown field or a value out of range.
+            UsageError: an unknown field, or a value of the wrong type or size.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := [str(name) for name in values if name not in names]:
-            hint = suggest(unknown[0], names) or f" (there are {', '.join(names)})"
-            raise UsageError(f"front end: unknown field {unknown[0]!r}{hint}")
+        check_json_fields("front end", values, cls, most=MOST)
         return cls(**values)
 
 

@@ -13,7 +13,7 @@ score.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int16, Integer
@@ -182,18 +182,3 @@ def fit_sharpness(
     )
     sharpness = float(found.x) if found.fun < losses[best] else float(grid[best])
     return dataclasses.replace(scoring, sharpness=sharpness)
-
-
-def read_scoring(info: Any) -> Scoring:
-    """Return the scoring in the metadata of an adapter file; the default where it has none.
-
-    Raises:
-        UsageError: a field that is not known or out of range.
-    """
-    fields = info.get("scoring")
-    if fields is None:
-        return Scoring()
-    known = {field.name for field in dataclasses.fields(Scoring)}
-    if not isinstance(fields, dict) or set(fields) - known:
-        raise UsageError(f"scoring: {fields!r} is not an object with {', '.join(sorted(known))}")
-    return Scoring(**fields)

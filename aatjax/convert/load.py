@@ -239,7 +239,7 @@ def locate_weights(name: str, revision: str | None = None) -> Path:
         return EMBEDDED
     if name == NAME:
         raise DataError("the weights were given in memory: give them again")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # an unknown user is no error here
     if path.exists():
         return path
     if is_repository_id(name) or revision is not None:

@@ -18,23 +18,25 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.clip_scores import write_clip_scores
+from aatjax.experiments.own_data import find_own_data
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
-from aatjax.inference.calibration import Calibration, calibrate_clips
-from aatjax.io.json_file import read_json, write_json
+from aatjax.inference.calibration import calibrate_clips
+from aatjax.io.digest import hash_file
+from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
-from aatjax.train.adapter_file import TrainedAdapter
+from aatjax.train.adapter_file import TrainedAdapter, read_metadata
 from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
+from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
-from aatjax.train.run_dir import claim_fields
+from aatjax.train.run_dir import ARTEFACT, RunClaims, has_checkpoint, read_result
 from aatjax.train.watchdog import Watchdog
 
-ARTEFACT = "adapter.safetensors"
 Headline = tuple[str, float | None, float | None, float | None]
 """Metric, value, and the bounds of its 95% interval."""
 
@@ -114,8 +116,10 @@ def train(
 
     The folder holds config.json, clips.json, checkpoints, metrics.jsonl, TensorBoard events,
     quarantine.jsonl (if files were unreadable), result.json, test_clips.json and
-    adapter.safetensors. Called again
-    with the same config, it resumes, or returns the finished result.
+    adapter.safetensors. Called again with the same config, it resumes, or returns the finished
+    result. What a finished run is made of is compared like that of a running one, and a folder that
+    is refused stays as it was. More epochs go on from the last checkpoint where the learning rate
+    does not depend on their number.
 
     Where several processes take part (`start_processes`), all call this with the same arguments,
     share the folder, and read their parts of each batch; process 0 writes.
@@ -173,21 +177,28 @@ def _train(
     allow: Sequence[str],
     watchdog: Watchdog,
 ) -> ExperimentResult:
-    done = run_on_main(lambda: _claim(folder, config, allow))
-    if done is not None:
-        if screen is not None:
-            print(f"{folder}: finished before; delete it to retrain", file=screen)
-        return _restore_result(done, folder)
+    if any(name.startswith("data") for name in allow):
+        allow = (*allow, "frontend")
+    claims = RunClaims(folder, allow)
+    done = run_on_main(lambda: _check_config(claims, config))
+    is_new = run_on_main(lambda: not claims.is_started)
     quarantine = folder / "quarantine.jsonl" if is_main() else None
-    parts = make_partition(config.data, quarantine=quarantine, show=screen)
+    # A folder with a run in it is written to only when everything agrees.
+    parts = make_partition(config.data, quarantine=quarantine if is_new else None, show=screen)
     used = parts.sources()
     agree(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
         {f"{name} clips": [clip.id for clip in source.clips] for name, source in used.items()},
     )
+    changed = run_on_main(lambda: _check_clips(claims, used, is_finished=done is not None))
     seed = config.training.seed
     with _use_host_memory():
         backbone = load_backbone(config.model, num_classes=len(parts.train.classes), seed=seed)
+        if done is not None and not changed:
+            _check_backbone(backbone, folder)
+            if screen is not None:
+                print(f"{folder}: finished before; delete it to retrain", file=screen)
+            return _restore_result(done, folder)
         model = adapt(backbone, config.petl, seed=seed)
     counts = summary(model)
     if screen is not None:
@@ -212,12 +223,13 @@ def _train(
         mesh=config.mesh,
         run_dir=folder,
         show=screen,
-        allow_change=(*allow, "frontend") if any(a.startswith("data") for a in allow) else allow,
         context=FitContext(
             watchdog.beat,
             parts.chosen_on_test,
             find_audio_cache(config.data).parent / "prefix",
             holds_lock=True,
+            claims=claims,
+            begin=lambda: _list_unreadable(config.data, changed, quarantine),
         ),
     )
     watchdog.beat("report", 0)
@@ -245,11 +257,42 @@ def _train(
     return result
 
 
-def _claim(folder: Path, config: Config, allow: Sequence[str]) -> dict[str, Any] | None:
-    """Claim the run folder; return the stored result of a finished run."""
-    claim_fields(folder / "config.json", config.to_json(), allow, upgrade=_fill_defaults)
-    file = folder / "result.json"
-    return read_json(file) if file.exists() and (folder / ARTEFACT).exists() else None
+def _check_config(claims: RunClaims, config: Config) -> dict[str, Any] | None:
+    """Compare the config with that of the run folder; return the result of a finished run."""
+    claims.check("config.json", config.to_json(), upgrade=_fill_defaults)
+    return read_result(claims.folder)
+
+
+def _check_clips(
+    claims: RunClaims, parts: Mapping[str, Source], *, is_finished: bool
+) -> dict[str, str]:
+    """Compare the clips with those of the run folder; return all changes that are allowed."""
+    claims.check_clips(parts)
+    if is_finished and claims.changed and not has_checkpoint(claims.folder):
+        raise UsageError(
+            f"{claims.folder}: the run is finished and its checkpoints are gone, so it cannot go "
+            f"on with the change ({'; '.join(claims.changed.values())}): choose another folder "
+            "(--run)"
+        )
+    return claims.changed
+
+
+def _check_backbone(backbone: AST, folder: Path) -> None:
+    """Refuse the result of a finished run whose backbone is no longer the same."""
+    before = read_metadata(folder / ARTEFACT).base
+    now = backbone.origin
+    if now is not None and now.fingerprint != before.fingerprint:
+        raise UsageError(
+            f"{folder} holds a run on other weights: {before.source} had fingerprint "
+            f"{before.fingerprint[:12]}, now {now.fingerprint[:12]}: restore them, or choose "
+            "another folder (--run)"
+        )
+
+
+def _list_unreadable(data: Data, changed: Mapping[str, str], quarantine: Path | None) -> None:
+    """List the unreadable files of a data set that has changed since the run was started."""
+    if quarantine is not None and any(name.startswith("clips.") for name in changed):
+        open_data(data, quarantine=quarantine)
 
 
 def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
@@ -303,6 +346,7 @@ def _write_result(
         "data": result.about,
         **decisions,
         **run.to_json(),
+        "adapter": hash_file(folder / ARTEFACT),
     }
     if run.test is not None and run.test_scores is not None:
         write_clip_scores(folder, run.test, run.test_scores.select()[1])
@@ -337,9 +381,7 @@ def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source
             data have a class that the adapter does not have.
     """
     if data is None:
-        if "config" not in adapter.info:
-            raise UsageError("the adapter holds no config: name the sounds to evaluate on")
-        parts = make_partition(Config.from_json(adapter.info["config"]).data)
+        parts = make_partition(find_own_data(adapter))
         if adapter.info.get("data", parts.train.fingerprint()) != parts.train.fingerprint():
             raise UsageError(
                 f"{parts.train.name}: the training clips are not those that the adapter was "

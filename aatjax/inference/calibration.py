@@ -9,19 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aatjax.errors import (
-    DataError,
-    NotFiniteError,
-    Range,
-    UsageError,
-    check_fields,
-    format_count,
-)
+from aatjax.errors import NotFiniteError, UsageError, format_count
+from aatjax.train.metrics.decisions import Calibration, compute_probabilities
 
 COVERAGE = 0.9
 BINS = 15
@@ -33,63 +27,6 @@ LEAST_CLIPS = 20
 LEAST_POSITIVE = 5
 """Clips with a class, and without it, from which on its threshold is fitted."""
 DEFAULT_THRESHOLD = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Temperature, thresholds and conformal quantile of a model, fitted on validation clips.
-
-    Attributes:
-        temperature: divisor of the logits; above 1 makes the model less confident.
-        thresholds: of a multi-label task, the calibrated probability from which a class is given;
-            None for a single-label task.
-        quantile: a class is possible where its probability at temperature 1 is at least
-            1 - quantile; 1 (the result of too few clips) makes every class possible.
-        coverage: minimum share of clips whose true classes are all among the possible ones.
-        clips: number of validation clips.
-    """
-
-    temperature: Annotated[float, Range(above=0)]
-    thresholds: Annotated[tuple[float, ...], Range(0, 1)] | None
-    quantile: Annotated[float, Range(0, 1)]
-    coverage: Annotated[float, Range(0, 1)]
-    clips: int
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a clip may have any number of classes."""
-        return self.thresholds is not None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary that `from_json` reads."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "thresholds": self.thresholds and list(self.thresholds)}
-
-    @classmethod
-    def from_json(cls, fields: Any, classes: int | None = None) -> Calibration:
-        """Rebuild from the dictionary of `to_json`; unknown fields (later versions) are ignored.
-
-        Args:
-            fields: the dictionary.
-            classes: required number of thresholds.
-
-        Raises:
-            DataError: a field is missing or out of range.
-        """
-        try:
-            thresholds = fields["thresholds"]
-            if thresholds is not None:
-                thresholds = tuple(float(t) for t in thresholds)
-                if classes not in (None, len(thresholds)):
-                    raise UsageError(f"{len(thresholds)} thresholds for {classes} classes")
-            temperature, quantile = float(fields["temperature"]), float(fields["quantile"])
-            coverage, clips = float(fields["coverage"]), int(fields["clips"])
-            return cls(temperature, thresholds, quantile, coverage, clips)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"decisions: damaged: {type(error).__name__}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,18 +139,6 @@ def select_conformal(
 ) -> Bool[np.ndarray, "b c"]:
     """Return the conformal sets: classes whose 1 - p at temperature 1 is at most the quantile."""
     return 1 - uncalibrated <= calibration.quantile
-
-
-def compute_probabilities(
-    logits: Float[np.ndarray, "b c"], temperature: float, multi_label: bool
-) -> Float[np.ndarray, "b c"]:
-    """Return softmax(logits / T), or sigmoid(logits / T) of a multi-label task."""
-    # scipy.special has both, and takes as long to import as the model to run.
-    scaled = logits / temperature
-    if multi_label:
-        return np.exp(-np.logaddexp(0.0, -scaled))
-    raw = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return raw / raw.sum(axis=1, keepdims=True)
 
 
 def fit_temperature(

@@ -5,6 +5,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from aatjax.errors import Range, UsageError, check_fields
+from aatjax.io.json_fields import check_json_fields
 
 Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls"]
 PositionInit = Literal["learned", "zeros"]
@@ -16,6 +17,16 @@ SIZES: dict[str, dict[str, int]] = {
     "small": dict(dim=384, depth=12, heads=6, mlp_dim=1536),
     "base": dict(dim=768, depth=12, heads=12, mlp_dim=3072),
 }
+
+
+MOST: dict[str, float] = {
+    **{"dim": 2**16, "depth": 1000, "heads": 2**10, "mlp_dim": 2**18, "mels": 2**12},
+    **{"frames": 10**6, "num_classes": 10**6, "patch": 2**12, "stride": 2**12},
+    **{"eps": 0.999, "head_eps": 0.999},
+}
+"""The largest sizes that a file may state: more is damage, or meant to fill the memory."""
+
+MOST_TOKENS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +75,8 @@ class ASTConfig:
     distilled: bool = True
     pool: Pooling = "cls_dist"
     head_norm: bool = True
-    eps: float = 1e-6
-    head_eps: float = 1e-5
+    eps: Annotated[float, Range(0)] = 1e-6
+    head_eps: Annotated[float, Range(0)] = 1e-5
     qkv_bias: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
@@ -118,9 +129,17 @@ class ASTConfig:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ASTConfig":
-        """Rebuild a config from `to_json`; an unknown field is a UsageError."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise UsageError(f"unknown model fields {', '.join(unknown)}")
+        """Rebuild a config from `to_json`.
+
+        Raises:
+            UsageError: an unknown field, or a value of the wrong type or size.
+        """
+        check_json_fields("model", fields, cls, most=MOST)
         pairs = {name: tuple(fields[name]) for name in ("patch", "stride") if name in fields}
-        return cls(**{**fields, **pairs})
+        config = cls(**{**fields, **pairs})
+        if config.num_tokens > MOST_TOKENS:
+            raise UsageError(
+                f"model: {config.num_tokens} tokens of {config.mels} mel bins x {config.frames} "
+                f"frames, at most {MOST_TOKENS} are read"
+            )
+        return config

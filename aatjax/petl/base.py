@@ -11,6 +11,7 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.errors import UsageError, check_fields, suggest
+from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.models.ast import AST, check_model
 from aatjax.models.tokens import (
     FirstTokens,
@@ -27,8 +28,12 @@ Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, valid frames) -> numbers by name."""
 
 METHODS: dict[str, type["Method"]] = {}
-AnyMethod = TypeVar("AnyMethod", bound="Method")
 """Every method class by its `name`."""
+AnyMethod = TypeVar("AnyMethod", bound="Method")
+
+MOST = 2**16
+MOST_OF: dict[str, float] = {"budget": 1e9, "methods": 64}
+"""The largest number, and the longest list or text, in a field that is read from JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,22 +103,16 @@ class Method:
         """Rebuild a method from `to_json`, also that of an older version.
 
         Raises:
-            UsageError: unknown method or field.
+            UsageError: unknown method or field, or a value of the wrong type or size.
         """
-        cls = find_method(str(fields.get("name")), fields.get("class"))
+        name, home = fields.get("name"), fields.get("class")
+        if not isinstance(name, str) or not isinstance(home, str | None):
+            raise UsageError(f"method {shorten(name)} of class {shorten(home)} is no name")
+        cls = find_method(name, home)
         upgraded = upgrade_fields(fields)
-        values = {
-            key: _read_field(value)
-            for key, value in upgraded.items()
-            if key not in ("name", "class")
-        }
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UsageError(
-                f"method {cls.name} has no field {', '.join(unknown)}: it was written by another "
-                f"version; the fields are {', '.join(sorted(known)) or 'none'}"
-            )
-        return cls(**values)
+        values = {key: value for key, value in upgraded.items() if key not in ("name", "class")}
+        check_json_fields("petl", values, cls, most=dict.fromkeys(values, MOST) | MOST_OF)
+        return cls(**{key: _read_field(value) for key, value in values.items()})
 
     def replace(self: AnyMethod, **changes: Any) -> AnyMethod:
         """Return a copy with some fields changed; a new size replaces the one that was given."""
@@ -134,7 +133,7 @@ def _write_field(value: Any) -> Any:
 
 def _read_field(value: Any) -> Any:
     """Return a field's value from its JSON, in which tuples are lists and methods are objects."""
-    if isinstance(value, dict) and "name" in value:
+    if isinstance(value, dict):
         return Method.from_json(value)
     return tuple(map(_read_field, value)) if isinstance(value, list) else value
 

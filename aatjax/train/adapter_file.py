@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,25 @@ from safetensors.numpy import save
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.scoring import Scoring, read_scoring
-from aatjax.convert.load import load_model, reset_weights, select_load_options
-from aatjax.errors import AatjaxError, DataError, UsageError, check_names
+from aatjax.audio.scoring import Scoring
+from aatjax.errors import AatjaxError, DataError, UsageError, check_names, printable
 from aatjax.io.atomic import write_bytes
-from aatjax.io.digest import hash_arrays
+from aatjax.io.digest import hash_arrays, hash_json
+from aatjax.io.json_fields import shorten
 from aatjax.models.ast import AST, check_model
 from aatjax.models.config import ASTConfig
-from aatjax.models.provenance import Origin
 from aatjax.petl import Method, adapt
+from aatjax.train.adapter_base import find_base
+from aatjax.train.adapter_metadata import AdapterMetadata, parse_metadata
 from aatjax.train.forward import check_fit
 from aatjax.train.golden import differs, make_golden
 from aatjax.train.rebuilt_model import PASSING, make_shape, rebuild_model
 
-FORMAT = 1
+FORMAT = 2
+TENSORS_ONLY = 1
+"""The format whose checksum covers the tensors, not the metadata."""
 KEY = "aatjax"
+DIGEST = "sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,7 @@ class TrainedAdapter:
         multi_label: whether a clip may have any number of classes.
         frontend: the front end that it was trained with.
         info: the whole metadata of the file.
+        path: the file that it was loaded from.
         scoring: how the score of a clip is made of its windows.
     """
 
@@ -48,6 +55,7 @@ class TrainedAdapter:
     multi_label: bool
     frontend: FrontEnd
     info: dict[str, Any]
+    path: Path | None = None
     scoring: Scoring = Scoring()
 
 
@@ -75,7 +83,10 @@ def save_adapter(
     """Write an adapter, so that `load_adapter` returns exactly this model, atomically.
 
     The file holds the trained parameters, the statistics, and every other array that is not as the
-    base was loaded: those of earlier, frozen adapters, and those that were merged or edited.
+    base was loaded: those of earlier, frozen adapters, and those that were merged or edited. Equal
+    models and arguments give equal bytes. A file of an older format is written again by passing
+    what `load_adapter` returned: its model, classes, `multi_label`, front end, scoring, and
+    `extra=adapter.info`.
 
     Args:
         path: the file, usually `adapter.safetensors`.
@@ -84,12 +95,13 @@ def save_adapter(
         multi_label: whether a clip may have any number of classes.
         frontend: the front end that it was trained with.
         scoring: how the score of a clip is made of its windows, by default their mean.
-        extra: more JSON for the metadata (config, metrics, which weights).
+        extra: more JSON for the metadata (config, metrics, which weights); what the file states
+            of itself (classes, method, golden sample, ...) is made again.
 
     Raises:
         UsageError: the model was not made by `aatjax.load` and `aatjax.adapt`, or was changed by
             hand so that it would come back as another; the number of classes is not that of the
-            head; the front end does not fit the model.
+            head, or a name stands twice; the front end does not fit the model; `extra` is no JSON.
         WriteError: the file could not be written; an older one remains.
     """
     path = Path(path)
@@ -123,18 +135,48 @@ def save_adapter(
         "base": dataclasses.asdict(origin),
         "versions": find_versions(),
         "golden": golden,
-        **(extra or {}),
     }
-    data = save(values, {KEY: json.dumps(info), "sha256": hash_arrays(values)})
-    write_bytes(path, data)
+    more = {name: value for name, value in (extra or {}).items() if name not in (*info, DIGEST)}
+    write_bytes(path, encode_adapter(_complete(info | more), values))
     return path
 
 
+def _complete(info: dict[str, Any]) -> dict[str, Any]:
+    """Add the decision to the golden sample, and check what would be refused when it is read."""
+    try:
+        info = json.loads(json.dumps(info))
+        found = AdapterMetadata.from_json(info)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"save_adapter: the metadata cannot be saved: {error}") from error
+    if found.golden is None or found.golden.logits is None:
+        return info
+    label, probabilities = found.compute_decision(np.asarray(found.golden.logits))
+    rounded = [float(f"{value:.7g}") for value in probabilities]
+    return info | {"golden": {**info["golden"], "label": label, "probabilities": rounded}}
+
+
+def encode_adapter(info: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Return the bytes of an adapter file: equal metadata and tensors give equal bytes.
+
+    The digest covers both. It lies within the one entry of the file's header, since safetensors
+    writes several entries in an order that changes from process to process.
+    """
+    fields = {name: value for name, value in info.items() if name != DIGEST}
+    digest = compute_digest(fields, tensors)
+    return save(dict(tensors), {KEY: json.dumps({**fields, DIGEST: digest})})
+
+
+def compute_digest(info: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of an adapter's metadata, without its digest, and of its tensors."""
+    fields = {name: value for name, value in info.items() if name != DIGEST}
+    return hash_arrays(tensors, start=hash_json(fields).encode())
+
+
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the metadata of an adapter file, or None if the file is something else."""
+    """Return the metadata of an adapter file, unchecked; None if the file is something else."""
     try:
         with safe_open(path, "np") as file:
-            info = json.loads((file.metadata() or {}).get(KEY, "null"))
+            info = parse_metadata((file.metadata() or {}).get(KEY, "null"))
     except (SafetensorError, OSError, ValueError):
         return None
     return info if isinstance(info, dict) and info.get("kind") == "adapter" else None
@@ -155,172 +197,138 @@ def load_adapter(
         check: recompute the golden sample, the logits of a synthetic sound that the file holds.
 
     Raises:
-        DataError: the file is missing, damaged, of a newer format, or made for another backbone
-            (by fingerprint); or the model computes other logits than when it was saved.
+        DataError: the file is missing, damaged or changed, of a newer format, or made for another
+            backbone (by fingerprint); a field of its metadata is out of range; or the model
+            computes other logits than when it was saved.
     """
     path = Path(path)
-    file = _read_file(path)
-    config, method, origin, tensors = file.config, file.method, file.origin, file.tensors
-    whole = make_shape(config, method)
-    if set(surgery.variables(whole)) <= set(tensors):
-        model = surgery.clone(whole)  # full fine-tuning: the file holds every parameter
-    else:
-        model = adapt(_load_base(path, base, config, origin, set(tensors)), method)
+    info, found, tensors = _read_file(path)
+    config, method = found.model, found.method
+    model = _make_shape(path, config, method)
+    variables = surgery.variables(model)
     trained = {
         name
-        for name, variable in surgery.variables(whole).items()
+        for name, variable in variables.items()
         if not isinstance(variable, (surgery.Frozen, *PASSING))
     }
     if missing := sorted(trained - set(tensors)):
         raise DataError(
             f"{path}: {len(missing)} trained parameters are missing, first {missing[0]}"
         )
-    try:
-        surgery.assign(model, tensors, what=str(path))
-    except UsageError as error:
-        raise DataError(str(error)) from error
-    model.origin, model.method = origin, method
-    golden = file.info.get("golden") if check else None
-    if (difference := differs(model, file.frontend, golden)) is not None:
+    _assign(path, model, tensors)  # before a backbone is made: nothing is larger than the file
+    if not set(variables) <= set(tensors):  # full fine-tuning holds every parameter
+        model = adapt(find_base(path, base, config, found.base, set(tensors)), method)
+        _assign(path, model, tensors)
+    model.origin, model.method = found.base, method
+    golden = info.get("golden") if check else None
+    if (difference := differs(model, found.frontend, golden)) is not None:
         raise DataError(
             f"{path}: the model does not compute what it did when it was saved: a logit of the "
             f"golden sample differs by {difference:.2g}. The code of the method, or the software, "
             "has changed since; check=False loads it nevertheless"
         )
     return TrainedAdapter(
-        model, file.classes, file.multi_label, file.frontend, file.info, file.scoring
+        model,
+        found.classes,
+        found.multi_label,
+        found.frontend,
+        info,
+        path,
+        found.scoring or Scoring(),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """The content of an adapter file."""
-
-    info: dict[str, Any]
-    config: ASTConfig
-    method: Method
-    origin: Origin
-    classes: tuple[str, ...]
-    multi_label: bool
-    frontend: FrontEnd
-    scoring: Scoring
-    tensors: dict[str, np.ndarray]
+def _make_shape(path: Path, config: ASTConfig, method: Method) -> AST:
+    """Return the abstract model of a file, or explain why its method does not go with its model."""
+    try:
+        return surgery.clone(make_shape(config, method))
+    except (AatjaxError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = f"{method} cannot be put on its model: {error}"
+        raise DataError(f"{path}: damaged or changed: {printable(why[:500])}") from error
 
 
-def _read_file(path: Path) -> _File:
+def _assign(path: Path, model: AST, tensors: Mapping[str, np.ndarray]) -> None:
+    try:
+        surgery.assign(model, tensors, what=str(path))
+    except UsageError as error:
+        raise DataError(str(error)) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> AdapterMetadata:
+    """Return the metadata of an adapter file, checked but for its digest, which needs the tensors.
+
+    Raises:
+        DataError: the file is missing, damaged or of a newer format, or a field is out of range.
+    """
+    return _check_metadata(Path(path), _read_known(Path(path)))
+
+
+def _read_known(path: Path) -> dict[str, Any]:
+    """Return the raw metadata of a file whose format is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     info = read_info(path)
     if info is None:
         raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
+    number = info.get("format")
+    if type(number) is not int or number < 1:
+        raise DataError(
+            f"{path}: damaged or changed: metadata.format={shorten(number)} is no version"
+        )
+    if number > FORMAT:
+        versions = info.get("versions")
+        wrote = versions.get("aatjax") if isinstance(versions, dict) else "unknown"
+        raise DataError(
+            f"{path}: format {shorten(number)} is newer than this aatjax reads ({FORMAT}): it was "
+            f"written by aatjax {printable(str(wrote)[:40])}, install that or newer"
+        )
+    return info
+
+
+def _check_metadata(path: Path, info: Mapping[str, Any]) -> AdapterMetadata:
     try:
-        if info["format"] > FORMAT:
-            raise DataError(
-                f"{path}: format {info['format']} is newer than this aatjax reads ({FORMAT}): "
-                f"it was written by aatjax {info['versions']['aatjax']}, install that or newer"
-            )
+        return AdapterMetadata.from_json(info)
+    except (UsageError, DataError) as error:
+        raise DataError(f"{path}: damaged or changed: {error}") from error
+
+
+def _read_file(
+    path: Path,
+) -> tuple[dict[str, Any], AdapterMetadata, dict[str, np.ndarray]]:
+    """Return metadata, raw and checked, and tensors of a file that is as it was written."""
+    info = _read_known(path)
+    try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            checksum = file.metadata().get("sha256")
-        found = _File(
-            info,
-            ASTConfig.from_json(info["model"]),
-            Method.from_json(info["method"]),
-            Origin(**info["base"]),
-            tuple(info["classes"]),
-            bool(info["multi_label"]),
-            FrontEnd.from_dict(info["frontend"]),
-            read_scoring(info),
-            tensors,
-        )
-    except UsageError as error:  # a method or field that this version does not have
-        raise DataError(f"{path}: {error}") from error
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+            old_digest = file.metadata().get(DIGEST)
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    if checksum is not None and checksum != hash_arrays(tensors):
+    _check_digest(path, info, tensors, old_digest)
+    return info, _check_metadata(path, info), tensors
+
+
+def _check_digest(
+    path: Path, info: Mapping[str, Any], tensors: Mapping[str, np.ndarray], old: str | None
+) -> None:
+    """Refuse a file that is not as it was written; warn of metadata that no digest covers."""
+    is_old = info["format"] == TENSORS_ONLY
+    want, found = (old, hash_arrays(tensors)) if is_old else (info.get(DIGEST), None)
+    if want is None:
         raise DataError(
-            f"{path}: damaged: the checksum of its tensors does not match; copy it again"
+            f"{path}: has no checksum, so nothing shows whether it is as it was written: get it "
+            "from where it was made, or train again"
         )
-    return found
-
-
-def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:
-    """Load weights in the shape that an adapter was trained on.
-
-    Args:
-        base: the weights if they have moved since training, else None.
-        config: their shape and how they are used.
-        origin: where they were, and what was made of them.
-
-    Raises:
-        AatjaxError: see `aatjax.load`.
-    """
-    options = select_load_options(config)
-    options["rgb"] = origin.rgb
-    model = load_model(
-        origin.source if base is None else base,
-        config.num_classes,
-        origin.revision if base is None else None,
-        origin.seed,
-        options,
-    )
-    if origin.reset:
-        reset_weights(model, origin.seed)
-    return model
-
-
-def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:
-    """Refuse a loaded backbone that would give other logits than the one trained on."""
-    free = {"dtype", "num_classes"}
-    fields = given.without_execution().to_json()
-    pairs = ((name, fields[name], value) for name, value in wanted.to_json().items())
-    other = [f"{n}={a!r} for {b!r}" for n, a, b in pairs if a != b and n not in free]
-    if other:
+    if want != (found or compute_digest(info, tensors)):
         raise DataError(
-            f"{path}: the given base is not used as in training: {', '.join(other)}; load "
-            "it with those options, or give its weights"
+            f"{path}: damaged or changed: the checksum of its "
+            f"{'tensors' if is_old else 'tensors and metadata (classes, calibration, figures)'} "
+            "does not match: get it from where it was made, or write it again with "
+            "aatjax.save_adapter"
         )
-
-
-def _check_unchanged(path: Path, base: AST, stored: set[str]) -> None:
-    """Refuse a backbone that is not as it was loaded, but for arrays that the file holds."""
-    arrays = surgery.fetch_arrays(base)
-    changed = list(arrays) if base.loaded is None else base.loaded.find_changed(arrays)
-    changed = [name for name in changed if name not in stored]
-    if base.method is not None or changed:
-        what = "is adapted" if base.method is not None else f"was changed, first in {changed[0]}"
-        raise DataError(
-            f"{path}: the given base {what} after it was loaded: give the model that aatjax.load "
-            "returned, or its weights"
+    if is_old:
+        warnings.warn(
+            f"{path}: of format {TENSORS_ONLY}, whose checksum does not cover class names, "
+            "calibration and figures: where they are right, write it again with "
+            "aatjax.save_adapter (extra=adapter.info), or train again",
+            stacklevel=4,
         )
-
-
-def _load_base(
-    path: Path,
-    base: str | os.PathLike[str] | AST | None,
-    config: ASTConfig,
-    origin: Origin,
-    stored: set[str],
-) -> AST:
-    if isinstance(base, AST):
-        model = base
-        _check_shape(path, base.config, config)
-        _check_unchanged(path, base, stored)
-    else:
-        try:
-            model = load_base(base, config, origin)
-        except AatjaxError as error:
-            if base is not None:
-                raise
-            raise type(error)(
-                f"{path}: its base model {origin.source!r} could not be loaded ({error}); give the "
-                "weights with base= (on the command line --base)"
-            ) from error
-    found = None if model.origin is None else model.origin.fingerprint
-    if found != origin.fingerprint:
-        raise DataError(
-            f"{path}: was trained on base {origin.source!r} (fingerprint "
-            f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give those weights with "
-            "--base"
-        )
-    return model

@@ -53,7 +53,13 @@ from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.rebuilt_model import explain_changes, find_changes
-from aatjax.train.run_dir import claim_run, describe_loss, describe_updates, describe_weights
+from aatjax.train.run_dir import (
+    RunClaims,
+    check_run,
+    describe_loss,
+    describe_updates,
+    describe_weights,
+)
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
@@ -201,6 +207,8 @@ class FitContext:
         chosen_on_test: the paper whose protocol chooses weights by the test clips, where the
             validation and test parts share clips; without it that is refused.
         holds_lock: whether the run folder is locked already.
+        claims: what else is to be written to the run folder once every check has passed.
+        begin: called after that, before the first step.
         prefix_folder: where `training.cache_prefix` stores tokens; None keeps them in memory.
     """
 
@@ -208,6 +216,8 @@ class FitContext:
     chosen_on_test: str | None = None
     prefix_folder: Path | None = None
     holds_lock: bool = False
+    claims: RunClaims | None = None
+    begin: Callable[[], None] = lambda: None
 
 
 def fit(
@@ -232,9 +242,11 @@ def fit(
         valid: validation clips, evaluated after every epoch; `select="best"` chooses by them.
         run_dir: folder for checkpoints, metrics.jsonl and TensorBoard events. A run that was
             interrupted goes on from its last checkpoint when called again with the same folder;
-            with other settings, clips or weights it is refused.
+            with other settings, clips or weights it is refused, and the folder stays as it is.
         allow_change: what may differ from the run in the folder: settings by name, such as
-            `optim.lr`, whole parts, such as `optim`, or `clips`.
+            `optim.lr`, whole parts, such as `optim`, or `clips`. A finished run goes on with more
+            epochs, where its learning rate does not depend on them; without, only its test clips
+            may change, whose figures are made again.
         show: stream of the progress display; True for standard error, None or False for silence.
         context: what an experiment adds.
         **settings: see `FitSettings`; for instance `epochs=20, lr=1e-3`.
@@ -262,17 +274,27 @@ def fit(
     folder = None if run_dir is None else Path(run_dir)
     with contextlib.ExitStack() as held:
         held.enter_context(keep_root_logger())
+        claims: RunClaims | None = None
         if folder is not None:
             if not context.holds_lock:
                 run_on_main(lambda: held.enter_context(lock_folder(folder)))
+            claims = context.claims or RunClaims(folder, allow_change)
             fields = _describe(model, train, setup)
-            run_on_main(lambda: claim_run(folder, sources, fields, allow_change))
+            run_on_main(lambda: check_run(claims, sources, fields))
         loop, state, cuts = _prepare(
             model, train, sources, setup, context, folder, choose_stream(show)
         )
+        loop.begin = lambda left: _begin(claims, left, context)
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
         return _finish(model, loop, state, best, cuts)
+
+
+def _begin(claims: RunClaims | None, steps_left: int, context: FitContext) -> None:
+    """Write what the run is made of, now that everything agrees."""
+    if claims is not None:
+        run_on_main(lambda: claims.write(steps_left))
+    context.begin()
 
 
 @dataclasses.dataclass(frozen=True)

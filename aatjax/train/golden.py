@@ -1,4 +1,4 @@
-"""The golden sample: a synthetic sound whose logits a file stores, computed again to compare."""
+"""The golden sample: a synthetic sound and what the model of a file computes for it."""
 
 import math
 from typing import Any

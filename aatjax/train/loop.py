@@ -165,6 +165,8 @@ class Loop:
         buckets: lengths of the windows of each part.
         monitor: figures of the method, computed after each epoch.
         beat: called with the phase and the steps done, for a watchdog.
+        begin: called with the steps that are left, after the checkpoint was read and before
+            anything is written.
         on_step, on_epoch: called after each with step, epoch, the row of figures (None after a
             step) and the weights.
         done: steps done.
@@ -188,6 +190,7 @@ class Loop:
     weights: np.ndarray | None = None
     monitor: Monitor | None = None
     beat: Callable[[str, int], None] = lambda phase, step: None
+    begin: Callable[[int], None] = lambda steps: None
     on_step: Callback | None = None
     on_epoch: Callback | None = None
     done: int = 0
@@ -217,6 +220,7 @@ class Loop:
         4. every step's random key is a function of (seed, step), so it needs no state.
         """
         state = self._restore(state)
+        self.begin(self.total - self.done)
         folder = self.run_dir if is_main() else None
         writer = MetricsWriter(folder, step=self.done - self.ended, say=self._say)
         self.history = writer.rows

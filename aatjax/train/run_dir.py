@@ -1,4 +1,4 @@
-"""Claims of a run folder: one config, one model and one data set per folder."""
+"""Claims of a run folder: one config, one model and one data set per folder, checked first."""
 
 import dataclasses
 import json
@@ -17,8 +17,10 @@ from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.source import Source
-from aatjax.errors import UsageError
-from aatjax.io.json_file import read_json, write_json
+from aatjax.errors import DataError, UsageError
+from aatjax.io.atomic import report_write_errors
+from aatjax.io.digest import hash_file
+from aatjax.io.json_file import read_json, read_json_object, write_json
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
@@ -41,44 +43,134 @@ FREE = (
 DESCRIBED = ("weights.", "optim.updates.", "loss.values")
 """Fields that are mean and root mean square of an array."""
 
+ARTEFACT, RESULT = "adapter.safetensors", "result.json"
+EPOCHS = "training.epochs"
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
 
-def claim_fields(
-    path: Path,
-    fields: Mapping[str, Any],
-    allow: Sequence[str] = (),
-    *,
-    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> None:
-    """Write what a run is made of, or check that it is what the run was started with.
+class RunClaims:
+    """What a run folder states of its run, and what the next run in it is about to be.
+
+    The checks compare and write nothing; `write` writes everything, once all have passed. A run
+    that left neither a checkpoint nor a result claims nothing.
 
     Args:
-        path: a JSON file in the run folder.
-        fields: settings by part and name, such as those of a config.
-        allow: fields that may have changed, such as `optim.lr`, or whole parts, such as `optim`.
-        upgrade: brings fields that an older version wrote into today's form.
-
-    Raises:
-        UsageError: the folder holds another run; the differences are listed.
+        folder: the run folder.
+        allow: fields that may have changed, such as `optim.lr`, whole parts, such as `optim`, or
+            `clips`.
     """
-    folder, fields = path.parent, json.loads(json.dumps(fields))
-    if path.exists() and _is_started(folder):
-        found = [
-            (name, f"{name}: {before!r} -> {after!r}")
-            for name, before, after in find_differences(upgrade(_read(path)), fields)
-            if not _is_covered(name, (*FREE, *allow))
-            and not (name.startswith(DESCRIBED) and _is_close(before, after))
-        ]
-        if found:
-            listed = "; ".join(text for _, text in found[:6])
-            more = f"; and {len(found) - 6} more" if found[6:] else ""
+
+    def __init__(self, folder: Path, allow: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.changed: dict[str, str] = {}
+        """Allowed changes by name: a field, or `clips` and the part; in words."""
+        self.is_started = has_checkpoint(folder) or (folder / RESULT).exists()
+        self._allow = tuple(allow)
+        self._files: dict[str, Any] = {}
+
+    def check(
+        self,
+        name: str,
+        fields: Mapping[str, Any],
+        *,
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
+        """Compare what a run is made of with what it was started with.
+
+        Args:
+            name: a JSON file in the run folder.
+            fields: settings by part and name, such as those of a config.
+            upgrade: brings fields that an older version wrote into today's form.
+
+        Raises:
+            UsageError: the folder holds another run; the differences are listed.
+        """
+        fields = json.loads(json.dumps(fields))
+        self._files[name] = fields
+        if not self.is_started or not (self.folder / name).exists():
+            return
+        before = upgrade(_read(self.folder / name))
+        found = {
+            field: f"{field}: {old!r} -> {new!r}"
+            for field, old, new in find_differences(before, fields)
+            if not _is_covered(field, FREE)
+            and not (field.startswith(DESCRIBED) and _is_close(old, new))
+        }
+        refused = [field for field in found if not _is_covered(field, self._allow)]
+        if refused:
+            listed = "; ".join(found[field] for field in refused[:6])
+            more = f"; and {len(refused) - 6} more" if refused[6:] else ""
             raise UsageError(
-                f"{folder} holds a run of another config ({listed}{more}): choose another folder "
-                f"(run_dir=, --run), delete it, or allow the change (allow_change=, "
-                f"--allow-change {found[0][0]}) to resume"
+                f"{self.folder} holds a run of another config ({listed}{more}): choose another "
+                "folder (run_dir=, --run), delete it, or allow the change (allow_change=, "
+                f"--allow-change {refused[0]}) to resume"
             )
-    write_json(path, fields)
+        if EPOCHS in found and fields["optim"].get("schedule") == "cosine":
+            raise UsageError(
+                f"{self.folder}: {found[EPOCHS]} with optim.schedule 'cosine', whose learning rate "
+                "falls to zero over the epochs of a run: what was trained is not the beginning of "
+                "the other run. Train that in another folder (run_dir=, --run), or go on at a rate "
+                "that does not depend on the length (--optim.schedule constant, and allow the "
+                "change of optim.schedule too)"
+            )
+        self.changed |= found
+
+    def check_clips(self, parts: Mapping[str, Source]) -> None:
+        """Compare the clips of a run with those it was started with.
+
+        A clip is identified by its name, its labels and, where files are read, by their content.
+
+        Raises:
+            UsageError: clips were added, removed or changed since; they are listed.
+        """
+        now = self._files["clips.json"] = _describe_clips(parts)
+        path = self.folder / "clips.json"
+        if not self.is_started or not path.exists():
+            return
+        found = _compare_clips(_read(path), now)
+        if found and not _is_covered("clips", self._allow):
+            listed = "; ".join(text for texts in found.values() for text in texts)
+            outcome = "to resume"
+            if list(found) == ["test"]:
+                outcome = "to have its figures made again: the weights do not depend on them"
+            raise UsageError(
+                f"{self.folder} holds a run on other clips ({listed}): restore them, choose "
+                "another folder (run_dir=, --run), or allow it (allow_change=, --allow-change "
+                f"clips) {outcome}"
+            )
+        self.changed |= {f"clips.{part}": "; ".join(texts) for part, texts in found.items()}
+
+    def write(self, steps_left: int) -> None:
+        """Write what was checked, after the last check.
+
+        Args:
+            steps_left: steps between the checkpoint that the run goes on from and its end.
+
+        Raises:
+            UsageError: more steps were done than the run has; or there is none left, and a change
+                would have needed some.
+        """
+        if steps_left < 0:
+            raise UsageError(
+                f"{self.folder}: the run has more epochs behind it than that "
+                f"({self.changed.get(EPOCHS, 'its checkpoint is past the end')}): choose another "
+                "folder (run_dir=, --run)"
+            )
+        # What data.* changes shows in the clips and in the front end.
+        harmless = ("clips.test", "data.", EPOCHS)
+        needed = [text for name, text in self.changed.items() if not name.startswith(harmless)]
+        if steps_left == 0 and needed:
+            listed = "; ".join(needed[:6])
+            raise UsageError(
+                f"{self.folder}: the run is finished, so there is nothing left to train with the "
+                f"change ({listed}): choose another folder (run_dir=, --run), or add epochs "
+                f"(--training.epochs, with --allow-change {EPOCHS})"
+            )
+        if self.changed:  # figures of what was before are no longer those of this run
+            with report_write_errors(self.folder / RESULT):
+                (self.folder / RESULT).unlink(missing_ok=True)
+        for name, fields in self._files.items():
+            write_json(self.folder / name, fields)
 
 
 def describe_weights(model: AST) -> dict[str, list[float]]:
@@ -123,21 +215,43 @@ def _describe(array: Any) -> list[float]:
     return [float(value.mean()), float(np.sqrt(np.square(value).mean()))]
 
 
-def claim_run(
-    folder: Path,
-    sources: Mapping[str, Source],
-    settings: Mapping[str, Any],
-    allow: Sequence[str],
+def check_run(
+    claims: RunClaims, sources: Mapping[str, Source], settings: Mapping[str, Any]
 ) -> None:
-    """Write what a run of `fit` is made of, or compare it with what is in the folder."""
-    claim_fields(folder / "settings.json", settings, allow, upgrade=_fill_defaults)
-    if "batches" in settings and _is_started(folder):
+    """Compare what a run of `fit` is made of with what is in its folder."""
+    claims.check("settings.json", settings, upgrade=_fill_defaults)
+    if "batches" in settings and claims.is_started:
         warnings.warn(
-            f"{folder}: the run that is there goes on; the content of batches is not compared",
+            f"{claims.folder}: the run that is there goes on; the content of batches is not "
+            "compared",
             stacklevel=4,
         )
     if sources:
-        claim_clips(folder, sources, allow)
+        claims.check_clips(sources)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run left a checkpoint in its folder."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run; None where it has none, or its adapter is missing.
+
+    Raises:
+        DataError: the result cannot be read, or the adapter is not the one that the run wrote.
+    """
+    adapter = folder / ARTEFACT
+    if not (folder / RESULT).exists() or not adapter.exists():
+        return None
+    advice = "delete it, and the same command writes it again from the last checkpoint"
+    result = read_json_object(folder / RESULT, advice=advice)
+    if result.get("adapter") not in (None, hash_file(adapter)):
+        raise DataError(
+            f"{adapter}: is not the file that the run wrote: {RESULT} has the figures of another "
+            "one; put it elsewhere, and the same command writes the run's own again"
+        )
+    return result
 
 
 def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
@@ -156,16 +270,8 @@ def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**stored, **filled}))
 
 
-def claim_clips(folder: Path, parts: Mapping[str, Source], allow: Sequence[str] = ()) -> None:
-    """Write the clips of a run, or check that they are those it was started with.
-
-    A clip is identified by its name, its labels and, where files are read, by their content.
-
-    Raises:
-        UsageError: clips were added, removed or changed since; they are listed.
-    """
-    path = folder / "clips.json"
-    now = {
+def _describe_clips(parts: Mapping[str, Source]) -> dict[str, Any]:
+    return {
         "classes": list(next(iter(parts.values())).classes),
         "parts": {
             name: {
@@ -176,22 +282,13 @@ def claim_clips(folder: Path, parts: Mapping[str, Source], allow: Sequence[str] 
             for name, part in parts.items()
         },
     }
-    if path.exists() and _is_started(folder) and not _is_covered("clips", allow):
-        problems = _compare_clips(_read(path), now)
-        if problems:
-            raise UsageError(
-                f"{folder} holds a run on other clips ({'; '.join(problems)}): restore them, "
-                "choose another folder (run_dir=, --run), or allow it (allow_change=, "
-                "--allow-change clips) to resume"
-            )
-    write_json(path, now)
 
 
-def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences of classes and clips, at most three clips of a kind."""
-    problems = []
+def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Differences of classes and clips by part, at most three clips of a kind."""
+    problems: dict[str, list[str]] = {}
     if before["classes"] != now["classes"]:
-        problems.append(f"classes: {before['classes']} -> {now['classes']}")
+        problems["classes"] = [f"classes: {before['classes']} -> {now['classes']}"]
     for name in sorted({*before["parts"], *now["parts"]}):
         old, new = before["parts"].get(name, {}), now["parts"].get(name, {})
         groups = {
@@ -199,22 +296,20 @@ def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
             "new": [id for id in new if id not in old],
             "changed": [id for id in old if id in new and old[id] != new[id]],
         }
+        found: list[str] = []
         for kind, ids in groups.items():
             if ids:
                 more = f" and {len(ids) - 3} more" if ids[3:] else ""
-                problems.append(f"{name}: {kind} {', '.join(map(repr, ids[:3]))}{more}")
+                found.append(f"{name}: {kind} {', '.join(map(repr, ids[:3]))}{more}")
         if old.keys() == new.keys() and list(old) != list(new):
-            problems.append(f"{name}: in another order")
+            found.append(f"{name}: in another order")
+        if found:
+            problems[name] = found
     return problems
 
 
 def _read(path: Path) -> Any:
     return read_json(path, limit=MOST_BYTES, advice="choose another run folder")
-
-
-def _is_started(folder: Path) -> bool:
-    """Whether a run left a checkpoint or a result; a run that failed before claims nothing."""
-    return any((folder / "checkpoints").glob("[0-9]*")) or (folder / "result.json").exists()
 
 
 def _is_covered(name: str, allowed: Sequence[str]) -> bool:

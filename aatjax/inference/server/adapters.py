@@ -13,9 +13,8 @@ from aatjax.inference.adapters import check_same_backbone, share_frozen
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.server.stacked import AdapterGroup, collect_trained
 from aatjax.models.ast import AST
-from aatjax.models.config import ASTConfig
-from aatjax.models.provenance import Origin
-from aatjax.train.adapter_file import load_adapter, load_base, read_info
+from aatjax.train.adapter_base import load_base
+from aatjax.train.adapter_file import load_adapter, read_metadata
 
 
 @dataclasses.dataclass
@@ -135,10 +134,9 @@ class AdapterStore:
 
     def _load_base(self, path: str | os.PathLike[str]) -> AST | str | os.PathLike[str] | None:
         """The backbone of an adapter file, loaded once per shape."""
-        info = read_info(path)
         try:
-            origin = Origin(**(info or {})["base"])
-            config = ASTConfig.from_json((info or {})["model"])
+            stated = read_metadata(path)
+            config, origin = stated.model, stated.base
             key = (self._base, config, origin)
             if key not in self._bases:
                 model = load_base(self._base, config, origin)
@@ -146,5 +144,5 @@ class AdapterStore:
                     model = share_frozen(model, other)
                 self._bases[key] = model
             return self._bases[key]
-        except (AatjaxError, KeyError, TypeError):
+        except AatjaxError:
             return self._base  # load_adapter reports what is wrong

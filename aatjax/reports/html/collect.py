@@ -33,6 +33,7 @@ from aatjax.train.adapter_file import TrainedAdapter, load_adapter
 from aatjax.train.evaluation import score_clips
 from aatjax.train.logging import read_metrics
 from aatjax.train.metrics.results import Metrics
+from aatjax.train.run_dir import read_result
 
 ADAPTER_FILE = "adapter.safetensors"
 MOST_MISTAKES = 8
@@ -162,8 +163,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
     rows: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] | str = []
     if run is not None:
-        found = read_json(run / "result.json") if (run / "result.json").is_file() else {}
-        result = found if isinstance(found, dict) else {}
+        result = read_result(run) or {}
         rows = [row for row in read_metrics(run / "metrics.jsonl") if isinstance(row, dict)]
         findings = _read_findings(run / "diagnosis.json")
     source, reason = _open_clips(adapter, data)
