@@ -3,6 +3,7 @@
 from flax import nnx
 from jax.nn.initializers import Initializer, normal
 
+from aatjax import surgery
 from aatjax.models.ast import AST
 from aatjax.petl.base import zero_positions
 from aatjax.petl.bottleneck import make_uniform
@@ -30,6 +31,7 @@ def start_as_aat(model: AST, *, rngs: nnx.Rngs) -> None:
 
 
 def _start_head(model: AST, weight: Initializer, rngs: nnx.Rngs) -> None:
-    linear, bias = model.head.linear, make_uniform(model.config.dim)
-    for variable, draw in ((linear.kernel, weight), (linear.bias, bias)):
+    values = surgery.variables(model.head)
+    for path, draw in (("linear/kernel", weight), ("linear/bias", make_uniform(model.config.dim))):
+        variable = values[path]
         variable.set_raw_value(draw(rngs.params(), variable.shape, variable.dtype))
