@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aatjax.train.fit import FitSettings, Moment, Run, fit
     from aatjax.train.loop import Training
     from aatjax.train.optim import Optim
+    from aatjax.train.published import load_published
 
 _HOMES = {
     "AST": "aatjax.models.ast",
@@ -52,6 +53,7 @@ _HOMES = {
     "fit": "aatjax.train.fit",
     "load": "aatjax.convert.load",
     "load_adapter": "aatjax.train.adapter_file",
+    "load_published": "aatjax.train.published",
     "merge": "aatjax.petl.merge",
     "predict": "aatjax.inference.classifier",
     "save_adapter": "aatjax.train.adapter_file",
@@ -85,6 +87,7 @@ __all__ = [
     "fit",
     "load",
     "load_adapter",
+    "load_published",
     "merge",
     "petl",
     "predict",

@@ -4,11 +4,10 @@ Paper row: arXiv 2401.10544, a figure without numbers: about 96.2 % at epoch 25.
 Expected:  about 96 % accuracy, 95.3 to 97.0 % (95% interval of a share of 2,000 clips); the
            protocol aat chooses the epoch by the test clips, so honest figures are lower.
 Time:      not measured; five runs are 50 PFLOPs, at least 4 minutes on one TPU v5e chip.
+Differs:   from the paper's code in what `aatjax recipes esc50_aat` lists.
 
     aatjax prepare esc50 --download
     aatjax train esc50_aat --cross-validate --protocol aat
-
-The learning rate is that of the script as committed.
 """
 
 from aatjax.audio.augment import Augment

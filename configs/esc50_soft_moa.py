@@ -4,6 +4,7 @@ Paper row: arXiv 2402.00828; no table of it is known to us. The abstract states 
            on par with Dense-MoA and better than a single adapter, by up to 2.5 points.
 Expected:  88.4 to 90.9 % accuracy: from the single adapter's 88.38 % (arXiv 2312.03694) up.
 Time:      not measured; five runs are 91 PFLOPs, at least 8 minutes on one TPU v5e chip.
+Differs:   from the paper's code in what `aatjax recipes esc50_soft_moa` lists.
 
     aatjax prepare esc50 --download
     aatjax train esc50_soft_moa --cross-validate --protocol petl
@@ -27,5 +28,5 @@ config: Config = Config(
     data=Data(format="esc50", path="data/esc50", statistics="audioset"),
     training=Training(epochs=50, batch_size=32, loss="ce"),
     optim=Optim(lr=5e-3),
-    augment=Augment(freq_mask=24, time_mask=80),
+    augment=Augment(freq_mask=24, time_mask=80, spec_after_norm=True),
 )

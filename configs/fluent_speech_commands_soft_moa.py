@@ -4,6 +4,7 @@ Paper row: arXiv 2402.00828; no table of it is known to us. The abstract states 
            on par with Dense-MoA and better than a single adapter, by up to 2.5 points.
 Expected:  73.2 to 75.7 % accuracy: from the single adapter's 73.19 % (arXiv 2312.03694) up.
 Time:      not measured; one run is 307 PFLOPs, at least 26 minutes on one TPU v5e chip.
+Differs:   from the paper's code in what `aatjax recipes fluent_speech_commands_soft_moa` lists.
 
     aatjax prepare fluent_speech_commands --from fluent_speech_commands_dataset.zip
     aatjax train fluent_speech_commands_soft_moa --protocol petl

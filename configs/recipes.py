@@ -9,6 +9,7 @@ The settings are those of the papers' code: of arXiv 2401.10544 (AAT) for `aat`,
 and 2402.00828 (PETL) for all others. Where a paper did not use a benchmark, length, batch and loss
 are the other paper's, and the remarks state so. All start from AST trained on AudioSet (10-10,
 0.4593 mAP) and are divided honestly; `--protocol aat` or `--protocol petl` is that of a paper.
+`DIFFERENCES` lists what is still not as in that code; a recipe's remarks are those that apply.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class PaperSetting:
         freq_mask, time_mask: SpecAugment.
         lr: learning rate where the paper has one per benchmark (AAT), else None.
         bce: binary cross-entropy over the classes, as AAT has for single labels too.
-        mixup, noise: of training.
+        mixup: of training.
+        noise: of training; AAT's loader adds noise and rolls under one flag.
         schedule: warmup steps, start, rate and interval of AAT's decay, where they differ.
     """
 
@@ -105,6 +107,32 @@ _AAT_FIGURES = {
 }
 
 
+DIFFERENCES: dict[str, str] = {
+    # of the PETL code (arXiv 2312.03694, 2402.00828)
+    "division": "folds and choice of the epoch are honest; the paper's: --protocol petl (AAT: aat)",
+    "positions": "positions are AST's; the code's are zero and frozen: --model.positions zeros",
+    "method": "modules are the paper's; the code starts them at random, adds a mixture beside the "
+    "attention twice, omits a conformer's LayerNorm, sets positions to zero: --petl.as-published",
+    "lora": "LoRA's scale is alpha / rank, 2.67; the published figures are of 0.125: --petl.scale "
+    "alpha/reduction",
+    "head": "the head starts from a truncated normal of 0.01 with zero bias; the code's starts as "
+    "U(-1/sqrt(D), 1/sqrt(D)): --petl.as-published",
+    "stereo": "the channels of a stereo clip are averaged; the code takes the first: --data.path "
+    "FOLDER of the unpacked archive, with --data.channels left",
+    "rounding": "clips are resampled by soxr and rounded to int16; the code resamples by librosa's "
+    "kaiser_best to floating point",
+    # of AAT's code (arXiv 2401.10544)
+    "lr": "the learning rate is that of the script as committed, the last run's",
+    "bias": "the bias of the head starts at zero; the code's starts as U(-1/sqrt(D), 1/sqrt(D)): "
+    "--petl.as-published",
+    "float16": "computed in float32 (--model.dtype auto: bfloat16 where native); the code in "
+    "float16 with a scaled loss",
+    "partner": "a clip is mixed with one of its batch; the code draws it from the training list",
+    "warmup": "the warm-up is linear; the code's rises every 50 steps",
+}
+"""Where a recipe is not what its paper's code runs, one line each, and the flag that changes it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """One benchmark with one method.
@@ -141,24 +169,16 @@ def make_recipe(name: str) -> Recipe:
     benchmark = name.removesuffix(f"_{method}")
     about = BENCHMARKS[benchmark]
     setting, remark = _find_setting(benchmark, method)
-    remarks = [] if remark is None else [remark]
+    differences = _list_differences(benchmark, method, setting)
     petl = TABLE[METHODS[method]]
     if method == "conformer" and benchmark in _SPEECH:
         petl = petl.replace(kernel=31)
-    if method == "lora":
-        remarks.append(
-            "LoRA's scale is alpha / rank, 2.67; the published figures are of 0.125: --petl.scale "
-            "alpha/reduction"
-        )
     model: dict[str, Any] = {"source": SOURCE, "frames": setting.frames}
     statistics = "audioset"
     if method == "aat":
         statistics = about.statistics or statistics
-        if setting.lr is not None:
-            remarks.append("the learning rate is that of the script as committed, the last run's")
     else:
         model |= {"pool": "mean_all", "head_norm": False}
-        remarks.append("positions are AST's; the published code ran with --model.positions zeros")
     config = Config(
         name=name,
         petl=petl,
@@ -176,10 +196,37 @@ def make_recipe(name: str) -> Recipe:
             time_mask=setting.time_mask,
             mixup=setting.mixup,
             noise=setting.noise,
+            roll=setting.noise,
+            spec_after_norm=setting.paper == PETL and setting.freq_mask > 0,
         ),
     )
     expected = _find_expected(benchmark, method)
+    remarks = [*filter(None, [remark]), *(DIFFERENCES[name] for name in differences)]
     return Recipe(config, benchmark, method, setting, expected, tuple(remarks))
+
+
+def _list_differences(benchmark: str, method: str, setting: PaperSetting) -> list[str]:
+    """Names of the `DIFFERENCES` that apply to a recipe."""
+    protocols = {protocol.name for protocol in BENCHMARKS[benchmark].protocols}
+    names = ["division"] if {"aat" if method == "aat" else "petl"} & protocols else []
+    if method == "aat":
+        applies = {
+            "lr": setting.lr is not None,
+            "bias": True,
+            "float16": True,
+            "partner": setting.mixup > 0,
+            "warmup": setting.schedule[0] > 0,
+        }
+    else:
+        applies = {
+            "positions": True,
+            "method": "moa" in method or method == "conformer",
+            "lora": method == "lora",
+            "head": True,
+            "stereo": benchmark == "urbansound8k",
+            "rounding": True,
+        }
+    return [*names, *(name for name, is_so in applies.items() if is_so)]
 
 
 def _find_setting(benchmark: str, method: str) -> tuple[PaperSetting, str | None]:

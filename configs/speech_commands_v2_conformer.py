@@ -4,6 +4,7 @@ trainable parameters.
 Paper row: arXiv 2312.03694, table 1, Conformer (Pfeiffer): 96.28 %.
 Expected:  96.3 % accuracy, 95.9 to 96.6 % (95% interval of a share of 11,005 clips).
 Time:      not measured; one run is 245 PFLOPs, at least 21 minutes on one TPU v5e chip.
+Differs:   from the paper's code in what `aatjax recipes speech_commands_v2_conformer` lists.
 
     aatjax prepare speech_commands_v2 --download
     aatjax train speech_commands_v2_conformer --protocol petl

@@ -223,6 +223,7 @@ def test_fields_of_the_method_are_flags(place: Place, capfd: pytest.CaptureFixtu
         "spatial": False,
         "ratio": 0.5,
         "width": None,
+        "as_published": False,
         "blocks": None,
         "tag": "",
     }
@@ -433,7 +434,7 @@ FLAGS = {
     "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
     "chaos": "interruptions seed workdir",
     "compare": "budget cross-validate flags methods out protocol seeds verbose",
-    "convert": "dtype force frames revision rgb to",
+    "convert": "base classes dtype force frames multi-label pool revision rgb statistics to",
     "demo": "base no-browser port",
     "doctor": "base format frames ignore json no-labels pattern quiet show strict workers",
     "eval": "base format json",

@@ -261,6 +261,41 @@ def test_as_published_zeroes_the_positions_and_starts_all_projections_at_random(
     assert ups or name in ("prefix", "prompt")
 
 
+@pytest.mark.parametrize("name", ["linear", "full", "bitfit", "adapter", "lora", "soft_moa"])
+def test_as_published_starts_the_head_like_a_linear_layer_of_pytorch(name):
+    method = find_form(name, True)[0]
+    model = make_model(num_classes=400)
+    held = surgery.arrays(aatjax.adapt(model, method, seed=3))
+    bound = model.config.dim**-0.5
+    for path in ("head/linear/kernel", "head/linear/bias"):
+        assert 0.97 * bound < float(np.abs(held[path]).max()) <= bound
+        assert float(held[path].std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    other = surgery.arrays(aatjax.adapt(model, method, seed=4))
+    assert np.abs(other["head/linear/bias"] - held["head/linear/bias"]).max() > 0.1 * bound
+    kept = surgery.arrays(aatjax.adapt(model, method.replace(as_published=False)))
+    np.testing.assert_array_equal(kept["head/linear/kernel"], model.head.linear.kernel[...])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        petl.AAT(as_published=True),
+        petl.Partial(as_published=True),
+        petl.Prompt(tokens=2, keep_dist=True, pool=None, as_published=True),
+    ],
+    ids=lambda method: method.name,
+)
+def test_as_published_starts_the_head_of_aat_with_a_small_weight_and_a_uniform_bias(method):
+    model = make_model(num_classes=400)
+    held = surgery.arrays(aatjax.adapt(model, method))
+    bound = model.config.dim**-0.5
+    weight, bias = held["head/linear/kernel"], held["head/linear/bias"]
+    assert float(weight.std()) == pytest.approx(0.01, rel=0.05)
+    assert float(np.abs(weight).max()) > 0.025, "not truncated at two deviations"
+    assert 0.97 * bound < float(np.abs(bias).max()) <= bound
+    np.testing.assert_array_equal(held["embed/pos"], model.embed.pos[...])
+
+
 def test_published_mixtures_are_added_twice_at_the_attention_alone():
     found = {}
     for location in ("mhsa", "ffn", "both"):

@@ -13,10 +13,11 @@ from flax import nnx
 from official_layouts import MAKERS
 
 from aatjax import surgery
+from aatjax.cli.arguments import replace_fields
 from aatjax.cli.commands.recipes import count_cost, estimate_time
 from aatjax.cli.main import run
 from aatjax.config import Config, list_configs, load_config
-from aatjax.configs.recipes import list_recipes, make_recipe
+from aatjax.configs.recipes import DIFFERENCES, list_recipes, make_recipe
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
 from aatjax.experiments.partition import make_partition
@@ -26,6 +27,7 @@ from aatjax.models.config import ASTConfig
 from aatjax.petl.base import adapt
 from aatjax.train.metrics.results import NAMES
 
+ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {name: make_recipe(name) for name in list_recipes()}
 METHODS = {recipe.method for recipe in RECIPES.values()}
 
@@ -151,6 +153,8 @@ def test_a_readable_config_states_row_figure_time_and_command(name: str) -> None
     assert re.search(r"arXiv 24\d\d|arXiv 23\d\d", parts["Paper row"])
     assert re.search(r"[\d.]+ to [\d.]+ %", parts["Expected"])
     assert "PFLOPs" in parts["Time"] and f"\n    aatjax train {name}" in parts[""]
+    (recipe,) = re.findall(r"^Differs: .*`aatjax recipes (\w+)`", parts[""], re.M)
+    assert recipe == ("esc50_conformer" if name == "esc50_adapter" else name)
 
 
 @pytest.mark.slow
@@ -212,8 +216,50 @@ def test_openmics_schedule_is_its_own() -> None:
     assert (optim.warmup_steps, optim.decay_start) == (1000, 10)
     assert (optim.decay_rate, optim.decay_every) == (0.5, 5)
     augment = load_config("openmic2018_aat").augment
-    assert (augment.mixup, augment.noise) == (0.5, True)
+    assert (augment.mixup, augment.noise, augment.roll) == (0.5, True, True)
     assert (augment.freq_mask, augment.time_mask) == (48, 192)
+
+
+def test_petl_masks_after_normalisation_and_aat_before_it_under_every_protocol() -> None:
+    for name, recipe in RECIPES.items():
+        config, petl = recipe.config, recipe.setting.paper == "arXiv 2312.03694"
+        masked = config.augment.freq_mask > 0
+        assert config.augment.spec_after_norm == (petl and masked), name
+        for protocol in BENCHMARKS[recipe.benchmark].protocols:
+            assert config.with_protocol(protocol.name).augment == config.augment
+    masking = {r.benchmark for r in RECIPES.values() if r.config.augment.spec_after_norm}
+    assert masking == {"esc50", "esc10", "urbansound8k"}
+    assert not RECIPES["esc50_aat"].config.augment.spec_after_norm
+
+
+def test_aat_adds_noise_and_rolls_together() -> None:
+    both = {name for name, recipe in RECIPES.items() if recipe.config.augment.noise}
+    assert both == {name for name, recipe in RECIPES.items() if recipe.config.augment.roll}
+    aat = {name for name in both if name.endswith("_aat")}
+    assert aat == {f"{name}_aat" for name in ("speech_commands_v1", "speech_commands_v2")} | {
+        "openmic2018_aat"
+    }
+
+
+def test_every_difference_from_the_papers_code_is_a_remark_and_in_the_documents() -> None:
+    page = " ".join((ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").split())
+    remarks = {remark for recipe in RECIPES.values() for remark in recipe.remarks}
+    assert set(DIFFERENCES.values()) <= remarks
+    assert [text for text in DIFFERENCES.values() if f"- {text}." not in page] == []
+    assert DIFFERENCES["stereo"] in RECIPES["urbansound8k_lora"].remarks
+    assert DIFFERENCES["stereo"] not in RECIPES["urbansound8k_aat"].remarks
+    assert DIFFERENCES["warmup"] in RECIPES["openmic2018_aat"].remarks
+    assert DIFFERENCES["warmup"] not in RECIPES["esc50_aat"].remarks
+
+
+@pytest.mark.parametrize("name", ["esc50_dense_moa", "esc50_conformer", "esc50_lora", "gtzan_aat"])
+def test_the_flags_that_a_difference_names_are_flags(name: str) -> None:
+    text = " ".join(RECIPES[name].remarks)
+    fields = ["--petl.as-published"] if "--petl.as-published" in text else []
+    fields += ["--petl.scale", "alpha/reduction"] if "--petl.scale" in text else []
+    fields += ["--model.positions", "zeros"] if "--model.positions" in text else []
+    changed = replace_fields(RECIPES[name].config, fields, "aatjax train")
+    assert changed.petl.as_published and changed != RECIPES[name].config
 
 
 def test_expected_figures_are_published_or_known_to_be_missing(capsys) -> None:

@@ -8,7 +8,12 @@ from aatjax.convert.rules import LAYOUTS, TensorRule, WeightLayout
 # The first pattern that some name matches (re.search) decides.
 SIGNS: tuple[tuple[str, str], ...] = (
     (r"^(param_groups|exp_avg|optimizer)$", "the state of an optimizer, not of a model"),
-    (r"\b[smb]_adapter\.|prompt_embeddings", "an AST fine-tuned with AAT adapters or prompts"),
+    (
+        r"\b(s|b|mlp)_adapter\.|prompt_embeddings|\badapter_module|lora_(down|up)_|"
+        r"\bmoa(_\w+)?\.moa\.|\b(key|value)_tokens$",
+        "an AST fine-tuned with AAT adapters or prompts, or by PETL_AST: aatjax.load_published or "
+        "`aatjax convert FILE adapter.safetensors` reads it",
+    ),
     (r"lora_[AB]|base_model\.model\.", "a LoRA or PEFT adapter"),
     (r"^(adapter|trainable|stats)/|^blocks/.*(adapter|lora|prompt|experts)", "an aatjax adapter"),
     (

@@ -117,6 +117,7 @@ def infer_sizes(
         distilled=_distilled(layout, shapes, "embed/dist" in named, tokens),
         classes=vote(("head/linear/bias",), 1) if head else None,
         qkv_bias=qkv_bias,
+        head_norm=not layout.head or any(r.targets[0] == "head/norm/scale" for r in layout.head),
     )
 
 

@@ -8,10 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from aatjax.convert.detect import EXPECTED, choose_layout, expand_layout, guess_origin
+from aatjax.convert.detect import (
+    EXPECTED,
+    choose_layout,
+    expand_layout,
+    guess_origin,
+)
 from aatjax.convert.infer_config import Sizes, infer_sizes
 from aatjax.convert.lazy_tensor import FLOATS, StoredTensor
-from aatjax.convert.memory import open_memory
 from aatjax.convert.metadata import (
     HfDescription,
     Statistics,
@@ -21,7 +25,8 @@ from aatjax.convert.metadata import (
 )
 from aatjax.convert.patch_grid import GridRequest, find_geometry
 from aatjax.convert.rules import NATIVE, TensorRule, WeightLayout
-from aatjax.convert.tensor_files import TensorFile, open_tensors, read_description
+from aatjax.convert.sources import open_weights
+from aatjax.convert.tensor_files import TensorFile, read_description
 from aatjax.errors import DataError, UsageError
 from aatjax.models.config import ASTConfig
 from aatjax.models.positions import PositionRule
@@ -69,7 +74,7 @@ def read_checkpoint(
     rgb: Literal["sum", "mean"] = "sum",
     allow_nan: bool = False,
 ) -> Checkpoint:
-    """Read AST weights: Hugging Face, original, SSAST, ImageNet DeiT/ViT, aatjax, Orbax.
+    """Read AST weights: Hugging Face, original, SSAST, PETL_AST, ImageNet DeiT/ViT, aatjax, Orbax.
 
     Every expected tensor must be there in the right shape and no other one, otherwise nothing is
     loaded. Pickles are read as data (see `read_pickle`): untrusted files execute nothing.
@@ -95,8 +100,17 @@ def read_checkpoint(
     if heads is not None and heads < 1:
         raise UsageError(f"heads={heads} must be at least 1")
     request = GridRequest.from_arguments(stride, frames, mels)
-    is_named = isinstance(path, str | os.PathLike)
-    file = open_tensors(Path(path)) if is_named else open_memory(path)
+    return read_tensors(open_weights(path), request, heads, rgb, allow_nan)
+
+
+def read_tensors(
+    file: TensorFile,
+    request: GridRequest,
+    heads: int | None = None,
+    rgb: Literal["sum", "mean"] = "sum",
+    allow_nan: bool = False,
+) -> Checkpoint:
+    """Read an open file; see `read_checkpoint`."""
     path = file.path
     if "aatjax" in file.metadata:
         return _read_native(file, heads, request, allow_nan)
@@ -126,7 +140,7 @@ def read_checkpoint(
 def _recognise(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> WeightLayout:
     layout = choose_layout(shapes)
     if layout is None:
-        origin = guess_origin(shapes) or f"its tensors are named {_list_some(shapes)}"
+        origin = guess_origin(shapes) or f"its tensors are named {list_some(shapes)}"
         raise DataError(f"{path}: not AST weights: {origin}; {EXPECTED}")
     if layout.name == "native":
         raise DataError(
@@ -164,10 +178,11 @@ def _make_config(
         frames=geometry.frames,
         num_classes=sizes.classes or ASTConfig.num_classes,
         distilled=sizes.distilled,
-        pool="mean_patches" if layout.rule == "ssast" else "cls_dist",
+        pool=layout.pool,
         eps=eps,
         head_eps=head_eps,
         qkv_bias=sizes.qkv_bias,
+        head_norm=sizes.head_norm,
     )
     return config, geometry.source
 
@@ -255,11 +270,11 @@ def _compare(
         "not of a floating type": types,
         "unexpected": [n for n in tensors if n not in known and not layout.is_ignored(n)],
     }
-    return [f"{len(names)} {kind} ({_list_some(names)})" for kind, names in groups.items() if names]
+    return [f"{len(names)} {kind} ({list_some(names)})" for kind, names in groups.items() if names]
 
 
-def _list_some(names: Iterable[str], shown: int = 3) -> str:
-    """The first few names, printable on one line."""
+def list_some(names: Iterable[str], shown: int = 3) -> str:
+    """Return the first few names, printable on one line."""
     listed = [" ".join(name.split())[:120] for name in names]
     more = f", and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(name if name.isprintable() else repr(name) for name in listed[:shown]) + more
@@ -303,7 +318,7 @@ def _load(
             params[target] = np.array(part) if part.base is not None else part
     if bad and not allow_nan:
         raise DataError(
-            f"{file.path}: NaN or infinity in {len(bad)} tensors: {_list_some(bad)}: the weights "
+            f"{file.path}: NaN or infinity in {len(bad)} tensors: {list_some(bad)}: the weights "
             "are damaged (read_checkpoint(allow_nan=True) loads them)"
         )
     return params

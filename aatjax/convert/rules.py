@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from aatjax.models.config import Pooling
 from aatjax.models.positions import PositionRule
 
 Turn = Literal["copy", "linear", "conv"]
@@ -74,6 +75,7 @@ class WeightLayout:
         rule: how its positions are adapted to other lengths.
         distilled: whether there is a DIST token; None where the file decides.
         eps: epsilons of body and head LayerNorms, unless a config.json says otherwise.
+        pool: how a model with such a head pools its tokens.
         numbers: names of integer scalars that describe the pretraining grid (SSAST).
         wrapper: prefix before all names, see `wrap`.
     """
@@ -88,6 +90,7 @@ class WeightLayout:
     rule: PositionRule = "audioset"
     distilled: bool | None = True
     eps: tuple[float, float] = (1e-6, 1e-5)
+    pool: Pooling = "cls_dist"
     numbers: tuple[str, ...] = ()
     wrapper: str = ""
 
@@ -237,6 +240,7 @@ LAYOUTS: tuple[WeightLayout, ...] = (
         _TIMM,
         ignored=(_OLD_HEADS, *_PRETEXT),
         rule="ssast",
+        pool="mean_patches",
         numbers=("p_input_fdim", "p_input_tdim"),
     ),
     WeightLayout(
@@ -249,5 +253,15 @@ LAYOUTS: tuple[WeightLayout, ...] = (
         distilled=None,
     ),
     *_make_hf_layouts(),
+    WeightLayout(
+        "petl-ast",
+        "PETL_AST checkpoint",
+        "",
+        _HF_FILE,
+        "",
+        _linear("classification_head", "head/linear"),
+        eps=_NO_EPS,
+        pool="mean_all",
+    ),
 )
 HF_AST = next(layout for layout in LAYOUTS if layout.name == "hf-ast")

@@ -11,6 +11,7 @@ from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.petl.base import After, Method, Parallel, Wrapper
 from aatjax.petl.bottleneck import Bottleneck
+from aatjax.petl.published_start import start_as_aat
 from aatjax.petl.sites import list_blocks
 from aatjax.petl.sizes import find_widths
 
@@ -24,11 +25,15 @@ class AAT(Method):
     Identity at initialisation. All LayerNorms of the body stay frozen; the head's own is trained.
     Adds 2Dr + r + D parameters per site.
 
+    as_published=True: the head starts as in AAT's code (`start_as_aat`); the adapters, and what
+    they compute, are the same.
+
     Attributes:
         mlp: add the MLP adapters (AAT^M).
         spatial: add the spatial adapters; with `mlp`, AAT^MS, the best in the paper.
         width: bottleneck width r, or one for each adapted block.
         ratio: or r / D, rounded down; 0.25 if neither is given.
+        as_published: see above.
         blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.
     """
 
@@ -39,6 +44,7 @@ class AAT(Method):
     spatial: bool = True
     width: Annotated[int | tuple[int, ...], Range(1)] | None = None
     ratio: Annotated[float | tuple[float, ...], Range(above=0)] | None = None
+    as_published: bool = False
     blocks: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -66,3 +72,5 @@ class AAT(Method):
             add("mlp", Parallel, "mlp_adapter")
         if self.spatial:
             add("attn", After, "spatial_adapter")
+        if self.as_published:
+            start_as_aat(model, rngs=rngs)

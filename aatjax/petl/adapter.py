@@ -10,7 +10,8 @@ from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Mask, Tokens, call_masked
-from aatjax.petl.base import After, Method, Parallel, Wrapper, zero_positions
+from aatjax.petl.base import After, Method, Parallel, Wrapper
+from aatjax.petl.published_start import start_as_petl
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_widths
 
@@ -49,10 +50,10 @@ class Adapter(Method):
     The skip follows from the order: a parallel adapter has none (it would add u itself to the
     tokens), a sequential one needs it (without, S(u) is lost).
 
-    as_published=True computes what the repository's code computes: zero positions; projections
-    drawn from normal(0.02), those of a conformer like PyTorch's convolutions, so no identity at
-    initialisation; the conformer's LayerNorm counted but not used; convpass without its
-    convolution; sequential, before as S(A(u)) + A(u).
+    as_published=True computes what the repository's code computes: zero positions and a uniform
+    head (`start_as_petl`); projections drawn from normal(0.02), those of a conformer like PyTorch's
+    convolutions, so no identity at initialisation; the conformer's LayerNorm counted but not used;
+    convpass without its convolution; sequential, before as S(A(u)) + A(u).
 
     Attributes:
         block: `bottleneck`, `conformer` or `convpass`.
@@ -120,7 +121,7 @@ class Adapter(Method):
                 if self.train_norm:
                     surgery.unfreeze(model, f"blocks/{block}/{norm}/*")
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)
 
     def _choose_wrapper(self) -> type[Wrapper]:
         parallel = self.order == "parallel"

@@ -49,7 +49,8 @@ class Method:
     of the body.
 
     Where published code differs from its paper, the default is the paper's form, and
-    `as_published=True` is what the code computes; the docstring of the method says how they differ.
+    `as_published=True` is what the code computes and where it starts, the head included
+    (`aatjax.petl.published_start`); the docstring of the method says how they differ.
     """
 
     tag: str = dataclasses.field(default="", kw_only=True)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, normal, zeros
@@ -22,6 +23,19 @@ def make_up_init(init: Init) -> Initializer:
     deviation 0.02.
     """
     return DOWN if init == "normal" else zeros
+
+
+def make_uniform(fan_in: int) -> Initializer:
+    """Return the initialiser of PyTorch's linear layers and convolutions, weights and biases.
+
+    U(-v, v) with v = 1 / sqrt(fan in).
+    """
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init  # pyright: ignore[reportReturnType]
 
 
 class Bottleneck(nnx.Module):

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer, zeros
+from jax.nn.initializers import zeros
 from jaxtyping import Array, Float
 
 from aatjax.models.tokens import Mask, Tokens
-from aatjax.petl.bottleneck import Init, project
+from aatjax.petl.bottleneck import Init, make_uniform, project
 
 
 class Conformer(nnx.Module):
@@ -55,11 +55,13 @@ class Conformer(nnx.Module):
         self.norm: nnx.LayerNorm | None = (
             nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) if norm else None
         )
-        last = _uniform(width) if init == "normal" else zeros
-        self.w_in: nnx.Param[Array] = nnx.Param(_uniform(dim)(rngs.params(), (dim, 2 * width)))
-        self.b_in: nnx.Param[Array] = nnx.Param(_uniform(dim)(rngs.params(), (2 * width,)))
-        self.w_conv: nnx.Param[Array] = nnx.Param(_uniform(kernel)(rngs.params(), (kernel, width)))
-        self.b_conv: nnx.Param[Array] = nnx.Param(_uniform(kernel)(rngs.params(), (width,)))
+        last = make_uniform(width) if init == "normal" else zeros
+        self.w_in: nnx.Param[Array] = nnx.Param(make_uniform(dim)(rngs.params(), (dim, 2 * width)))
+        self.b_in: nnx.Param[Array] = nnx.Param(make_uniform(dim)(rngs.params(), (2 * width,)))
+        self.w_conv: nnx.Param[Array] = nnx.Param(
+            make_uniform(kernel)(rngs.params(), (kernel, width))
+        )
+        self.b_conv: nnx.Param[Array] = nnx.Param(make_uniform(kernel)(rngs.params(), (width,)))
         self.batch_norm: nnx.BatchNorm = nnx.BatchNorm(
             width, momentum=0.9, epsilon=1e-5, use_running_average=True, rngs=rngs
         )
@@ -93,12 +95,3 @@ def convolve_depthwise(
     for j in range(size):
         out = out + padded[:, j : j + tokens] * kernel[None, None, j]
     return out
-
-
-def _uniform(fan_in: int) -> Initializer:
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init  # pyright: ignore[reportReturnType]

@@ -81,8 +81,9 @@ class DenseMoA(Mixture):
     front, the head and the last LayerNorm before it. Identity at initialisation.
     Adds N(2Dr + r + D) + N(D + 1) parameters per site, and 2D for the LayerNorm.
 
-    as_published=True: zero positions, all projections drawn from normal(0.02), and at the
-    attention site (`mhsa`) the mixture is added a second time after the MLP.
+    as_published=True: zero positions and a uniform head (`start_as_petl`), all projections drawn
+    from normal(0.02), and at the attention site (`mhsa`) the mixture is added a second time after
+    the MLP.
     """
 
     name: ClassVar[str] = "dense_moa"

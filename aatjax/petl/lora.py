@@ -13,8 +13,9 @@ from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Tokens
-from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.base import Method
 from aatjax.petl.bottleneck import Init, make_up_init
+from aatjax.petl.published_start import start_as_petl
 from aatjax.petl.sites import list_blocks
 from aatjax.petl.sizes import find_widths
 
@@ -73,8 +74,8 @@ class LoRA(Method):
     and alpha of 16. Also trained: the head and the last LayerNorm before it. Identity at
     initialisation; `aatjax.merge` folds it into the backbone. Adds 2D rank per target.
 
-    as_published=True: zero positions, both factors drawn from normal(0.02), scale
-    alpha / reduction.
+    as_published=True: zero positions and a uniform head (`start_as_petl`), both factors drawn from
+    normal(0.02), scale alpha / reduction.
 
     Attributes:
         rank: inner width r of the update, or one for each adapted block.
@@ -136,4 +137,4 @@ class LoRA(Method):
                 path = f"blocks/{block}/attn/{PROJECTIONS[target]}"
                 surgery.wrap(model, path, add_update, innermost=True)
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)

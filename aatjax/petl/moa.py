@@ -16,8 +16,9 @@ from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, call_masked
-from aatjax.petl.base import Method, Monitor, Parallel, zero_positions
+from aatjax.petl.base import Method, Monitor, Parallel
 from aatjax.petl.bottleneck import make_up_init
+from aatjax.petl.published_start import start_as_petl
 from aatjax.petl.routing_weights import make_monitor
 from aatjax.petl.sites import BlockShape, Expert, Location, list_blocks, list_sites
 from aatjax.petl.sizes import find_widths
@@ -175,7 +176,7 @@ class Mixture(Method):
                 if self.train_norm:
                     surgery.unfreeze(model, f"{path}/{norm}/*")
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)
 
     def monitor(self, model: AST) -> Monitor | None:
         """Return entropy, use and similarity of the experts: `summarize_routing`."""

@@ -12,8 +12,9 @@ from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.tokens import Tokens
-from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.base import Method
 from aatjax.petl.prompt import draw_rows
+from aatjax.petl.published_start import start_as_petl
 from aatjax.petl.sites import list_blocks
 
 
@@ -44,7 +45,7 @@ class Prefix(Method):
 
     Attributes:
         tokens: learned rows per block, an even number.
-        as_published: zero positions.
+        as_published: zero positions and a uniform head (`start_as_petl`).
         blocks: which blocks have learned rows, see `petl.sites.list_blocks`; None is all.
     """
 
@@ -72,4 +73,4 @@ class Prefix(Method):
             for block in list_blocks(self, model.config.depth):
                 surgery.wrap(model, f"blocks/{block}/attn/{name}", add_rows)
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)

@@ -14,7 +14,8 @@ from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST, Pool
 from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
-from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.base import Method
+from aatjax.petl.published_start import start_as_aat, start_as_petl
 from aatjax.petl.sites import list_blocks
 
 PromptPooling = Literal["all", "cls", "prompts", "patches", "prompts_patches"]
@@ -119,9 +120,10 @@ class Prompt(Method):
     defaults here); AAT's baseline (2401.10544) keeps it and pools CLS and DIST:
     `Prompt(tokens=12, keep_dist=True, pool=None)`.
 
-    as_published=True: with keep_dist=False zero positions; with keep_dist=True what AAT's code
-    computes: the shallow prompts are never inserted, and the deep ones replace the first patches in
-    all blocks but the first.
+    as_published=True: with keep_dist=False zero positions and a uniform head (`start_as_petl`);
+    with keep_dist=True AAT's start of the head (`start_as_aat`) and what AAT's code computes: the
+    shallow prompts are never inserted, and the deep ones replace the first patches in all blocks
+    but the first.
 
     Attributes:
         tokens: number of prompts.
@@ -183,5 +185,5 @@ class Prompt(Method):
             )
         elif drop:
             model.pool = Pool(dataclasses.replace(config, pool="cls"))
-        if self.as_published and not self.keep_dist:
-            zero_positions(model)
+        if self.as_published:
+            (start_as_aat if self.keep_dist else start_as_petl)(model, rngs=rngs)

@@ -7,7 +7,8 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.models.ast import AST
-from aatjax.petl.base import Method, zero_positions
+from aatjax.petl.base import Method
+from aatjax.petl.published_start import start_as_aat, start_as_petl
 from aatjax.petl.sites import list_blocks
 
 
@@ -19,7 +20,8 @@ class Linear(Method):
     the body's final one ("linear" in arXiv 2312.03694).
 
     Attributes:
-        as_published: zero positions, as in the code of arXiv 2312.03694.
+        as_published: zero positions and a uniform head (`start_as_petl`), as in the code of
+            arXiv 2312.03694.
     """
 
     name: ClassVar[str] = "linear"
@@ -29,7 +31,7 @@ class Linear(Method):
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Add nothing: the head is trained by every method."""
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Full(Method):
     """Full fine-tuning: every parameter of the model, positions included.
 
     Attributes:
-        as_published: positions start at zero, as in the code of arXiv 2312.03694.
+        as_published: positions start at zero and the head uniform (`start_as_petl`), as in the code
+            of arXiv 2312.03694.
     """
 
     name: ClassVar[str] = "full"
@@ -48,7 +51,7 @@ class Full(Method):
         """Mark every parameter as trainable."""
         surgery.unfreeze(model, "**")
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,13 @@ class Partial(Method):
     parameters and the head.
 
     Attributes:
+        as_published: the head starts as in AAT's code (`start_as_aat`).
         blocks: which blocks are trained, see `petl.sites.list_blocks`; None is the last half.
     """
 
     name: ClassVar[str] = "partial"
 
+    as_published: bool = False
     blocks: str | tuple[int, ...] | None = None
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
@@ -73,6 +78,8 @@ class Partial(Method):
         chosen = self.replace(blocks=half) if self.blocks is None else self
         for number in list_blocks(chosen, depth):
             surgery.unfreeze(model, f"blocks/{number}/**")
+        if self.as_published:
+            start_as_aat(model, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +90,8 @@ class BitFit(Method):
     (arXiv 2312.03694). AST-base: 102,144 parameters and the head.
 
     Attributes:
-        as_published: zero positions, as in the code of arXiv 2312.03694.
+        as_published: zero positions and a uniform head (`start_as_petl`), as in the code of
+            arXiv 2312.03694.
         blocks: which blocks are trained, see `petl.sites.list_blocks`; None is all.
     """
 
@@ -100,7 +108,7 @@ class BitFit(Method):
                 surgery.unfreeze(model, f"blocks/{block}/{pattern}")
         surgery.unfreeze(model, "norm/bias")
         if self.as_published:
-            zero_positions(model)
+            start_as_petl(model, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,8 +64,9 @@ class SoftMoA(Mixture):
     it. Identity at initialisation.
     Adds N(2Dr + r + D) + DNp parameters per site, and 2D for the LayerNorm.
 
-    as_published=True: zero positions, all projections drawn from normal(0.02), and at the
-    attention site (`mhsa`) the mixture is added a second time after the MLP. The published
+    as_published=True: zero positions and a uniform head (`start_as_petl`), all projections drawn
+    from normal(0.02), and at the attention site (`mhsa`) the mixture is added a second time after
+    the MLP. The published
     `normalize` is not reproduced: it divides phi by its norm over the experts instead of over D,
     and no run of the paper used it.
 
