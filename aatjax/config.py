@@ -196,8 +196,13 @@ class Config:
         return Config(**values)
 
     def with_method(self, name: str) -> "Config":
-        """Return the same experiment with another method: a row of the papers' tables, or a+b."""
-        return dataclasses.replace(self, petl=make_method(name))
+        """Return the same experiment with another method, at its own learning rate.
+
+        Args:
+            name: a row of the papers' tables, or several joined by `+`.
+        """
+        optim = dataclasses.replace(self.optim, lr=None)
+        return dataclasses.replace(self, petl=make_method(name), optim=optim)
 
     def with_protocol(self, name: str) -> "Config":
         """Return the same experiment with the division and selection of a benchmark's protocol.

@@ -9,12 +9,10 @@ clips per class; 400 test clips. Nothing is downloaded.
 from aatjax.config import Config, Data
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.train.loop import Training
-from aatjax.train.optim import Optim
 
 config: Config = Config(
     name="default",
-    petl=SoftMoA(num_experts=7, slots=1, reduction=16),
+    petl=SoftMoA(num_experts=7, slots=1),
     data=Data(format="synthetic"),
     training=Training(epochs=40, batch_size=32),
-    optim=Optim(lr=5e-3),
 )

@@ -13,14 +13,12 @@ from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.train.loop import Training
-from aatjax.train.optim import Optim
 
 config: Config = Config(
     name="esc",
-    petl=SoftMoA(num_experts=7, slots=1, reduction=16),
+    petl=SoftMoA(num_experts=7, slots=1),
     model=Model(frames=298),
     data=Data(format="esc", windows="random"),
     training=Training(epochs=40, batch_size=16),
-    optim=Optim(lr=5e-3),
     augment=Augment(mixup=0.5, freq_mask=24, time_mask=48, roll=True),
 )

@@ -4,8 +4,8 @@
     aatjax train folder --data.path labels.csv --model.source audioset_10_10_0.4593.pth
 
 A fifth of the clips is held out for testing; the clips of one recording stay together where file
-names or a column identify it. For a published AST add `--optim.lr 1e-4` and a batch that fits,
-such as `--training.batch-size 8` on a laptop.
+names or a column identify it. For a published AST add a batch that fits, such as
+`--training.batch-size 8` on a laptop.
 """
 
 from aatjax.audio.augment import Augment
@@ -19,6 +19,6 @@ config: Config = Config(
     petl=AAT(),
     data=Data(format="auto"),
     training=Training(epochs=40, batch_size=32),
-    optim=Optim(lr=1e-3, weight_decay=0.05),
+    optim=Optim(weight_decay=0.05),
     augment=Augment(freq_mask=24, time_mask=24),
 )

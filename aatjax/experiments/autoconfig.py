@@ -18,6 +18,7 @@ from aatjax.doctor.findings import Diagnosis
 from aatjax.errors import format_count
 from aatjax.petl import Method
 from aatjax.petl.simple import Linear
+from aatjax.petl.sizes import find_widths
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.train.loop import Training
 from aatjax.train.metrics.results import Metrics
@@ -82,8 +83,8 @@ def choose_settings(
     method = _choose_method(rarest, width, choose)
     clips = int(len(source) * (1 - fields.get("test_fraction", 0.0)))
     training, data["windows"] = _choose_training(clips, seconds, frames, choose)
-    rate = 1e-2 if isinstance(method, Linear) else 5e-3
-    choose("optim.lr", rate, "1e-2 for a head alone, 5e-3 for adapters (arXiv 2312.03694)")
+    rate = f"{method.choose_rate(width):g}"
+    choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
     mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
     augment = Augment(freq_mask=24, time_mask=min(48, frames // 5), mixup=mixup)
     choose(
@@ -98,7 +99,7 @@ def choose_settings(
         model=Model(source=base, frames=frames),
         data=Data(**data),
         training=training,
-        optim=Optim(lr=rate),
+        optim=Optim(),
         augment=augment,
     )
     return config, settings
@@ -172,14 +173,14 @@ def _choose_method(rarest: int, width: int, choose: Choose) -> Method:
         has = f"the rarest class has about {format_count(rarest, 'training clip')}"
         choose("method", "linear", f"{has}, fewer than {FEW}: only the head is trained")
         return Linear()
-    reduction = 128 if width >= 384 else 16
+    method = SoftMoA()
+    (bottleneck,) = find_widths(method, width, 1)
     choose(
         "method",
         "soft_moa",
-        "Soft-MoA, seven experts of one slot (arXiv 2402.00828), bottleneck "
-        f"{max(1, width // reduction)}",
+        f"Soft-MoA, seven experts of one slot (arXiv 2402.00828), bottleneck {bottleneck}",
     )
-    return SoftMoA(reduction=reduction)
+    return method
 
 
 def suggest_next_steps(diagnosis: Diagnosis, outcome: Metrics | None, base: str) -> list[str]:

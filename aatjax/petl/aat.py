@@ -38,6 +38,7 @@ class AAT(Method):
     """
 
     name: ClassVar[str] = "aat"
+    rates: ClassVar[tuple[float, float]] = (1e-4, 1e-3)  # arXiv 2401.10544
     default_size: ClassVar[tuple[str, float]] = ("ratio", 0.25)
 
     mlp: bool = True

@@ -22,7 +22,7 @@ from aatjax.models.tokens import (
     cut_mask,
     is_per_token,
 )
-from aatjax.petl.sizes import SIZES, find_sizes
+from aatjax.petl.sizes import BASE_WIDTH, SIZES, find_sizes
 
 Monitor = Callable[[Any, Any, Any, jax.Array, jax.Array], dict[str, jax.Array]]
 """(trainable, stats, frozen, normalised log-mel, valid frames) -> numbers by name."""
@@ -59,7 +59,13 @@ class Method:
     name: ClassVar[str] = ""
     trains_last_norm: ClassVar[bool] = True
     default_size: ClassVar[tuple[str, float]] = ("reduction", 64)
-    """Of methods with a bottleneck: the size where none is given; see `petl.sizes.find_width`."""
+    """Of methods with a bottleneck: the size where none is given; see `petl.sizes.find_widths`."""
+    rates: ClassVar[tuple[float, float]] = (5e-3, 5e-3)
+    """Learning rates where none is given: on AST-base (arXiv 2312.03694), on narrower models."""
+
+    def choose_rate(self, dim: int) -> float:
+        """Return the learning rate for a model of token width `dim` where none is given."""
+        return self.rates[dim < BASE_WIDTH]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -228,6 +234,26 @@ def upgrade_fields(fields: dict[str, Any]) -> dict[str, Any]:
     if is_old and size in fields and (fields[size] == default or fields.get("budget") is not None):
         upgraded[size] = None
     return upgraded
+
+
+def pin_sizes(fields: dict[str, Any], dim: int) -> dict[str, Any]:
+    """Return a method's JSON with the width that its default had before adapter files of format 2.
+
+    Args:
+        fields: the JSON.
+        dim: token width of its model. On narrow models the default was a width of 1 and more.
+    """
+    pinned = dict(fields)
+    if isinstance(parts := pinned.get("methods"), list):
+        pinned["methods"] = [pin_sizes(p, dim) if isinstance(p, dict) else p for p in parts]
+    cls = find_method(str(fields.get("name")), fields.get("class"))
+    size, default = cls.default_size
+    names = [field.name for field in dataclasses.fields(cls) if field.name in SIZES]
+    given = {name: fields[name] for name in names if fields.get(name) is not None}
+    if names and size == "reduction" and given in ({}, {size: default}):
+        name = "rank" if "rank" in names else "width"
+        pinned |= {size: None, name: max(1, round(dim / default))}
+    return pinned
 
 
 def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:

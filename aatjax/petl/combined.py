@@ -44,6 +44,10 @@ class Combined(Method):
         """Whether any of the methods trains the last LayerNorm."""
         return any(method.trains_last_norm for method in self.methods)
 
+    def choose_rate(self, dim: int) -> float:
+        """Return the lowest rate of the methods."""
+        return min(method.choose_rate(dim) for method in self.methods)
+
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Inject the methods in order."""
         for method in self.methods:
@@ -79,6 +83,10 @@ class Stacked(Method):
     def trains_last_norm(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the last method trains the last LayerNorm."""
         return self.methods[-1].trains_last_norm
+
+    def choose_rate(self, dim: int) -> float:
+        """Return the rate of the last method."""
+        return self.methods[-1].choose_rate(dim)
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Inject the methods in order, each on a frozen model."""

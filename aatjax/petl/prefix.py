@@ -50,6 +50,7 @@ class Prefix(Method):
     """
 
     name: ClassVar[str] = "prefix"
+    rates: ClassVar[tuple[float, float]] = (1e-2, 1e-2)
 
     tokens: Annotated[int, Range(2)] = 24
     as_published: bool = False

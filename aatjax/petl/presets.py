@@ -32,8 +32,8 @@ TABLE: dict[str, Method] = {
     "lora": LoRA(),
     "bottleneck_pfeiffer": Adapter(),
     "bottleneck_houlsby": Adapter(location="both"),
-    "conformer_pfeiffer": Adapter(block="conformer", reduction=96),
-    "conformer_houlsby": Adapter(block="conformer", reduction=96, location="both"),
+    "conformer_pfeiffer": Adapter(block="conformer", width=8),
+    "conformer_houlsby": Adapter(block="conformer", width=8, location="both"),
     # arXiv 2402.00828
     "dense_moa": DenseMoA(),
     "dense_moa_houlsby": DenseMoA(location="both"),

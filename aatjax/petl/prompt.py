@@ -137,6 +137,7 @@ class Prompt(Method):
     """
 
     name: ClassVar[str] = "prompt"
+    rates: ClassVar[tuple[float, float]] = (1e-2, 1e-2)
 
     tokens: Annotated[int, Range(1)] = 25
     deep: bool = True

@@ -25,6 +25,7 @@ class Linear(Method):
     """
 
     name: ClassVar[str] = "linear"
+    rates: ClassVar[tuple[float, float]] = (1e-3, 1e-2)
 
     as_published: bool = False
 
@@ -44,6 +45,7 @@ class Full(Method):
     """
 
     name: ClassVar[str] = "full"
+    rates: ClassVar[tuple[float, float]] = (5e-5, 5e-4)
 
     as_published: bool = False
 
@@ -67,6 +69,7 @@ class Partial(Method):
     """
 
     name: ClassVar[str] = "partial"
+    rates: ClassVar[tuple[float, float]] = (5e-5, 5e-4)
 
     as_published: bool = False
     blocks: str | tuple[int, ...] | None = None

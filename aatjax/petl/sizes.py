@@ -11,6 +11,12 @@ SIZES = ("width", "rank", "reduction", "ratio", "budget")
 """Fields that set the width; a method has two or three of them, None by default."""
 
 
+BASE_WIDTH = 768
+"""Token width of AST-base, the model of the papers."""
+LEAST_WIDTH = 8
+"""Bottleneck width by default on narrower models, at least."""
+
+
 def find_sizes(method: Any) -> dict[str, Any]:
     """Return the size fields of a method that are given.
 
@@ -32,8 +38,9 @@ def find_widths(
 
     `width` (`rank` of LoRA) is r itself. `reduction` gives r = round(D / reduction)
     (arXiv 2312.03694, 2402.00828), `ratio` r = int(ratio * D) (arXiv 2401.10544), `budget` the r
-    whose number of parameters comes nearest. With none of them the method's `default_size` holds,
-    with r = 1 at least. A tuple gives each block its own.
+    whose number of parameters comes nearest. With none of them the method's `default_size` holds;
+    on models narrower than AST-base (D = 768), where a reduction leaves a width of 1 to 6,
+    `LEAST_WIDTH` at least. A tuple gives each block its own.
 
     Args:
         method: the method.
@@ -62,6 +69,8 @@ def _find_width(name: str, field: str, value: float, dim: int, *, is_given: bool
     if field in ("width", "rank"):
         return int(value)
     exact = dim / value if field == "reduction" else value * dim
+    if not is_given and field == "reduction" and dim < BASE_WIDTH:
+        exact = max(exact, LEAST_WIDTH)
     if is_given and exact < 1:
         most = f"at most {dim}" if field == "reduction" else f"at least {1 / dim:g}"
         raise UsageError(

@@ -15,6 +15,7 @@ from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method
+from aatjax.petl.base import pin_sizes
 from aatjax.train.forward import check_fit
 from aatjax.train.metrics.decisions import Calibration, compute_probabilities
 
@@ -130,6 +131,8 @@ class AdapterMetadata:
         fields["classes"] = tuple(fields["classes"])
         fields["frontend"] = FrontEnd.from_dict(fields["frontend"])
         fields["model"] = ASTConfig.from_json(fields["model"])
+        if fields["format"] < 2:
+            fields["method"] = pin_sizes(fields["method"], fields["model"].dim)
         fields["method"] = Method.from_json(fields["method"])
         for name, part in (("base", Origin), ("golden", GoldenSample), ("scoring", Scoring)):
             if fields.get(name) is not None:

@@ -345,6 +345,10 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
         if not isinstance(optim, Optim):
             raise UsageError("fit: lr does not apply to a transformation of your own: omit it")
         optim = dataclasses.replace(optim, lr=lr)
+    if isinstance(optim, Optim) and optim.lr is None:
+        method = model.method
+        rate = method.choose_rate(model.config.dim) if isinstance(method, Method) else None
+        optim = dataclasses.replace(optim, lr=rate)
     loss = settings.get("loss") or training.loss or ("bce" if train.multi_label else "ce")
     if loss == "ce" and train.multi_label:
         raise UsageError(f"{train.name} has several labels per clip: use training.loss='bce'")

@@ -23,7 +23,7 @@ class Optim:
     `decay_start` epochs, then times `decay_rate` every `decay_every` epochs. `constant` stays.
 
     Attributes:
-        lr: peak learning rate.
+        lr: peak learning rate; None takes the method's (`petl.Method.rates`).
         schedule: `cosine`, `steps` or `constant`.
         warmup_steps: linear warm-up from 0 before the schedule.
         weight_decay: decoupled weight decay on the trainable tree; frozen weights have none.
@@ -33,7 +33,7 @@ class Optim:
         decay_start, decay_rate, decay_every: the epochs of `steps`.
     """
 
-    lr: Positive = 1e-3
+    lr: Positive | None = None
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     warmup_steps: Annotated[int, Range(0)] = 0
     weight_decay: Annotated[float, Range(0)] = 0.1
@@ -62,10 +62,12 @@ class Optim:
 
 def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Return the learning rate of a run by step; step 0 is the first update."""
-    total = max(1, steps_per_epoch * epochs)
-    main = optax.constant_schedule(optim.lr)
+    total, lr = max(1, steps_per_epoch * epochs), optim.lr
+    if lr is None:
+        raise UsageError("optim.lr is not given, and there is no method to take it from")
+    main = optax.constant_schedule(lr)
     if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(optim.lr, max(1, total - optim.warmup_steps))
+        main = optax.cosine_decay_schedule(lr, max(1, total - optim.warmup_steps))
     if optim.schedule == "steps":
         every = range(optim.decay_start, max(epochs, optim.decay_start) + 1, optim.decay_every)
         # join_schedules counts from the end of the warm-up; the epochs are the run's.
@@ -73,10 +75,10 @@ def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.S
         for epoch in every:
             step = max(0, epoch * steps_per_epoch - optim.warmup_steps)
             bounds[step] = bounds.get(step, 1.0) * optim.decay_rate
-        main = optax.piecewise_constant_schedule(optim.lr, bounds)
+        main = optax.piecewise_constant_schedule(lr, bounds)
     if not optim.warmup_steps:
         return main
-    warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup_steps)
+    warmup = optax.linear_schedule(0.0, lr, optim.warmup_steps)
     return optax.join_schedules([warmup, main], [optim.warmup_steps])
 
 
