@@ -16,7 +16,8 @@ from aatjax.errors import DataError, UsageError, check_names, suggest
 from aatjax.models.config import Pooling
 from aatjax.models.provenance import Origin, fingerprint_backbone
 from aatjax.petl import Method, adapt
-from aatjax.train.adapter_file import TrainedAdapter, load_base
+from aatjax.train.adapter_base import load_base
+from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.rebuilt_model import make_shape
 
 CLOSE = 1e-5  # positions of the papers' code and of aatjax for the same length differ by less

@@ -36,7 +36,8 @@ METHODS = {
     "dense_moa": petl.DenseMoA(reduction=16),
     "full": petl.Full(),
 }
-OPTIM = Optim(lr=1e-3)
+LR = 1e-3
+OPTIM = Optim(lr=LR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +189,7 @@ def run_torch(
     """Train with a plain loop in PyTorch."""
     steps = len(order) // epochs
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, OPTIM.lr, (OPTIM.b1, OPTIM.b2), OPTIM.eps, OPTIM.weight_decay
-    )
+    optimizer = torch.optim.AdamW(trained, LR, (OPTIM.b1, OPTIM.b2), OPTIM.eps, OPTIM.weight_decay)
     schedule: Any = make_schedule(OPTIM, steps_per_epoch=steps, epochs=epochs)
     rates = [float(schedule(step)) for step in range(len(order))]
     found = []
