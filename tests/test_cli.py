@@ -807,7 +807,9 @@ def test_cross_validation(place: Place, capfd: pytest.CaptureFixture[str]) -> No
     assert main.run([*arguments, "--cross-validate"]) == 0
     captured = capfd.readouterr()
     heads, first, second, mean = captured.out.splitlines()
-    assert heads.split() == ["linear", "trainable", "accuracy", "seconds"]
+    columns = ["linear", "trainable", "accuracy", "tested on", "seconds"]
+    assert re.split(" {2,}", heads) == columns
+    assert re.search(r" 8 clips ", first) and re.search(r" 16 clips ", mean), captured.out
     assert first.startswith("fold 1 ") and second.startswith("fold 2 ")
     scores = []
     for fold in ("1", "2"):

@@ -11,6 +11,7 @@ from flax import nnx
 
 import aatjax
 from aatjax import petl, surgery
+from aatjax.train.metrics.estimates import estimate_ranking
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -96,3 +97,48 @@ def test_a_table_takes_rows_of_its_own_columns_only(tools, tmp_path):
         append_row(table, {"a": 3})
     append_row(None, {"a": 3})
     assert len(table.read_text().splitlines()) == 3
+
+
+def test_intervals_contain_the_truth_as_often_as_they_promise(tools):
+    simulation = importlib.import_module("benchmarks.intervals")
+    rng = np.random.default_rng(0)
+    for clips, speakers in ((80, None), (80, 10)):
+        groups = simulation.assign_speakers(clips, speakers)
+        found = [simulation.draw_single(clips, groups, 0.5, rng) for _ in range(200)]
+        for name in ("accuracy", "macro_f1"):
+            assert float(simulation.count_covered(name, found, 0.5, speakers).share) > 0.9
+        found = [simulation.draw_multi(clips, groups, 3.0, rng) for _ in range(100)]
+        truth = simulation.compute_ap(3.0 / (1 + 0.25 * bool(speakers)) ** 0.5)
+        assert float(simulation.count_covered("mean_ap", found, truth, speakers).share) > 0.88
+    found = [
+        simulation.draw_single(400, simulation.assign_speakers(400, 5), 0.5, rng)
+        for _ in range(100)
+    ]
+    ignored = simulation.count_ignoring(found, 0.5, 5)
+    assert float(ignored.share) < 0.75  # the test can fail: clips of a speaker are not independent
+
+
+def test_tests_of_equal_methods_are_rarely_significant(tools):
+    simulation = importlib.import_module("benchmarks.intervals")
+    rng = np.random.default_rng(1)
+    folds = [(0, str(k)) for k in range(2)]
+    seeds = [(k, None) for k in range(2)]
+    for design, keys, speakers in (
+        ("one run each", [(0, None)], 10),
+        ("2 folds", folds, None),
+        ("2 seeds", seeds, None),
+    ):
+        alarms = simulation.count_rejected(design, 80, speakers, 0.0, keys, 200, rng)
+        assert float(alarms.share) <= 0.09, design  # 5 % and three standard errors
+    power = simulation.count_rejected("one run each", 400, None, 0.1, [(0, None)], 50, rng)
+    assert float(power.share) > 0.8
+
+
+def test_the_true_average_precision_is_that_of_many_clips(tools):
+    simulation = importlib.import_module("benchmarks.intervals")
+    rng = np.random.default_rng(2)
+    positive = rng.random(200_000) < simulation.PREVALENCE
+    scores = rng.normal(size=200_000) + 1.5 * positive
+    known = np.ones(200_000, bool)
+    found, _ = estimate_ranking(scores, positive, known)
+    assert simulation.compute_ap(1.5) == pytest.approx(found.value, abs=0.005)

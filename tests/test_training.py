@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import Int16
+from sklearn.metrics import f1_score
 from tiny_model import tiny_config
 
 from aatjax import evaluate, fit, petl, surgery
@@ -40,7 +41,7 @@ from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
 from aatjax.train.state import TrainState, init_state
-from aatjax.train.step import Steps, compute_losses, make_steps
+from aatjax.train.step import Steps, compute_losses, count_labels, make_steps
 
 METHODS = [petl.AAT(), petl.SoftMoA(reduction=8.0)]
 AUGMENTED = Augment(noise=True, freq_mask=9)
@@ -915,6 +916,38 @@ def test_each_epoch_prints_one_line(tmp_path: Path) -> None:
     assert re.match(
         r"epoch 1/3  loss \d\.\d{4}  train accuracy \d\.\d{3}  valid/accuracy", lines[0]
     )
+
+
+def test_a_multi_label_run_shows_micro_f1_of_its_training_clips(tmp_path: Path) -> None:
+    source = tones(10, multi_label=True)
+    with (tmp_path / "screen").open("w+") as screen:
+        run = train(adapted(), source=source, show=screen, training=Training(epochs=1))
+    assert re.match(r"epoch 1/1  loss \d\.\d{4}  train micro-F1 \d\.\d{3} ", screen_text(tmp_path))
+    (row,) = run.history
+    assert "train/accuracy" not in row and 0 <= row["train/micro_f1"] <= 1
+
+
+def screen_text(folder: Path) -> str:
+    return (folder / "screen").read_text()
+
+
+def test_labels_are_counted_as_by_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    target = (rng.random((24, 5)) < 0.4).astype(np.float32)
+    logits = jnp.asarray(rng.normal(size=(24, 5)) + target, jnp.float32)
+    weight = jnp.ones(24).at[20:].set(0)
+    sums = count_labels(logits, jnp.asarray(target), None, weight)
+    expected = f1_score(target[:20], np.asarray(logits)[:20] > 0, average="micro")
+    assert float(sums["shared"] / sums["labels"]) == pytest.approx(expected)
+    # Two labels each, all right: the highest logit is of the second label, argmax of the first.
+    pairs = jnp.asarray([[1.0, 1.0, 0.0]])
+    sums = count_labels(jnp.asarray([[2.0, 3.0, -1.0]]), pairs, None, jnp.ones(1))
+    assert float(sums["shared"] / sums["labels"]) == 1
+    # What is not annotated, or was mixed in with the smaller share, is not counted.
+    known = jnp.asarray([[1.0, 0.0, 1.0]])
+    mixed = jnp.asarray([[0.7, 0.0, 0.3]])
+    sums = count_labels(jnp.asarray([[1.0, 5.0, -1.0]]), mixed, known, jnp.ones(1))
+    assert (float(sums["shared"]), float(sums["labels"])) == (2, 2)
 
 
 @pytest.mark.parametrize(("show", "lines"), [(True, 3), (False, 0), (None, 0), ("stderr", 3)])

@@ -155,7 +155,7 @@ class Spread:
     def list_variances(self, p: float) -> list[tuple[float, float]]:
         """Return variances with their degrees of freedom; at level p the larger reach holds."""
         clips, freedom = self.clips, self.groups - 1
-        if self.runs == 1:
+        if not self.between:  # one run, or equal ones, which show no spread
             return [(clips, freedom)]
         if self.folds:
             return [(clips, freedom), (self.between, self.runs - 1)]

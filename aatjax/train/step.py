@@ -156,7 +156,7 @@ def _compile_step(
             losses = compute_losses(logits, target, loss, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
-            sums |= _count_labels(logits, target, known, weight)
+            sums |= count_labels(logits, target, known, weight)
             mean = losses.sum() / jnp.maximum((weight > 0).sum(), 1)
             return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
 
@@ -192,7 +192,7 @@ def _prepare_batch(
     return x, valid, target, known
 
 
-def _count_labels(
+def count_labels(
     logits: Float[Array, "b c"],
     target: Float[Array, "b c"],
     known: Float[Array, "b c"] | None,

@@ -14,6 +14,7 @@ from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import fit
 from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import mean_interval
+from aatjax.train.metrics.results import format_figure
 
 
 def coverage(
@@ -68,7 +69,7 @@ def coverage(
     clips = min(len(part) for part in parts.values())
     mean, low, high = mean_interval(shares)
     print(
-        f"{method}: {mean:.3f} [{low:.3f}, {high:.3f}] covered, {coverage} to "
+        f"{method}: {format_figure(mean, low, high)} covered, {coverage} to "
         f"{coverage + 1 / (clips + 1):.3f} promised; {np.mean(sizes):.2f} classes per set, "
         f"{np.mean(single):.2f} of the sets have one class"
     )

@@ -14,6 +14,7 @@ from aatjax.experiments.clip_scores import ClipScores, Key, summarise_runs
 from aatjax.experiments.compare.statistics import compare_runs
 from aatjax.experiments.compare.tables import make_markdown_table
 from aatjax.train.metrics.evaluate import compute_metrics
+from aatjax.train.metrics.intervals import estimate_interval
 from aatjax.train.metrics.results import NAMES, Metrics
 from benchmarks import append_row
 
@@ -88,6 +89,8 @@ def simulate_intervals(experiments: int, rng: np.random.Generator) -> Iterator[T
             for name in ("accuracy", "balanced_accuracy", "macro_f1"):
                 yield count_covered(name, found, accuracy, speakers)
             yield count_covered("recall of a class", found, accuracy, speakers)
+            if speakers:
+                yield count_ignoring(found, accuracy, speakers)
         for distance in (1.5, 3.0):
             found = [draw_multi(clips, groups, distance, rng) for _ in range(experiments)]
             spread = math.sqrt(1 + (SPEAKER**2 if speakers else 0))
@@ -165,6 +168,15 @@ def count_covered(name: str, found: list[Metrics], truth: float, speakers: int |
     else:
         pairs = [metrics.per_class[0].intervals["recall"] for metrics in found]
     return make_trial(NAMES.get(name, name), pairs, truth, found[0].clips, speakers)
+
+
+def count_ignoring(found: list[Metrics], truth: float, speakers: int) -> Trial:
+    """Count for the interval of accuracy that takes the clips as independent."""
+    pairs = [
+        estimate_interval(one.accuracy or 0.0, 0.0, clips=one.clips, units=one.clips, exact=True)
+        for one in found
+    ]
+    return make_trial("accuracy, speakers ignored", pairs, truth, found[0].clips, speakers)
 
 
 def make_trial(

@@ -43,7 +43,7 @@ def main(
         config = ConfigChoice(name, flags=flags).load("compare", fields)
         chosen.append(config if protocol is None else config.with_protocol(protocol))
     from aatjax.experiments.compare.runs import make_entries, run_grid
-    from aatjax.experiments.compare.tables import format_comparison
+    from aatjax.experiments.compare.tables import describe_best, format_comparison
     from aatjax.reports.html.compare import write_comparison
 
     entries = make_entries(chosen, methods, budget)
@@ -59,6 +59,7 @@ def main(
     )
     files = write_comparison(found, out, shlex.join(command))
     print(format_table(*format_comparison(found)))
+    print(describe_best(found))
     for note in found.notes:
         print(f"- {note}")
     print(f"report: {files[-1]}")

@@ -60,12 +60,14 @@ class MacroMean:
     """The mean of a metric over the classes where it is defined, added one by one."""
 
     def __init__(self, units: Units, n: int) -> None:
-        self.units = units
+        self.units: Units = units
         self.values: list[float] = []
-        self.scaled = np.zeros(n)
+        self.scaled: Float[np.ndarray, " b"] = np.zeros(n)
         self.alone: list[tuple[float, Bool[np.ndarray, " b"]]] = []
-        self.bias = self.inverse_clips = self.inverse_units = 0.0
-        self.least = 1
+        self.bias: float = 0.0
+        self.inverse_clips: float = 0.0
+        self.inverse_units: float = 0.0
+        self.least: int = 1
 
     def add(self, estimate: Estimate) -> None:
         """Add the estimate of a class."""

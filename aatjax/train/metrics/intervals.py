@@ -26,8 +26,8 @@ class Units:
         keys = [("clip", i) if name is None else ("group", name) for i, name in enumerate(names)]
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         self.members: Int[np.ndarray, " b"] = np.array([number[key] for key in keys], np.int64)
-        self.count = len(number)
-        self.grouped = self.count < n
+        self.count: int = len(number)
+        self.grouped: bool = self.count < n
 
     def sum(self, values: Float[np.ndarray, " b"]) -> Float[np.ndarray, " g"]:
         """Return the sum of each group's clips."""
