@@ -192,7 +192,9 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
 
 def _is_number(value: Any, whole: bool) -> bool:
     kind = numbers.Integral if whole else numbers.Real
-    return isinstance(value, kind) and not isinstance(value, bool) and -math.inf < value < math.inf
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return isinstance(value, numbers.Integral) or math.isfinite(value)  # int may exceed any float
 
 
 @functools.cache

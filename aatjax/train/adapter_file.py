@@ -80,8 +80,9 @@ def save_adapter(
 
     The file holds the trained parameters, the statistics, and every other array that is not as the
     base was loaded: those of earlier, frozen adapters, and those that were merged or edited. Equal
-    models and arguments give equal bytes. A file of an older format is written again by passing what
-    `load_adapter` returned: its model, classes, `multi_label`, front end, and `extra=adapter.info`.
+    models and arguments give equal bytes. A file of an older format is written again by passing
+    what `load_adapter` returned: its model, classes, `multi_label`, front end, and
+    `extra=adapter.info`.
 
     Args:
         path: the file, usually `adapter.safetensors`.
