@@ -191,9 +191,10 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
 
 
 def _is_number(value: Any, whole: bool) -> bool:
-    number: Any = value
     kind = numbers.Integral if whole else numbers.Real
-    return isinstance(value, kind) and not isinstance(value, bool) and -math.inf < number < math.inf
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return isinstance(value, numbers.Integral) or math.isfinite(value)  # int may exceed any float
 
 
 @functools.cache

@@ -177,7 +177,7 @@ def test_adapters_of_aatjax_are_recognised(model, tmp_path):
         ('{"format": 2, "config": {}}', "format 2, this version reads format 1"),
         ('{"format": 1, "config": {"width": 3}}', "model has no field 'width'"),
         ('{"format": 1, "config": {"dim": "768"}}', "model.dim='768' is not of type int"),
-        ('{"format": 1, "config": {"depth": 100000}}', "model.depth=100000 must be at most 1000"),
+        ('{"format": 1, "config": {"depth": 100000}}', "model.depth=100000 must be at most 64"),
         ('{"format": 1, "config": {"dim": 1e400}}', "describes no AST"),
         (
             '{"format": 1, "config": {"stride": [10]}}',

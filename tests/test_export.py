@@ -591,6 +591,32 @@ def test_a_changed_file_of_a_bundle_is_refused(bundle: Path) -> None:
         verify(bundle)
 
 
+def test_a_card_with_other_figures_than_the_export_is_refused(make: Make, tmp_path: Path) -> None:
+    figure = {"metric": "accuracy", "value": 0.51, "low": 0.4, "high": 0.6, "clips": 50}
+    out = tmp_path / "out"
+    export(make("lora", extra={"test": figure}), "safetensors", out)
+    card = out / "README.md"
+    text = card.read_text(encoding="utf-8")
+    assert verify(out).largest < 1e-4
+    for before, after in [
+        ("accuracy 0.510", "accuracy 0.910"),
+        ("on 50 test clips", "on 5000 test clips"),
+        ("value: 0.51", "value: 0.91"),
+        ("## Checked", "It is 0.99 on other sounds.\n\n## Checked"),
+    ]:
+        assert before in text
+        card.write_text(text.replace(before, after), encoding="utf-8")
+        with pytest.raises(DataError, match=r"README\.md: states .* no figure of the export"):
+            verify(out)
+    # Words of its owner's and a shorter card are nobody's business.
+    card.write_text(
+        text.replace("## Checked", "## Mine\n\n0.99\n\n## Checked").replace("value: 0.51", "")
+    )
+    verify(out)
+    card.unlink()
+    verify(out)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

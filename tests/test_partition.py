@@ -1,12 +1,14 @@
 """Dividing a set: official parts by any of their names, and figures on clips never trained on."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from adapter_files import rewrite
 
 from aatjax import petl
 from aatjax.cli import main
@@ -117,7 +119,9 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_pat
     adapter = load_adapter(trained / "adapter.safetensors")
     data = {**adapter.info["config"]["data"], "path": str(tmp_path / "s")}
     config = {**adapter.info["config"], "data": data}
-    adapter = dataclasses.replace(adapter, info={**adapter.info, "config": config})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    own = tmp_path / "adapter.safetensors"
+    adapter = dataclasses.replace(adapter, info={**adapter.info, "config": config}, path=own)
     write_sounds(tmp_path / "s")
     metrics, test = experiment.evaluate_adapter(adapter)
     assert metrics.clips == len(test) == 2
@@ -129,6 +133,42 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_pat
         experiment.evaluate_adapter(adapter)
     whole = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache"))
     assert experiment.evaluate_adapter(adapter, whole)[0].clips == 16
+
+
+def test_the_sounds_that_a_file_names_are_opened_only_beside_its_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file from elsewhere no path is followed; a cache is never where a file wants it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    config = json.loads((trained / "config.json").read_text())
+    config["data"]["cache"] = str(tmp_path / "planted")
+    sent = tmp_path / "sent"
+    sent.mkdir()
+
+    def change(info: dict[str, Any]) -> None:
+        info["config"] = config
+
+    file = rewrite(trained / "adapter.safetensors", change, out=sent / "adapter.safetensors")
+    opened: list[Any] = []
+    monkeypatch.setattr(partition, "open_source", lambda *args, **_: opened.append(args))
+    assert main.run(["eval", str(file)]) == 2
+    assert isinstance(collect_report(file).evaluation, str)
+    (sent / "config.json").write_text(json.dumps({**config, "name": "another run"}))
+    with pytest.raises(UsageError, match="does not lie in the folder of the run that wrote it"):
+        experiment.evaluate_adapter(load_adapter(file))
+    assert not opened
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    (sent / "config.json").write_text(json.dumps(config))
+    metrics, _ = experiment.evaluate_adapter(load_adapter(file), bootstrap=0)
+    assert metrics.clips == 2
+    assert (tmp_path / "user" / "aatjax" / "audio").is_dir()
+    assert not (tmp_path / "planted").exists()
+    for wrong in ({"data": 5}, [], {"petl": {"name": "linear"}, "data": {"max_bad": -1}}):
+        (sent / "config.json").write_text(json.dumps(wrong))
+        damaged = dataclasses.replace(load_adapter(file), info={"config": wrong})
+        with pytest.raises(DataError, match=r"adapter\.safetensors: damaged or changed: "):
+            experiment.evaluate_adapter(damaged)
 
 
 def test_a_report_names_the_changed_set(trained: Path) -> None:

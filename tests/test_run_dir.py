@@ -121,11 +121,11 @@ def test_more_epochs_go_on_where_the_learning_rate_does_not_depend_on_them(tmp_p
     mark_started(tmp_path)
     with pytest.raises(UsageError, match=r"training.epochs: 2 -> 4 with optim.schedule 'cosine'"):
         claim_config(tmp_path, with_epochs(4, "cosine"), ["training.epochs"])
-    # A rate that the user allows to change is his own.
+    # A change of the rate that is allowed too is the user's own.
     claim_config(tmp_path, with_epochs(4), ["training.epochs", "optim.schedule"])
     claim_config(tmp_path, with_epochs(6, "steps"), ["training", "optim"])
     with pytest.raises(UsageError, match=r"has more epochs behind it .*epochs: 6 -> 1"):
-        claim_config(tmp_path, with_epochs(1), ["training", "optim"], steps_left=-3)
+        claim_config(tmp_path, with_epochs(1, "steps"), ["training"], steps_left=-3)
 
 
 def test_a_finished_run_takes_no_change_that_would_have_needed_training(tmp_path: Path) -> None:

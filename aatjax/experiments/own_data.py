@@ -4,6 +4,7 @@ import dataclasses
 
 from aatjax.config import Config, Data
 from aatjax.errors import DataError, UsageError
+from aatjax.io.json_fields import check_json_fields
 from aatjax.io.json_file import read_json
 from aatjax.train.adapter_file import TrainedAdapter
 
@@ -33,6 +34,7 @@ def find_own_data(adapter: TrainedAdapter) -> Data:
             "name the sounds to evaluate on"
         )
     try:
+        check_json_fields("config", stated, Config)
         return dataclasses.replace(Config.from_json(stated).data, cache=None)
     except UsageError as error:
         raise DataError(f"{path}: damaged or changed: {error}") from error

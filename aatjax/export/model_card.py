@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST_CLASSES = 50
 METRICS = {
@@ -119,7 +119,7 @@ def _make_metadata(
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         lines.append(f"base_model: {scalar(source)}")
     lines += ["tags:", "- audio-spectrogram-transformer", f"- {scalar(info['method']['name'])}"]
-    if isinstance(test, Mapping) and _is_number(test.get("value")):
+    if _has_value(test):
         data = about.get("benchmark", "own recordings")
         kind = METRICS.get(str(test.get("metric")), str(test.get("metric")))
         lines += [
@@ -138,8 +138,27 @@ def _make_metadata(
     return [*lines, "---"]
 
 
+def list_figures(test: Any) -> list[str]:
+    """Return every line of a card that states a figure on the test clips."""
+    return [f"value: {test['value']:.6g}"] * _has_value(test) + [_format_metrics(test)]
+
+
+def find_figures(card: str) -> list[str]:
+    """Return the lines of a card that state figures: in its YAML, and in its section on metrics."""
+    lines, found, inside = [line.strip() for line in card.splitlines()], [], False
+    for line in lines:
+        inside = line == "## Metrics" if line.startswith("#") else inside
+        if line.startswith("value:") or (inside and line and not line.startswith("#")):
+            found.append(line)
+    return found
+
+
+def _has_value(test: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(test, Mapping) and _is_number(test.get("value"))
+
+
 def _format_metrics(test: Any) -> str:
-    if not isinstance(test, Mapping) or not _is_number(test.get("value")):
+    if not _has_value(test):
         return "Not in the adapter's file."
     low, high = test.get("low"), test.get("high")
     bounds = f" [{low:.3f}, {high:.3f}]" if _is_number(low) and _is_number(high) else ""

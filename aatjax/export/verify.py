@@ -1,4 +1,4 @@
-"""Verification: the golden sample of a file is recomputed and compared with its stored logits."""
+"""Verification: a file is as it was written, and computes what it did."""
 
 import dataclasses
 import os
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
-from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.errors import DataError, UsageError, printable
-from aatjax.export.manifest import read_bundle
+from aatjax.export.manifest import CARD, MANIFEST, read_bundle
 from aatjax.export.merged_model import ParityClips
+from aatjax.export.model_card import find_figures, list_figures
 from aatjax.export.parity import compare_outputs, synthesize_clip
 from aatjax.train.adapter_file import find_versions, load_adapter
-from aatjax.train.golden import TOLERANCE, compute_golden_logits, find_limit
+from aatjax.train.adapter_metadata import AdapterMetadata
+from aatjax.train.golden import GOLDEN, TOLERANCE, compute_golden_logits, find_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,11 @@ class Verified:
 
 
 def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None) -> Verified:
-    """Recompute the golden sample of an adapter file or of an export.
+    """Check that an adapter file or an export is as it was written, and computes what it did.
+
+    The digest of an adapter file covers its tensors and all that it states; that of an export its
+    files and entries, and the figures of its model card are compared with them. Then the golden
+    sample is computed again.
 
     Args:
         path: `adapter.safetensors`, or the folder of an export.
@@ -53,7 +58,7 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
     adapter = load_adapter(path, base=base, check=False)
     sample, want = _read_sample(path, adapter.info)
     logits = compute_golden_logits(adapter.model, adapter.frontend, **sample)
-    written = adapter.info.get("versions", {}).get("jax", "unknown")
+    written = adapter.info["versions"].get("jax", "unknown")
     here = find_versions()["jax"]
     by = f"jax {here}" if here == written else f"jax {here} (written with jax {written})"
     tolerance = TOLERANCE[adapter.model.config.dtype]
@@ -68,6 +73,7 @@ def _verify_bundle(folder: Path) -> Verified:
     to = FORMATS.get(str(entries.get("to")))
     if to is None:
         raise DataError(f"{printable(folder)}: unknown export format {entries.get('to')!r}")
+    _check_card(folder, entries)
     frontend = FrontEnd.from_dict(entries["frontend"])
     name, waveform = synthesize_clip(frontend, **sample)
     found, by = to.run(folder, entries, ParityClips.from_waveforms(frontend, [name], [waveform]))
@@ -75,28 +81,34 @@ def _verify_bundle(folder: Path) -> Verified:
     return _compare(folder, want, found, by, TOLERANCE["float32"])
 
 
+def _check_card(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Refuse a model card with other figures than the export; it may have fewer, or be missing."""
+    if "test" not in entries or not (folder / CARD).is_file():
+        return
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    stated, right = find_figures(text), list_figures(entries["test"])
+    if wrong := [figure for figure in stated if figure not in right]:
+        raise DataError(
+            f"{printable(folder / CARD)}: states {printable(wrong[0][:80])!r}, which is no figure "
+            f"of the export ({MANIFEST} has {'; '.join(right)}): put it right, or export again"
+        )
+
+
 def _read_sample(path: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     """The golden sample's sound and its stored logits."""
-    golden = entries.get("golden")
+    try:
+        golden = AdapterMetadata.from_json({**entries, "kind": "adapter"}).golden
+    except (UsageError, DataError) as error:
+        raise DataError(f"{printable(path)}: damaged or changed: {error}") from error
     if golden is None:
         raise DataError(
             f"{printable(path)}: has no golden sample (it was written without one, or by an older "
             "aatjax): nothing to verify; save it again to add one"
         )
-    try:
-        sample = {name: golden[name] for name in ("sound", "seed", "seconds")}
-        if golden["logits"] is None:
-            raise DataError(f"{printable(path)}: its logits were not finite when it was written")
-        want = np.asarray(golden["logits"], np.float32)
-        synthesize(sample["sound"], sample["seed"], seconds=min(1.0, sample["seconds"]))
-        classes = len(entries["classes"])
-        if want.shape != (classes,) or not 0 < sample["seconds"] < 3600:
-            raise ValueError(f"{list(want.shape)} logits for {classes} classes")
-    except DataError:
-        raise
-    except (UsageError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{printable(path)}: its golden sample is damaged ({error})") from None
-    return sample, want
+    if golden.logits is None:
+        raise DataError(f"{printable(path)}: its logits were not finite when it was written")
+    sample = {name: getattr(golden, name) for name in GOLDEN}
+    return sample, np.asarray(golden.logits, np.float32)
 
 
 def _compare(

@@ -235,5 +235,6 @@ def _make_entries(model: MergedModel, to: str, golden: np.ndarray) -> dict[str, 
         "method": info["method"],
         "base": {**info["base"], "source": hide_folders(info["base"]["source"])},
         "versions": find_versions(),
+        "test": info.get("test"),
         "golden": {**GOLDEN, "logits": [float(f"{value:.7g}") for value in golden]},
     }

@@ -139,7 +139,8 @@ def average(
         for path in tensors[0]:
             mean[path] = np.average([np.asarray(t[path]) for t in tensors], axis=0, weights=weights)
     surgery.assign(model, mean, what="the average")
-    return dataclasses.replace(first, model=model, info={**first.info, "test": None})
+    info = {**first.info, "test": None}
+    return dataclasses.replace(first, model=model, info=info, path=None)
 
 
 def check_same_backbone(model: AST, other: AST, name: str, other_name: str) -> None:

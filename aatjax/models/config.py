@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 MOST: dict[str, float] = {
-    **{"dim": 2**16, "depth": 1000, "heads": 2**10, "mlp_dim": 2**18, "mels": 2**12},
+    **{"dim": 2**16, "depth": 64, "heads": 2**10, "mlp_dim": 2**18, "mels": 2**12},
     **{"frames": 10**6, "num_classes": 10**6, "patch": 2**12, "stride": 2**12},
     **{"eps": 0.999, "head_eps": 0.999},
 }

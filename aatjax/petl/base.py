@@ -31,6 +31,7 @@ METHODS: dict[str, type["Method"]] = {}
 """Every method class by its `name`."""
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 
+MOST_LETTERS = 1000  # of the names of a method and its class
 MOST = 2**16
 MOST_OF: dict[str, float] = {"budget": 1e9, "methods": 64}
 """The largest number, and the longest list or text, in a field that is read from JSON."""
@@ -112,9 +113,10 @@ class Method:
         Raises:
             UsageError: unknown method or field, or a value of the wrong type or size.
         """
-        name, home = fields.get("name"), fields.get("class")
-        if not isinstance(name, str) or not isinstance(home, str | None):
-            raise UsageError(f"method {shorten(name)} of class {shorten(home)} is no name")
+        name, home = fields.get("name", ""), fields.get("class")
+        for part in (name, home or ""):
+            if not isinstance(part, str) or len(part) > MOST_LETTERS:
+                raise UsageError(f"method {shorten(name)} of class {shorten(home)} is no name")
         cls = find_method(name, home)
         upgraded = upgrade_fields(fields)
         values = {key: value for key, value in upgraded.items() if key not in ("name", "class")}

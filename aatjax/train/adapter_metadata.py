@@ -141,7 +141,7 @@ class AdapterMetadata:
             if fields.get(name) is not None:
                 fields[name] = _read(name, fields[name], StoredFigure)
         if fields.get("decisions") is not None:
-            fields["decisions"] = Calibration.from_json(fields["decisions"], len(fields["classes"]))
+            fields["decisions"] = Calibration.from_json(fields["decisions"])
         found = cls(**fields)
         found.check()
         return found
@@ -159,8 +159,14 @@ class AdapterMetadata:
                 "differ"
             )
         check_fit(self.model, count, self.frontend)
-        if self.decisions is not None and self.decisions.multi_label != self.multi_label:
-            raise UsageError("decisions.thresholds are those of another kind of task")
+        if self.decisions is not None:
+            thresholds = self.decisions.thresholds
+            if (thresholds is not None) != self.multi_label:
+                raise UsageError("decisions.thresholds are those of another kind of task")
+            if thresholds is not None and len(thresholds) != count:
+                raise UsageError(
+                    f"decisions.thresholds: {len(thresholds)} thresholds for {count} classes"
+                )
         if golden is None or golden.logits is None:
             return
         if len(golden.logits) != count:

@@ -25,6 +25,7 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
 from aatjax.train.distributed import find_differences
+from aatjax.train.logging import read_metrics
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, compute_updates
 from aatjax.train.step import LossFunction, compute_losses
@@ -43,7 +44,7 @@ FREE = (
 DESCRIBED = ("weights.", "optim.updates.", "loss.values")
 """Fields that are mean and root mean square of an array."""
 
-ARTEFACT, RESULT = "adapter.safetensors", "result.json"
+ARTEFACT, RESULT, METRICS = "adapter.safetensors", "result.json", "metrics.jsonl"
 EPOCHS = "training.epochs"
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
@@ -150,27 +151,33 @@ class RunClaims:
             UsageError: more steps were done than the run has; or there is none left, and a change
                 would have needed some.
         """
+        # What data.* changes shows in the clips and in the front end.
+        harmless = ("clips.test", "data.", EPOCHS)
+        needed = [text for name, text in self.changed.items() if not name.startswith(harmless)]
+        if needed and (steps_left <= 0 or self._has_ended()):
+            raise UsageError(
+                f"{self.folder}: the run is finished, so there is nothing left to train with the "
+                f"change ({'; '.join(needed[:6])}): choose another folder (run_dir=, --run), or "
+                f"add epochs (--training.epochs, with --allow-change {EPOCHS})"
+            )
         if steps_left < 0:
             raise UsageError(
                 f"{self.folder}: the run has more epochs behind it than that "
                 f"({self.changed.get(EPOCHS, 'its checkpoint is past the end')}): choose another "
                 "folder (run_dir=, --run)"
             )
-        # What data.* changes shows in the clips and in the front end.
-        harmless = ("clips.test", "data.", EPOCHS)
-        needed = [text for name, text in self.changed.items() if not name.startswith(harmless)]
-        if steps_left == 0 and needed:
-            listed = "; ".join(needed[:6])
-            raise UsageError(
-                f"{self.folder}: the run is finished, so there is nothing left to train with the "
-                f"change ({listed}): choose another folder (run_dir=, --run), or add epochs "
-                f"(--training.epochs, with --allow-change {EPOCHS})"
-            )
         if self.changed:  # figures of what was before are no longer those of this run
             with report_write_errors(self.folder / RESULT):
                 (self.folder / RESULT).unlink(missing_ok=True)
         for name, fields in self._files.items():
             write_json(self.folder / name, fields)
+
+    def _has_ended(self) -> bool:
+        """Whether the last epoch is done: with other clips it may have another number of steps."""
+        settings, rows = self._files.get("settings.json"), read_metrics(self.folder / METRICS)
+        if settings is None or EPOCHS in self.changed or not rows:
+            return False
+        return rows[-1]["epoch"] >= settings["training"]["epochs"]
 
 
 def describe_weights(model: AST) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Checks that an adapter or an export still computes what it did when it was written."""
+"""Checks that an adapter or an export is as it was written, and computes what it did."""
 
 from pathlib import Path
 
