@@ -170,6 +170,10 @@ def test_other_intervals_are_about_those_of_a_plain_bootstrap():
         low, high = result.intervals[name]
         assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.2), name
         assert low < getattr(result, name) < high
+    for name in ("f1", "average_precision", "auc"):
+        spread = np.std([getattr(one.per_class[1], name) for one in drawn])
+        low, high = result.per_class[1].intervals[name]
+        assert high - low == pytest.approx(2 * 2.05 * spread, rel=0.2), name  # t of 27 clips
 
 
 def test_the_interval_over_groups_is_the_score_interval_of_their_variance():
