@@ -203,7 +203,10 @@ def _read_file(path: Path) -> _File:
         raise DataError(f"{path}: no such file")
     info = read_info(path)
     if info is None:
-        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
+        raise DataError(
+            f"{path}: not an adapter file that aatjax wrote, or damaged (of a checkpoint of AAT or "
+            "PETL_AST, aatjax convert makes one)"
+        )
     try:
         if info["format"] > FORMAT:
             raise DataError(
