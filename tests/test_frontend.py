@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aatjax.audio.fbank import LOG_FLOOR, count_frames, count_samples
+from aatjax.audio.fbank import LOG_FLOOR, count_frames, count_samples, log_mel_reference
 from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
+from aatjax.audio.waveform import as_waveform
+from aatjax.data import Arrays
 from aatjax.errors import DataError, UsageError
 
 SHORT = FrontEnd(frames=20)
@@ -114,6 +116,20 @@ def test_float_and_int16_are_the_same_sound() -> None:
     audio, length = noise(SHORT.samples)[None], jnp.array([2000])
     scaled = jnp.asarray(audio / np.float32(32768))
     np.testing.assert_array_equal(SHORT(jnp.asarray(audio), length), SHORT(scaled, length))
+
+
+def test_float_samples_are_not_rounded() -> None:
+    """Rounding to int16 moves values near the floor; the front end takes floats as they are."""
+    t = np.arange(SHORT.samples) / 16000
+    x = (0.5 * np.sin(2 * np.pi * 150 * t) ** 9 * np.exp(-8 * t)).astype(np.float32)
+    wanted = log_mel_reference(x.astype(np.float64))
+    found = np.asarray(SHORT.features(jnp.asarray(x)[None]))[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    rounded = np.asarray(SHORT.features(jnp.asarray(as_waveform(x, 16000))[None]))[0]
+    moved = np.abs(rounded - wanted)
+    assert 1 < moved.max() < 3 and wanted[moved > 0.5].max() < -13
+    held = Arrays(found[None], [0], ("a",))
+    np.testing.assert_array_equal(held.reader.read_log_mel(held.clips[0]), found)
 
 
 def test_batch_equals_single_clips() -> None:

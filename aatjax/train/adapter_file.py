@@ -269,7 +269,10 @@ def _read_known(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such file")
     info = read_info(path)
     if info is None:
-        raise DataError(f"{path}: not an adapter file that aatjax wrote, or damaged")
+        raise DataError(
+            f"{path}: not an adapter file that aatjax wrote, or damaged (of a checkpoint of AAT or "
+            "PETL_AST, aatjax convert makes one)"
+        )
     number = info.get("format")
     if type(number) is not int or number < 1:
         raise DataError(
