@@ -155,6 +155,14 @@ def test_folders_named_by_their_parts(names: tuple[str, ...], tmp_path: Path) ->
     assert len(splits(source)) == len(names) and len(source) == 4 * len(names)
 
 
+def test_two_spellings_in_different_parts(tmp_path: Path) -> None:
+    sounds(tmp_path, "train/Dog", "train/cat", "test/dog", "test/cat")
+    for folder in ("", "unlabelled"):
+        sounds(tmp_path, *filter(None, [folder]))
+        with pytest.raises(DataError, match=r"'Dog' and 'dog' differ only in capitals"):
+            open_source(tmp_path)
+
+
 def test_groups_from_file_names(tmp_path: Path) -> None:
     for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
         sound(tmp_path / name[-1] / f"{name}.wav")
