@@ -16,6 +16,8 @@ from aatjax.audio.scoring import Scoring, WindowPooling
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.formats import SourceFormat, detect_benchmark
+from aatjax.data.manifest import Column
+from aatjax.data.parts import Part
 from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
@@ -67,11 +69,18 @@ class Data:
 
     Attributes:
         format: `synthetic`, `folder` (class sub-folders), `manifest` (CSV or JSON lines), `esc`
-            (ESC-50's layout), `names` (file names by `pattern`), `prepared` (by `aatjax prepare`),
-            `huggingface` (parquet, `save_to_disk` or audio folder), the name of a benchmark
-            (`esc50`), or `auto` to detect it.
-        path: the folder or file; not for `synthetic`.
+            (ESC-50's layout), `names` (file names by `pattern`), `parts` (`train.csv`, `valid.csv`,
+            `test.csv`, or such folders), `prepared` (by `aatjax prepare`), `huggingface` (parquet,
+            `save_to_disk` or audio folder), the name of a benchmark (`esc50`), or `auto` to detect
+            it.
+        path: the folder or file, or one for each part of the official division, such as
+            `train=train.csv valid=val.csv test=test.csv`; not for `synthetic`.
         pattern: regular expression with a group `label` for `names`.
+        columns: columns of a CSV by what they hold, such as `path=file label=class`; `labels` for
+            several in a cell, and `fold`, `split`, `group`.
+        root: folder that the names in a CSV are relative to; None for the folder of the CSV.
+        group: regular expression that finds the recording or speaker in a file name, in its first
+            parentheses: `(\\d{8})_NO`.
         fold: the fold held out as test part; of a benchmark, the run of its protocol.
         protocol: how a benchmark is divided and how weights are chosen: `honest` (the default),
             `aat` (arXiv 2401.10544) or `petl` (arXiv 2312.03694 and 2402.00828).
@@ -98,8 +107,11 @@ class Data:
     """
 
     format: SourceFormat = "auto"
-    path: str | None = None
+    path: dict[Part, str] | str | None = None
     pattern: str | None = None
+    columns: dict[Column, str] | None = None
+    root: str | None = None
+    group: str | None = None
     fold: str | None = None
     protocol: Literal["honest", "aat", "petl"] | None = None
     shots: Annotated[int, Range(1)] | None = None
@@ -132,12 +144,23 @@ class Data:
             raise UsageError(
                 f"data.statistics={self.statistics!r} is not one of {', '.join(known)}"
             )
+        if self.path == {} or self.columns == {}:
+            raise UsageError("data.path and data.columns name one or more: NAME=VALUE ...")
         for name in ("path", "fold"):
             if self.format == "synthetic" and getattr(self, name) is not None:
                 raise UsageError(
                     f"data.{name}={getattr(self, name)!r} does not go with data.format='synthetic',"
                     " which reads no files: add --data.format auto, or take the config 'folder'"
                 )
+
+    @property
+    def title(self) -> str:
+        """Name of the folder or file, or of the folder of several files; else the format."""
+        paths = list(self.path.values()) if isinstance(self.path, dict) else [self.path]
+        if paths[0] is None:
+            return self.format
+        first = Path(paths[0]).expanduser().absolute()
+        return first.parent.name if isinstance(self.path, dict) else first.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +233,7 @@ class Config:
         Raises:
             UsageError: the data are no benchmark, or it has no such protocol.
         """
-        benchmark = detect_benchmark(self.data.path, self.data.format)
+        benchmark = detect_benchmark(self.data.path, self.data.format, self.data.pattern)
         if benchmark is None:
             raise UsageError(
                 f"--protocol {name} applies to benchmarks only: take one of `aatjax recipes`, or "

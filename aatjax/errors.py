@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 def printable(text: str | os.PathLike[str]) -> str:
     """Return text for one line of a message: control characters, broken encoding escaped."""
-    decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
+    decoded = os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
 
 

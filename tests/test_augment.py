@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aatjax.audio.augment import Augment, add_noise, mask_spectrogram, mixup, roll_time
+from aatjax.audio.augment import (
+    Augment,
+    add_noise,
+    change_gain,
+    mask_spectrogram,
+    mixup,
+    roll_time,
+)
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 
@@ -205,3 +212,31 @@ def test_one_augmentation_does_not_shift_the_numbers_of_another() -> None:
 def test_impossible_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Augment(**fields)
+
+
+def test_gain_is_that_of_the_waveform_and_leaves_padding() -> None:
+    audio, length = clips(64, [FRONTEND.samples, 1200] * 32)
+    features = FRONTEND.features(audio, length)
+    valid = FRONTEND.valid_frames(length)
+    louder = change_gain(jax.random.key(1), features, valid, limit=20.0)
+    np.testing.assert_array_equal(louder[~valid], features[~valid])
+    shift = jnp.where(valid[:, :, None], louder - features, jnp.nan)
+    db = np.asarray(jnp.nanmedian(shift, axis=(1, 2))) * 10 / np.log(10)
+    assert -20 <= db.min() < -15 and 15 < db.max() <= 20 and len(np.unique(db)) == 64
+    wave = audio.astype(jnp.float32) / 32768 * jnp.asarray(10 ** (db / 20))[:, None]
+    loud = np.asarray(louder) > -9  # far from the floor
+    np.testing.assert_allclose(louder[loud], FRONTEND.features(wave, length)[loud], atol=2e-3)
+    silence = FRONTEND.features(jnp.zeros_like(audio), length)
+    softer = change_gain(jax.random.key(1), silence, valid, limit=20.0)
+    assert float(softer.min()) == float(silence[valid].min()), "silence has no level to lower"
+
+
+def test_gain_leaves_the_random_numbers_of_the_others() -> None:
+    audio, length = clips(4)
+    target, weight = jnp.eye(4), jnp.ones(4)
+    arguments = jax.random.key(3), FRONTEND, audio, length, target, weight
+    plain = Augment(freq_mask=20, time_mask=5)(*arguments)
+    faint = Augment(freq_mask=20, time_mask=5, gain=1e-6)(*arguments)
+    np.testing.assert_allclose(plain[0], faint[0], atol=1e-5)
+    with pytest.raises(UsageError, match="gain"):
+        Augment(gain=-1.0)

@@ -1,5 +1,6 @@
 """`aatjax adapt`: the rules, and one command from a folder to adapter and report."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,10 +9,18 @@ import pytest
 import soundfile
 
 from aatjax.cli.main import run
+from aatjax.config import Data, Model
 from aatjax.data.source import Clip, Source
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS, synthesize
 from aatjax.doctor.findings import ClipMeasurements, Diagnosis, Finding, Item
-from aatjax.experiments.autoconfig import choose_settings, suggest_next_steps
+from aatjax.experiments.autoconfig import (
+    choose_division,
+    choose_frames,
+    choose_settings,
+    describe_training,
+    suggest_next_steps,
+)
+from aatjax.experiments.partition import divide
 
 
 def sounds(folder: Path, clips: int, kinds: int = 3) -> Path:
@@ -29,15 +38,12 @@ def diagnosis(seconds: list[float], *findings: Finding) -> Diagnosis:
 
 
 def choose(source: Source, seconds: list[float], shape=(198, 128)):
-    return choose_settings(
-        source,
-        diagnosis(seconds),
-        path="p",
-        format="auto",
-        pattern=None,
-        base="embedded",
-        base_shape=shape,
-    )
+    frames = choose_frames(seconds, shape[0])
+    found = dataclasses.replace(diagnosis(seconds), frames=frames)
+    data, first = choose_division(source, Data(path="p"))
+    parts = divide(data, source)
+    config, more = choose_settings(source, parts, found, Model(), data, shape)
+    return config, [*first, *more]
 
 
 def source(counts: list[int], **fields) -> Source:
@@ -69,6 +75,38 @@ def test_the_rules() -> None:
     big, _ = choose(source([400, 400]), [10.0] * 800, shape=(1024, 768))
     assert big.petl.reduction == 128 and big.training.batch_size == 32  # type: ignore[attr-defined]
     assert big.model.frames == 1000
+
+
+def test_the_counts_are_those_of_the_division() -> None:
+    """ESC-10's folds: 240 clips train on four folds, less those that validate."""
+    made = source([40] * 8, fold=lambda c, k: str(k % 4), group=lambda c, k: f"{c}-{k}")
+    data, _ = choose_division(made, Data(path="p"))
+    parts = divide(data, made)
+    config, why = choose(made, [5.0] * 320)
+    assert len(parts.train) == 240 - len(parts.valid or ()) and len(parts.test or ()) == 80
+    assert config.training.batch_size == 16
+    steps = -(-len(parts.train) // 16)
+    text = describe_training(config, parts)
+    assert text.startswith(f"{len(parts.train)} training clips, ")
+    assert text.endswith(f"80 for testing; {steps} steps per epoch")
+    epochs = next(c for c in why if c.what == "training.epochs")
+    assert f"at {steps} per epoch" in epochs.why
+
+
+def test_a_soft_speaker_is_answered_by_gain() -> None:
+    made = source([40, 40], group=lambda c, k: f"s{k % 4}")
+    levels = [-45.0 if clip.group == "s3" else -26.4 for clip in made.clips]
+    measured = tuple(
+        ClipMeasurements(clip.id, None, seconds=1.0, level=level, peak=0.5)
+        for clip, level in zip(made.clips, levels, strict=True)
+    )
+    found = dataclasses.replace(diagnosis([]), measurements=measured, frames=100)
+    data, _ = choose_division(made, Data(path="p"))
+    parts = divide(data, made)
+    config, why = choose_settings(made, parts, found, Model(), data, (198, 128))
+    assert config.augment.gain == 19.0
+    assert any("gain since speakers" in setting.why for setting in why)
+    assert choose(made, [1.0] * 80)[0].augment.gain == 0.0
 
 
 def test_next_steps_name_the_findings_first() -> None:

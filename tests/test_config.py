@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from flax import nnx
 
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
+from aatjax.cli.arguments import replace_fields
 from aatjax.config import Config, Data, Model, list_configs, load_config
 from aatjax.convert import write_native
 from aatjax.errors import UsageError
@@ -80,6 +82,9 @@ def test_no_field_is_lost() -> None:
             format="names",
             path="/x",
             pattern="(?P<label>.)",
+            columns={"path": "file", "label": "class"},
+            root="/r",
+            group="(.)_",
             fold="3",
             test_fraction=0.3,
             valid_fraction=0.1,
@@ -129,7 +134,7 @@ def test_no_field_is_lost() -> None:
             decay_rate=0.1,
             decay_every=4,
         ),
-        augment=Augment(0.1, 2.0, 3, 4, True, True, True),
+        augment=Augment(0.1, 2.0, 3, 4, True, True, True, 6.0),
         mesh=MeshShape(2, -1, 4),
         name="n",
     )
@@ -139,6 +144,34 @@ def test_no_field_is_lost() -> None:
             here, default = (getattr(getattr(c, part), field.name) for c in (config, plain))
             assert here != default, f"the test leaves {part}.{field.name} at its default"
     assert through_json(config) == config
+
+
+def test_sounds_in_several_files_survive_json_and_the_command_line() -> None:
+    data = Data(path={"train": "a.csv", "test": "b.csv"}, columns={"path": "file", "label": "kind"})
+    config = Config(petl=petl.Linear(), data=data)
+    assert through_json(config) == config and data.title != "auto"
+    flags = [
+        "--data.path",
+        "train=a.csv",
+        "test=b.csv",
+        "--data.columns",
+        "path=file",
+        "label=kind",
+    ]
+    assert replace_fields(Config(petl=petl.Linear()), flags, "aatjax train") == config
+    assert replace_fields(config, ["--data.path", "x=1"], "").data.path == "x=1"  # a folder's name
+    stored = config.to_json()
+    stored["data"] = {"format": "auto", "path": "sounds"}  # written before these fields were there
+    assert Config.from_json(stored).data == Data(path="sounds")
+    for flags, message in (
+        (["--data.path", "train=a.csv", "dev=b.csv"], "'dev=b.csv' is not NAME=VALUE with a NAME"),
+        (["--data.columns", "file=path"], "a NAME of path|label|labels|fold|split|group"),
+        (["--data.columns"], "name one or more"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            replace_fields(config, flags, "aatjax train")
+    with pytest.raises(UsageError, match=r"data.path={'dev': 'x'} is not of type"):
+        Config.from_json({**stored, "data": {"path": {"dev": "x"}}})
 
 
 def test_absent_parts_take_their_defaults(unchecked: None) -> None:

@@ -109,7 +109,7 @@ class TestAudioFolder:
             AudioFolder(tmp_path / "x")
         tone(tmp_path / "z" / "train" / "dog" / "a.wav")
         tone(tmp_path / "z" / "test" / "dog" / "b.wav")
-        with pytest.raises(DataError, match=r"look like parts of a set.*z/test'"):
+        with pytest.raises(DataError, match=r"look like parts of a set.*test=.*z/test$"):
             AudioFolder(tmp_path / "z")
 
     def test_speech_commands_lists_and_speakers(self, tmp_path):

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from aatjax.data.manifest import Manifest
+from aatjax.data.manifest import Column, Manifest
 from aatjax.errors import DataError, UsageError
 
 
@@ -54,15 +54,21 @@ class TestReading:
         assert len(Manifest(write(folder, f"label,{column}\ndog,a.wav\n"))) == 1
 
     def test_columns_by_choice(self, folder):
-        path = write(folder, "path;clip;category\nzzz;a.wav;dog\n")
-        assert found(Manifest(path, audio="clip", label="category")) == [("a.wav", ["dog"])]
-        assert found(Manifest(path, audio="clip", label="Category", sep=";")) == [
-            ("a.wav", ["dog"])
-        ]
-        with pytest.raises(DataError, match=r"no column label or labels; .* path, clip, category"):
-            Manifest(path, audio="clip")
-        with pytest.raises(DataError, match=r"no column categry, did you mean 'category'\?; the"):
-            Manifest(path, audio="clip", label="categry")
+        path = write(folder, "path;clip;bird;cv;who\nzzz;a.wav;owl;3;ann\n")
+        columns: dict[Column, str] = {"path": "clip", "label": "Bird"}
+        assert found(Manifest(path, columns=columns)) == [("a.wav", ["owl"])]
+        source = Manifest(path, columns={**columns, "fold": "cv", "group": "who"}, sep=";")
+        assert [(c.fold, c.group) for c in source.clips] == [("3", "ann")]
+        several = Manifest(path, columns={"path": "clip", "labels": "bird"})
+        assert several.multi_label and found(several) == [("a.wav", ["owl"])]
+        with pytest.raises(DataError, match=r"no column label or .*name yours by --data.columns"):
+            Manifest(path, columns={"path": "clip"})
+        with pytest.raises(DataError, match=r"no column brd, did you mean 'bird'\?; the columns"):
+            Manifest(path, columns={"path": "clip", "label": "brd"})
+        with pytest.raises(DataError, match="no column folds; the columns are path, clip, bird"):
+            Manifest(path, columns={**columns, "fold": "folds"})
+        with pytest.raises(UsageError, match="either label or labels"):
+            Manifest(path, columns={"label": "bird", "labels": "bird"})
         with pytest.raises(UsageError, match="one character"):
             Manifest(path, sep=";;")
 
@@ -102,7 +108,7 @@ class TestReading:
         assert found(Manifest(path, multi_label=True)) == [("a.wav", ["bee", "dog"])]
         assert found(Manifest(path, multi_label=False)) == [("a.wav", ["dog|bee"])]
         with pytest.raises(
-            DataError, match=r"row 2: several labels \(dog\|bee\).*multi_label=True"
+            DataError, match=r"row 2: several labels \(dog\|bee\).*--data.columns labels=COLUMN"
         ):
             Manifest(path)
 
@@ -185,7 +191,7 @@ class TestProblems:
             "row 6: 'a.wav' is listed before, in row 2",
             "row 7: no file name",
             "row 8: 3 cells under 2 columns",
-            "row 9: label 'Dog' differs from 'dog' only in case",
+            "row 9: label 'Dog' differs from 'dog' only in case, spaces",
         ):
             assert part in message
         source = Manifest(path, strict=False)
@@ -194,7 +200,9 @@ class TestProblems:
 
     def test_ten_are_shown_and_the_rest_counted(self, folder):
         path = write(folder, "path,label\n" + "".join(f"no{i}.wav,x\n" for i in range(25)))
-        with pytest.raises(DataError, match=r"25 problems: row 2: .*row 11: .*; and 15 more$") as e:
+        with pytest.raises(
+            DataError, match=r"25 problems: row 2: .*row 11: .*; and 15 more; names"
+        ) as e:
             Manifest(path)
         assert "row 12" not in str(e.value)
         with pytest.raises(DataError, match="25 problems"):  # nothing would be left

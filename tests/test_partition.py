@@ -1,6 +1,7 @@
 """Dividing a set: official parts by any of their names, and figures on clips never trained on."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,27 @@ def test_evaluation_and_prediction_use_the_channel_of_training(
     )
     at = [Path(clip.id).as_posix() for clip in source.clips].index("tone/3.wav")
     np.testing.assert_array_equal(source.waveform(at), left)
+
+
+def test_lists_without_a_test_part_are_used_and_this_is_stated(tmp_path: Path) -> None:
+    """Arabic Speech Commands' development lists: speakers stay whole, `val.csv` validates."""
+    for word in ("backward", "zoom in"):
+        (tmp_path / "dataset" / word).mkdir(parents=True)
+        for speaker in (2, 30, 31):
+            wave = np.random.default_rng(speaker + len(word)).normal(size=8000) * 0.1
+            soundfile.write(tmp_path / "dataset" / word / f"{speaker:08d}_NO_01.wav", wave, 16000)
+    for name, speakers in (("train", (30, 31)), ("val", (2,))):
+        rows = [
+            f"dataset/{word}/{speaker:08d}_NO_01.wav,{word}"
+            for word in ("backward", "zoom in")
+            for speaker in speakers
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["file,class", *rows]))
+    screen = io.StringIO()
+    data = Data(path=str(tmp_path), cache=str(tmp_path / "cache"))
+    parts = partition.make_partition(data, show=screen)
+    assert parts.valid is not None and parts.test is None
+    assert [len({c.group for c in part.clips}) for part in (parts.train, parts.valid)] == [2, 1]
+    first, last = screen.getvalue().splitlines()
+    assert first.endswith(": 6 clips, 2 classes, 3 recordings or speakers")
+    assert last == "no test clips: no test figure; name some by --data.path train=... test=..."

@@ -165,8 +165,9 @@ def infer_num_classes(config: Config) -> int | None:
         from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 
         return len(TARGET_SOUNDS)
-    if config.data.format == "folder" and config.data.path and Path(config.data.path).is_dir():
-        return sum(entry.is_dir() for entry in Path(config.data.path).iterdir()) or None
+    path = config.data.path
+    if config.data.format == "folder" and isinstance(path, str) and Path(path).is_dir():
+        return sum(entry.is_dir() for entry in Path(path).iterdir()) or None
     return None
 
 

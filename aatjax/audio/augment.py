@@ -1,9 +1,9 @@
 """Training augmentation on the device: pure functions of a random key and a batch.
 
 The order is that of AST's training (Gong et al. 2021, arXiv 2104.01778, section 3; mixup after
-Tokozume et al. 2018, masks after Park et al. 2019): mixup of the waveforms, log-mel, one frequency
-and one time mask, normalisation, additive noise, circular roll. Each clip has random numbers of its
-own. The same key gives the same result on any number of devices.
+Tokozume et al. 2018, masks after Park et al. 2019): mixup of the waveforms, log-mel, gain (not in
+AST), one frequency and one time mask, normalisation, additive noise, circular roll. Each clip has
+random numbers of its own. The same key gives the same result on any number of devices.
 
 One difference from AST: the mixup partner is another clip of the same batch, where AST draws it
 from the whole training list. Batches are uniform samples of that list, so each partner is as
@@ -11,12 +11,14 @@ likely, but a batch with a single real clip is never mixed.
 """
 
 import dataclasses
+import math
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int16, Integer, Key, UInt32
 
+from aatjax.audio.fbank import LOG_FLOOR
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import Range, check_fields
 
@@ -32,6 +34,7 @@ class Augment:
         mixup_alpha: the mixing factor is drawn from Beta(alpha, alpha).
         freq_mask: the frequency mask is narrower than this many mel bins; 0 is no mask.
         time_mask: the time mask is shorter than this many frames; 0 is no mask.
+        gain: make each clip louder or softer by up to this many dB; 0 leaves the level.
         noise: add uniform noise to the normalised features.
         roll: roll the normalised features along time by -10 to 9 frames.
         spec_after_norm: mask after normalisation (with the mean level of the data set), as the
@@ -46,6 +49,7 @@ class Augment:
     noise: bool = False
     roll: bool = False
     spec_after_norm: bool = False
+    gain: Annotated[float, Range(0)] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "augment.")
@@ -72,6 +76,9 @@ class Augment:
             )
         masks = dict(freq=self.freq_mask, time=self.time_mask)
         x = frontend.features(audio, length)
+        if self.gain > 0.0:
+            valid = frontend.valid_frames(length)
+            x = change_gain(jax.random.fold_in(key, 4), x, valid, limit=self.gain)
         if self.spec_after_norm:
             x = mask_spectrogram(mask_key, frontend.normalise(x), **masks)
         else:
@@ -138,6 +145,25 @@ def _centre(wave: Float[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array
     count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
     mean = jnp.sum(jnp.where(valid, wave, 0.0), axis=-1, keepdims=True) / count
     return jnp.where(valid, wave - mean, 0.0)
+
+
+def change_gain(
+    key: PRNGKey, x: Float[Array, "b t f"], valid: Bool[Array, "b t"], *, limit: float
+) -> Float[Array, "b t f"]:
+    """Change the level of each clip by U[-limit, limit) dB, in the log-mel domain.
+
+    A gain of g dB multiplies powers by 10^(g / 10), so their natural logarithms grow by
+    g ln(10) / 10; values at the floor of the log-mel stay there.
+
+    Args:
+        key: random key.
+        x: log-mel before normalisation.
+        valid: frames that are not padding; others are unchanged.
+        limit: largest change in dB.
+    """
+    shift = jax.random.uniform(key, (x.shape[0], 1, 1), x.dtype, -limit, limit)
+    louder = jnp.maximum(x + shift * (math.log(10) / 10), LOG_FLOOR)
+    return jnp.where(valid[:, :, None], louder, x)
 
 
 def mask_spectrogram(

@@ -28,6 +28,36 @@ MARKERS = (
 )
 
 
+NOT_A_PAIR = "is not NAME=VALUE with a NAME of "
+NAMED = tyro.constructors.ConstructorRegistry()
+"""How the values of flags are read that tyro reads otherwise."""
+
+
+@NAMED.primitive_rule
+def read_pairs(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, str]] | None:
+    """Read a dictionary whose keys are known as `train=a.csv test=b.csv`; a rule for tyro."""
+    if info.type_origin is not dict:
+        return None
+    names = typing.get_args(typing.get_args(info.type)[0])
+
+    def read(arguments: list[str]) -> dict[str, str]:
+        pairs = [argument.partition("=") for argument in arguments]
+        for (name, _, value), argument in zip(pairs, arguments, strict=True):
+            if name not in names or not value:
+                raise ValueError(f"{argument!r} {NOT_A_PAIR}{'|'.join(names)}")
+        return {name: value for name, _, value in pairs}
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{'|'.join(names)}=...",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={text}" for name, text in value.items()],
+    )
+
+
 NO_HINT = tyro.conf.arg(help_behavior_hint="")  # no "(default: None)" in the help
 T = TypeVar("T")
 Unset = Annotated[T | None, NO_HINT]
@@ -63,6 +93,41 @@ class ConfigChoice:
         return replace_fields(config, fields, f"aatjax {command} {self.config}")
 
 
+@dataclasses.dataclass(frozen=True)
+class SoundsChoice:
+    """Labelled sounds.
+
+    Attributes:
+        path: a folder of class folders, a CSV or JSON-lines file, ...; or several files, such as
+            train=train.csv test=test.csv
+        format: how PATH is read, as --data.format of `aatjax train`
+        pattern: regular expression for --format names
+    """
+
+    path: Positional[tuple[str, ...]]
+    format: str = "auto"
+    pattern: Unset[str] = None
+
+    def load(self, config: "Config", fields: Sequence[str]) -> "Config":
+        """Return the config with these sounds, and with the fields replaced.
+
+        Raises:
+            UsageError: an unknown format, several paths without their parts, or a wrong field.
+        """
+        from aatjax.data.formats import SourceFormat
+
+        known = typing.get_args(SourceFormat)
+        if self.format not in known:
+            hint = suggest(self.format, known) or f": one of {', '.join(known)}"
+            raise UsageError(f"unknown data format {self.format!r}{hint}")
+        if len(self.path) > 1 and not all("=" in path for path in self.path):
+            raise UsageError("several paths: name the part of each, train=a.csv test=b.csv")
+        given = ["--data.path", *self.path, "--data.format", self.format]
+        given += ["--data.pattern", self.pattern] if self.pattern else []
+        return replace_fields(config, [*given, *fields], "aatjax train")
+
+
+SoundsArguments = Annotated[SoundsChoice, tyro.conf.OmitArgPrefixes]
 ConfigArguments = Annotated[ConfigChoice, tyro.conf.OmitArgPrefixes]
 
 
@@ -173,6 +238,17 @@ def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str
     return rest, fields
 
 
+def select_fields(fields: Sequence[str], *parts: str) -> list[str]:
+    """Return the flags of some parts of the config, such as `data`, with their values."""
+    chosen: list[str] = []
+    take = False
+    for argument in fields:
+        if argument.startswith("--"):
+            take = argument[2:].partition(".")[0].removeprefix("no-") in parts
+        chosen += [argument] if take else []
+    return chosen
+
+
 def replace_fields(config: Any, fields: Sequence[str], prog: str) -> Any:
     """Return the config with fields replaced by flags such as `--optim.lr 1e-3`.
 
@@ -203,7 +279,9 @@ def _parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) 
         os.environ["COLUMNS"] = "1000"  # no line breaks inside a message
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(target, args=arguments, prog=prog, config=markers, **options)
+            return tyro.cli(
+                target, args=arguments, prog=prog, config=markers, registry=NAMED, **options
+            )
     except SystemExit as end:
         if not errors.getvalue():
             raise
@@ -234,6 +312,9 @@ def _join_lines(box: str) -> str:
             message += f"required: {', '.join(names)}"
         else:
             message += " ".join([head, *(line.strip() for line in rest)]).replace("  ", " ")
+    pair = re.match(rf"Error parsing ([\w.-]+): .*?('[^']*' {NOT_A_PAIR}\S+)", message)
+    if pair:
+        message = f"{pair[1]} {pair[2]}"
     field = re.match(r"Error parsing [\w.-]+: ([\w.]+)=", message)  # a range was exceeded
     if field:
         message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"

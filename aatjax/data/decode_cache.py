@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -64,7 +65,7 @@ def decode_all(
         UsageError: an option out of range.
         WriteError: the cache or the quarantine file cannot be written.
     """
-    allowed = _count_allowed(max_bad, len(source))
+    _count_allowed(max_bad, len(source))
     files = [clip for clip in source.clips if clip.path is not None]
     cache = DecodeCache(Path(cache_dir).expanduser().absolute(), channels, truncated)
     cache.prepare()
@@ -80,7 +81,7 @@ def decode_all(
             progress("decode", done, len(files))
     if quarantine_file is not None:
         write_quarantine(Path(quarantine_file), files, bad)
-    _check_failures(source, bad, allowed)
+    check_failures(source, [str(error) for _, error in bad], max_bad)
     keys = {id: entry.key for id, entry in entries.items()}
     failed = {clip.id for clip, _ in bad}
     return source.with_clips(
@@ -230,12 +231,24 @@ def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...
         file.write(checksum)
 
 
-def _check_failures(source: Source, bad: list[tuple[Clip, AudioError]], allowed: int) -> None:
-    if len(bad) > allowed or len(bad) == len(source):
-        shown = "; ".join(str(error) for _, error in bad[:MOST_SHOWN])
-        more = f"; and {len(bad) - MOST_SHOWN} more" if len(bad) > MOST_SHOWN else ""
+def check_failures(source: Source, errors: Sequence[str], max_bad: float | int) -> None:
+    """Refuse a set of which too many clips cannot be used.
+
+    Args:
+        source: the set.
+        errors: why, for each clip that cannot.
+        max_bad: how many may fail, as in `decode_all`.
+
+    Raises:
+        DataError: more than `max_bad`, or all.
+        UsageError: `max_bad` out of range.
+    """
+    allowed = _count_allowed(max_bad, len(source))
+    if len(errors) > allowed or len(errors) == len(source):
+        shown = "; ".join(errors[:MOST_SHOWN])
+        more = f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else ""
         raise DataError(
-            f"{source.name}: {len(bad)} of {len(source)} clips cannot be used and "
+            f"{source.name}: {len(errors)} of {len(source)} clips cannot be used and "
             f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
             "raise --data.max-bad"
         )

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aatjax.audio.decode import list_audio
+from aatjax.data.class_folders import check_class_folders, is_system_path
+from aatjax.data.groups import parse_speaker
 from aatjax.data.source import Clip, Source
-from aatjax.data.splits import SPLITS, order_names
+from aatjax.data.splits import order_names
 from aatjax.data.tables import read_table
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, format_count
 
 NOISE_FOLDER = "_background_noise_"
 SPLIT_LISTS = {"testing_list.txt": "test", "validation_list.txt": "valid"}
@@ -19,18 +21,19 @@ ESC_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 
 
 class AudioFolder(Source):
-    """Class folders: `root/<class>/.../<file>`; classes sorted by name.
+    """Class folders: `root/<class>/.../<file>`; classes sorted by name, numbers by value.
 
-    Hidden folders and `_background_noise_` are omitted. With `testing_list.txt` or
-    `validation_list.txt` at the root, as in Speech Commands (Warden, arXiv 1804.03209), the listed
-    clips have split 'test' and 'valid' and all others 'train'; in a name with '_nohash_' the
-    speaker before it is the group.
+    Hidden folders, those of operating systems, and `_background_noise_` are omitted. With
+    `testing_list.txt` or `validation_list.txt` at the root, as in Speech Commands (Warden, arXiv
+    1804.03209), the listed clips have split 'test' and 'valid' and all others 'train'. The group
+    of a clip is the speaker that its file name begins with (see `aatjax.data.groups`).
 
     Args:
         root: the folder that holds the class folders.
 
     Raises:
-        DataError: no such folder, no class folder with audio in it, or a clip in both lists.
+        DataError: no such folder, no class folder with audio in it, one that cannot be read,
+            folders that are not classes, or lists that do not fit the files.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -43,17 +46,14 @@ class AudioFolder(Source):
                 labels[id] = unicodedata.normalize("NFC", name)
             else:
                 skipped.append((id, "background noise" if inside else "not in a class folder"))
-        classes = tuple(sorted(set(labels.values())))
-        if not classes:
+        if not labels:
             raise DataError(
                 f"{root}: {_describe(files, skipped)}; one folder per class is expected, with its "
-                "audio files inside: root/<class>/<file>"
+                f"audio files inside: root/<class>/<file>{_suggest_parent(root, files)}"
             )
-        if {name.lower() for name in classes} <= set(SPLITS):
-            raise DataError(
-                f"{root}: the folders {', '.join(classes)} look like parts of a set, not classes; "
-                f"open each by itself, such as AudioFolder({str(root / classes[0])!r})"
-            )
+        _check_readable(root, skipped)
+        check_class_folders(root, labels)
+        classes = order_names(set(labels.values()))
         full = {unicodedata.normalize("NFC", id.partition("/")[0]) for id in files}
         skipped += [
             (entry.name, "no audio in this folder")
@@ -61,8 +61,9 @@ class AudioFolder(Source):
             if not entry.name.startswith(".")
             and entry.is_dir()
             and unicodedata.normalize("NFC", entry.name) not in full
+            and not is_system_path(f"{entry.name}/")
         ]
-        splits = read_split_lists(root)
+        splits = _match_split_lists(root, list(labels), skipped)
         super().__init__(
             (
                 Clip(
@@ -70,7 +71,7 @@ class AudioFolder(Source):
                     (classes.index(name),),
                     str(root / id),
                     split=splits.get(id, "train") if splits is not None else None,
-                    group=_parse_speaker(id),
+                    group=parse_speaker(id),
                 )
                 for id, name in labels.items()
             ),
@@ -204,18 +205,70 @@ def read_split_lists(root: Path) -> dict[str, str] | None:
     """Return the split of each clip named in the official list files; None without such files.
 
     Raises:
-        DataError: a clip is in both lists.
+        DataError: a list cannot be read or is empty, or a clip is in both.
     """
+    lists = {name: read_list(root / name) for name in SPLIT_LISTS if (root / name).is_file()}
     splits: dict[str, str] = {}
-    lists = {name: split for name, split in SPLIT_LISTS.items() if (root / name).is_file()}
-    for name, split in lists.items():
-        for line in (root / name).read_text(encoding="utf-8-sig").splitlines():
-            id = line.strip().replace("\\", "/").removeprefix("./")
-            if id and splits.setdefault(id, split) != split:
+    for name, lines in lists.items():
+        for id in lines.values():
+            if splits.setdefault(id, SPLIT_LISTS[name]) != SPLIT_LISTS[name]:
                 raise DataError(
                     f"{root}: {id!r} is in both {' and '.join(SPLIT_LISTS)}; remove it from one"
                 )
     return splits if lists else None
+
+
+def read_list(file: Path) -> dict[int, str]:
+    """Return the paths that a list file names, by the number of their line.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or names nothing.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}: line {line} is not UTF-8; save the file as UTF-8") from None
+    lines = {
+        number: line.strip().replace("\\", "/").removeprefix("./")
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip()
+    }
+    if not lines:
+        raise DataError(f"{file}: names no file: list one path per line, or remove it")
+    return lines
+
+
+def _match_split_lists(
+    root: Path, files: Sequence[str], skipped: list[tuple[str, str]]
+) -> dict[str, str] | None:
+    """The split of each listed file that is there; what is listed and is not, to `skipped`."""
+    splits = read_split_lists(root)
+    if splits is None:
+        return None
+    there = {unicodedata.normalize("NFC", id): id for id in files}
+    found: dict[str, str] = {}
+    for name in (name for name in SPLIT_LISTS if (root / name).is_file()):
+        lines = read_list(root / name)
+        named = {n: there.get(unicodedata.normalize("NFC", id)) for n, id in lines.items()}
+        found |= {id: SPLIT_LISTS[name] for id in named.values() if id is not None}
+        lacking = [number for number, id in named.items() if id is None]
+        if not lacking:
+            continue
+        first = lacking[0]
+        if len(lacking) == len(lines):
+            raise DataError(
+                f"{root / name}: line {first}: no such file: {lines[first]!r} in {root}; none of "
+                f"{format_count(len(lines), 'line')} names a file: write paths below that folder, "
+                f"such as {files[0]}, or remove the list"
+            )
+        count = format_count(len(lacking), "line")
+        skipped.append(
+            (f"{name}: line {first}", f"no such file: {lines[first]!r} ({count} of this kind)")
+        )
+    return found
 
 
 def _check_folder(root: str | Path, layout: str) -> Path:
@@ -231,7 +284,24 @@ def _scan(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     files, skipped = list_audio(root)
     names = sorted(Path(file).relative_to(root).as_posix() for file in files)
     visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    return visible, [(make_relative(root, path), reason) for path, reason in skipped]
+    reasons = [(make_relative(root, path), reason) for path, reason in skipped]
+    reasons += [(id, "system folder") for id in visible if is_system_path(id)]
+    return [id for id in visible if not is_system_path(id)], reasons
+
+
+def _check_readable(root: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Refuse a class folder that cannot be listed: its class would be missing without a word."""
+    for name, reason in skipped:
+        if "/" not in name and reason == "permission denied" and (root / name).is_dir():
+            raise DataError(
+                f"{root}: the folder {name!r} cannot be read ({reason}), so its class would be "
+                "missing: change its permissions, or move it elsewhere"
+            )
+
+
+def _suggest_parent(root: Path, files: Sequence[str]) -> str:
+    """Advice where the folder of one class was given."""
+    return f"; if {root.name!r} is one of the classes, give {root.parent}" if files else ""
 
 
 def make_relative(root: Path, path: str | Path) -> str:
@@ -244,8 +314,3 @@ def _describe(files: Sequence[str], skipped: Sequence[tuple[str, str]]) -> str:
     if not files and not skipped:
         return "the folder is empty"
     return f"found {len(files)} audio files and {len(skipped)} other entries"
-
-
-def _parse_speaker(id: str) -> str | None:
-    speaker, found, _ = id.rpartition("/")[2].partition("_nohash_")
-    return speaker if found and speaker else None

@@ -7,44 +7,56 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from aatjax.data.class_folders import fold_spelling
+from aatjax.data.groups import parse_speaker
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import SPLITS, order_names
 from aatjax.data.tables import Problems, pick_column, read_rows
-from aatjax.errors import DataError
+from aatjax.errors import DataError, UsageError
 
-AUDIO_COLUMNS = ("path", "file", "filename", "wav")
-GROUP_COLUMNS = ("group", "speaker", "source")
+Column = Literal["path", "label", "labels", "fold", "split", "group"]
+"""What a column holds: the file, its label or several labels, its fold, split and group."""
+COLUMNS: dict[Column, tuple[str, ...]] = {
+    "path": ("path", "file", "filename", "wav"),
+    "label": ("label", "labels", "class", "category"),
+    "fold": ("fold",),
+    "split": ("split",),
+    "group": ("group", "speaker", "source"),
+}
+"""Usual names of the columns, in lower case; the first that is there is taken."""
 MOST_SHOWN = 10
 
 
 class Manifest(Source):
     """Clips listed in a CSV file (comma, semicolon or tab) or a JSON-lines file.
 
-    Columns, in any case: the file (`path`, `file`, `filename` or `wav`); `label`, a class name or
-    number, or `labels`, several of them separated by '|' or ';' (a list in JSON lines); and
-    optionally `fold`, `split` (train, valid or test, or their usual names), and `group`, `speaker`
-    or `source`. Rows are numbered as in a spreadsheet: the header is row 1.
+    Columns, in any case: the file (`path`, `file`, `filename` or `wav`); `label`, `class` or
+    `category`, a class name or number, or `labels`, several of them separated by '|' or ';' (a
+    list in JSON lines); and optionally `fold`, `split` (train, valid or test, or their usual
+    names), and `group`, `speaker` or `source`. Without a column of groups, the group is the
+    speaker that the file name begins with (see `aatjax.data.groups`). Rows are numbered as in a
+    spreadsheet: the header is row 1.
 
     In a multi-label file a cell that holds only '|', or an empty list, means a clip of no class.
 
     Args:
         path: the CSV or JSON-lines file, UTF-8.
         root: folder that file names are relative to; by default the folder of the manifest.
-        audio: name of the column with the file.
-        label: name of the column with the label.
+        columns: columns of other names, by what they hold: {"path": "clip", "label": "bird"};
+            `labels` in place of `label` for several labels in a cell.
         sep: separator of a CSV file; detected from the header by default.
         classes: the classes in order; a label is then one of them or its number. By default the
             labels that occur: sorted, by value if all are numbers.
         multi_label: whether a clip may have any number of classes; by default only if the column
-            is called `labels` or holds lists.
+            holds `labels` or lists.
         strict: refuse the file if any row is wrong; otherwise skip such rows and list them in
             `skipped`.
 
     Raises:
         DataError: the file cannot be read or rows are wrong; the message gives row numbers.
-        UsageError: a separator that is not one character.
+        UsageError: a separator that is not one character, or a column of another kind.
     """
 
     def __init__(
@@ -52,8 +64,7 @@ class Manifest(Source):
         path: str | Path,
         *,
         root: str | Path | None = None,
-        audio: str = "path",
-        label: str = "label",
+        columns: Mapping[Column, str] | None = None,
         sep: str | None = None,
         classes: Sequence[str] | None = None,
         multi_label: bool | None = None,
@@ -63,16 +74,16 @@ class Manifest(Source):
         folder = path.parent if root is None else Path(root).expanduser().absolute()
         problems: Problems = []
         rows = read_rows(path, sep, problems)
-        columns = list(dict.fromkeys(key for _, row in rows for key in row))
-        file_key = pick_column(path, columns, (audio, *AUDIO_COLUMNS), audio != "path")
-        label_key = pick_column(path, columns, (label, "labels"), label != "label")
+        keys = _pick_columns(
+            path, list(dict.fromkeys(key for _, row in rows for key in row)), columns
+        )
+        file_key, label_key = str(keys["path"]), str(keys["label"])
         sure = multi_label is not None or classes is not None
         cells = [row.get(label_key) for _, row in rows]
         if multi_label is None:
-            multi_label = label_key == "labels" or any(isinstance(cell, list) for cell in cells)
+            several = label_key == "labels" or "labels" in (columns or {})
+            multi_label = several or any(isinstance(cell, list) for cell in cells)
         bars = any("|" in cell.strip().strip("|") for cell in cells if isinstance(cell, str))
-        choices = {"fold": ("fold",), "split": ("split",), "group": GROUP_COLUMNS}
-        keys = {part: next((c for c in columns if c in of), None) for part, of in choices.items()}
 
         good: list[_Row] = []
         first_at: dict[str, int] = {}
@@ -87,13 +98,17 @@ class Manifest(Source):
             if wrong or odd:
                 problems.append((number, wrong or odd))
                 continue
+            if keys["group"] is None:
+                parts["group"] = parse_speaker(name)
             first_at[found] = number
             good.append(_Row(number, name, found, labels or [], parts))
 
         order, labelled = _index_labels(good, classes, problems)
         problems.sort()
         if problems and (strict or not labelled):
-            raise DataError(f"{path}: {_report(problems)}")
+            lost = all(reason.startswith("no such file") for _, reason in problems)
+            hint = "; names relative to another folder need --data.root FOLDER" if lost else ""
+            raise DataError(f"{path}: {_report(problems)}{hint if not labelled else ''}")
         if not rows:
             raise DataError(f"{path}: no rows; list one clip per row")
         super().__init__(
@@ -117,6 +132,29 @@ class _Row(NamedTuple):
     parts: dict[str, Any]
 
 
+def _pick_columns(
+    path: Path, columns: Sequence[str], given: Mapping[Column, str] | None
+) -> dict[Column, str | None]:
+    """The column of each kind: the one given, or the first of a usual name; None without it."""
+    given = dict(given or {})
+    for kind in given:
+        if kind not in get_args(Column):
+            raise UsageError(f"columns: {kind!r} is not one of {', '.join(get_args(Column))}")
+    if "labels" in given:
+        if "label" in given:
+            raise UsageError("columns: name either label or labels, not both")
+        given["label"] = given.pop("labels")
+    keys: dict[Column, str | None] = {}
+    for kind, usual in COLUMNS.items():
+        if kind in given:
+            keys[kind] = pick_column(path, columns, (given[kind],), True)
+        elif kind in ("path", "label"):
+            keys[kind] = pick_column(path, columns, usual, False)
+        else:
+            keys[kind] = next((name for name in usual if name in columns), None)
+    return keys
+
+
 def _find_file(folder: Path, cell: Any) -> tuple[str, str, str]:
     """Name and absolute path of the file a cell names, and what is wrong with it, if anything."""
     if not isinstance(cell, str) or not cell.strip():
@@ -134,10 +172,13 @@ def _find_file(folder: Path, cell: Any) -> tuple[str, str, str]:
     return cell, "", f"{'is not a file' if there else 'no such file'}: {cell!r} in {folder}"
 
 
-def _read_parts(row: dict[str, Any], keys: Mapping[str, str | None]) -> tuple[dict[str, Any], str]:
+def _read_parts(
+    row: dict[str, Any], keys: Mapping[Column, str | None]
+) -> tuple[dict[Any, Any], str]:
     """Fold, split and group of a row, and what is wrong with them, if anything."""
-    parts = {part: _format(row.get(key)) if key else None for part, key in keys.items()}
-    for part in ("fold", "split"):
+    kinds: tuple[Column, ...] = ("fold", "split", "group")
+    parts = {kind: _format(row.get(key)) if (key := keys[kind]) else None for kind in kinds}
+    for part in kinds[:2]:
         if keys[part] and parts[part] is None:
             return parts, f"no {part}; give every row one, or remove the column"
     given = parts["split"]
@@ -173,7 +214,8 @@ def _check_labels(labels: list[str] | None, multi_label: bool, sure: bool) -> st
         return "empty label"
     if multi_label or (len(labels) == 1 and (sure or "|" not in labels[0])):
         return ""
-    return f"several labels ({'|'.join(labels)}) in a single-label file; set multi_label=True"
+    text = f"several labels ({'|'.join(labels)}) in a single-label file"
+    return f"{text}; call the column 'labels', or name it by --data.columns labels=COLUMN"
 
 
 def _index_labels(
@@ -191,9 +233,9 @@ def _index_labels(
         wrong = {n: f"label {n!r} {text}" for n in names if (n in numeric) is few}
     lower: dict[str, str] = {}
     for name in names if not known else ():
-        usual = lower.setdefault(name.casefold(), name)
+        usual = lower.setdefault(fold_spelling(name), name)
         if name != usual and name not in wrong:
-            text = f"label {name!r} differs from {usual!r} only in case"
+            text = f"label {name!r} differs from {usual!r} only in case, spaces or Unicode form"
             wrong[name] = f"{text}; fix it, or give the list of classes"
     order = tuple(known) or order_names(set(names).difference(wrong))
     position = {name: i for i, name in enumerate(order)}

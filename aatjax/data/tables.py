@@ -95,18 +95,19 @@ def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> lis
 
 
 def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked: bool) -> str:
-    """Return the first of the names that is a column; if `asked`, only the first name counts.
+    """Return the first of the names that is a column; `asked` if the user gave them.
 
     Raises:
         DataError: none of them is a column.
     """
-    wanted = [name.strip().lower() for name in (names[:1] if asked else names)]
+    wanted = [name.strip().lower() for name in names]
     found = next((name for name in wanted if name in columns), None)
     if found is not None or not columns:
         return found or wanted[0]
+    more = "" if asked else f" (name yours by --data.columns {wanted[0]}=COLUMN)"
     raise DataError(
         f"{path}: no column {' or '.join(dict.fromkeys(wanted))}{suggest(wanted[0], columns)}; "
-        f"the columns are {', '.join(columns)}"
+        f"the columns are {', '.join(columns)}{more}"
     )
 
 

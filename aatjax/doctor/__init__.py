@@ -1,25 +1,27 @@
-"""Checks of a data set before training: files, labels, leaks, copies.
+"""Checks of a data set before training: files, labels, leaks, copies, levels.
 
-Every file is decoded once as in training, and once more, up to a minute, at its own rate. Each
-finding has a severity. `error`: training stops, omits the clip, or a metric measured on the set is
-too high (leaks). `warning`: training uses it unchanged, and the model is probably worse for it.
-`note`: for information. `KINDS` lists them all.
+Every file is decoded once as in training, and once more, up to a minute, at its own rate; if labels
+are checked, once more for that. Each finding has a severity. `error`: training refuses the set.
+`warning`: training omits the clip or uses it unchanged, and the model is probably worse for it, or
+a metric measured on the set too high. `note`: for information. `KINDS` lists them all.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from aatjax.data.duplicates import hash_audio, hash_samples
 from aatjax.data.formats import SourceFormat, open_source
-from aatjax.data.manifest import Manifest
+from aatjax.data.groups import describe_groups
 from aatjax.data.source import Progress, Source
 from aatjax.data.splits import order_names
-from aatjax.doctor.clip_checks import find_clip_problems, is_usable, measure_clip
+from aatjax.data.trainable import check_trainable
+from aatjax.doctor.clip_checks import find_clip_problems, fit_measurements, measure_clip
 from aatjax.doctor.findings import (
     KINDS,
     ClipMeasurements,
@@ -29,7 +31,12 @@ from aatjax.doctor.findings import (
     LabelCheck,
     Severity,
 )
-from aatjax.doctor.label_checks import ClipEmbedder, explain_skip, find_wrong_labels
+from aatjax.doctor.label_checks import (
+    ClipEmbedder,
+    embed_clips,
+    explain_skip,
+    find_wrong_labels,
+)
 from aatjax.doctor.set_checks import describe_part, find_copies, find_set_problems
 from aatjax.errors import DataError, UsageError
 from aatjax.io.threads import map_threads
@@ -43,6 +50,7 @@ __all__ = [
     "LabelCheck",
     "Severity",
     "diagnose",
+    "open_with_faults",
 ]
 
 
@@ -51,11 +59,12 @@ def diagnose(
     *,
     format: str = "auto",
     pattern: str | None = None,
-    frames: int | None = None,
+    frames: int | Callable[[Sequence[float]], int] | None = None,
     labels: bool = True,
     base: str = "embedded",
     workers: int | None = None,
     progress: Progress = lambda stage, done, total: None,
+    check: Callable[[Sequence[ClipMeasurements]], object] | None = None,
 ) -> Diagnosis:
     """Check every clip of a set and the set as a whole.
 
@@ -64,36 +73,41 @@ def diagnose(
     Args:
         source: the clips, or anything `aatjax.data.formats.open_source` opens.
         format, pattern: as in `open_source`.
-        frames: input length of the model in 10 ms frames; None takes that of `base`.
+        frames: input length of the model in 10 ms frames, or a function that chooses it from the
+            lengths of the clips in seconds; None takes that of `base`.
         labels: whether to search for wrong labels.
         base: weights of the embeddings for that, anything `aatjax.load` takes.
         workers: decoding threads; by default one per core.
         progress: called with the stage, and the number of clips done and in total.
+        check: called with the measurements; a DataError that it raises becomes the finding
+            `refused`. By default `aatjax.data.trainable.check_trainable` of the set.
 
     Raises:
         DataError: no usable data found, or `base` cannot be read.
         UsageError: an argument is out of range.
     """
     for name, value in (("frames", frames), ("workers", workers)):
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UsageError(f"{name} is {value}; give 1 or more")
-    whole = source if isinstance(source, Source) else _open(source, format, pattern)
-    why = explain_skip(whole) if labels else "not requested"
-    embedder = None if why else ClipEmbedder(base, frames)
-    size = embedder.frontend.frames if embedder else frames or _read_frames(base)
-    measurements, hashes, digests = [], [], []
-    visits = _visit_clips(whole, size, embedder, workers or os.cpu_count() or 2)
-    for done, (measured, sound_hash, digest) in enumerate(visits, 1):
-        measurements.append(measured)
-        hashes.append(sound_hash)
-        digests.append(digest)
-        progress("measure", done, len(whole))
+    wrong_rows: DataError | None = None
+    if isinstance(source, Source):
+        whole = source
+    else:
+        whole, wrong_rows = open_with_faults(partial(_open, source, format, pattern))
+    threads = workers or os.cpu_count() or 2
+    visited = list(_measure_clips(whole, threads, progress))
+    measurements, hashes, digests = zip(*visited, strict=True) if visited else ((), (), ())
+    size = _choose_frames(frames, base, measurements)
+    measurements = tuple(fit_measurements(m, size) for m in measurements)
     progress("compare", 0, 0)
     copies, same = find_copies(whole, hashes, digests)
-    check, wrong = LabelCheck(why=why), list[Finding]()
-    if embedder:
-        check, wrong = find_wrong_labels(whole, embedder.finish(), same, base)
+    why = explain_skip(whole) if labels else "not requested"
+    checked, wrong = LabelCheck(why=why), list[Finding]()
+    if not why:
+        vectors = embed_clips(whole, measurements, ClipEmbedder(base, size), threads, progress)
+        checked, wrong = find_wrong_labels(whole, vectors, same, base)
     found = find_clip_problems(measurements) + find_set_problems(whole, measurements, size)
+    found += _find_refusal(whole, measurements, wrong_rows, check)
     found = sorted([*found, *copies, *wrong], key=lambda one: list(KINDS).index(one.kind))
     sizes = Counter(c for clip in whole.clips for c in clip.label)
     return Diagnosis(
@@ -101,10 +115,58 @@ def diagnose(
         frames=size,
         classes={name: sizes[c] for c, name in enumerate(whole.classes)},
         parts=_count_parts(whole),
-        measurements=tuple(measurements),
+        measurements=measurements,
         findings=tuple(found),
-        labels=check,
+        labels=checked,
+        groups=describe_groups(whole),
     )
+
+
+def open_with_faults(open: Callable[[bool], Source]) -> tuple[Source, DataError | None]:
+    """Open a set; of a manifest with wrong rows the others, and the error that it is refused with.
+
+    Args:
+        open: opens the set, strictly or without its wrong rows.
+
+    Raises:
+        DataError: nothing of it can be used.
+    """
+    try:
+        return open(True), None
+    except DataError as error:
+        try:
+            return open(False), error
+        except DataError:
+            raise error from None
+
+
+def _find_refusal(
+    source: Source,
+    measurements: Sequence[ClipMeasurements],
+    wrong_rows: DataError | None,
+    check: Callable[[Sequence[ClipMeasurements]], object] | None,
+) -> list[Finding]:
+    """The sentence with which training refuses the set, if it does."""
+    try:
+        if wrong_rows is not None:
+            raise wrong_rows
+        if check is None:
+            check_trainable(source)
+        else:
+            check(measurements)
+    except DataError as error:
+        return [Finding("refused", (Item("", str(error)),))]
+    return []
+
+
+def _choose_frames(
+    frames: int | Callable[[Sequence[float]], int] | None,
+    base: str,
+    measurements: Sequence[ClipMeasurements],
+) -> int:
+    if callable(frames):
+        return frames([m.seconds for m in measurements if m.seconds is not None])
+    return frames or _read_frames(base)
 
 
 def _count_parts(source: Source) -> dict[str, int]:
@@ -112,39 +174,27 @@ def _count_parts(source: Source) -> dict[str, int]:
     return {part: sizes[part] for part in order_names(set(sizes))}
 
 
-def _visit_clips(
-    source: Source, frames: int, embedder: ClipEmbedder | None, threads: int
+def _measure_clips(
+    source: Source, threads: int, progress: Progress
 ) -> Iterator[tuple[ClipMeasurements, bytes | None, str]]:
-    """Measure, hash and embed each clip, a few clips ahead in a pool of threads."""
+    """Measure and hash each clip, a few clips ahead in a pool of threads."""
 
-    def visit(i: int) -> tuple[ClipMeasurements, bytes | None, str, list[Any]]:
-        measured, samples = measure_clip(source, i, frames)
+    def visit(i: int) -> tuple[ClipMeasurements, bytes | None, str]:
+        measured, samples = measure_clip(source, i)
         if samples is None:
-            return measured, None, "", []
-        windows = embedder.cut_windows(samples) if embedder and is_usable(measured) else []
-        return measured, hash_audio(samples), hash_samples(samples), windows
+            return measured, None, ""
+        return measured, hash_audio(samples), hash_samples(samples)
 
-    visits = map_threads(visit, len(source), workers=threads)
-    for i, (measured, sound_hash, digest, windows) in enumerate(visits):
-        if embedder:
-            embedder.add(i, windows)
-        yield measured, sound_hash, digest
+    for done, visited in enumerate(map_threads(visit, len(source), workers=threads), 1):
+        yield visited
+        progress("measure", done, len(source))
 
 
-def _open(path: str | Path, format: str, pattern: str | None) -> Source:
-    """Open a set; of a manifest with wrong rows, the others."""
+def _open(path: str | Path, format: str, pattern: str | None, strict: bool) -> Source:
     if format not in get_args(SourceFormat):
         known = ", ".join(get_args(SourceFormat))
         raise UsageError(f"unknown data format {format!r}: one of {known}")
-    try:
-        return open_source(path, cast(SourceFormat, format), pattern=pattern)
-    except DataError as error:
-        if format not in ("auto", "manifest") or not Path(path).expanduser().is_file():
-            raise
-        try:
-            return Manifest(path, strict=False)
-        except DataError:
-            raise error from None
+    return open_source(path, cast(SourceFormat, format), pattern=pattern, strict=strict)
 
 
 def _read_frames(base: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,17 @@ FORMATS = {
 
 
 def measure_clip(
-    source: Source, index: int, frames: int
+    source: Source, index: int
 ) -> tuple[ClipMeasurements, Int16[np.ndarray, " s"] | None]:
     """Decode and measure one clip; one that cannot be decoded has a problem instead.
 
     Args:
         source: the clips.
         index: of the clip.
-        frames: input length of the model in 10 ms frames.
 
     Returns:
-        The measurements, and the samples at 16 kHz used in training; None where there are none.
+        The measurements, without those of `fit_measurements`, and the samples at 16 kHz used in
+        training; None where there are none.
     """
     clip = source.clips[index]
     try:
@@ -67,7 +68,6 @@ def measure_clip(
     problem, detail, short = _parse_notes(notes)
     size = samples.size if short is None else short
     scaled = samples.astype(np.float32) / 32768
-    present = max(1, count_frames(samples.size))
     power = float(np.mean(np.square(scaled, dtype=np.float64)))
     # Resampling a constant leaves a ripple at its ends, so the original counts too.
     constant = bool(samples.min() == samples.max())
@@ -80,12 +80,24 @@ def measure_clip(
         seconds=size / RATE,
         level=10 * float(np.log10(max(power, 1e-20))),
         silence=_measure_silence(scaled),
-        padding=max(0.0, 1.0 - present / frames),
-        beyond=max(0.0, (present - frames) * HOP / RATE),
         constant=constant,
         short=short,
         **measured,
     ), samples
+
+
+def fit_measurements(measured: ClipMeasurements, frames: int) -> ClipMeasurements:
+    """Add what depends on the input of the model: how much of it is padding, and what is cut.
+
+    Args:
+        measured: from `measure_clip`.
+        frames: input length of the model in 10 ms frames.
+    """
+    if measured.seconds is None:
+        return measured
+    present = max(1, count_frames(round(RATE * measured.seconds)))
+    padding = max(0.0, 1.0 - present / frames)
+    return replace(measured, padding=padding, beyond=max(0.0, (present - frames) * HOP / RATE))
 
 
 def _decode_clip(

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from aatjax.errors import printable
+from aatjax.errors import DataError, printable
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -17,18 +17,20 @@ MOST_SHOWN = 5
 NARROWEST = 20
 
 KINDS: dict[str, tuple[Severity, str]] = {
-    # error: training stops, omits the clip, or a metric measured on the set is too high
-    "row": ("error", "wrong rows of the manifest; training refuses the file"),
-    "undecodable": ("error", "files that cannot be decoded; training omits them"),
-    "non-finite": ("error", "files with NaN or infinite samples; training omits them"),
-    "truncated": ("error", "files cut short; training omits them without --data.truncated keep"),
-    "unscaled": ("error", "files beyond 4 times full scale, such as integers saved as floats"),
+    # error: training refuses the set
+    "refused": ("error", "training refuses the set"),
+    "row": ("error", "wrong rows of the manifest"),
     "one-class": ("error", "a set of one class: there is nothing to classify"),
     "no-fold": ("error", "clips without a fold in a set with folds; the folds cannot be used"),
     "source-in-parts": ("error", "recordings or speakers in more than one part"),
-    "duplicate-across": ("error", "pairs of identical clips in different parts"),
-    "near-duplicate-across": ("error", "pairs of nearly identical clips in different parts"),
-    # warning: training uses it unchanged, and the model is probably worse for it
+    # warning: training omits the clip, or uses it and the model is probably worse for it, or a
+    # metric measured on the set is too high
+    "undecodable": ("warning", "files that cannot be decoded; training omits them"),
+    "non-finite": ("warning", "files with NaN or infinite samples; training omits them"),
+    "truncated": ("warning", "files cut short; training omits them without --data.truncated keep"),
+    "unscaled": ("warning", "files beyond 4 times full scale, such as integers saved as floats"),
+    "duplicate-across": ("warning", "pairs of identical clips in different parts"),
+    "near-duplicate-across": ("warning", "pairs of nearly identical clips in different parts"),
     "skipped": ("warning", "entries omitted when the set was opened"),
     "too-short": ("warning", "clips shorter than one frame of 25 ms, padded to it"),
     "silent": ("warning", "clips without any sound"),
@@ -42,6 +44,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "few-clips": ("warning", "classes with fewer than 5 clips"),
     "imbalance": ("warning", "classes with less than a tenth of the clips of the largest"),
     "absent-class": ("warning", "classes absent from a part of the set"),
+    "level": ("warning", "speakers or parts far softer or louder than the others: --augment.gain"),
     # note: for information
     "other-files": ("note", "entries of the folder that are not audio files"),
     "extension": ("note", "files of another format than their extension; decoded by content"),
@@ -152,6 +155,7 @@ class LabelCheck:
         base: the weights of the embeddings.
         judged: number of clips checked.
         agreement: share of them whose most probable class, held out, is their label.
+        precision, recall: of the search, for labels changed on purpose.
     """
 
     done: bool = False
@@ -159,6 +163,8 @@ class LabelCheck:
     base: str | None = None
     judged: int = 0
     agreement: float | None = None
+    precision: float | None = None
+    recall: float | None = None
 
     def text(self) -> str:
         """The outcome in one line."""
@@ -167,6 +173,11 @@ class LabelCheck:
         text = f"{self.judged} clips checked with {self.base} embeddings"
         if self.agreement is not None:
             text += f", {_percent(self.agreement)} of them predicted as labelled"
+        if self.precision is not None:
+            text += (
+                f"; of labels changed on purpose {_percent(self.recall)} are found, and "
+                f"{_percent(self.precision)} of the clips then listed are such"
+            )
         return f"{text}; {self.why}" if self.why else text
 
 
@@ -182,6 +193,7 @@ class Diagnosis:
         measurements: of each clip.
         findings: errors first.
         labels: outcome of the search for wrong labels.
+        groups: the number of recordings or speakers in words; empty where none is known.
     """
 
     name: str
@@ -191,6 +203,7 @@ class Diagnosis:
     measurements: tuple[ClipMeasurements, ...]
     findings: tuple[Finding, ...]
     labels: LabelCheck = field(default_factory=LabelCheck)
+    groups: str = ""
 
     def counts(self) -> dict[str, int]:
         """Cases of each severity."""
@@ -203,10 +216,17 @@ class Diagnosis:
         """The cases of one kind; empty where there are none."""
         return next((f.items for f in self.findings if f.kind == kind), ())
 
+    @property
+    def refusal(self) -> str | None:
+        """The sentence with which training refuses the set; None where it does not."""
+        return next((item.detail for item in self.cases("refused")), None)
+
     def exit_code(self, *, strict: bool = False, ignore: Collection[str] = ()) -> int:
-        """1 where there is an error, or with `strict` a warning, of a kind not ignored; else 0."""
-        bad = ("error", "warning") if strict else ("error",)
-        return int(any(f.severity in bad and f.kind not in ignore for f in self.findings))
+        """65 where there is an error, 1 with `strict` and a warning, of a kind not ignored."""
+        severities = {f.severity for f in self.findings if f.kind not in ignore}
+        if "error" in severities:
+            return DataError.exit_code
+        return int(strict and "warning" in severities)
 
     def summary(self) -> dict[str, Any]:
         """Statistics of the whole set: lengths in seconds, shares from 0 to 1."""
@@ -237,6 +257,7 @@ class Diagnosis:
             "summary": self.summary(),
             "classes": self.classes,
             "parts": self.parts,
+            "groups": self.groups,
             "labels": asdict(self.labels),
             "findings": [finding.to_json() for finding in self.findings],
             "clips": [
@@ -291,6 +312,8 @@ class Diagnosis:
         if self.parts:
             parts = ", ".join(f"{printable(part)} {count}" for part, count in self.parts.items())
             rows["parts"] = parts
+        if self.groups:
+            rows["groups"] = self.groups
         rows["labels"] = self.labels.text()
         return [list(row) for row in rows.items()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,19 +10,24 @@ import numpy as np
 
 from aatjax.audio.fbank import count_frames
 from aatjax.data.duplicates import Duplicate, find_duplicates
-from aatjax.data.manifest import Manifest
 from aatjax.data.source import Clip, Source
 from aatjax.data.splits import order_names
+from aatjax.doctor.clip_checks import is_usable
 from aatjax.doctor.findings import ClipMeasurements, Finding, Item
 
+ROW = re.compile(r"(^|: )row \d+$")
+"""A row of a manifest among what was skipped, such as `test: row 3`."""
 EXPECTED = {
     "hidden",
+    "system folder",
     "not an audio extension",
     "not recognised as audio",
     "background noise",
     "link to a folder",
 }
 """Reasons for skipping an entry that is not meant to be a clip."""
+LEVEL_GAP = 12.0  # dB between a speaker or part and the others
+LEVEL_CLIPS = 10  # clips of a speaker or part from which its level is judged
 FEW = 5
 IMBALANCE = 10
 PADDING = 0.5
@@ -43,15 +49,15 @@ def find_set_problems(
         **_check_balance(source),
         **_check_division(source),
         **_check_lengths(measurements, frames),
+        "level": [Item(name, detail) for name, detail, _ in list_level_gaps(source, measurements)],
     }
     return [Finding(kind, tuple(items)) for kind, items in cases.items() if items]
 
 
 def _check_skipped(source: Source) -> dict[str, list[Item]]:
-    rows = isinstance(source, Manifest)
     cases: dict[str, list[Item]] = {"row": [], "skipped": [], "other-files": []}
     for what, why in source.skipped:
-        kind = "row" if rows else "other-files" if why in EXPECTED else "skipped"
+        kind = "row" if ROW.search(what) else "other-files" if why in EXPECTED else "skipped"
         cases[kind].append(Item(what, why))
     return cases
 
@@ -117,6 +123,34 @@ def _check_lengths(measurements: Sequence[ClipMeasurements], frames: int) -> dic
     if len(rates) > 1:
         cases["rates"] = [Item(f"{rate} Hz", _count_clips(n)) for rate, n in rates.most_common()]
     return cases
+
+
+def list_level_gaps(
+    source: Source, measurements: Sequence[ClipMeasurements]
+) -> list[tuple[str, str, float]]:
+    """List the groups and parts that differ in level from all other clips.
+
+    The level of several clips is the median of their root mean squares.
+
+    Returns:
+        Name, levels in words, and the difference in dB, the largest first.
+    """
+    levels = [m.level if is_usable(m) else None for m in measurements]
+    gaps = []
+    for noun, names in (
+        ("group", [clip.group for clip in source.clips]),
+        ("part", [describe_part(clip) for clip in source.clips]),
+    ):
+        for name in sorted({name for name in names if name is not None}):
+            pairs = [(n == name, v) for n, v in zip(names, levels, strict=True) if v is not None]
+            own, rest = ([v for mine, v in pairs if mine is side] for side in (True, False))
+            if min(len(own), len(rest)) < LEVEL_CLIPS:
+                continue
+            level, others = float(np.median(own)), float(np.median(rest))
+            if abs(level - others) >= LEVEL_GAP:
+                text = f"{level:.0f} dB of full scale, the others {others:.0f} dB"
+                gaps.append((f"{noun} {name}", text, level - others))
+    return sorted(gaps, key=lambda gap: -abs(gap[2]))
 
 
 def find_copies(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy as np
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.data.clip_windows import TrainWindows
+from aatjax.data.groups import describe_groups
 from aatjax.data.source import Source
 from aatjax.doctor.findings import Diagnosis
+from aatjax.doctor.set_checks import list_level_gaps
 from aatjax.errors import format_count
+from aatjax.experiments.partition import Partition
 from aatjax.petl import Method
 from aatjax.petl.simple import Linear
 from aatjax.petl.sizes import find_widths
@@ -28,6 +31,7 @@ FEW = 5  # clips per class below which only the head is trained
 VALID_FROM = 12  # training clips of the rarest class from which validation clips are split off
 STEPS = 600  # training steps aimed at
 LEAST_FRAMES = 64
+MOST_GAIN = 20  # dB
 STRETCH = 1.5  # longest input, as a multiple of the base's own length
 
 
@@ -50,59 +54,111 @@ Choose = Callable[[str, Any, str], Any]
 """Notes a setting, its value and the reason; returns the value."""
 
 
+def choose_division(source: Source, data: Data) -> tuple[Data, list[ChosenSetting]]:
+    """Return how a set is divided, and the reasons.
+
+    Args:
+        source: the clips that can be used.
+        data: where they are; other fields are replaced.
+    """
+    settings: list[ChosenSetting] = []
+    choose = _note_in(settings)
+    counts = Counter(c for clip in source.clips for c in clip.label)
+    rarest = min((counts.get(c, 0) for c in range(len(source.classes))), default=0)
+    splits = {clip.split for clip in source.clips} - {None}
+    fields: dict[str, Any] = {"statistics": "train"}
+    choose("data.statistics", "train", "mean and deviation of the log-mel of the training clips")
+    if len(splits) > 1 and "train" in splits:
+        choose("division", ", ".join(sorted(map(str, splits))), "the set's own parts")
+        return dataclasses.replace(data, **fields), settings
+    grouped = sum(clip.group is not None for clip in source.clips)
+    if source.folds and len(source.folds) > 1:
+        fields["fold"] = choose("data.fold", source.folds[-1], "the last fold is held out")
+        rarest = int(rarest * (1 - 1 / len(source.folds)))
+    else:
+        why = "a fifth, stratified by class"
+        if grouped:
+            known = f"known for {format_count(grouped, 'clip')}"
+            why += f"; {describe_groups(source)} ({known}) stay whole"
+        fields["test_fraction"] = choose("data.test_fraction", 0.2, why)
+        rarest = int(rarest * 0.8)
+    has = f"the rarest class has about {format_count(rarest, 'training clip')}"
+    if rarest >= VALID_FROM:
+        why = f"{has}; some of them calibrate the confidence"
+        fields["valid_fraction"] = choose("data.valid_fraction", 0.15, why)
+    else:
+        why = f"none: {has}, {VALID_FROM} are needed; so confidence is not calibrated"
+        fields["valid_fraction"] = choose("data.valid_fraction", 0.0, why)
+    return dataclasses.replace(data, **fields), settings
+
+
 def choose_settings(
     source: Source,
+    parts: Partition,
     diagnosis: Diagnosis,
-    *,
-    path: str,
-    format: str,
-    pattern: str | None,
-    base: str,
+    model: Model,
+    data: Data,
     base_shape: tuple[int, int],
 ) -> tuple[Config, list[ChosenSetting]]:
     """Return the config for a set of sounds, and the reasons.
 
     Args:
-        source: the set, opened.
-        diagnosis: from the doctor.
-        path, format, pattern: how it was opened.
-        base: the backbone's weights.
+        source: the clips that can be used.
+        parts: the set, divided as `data` says.
+        diagnosis: from the doctor; its `frames` are the length of the input.
+        model: the backbone's weights.
+        data: the set and its division.
         base_shape: frames and width of the backbone.
     """
     settings: list[ChosenSetting] = []
+    choose = _note_in(settings)
+    longest, width = base_shape
+    counts = Counter(c for clip in parts.train.clips for c in clip.label)
+    rarest = min(counts.get(c, 0) for c in range(len(source.classes)))
+    seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
+    frames = choose("model.frames", diagnosis.frames, _explain_frames(seconds, longest))
+    method = _choose_method(rarest, width, choose)
+    training, windows = _choose_training(len(parts.train), seconds, frames, choose)
+    rate = f"{method.choose_rate(width):g}"
+    choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
+    mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
+    gaps = [gap for *_, gap in list_level_gaps(source, diagnosis.measurements)]
+    gain = float(min(MOST_GAIN, round(max(map(abs, gaps), default=0.0))))
+    masks = Augment(freq_mask=24, time_mask=min(48, frames // 5), mixup=mixup, gain=gain)
+    text = f"masks 24/{masks.time_mask}, mixup {masks.mixup:g}, gain {gain:g} dB"
+    why = f"SpecAugment; mixup from {FEW} clips per class"
+    if gain:
+        why += f"; gain since speakers, recordings or parts differ in level by {gain:g} dB or more"
+    choose("augment", text, why)
+    config = Config(
+        name=f"adapt-{source.name}",
+        petl=method,
+        model=dataclasses.replace(model, frames=frames),
+        data=dataclasses.replace(data, windows=windows),
+        training=training,
+        optim=Optim(),
+        augment=masks,
+    )
+    return config, settings
+
+
+def describe_training(config: Config, parts: Partition) -> str:
+    """Return the number of clips of each part, and the steps per epoch, in one line."""
+    counts = [format_count(len(parts.train), "training clip")]
+    counts += [] if parts.valid is None else [f"{len(parts.valid):,} for validation"]
+    counts += [] if parts.test is None else [f"{len(parts.test):,} for testing"]
+    steps = -(-len(parts.train) // config.training.batch_size)
+    return f"{', '.join(counts)}; {format_count(steps, 'step')} per epoch"
+
+
+def _note_in(settings: list[ChosenSetting]) -> Choose:
+    """A function that appends a setting to a list and returns its value."""
 
     def choose(what: str, value: Any, why: str) -> Any:
         settings.append(ChosenSetting(what, str(value), why))
         return value
 
-    longest, width = base_shape
-    fields, rarest = _choose_division(source, choose)
-    data = {"path": path, "format": format, "pattern": pattern, "statistics": "train", **fields}
-    seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
-    frames = _choose_length(seconds, longest, choose)
-    method = _choose_method(rarest, width, choose)
-    clips = int(len(source) * (1 - fields.get("test_fraction", 0.0)))
-    training, data["windows"] = _choose_training(clips, seconds, frames, choose)
-    rate = f"{method.choose_rate(width):g}"
-    choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
-    mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
-    augment = Augment(freq_mask=24, time_mask=min(48, frames // 5), mixup=mixup)
-    choose(
-        "augment",
-        f"masks 24/{augment.time_mask}, mixup {augment.mixup:g}",
-        f"SpecAugment; mixup from {FEW} clips per class",
-    )
-    choose("data.statistics", "train", "mean and deviation of the log-mel of the training clips")
-    config = Config(
-        name=f"adapt-{source.name}",
-        petl=method,
-        model=Model(source=base, frames=frames),
-        data=Data(**data),
-        training=training,
-        optim=Optim(),
-        augment=augment,
-    )
-    return config, settings
+    return choose
 
 
 def _choose_training(
@@ -111,7 +167,7 @@ def _choose_training(
     batch = choose(
         "training.batch_size",
         int(min(32, max(4, 2 ** int(np.log2(max(4, clips // 8)))))),
-        f"an eighth of about {clips} training clips, 4 to 32",
+        f"an eighth of the {format_count(clips, 'training clip')}, 4 to 32",
     )
     per_epoch = max(1, -(-clips // batch))
     epochs = choose(
@@ -122,49 +178,31 @@ def _choose_training(
     cut = float(np.mean([s * 100 > frames for s in seconds])) if seconds else 0.0
     windows = choose(
         "data.windows",
-        "random" if cut > 0.1 else "every",
-        f"{cut:.0%} of the clips are longer than the input; random from 10 %",
+        "random" if cut else "every",
+        f"{cut:.0%} of the clips are longer than the input; another part of them in each epoch",
     )
     return Training(epochs=epochs, batch_size=batch), windows
 
 
-def _choose_division(source: Source, choose: Choose) -> tuple[dict[str, Any], int]:
-    """Fields of the division, and the training clips of the rarest class under it."""
-    counts = Counter(c for clip in source.clips for c in clip.label)
-    rarest = min((counts.get(c, 0) for c in range(len(source.classes))), default=0)
-    splits = {clip.split for clip in source.clips} - {None}
-    if len(splits) > 1 and "train" in splits:
-        choose("division", ", ".join(sorted(map(str, splits))), "the set's own parts")
-        return {}, rarest
-    grouped = sum(clip.group is not None for clip in source.clips)
-    fields: dict[str, Any] = {"test_fraction": 0.2}
-    if source.folds and len(source.folds) > 1:
-        fields = {"fold": choose("data.fold", source.folds[-1], "the last fold is held out")}
-        rarest = int(rarest * (1 - 1 / len(source.folds)))
-    else:
-        why = "a fifth, stratified by class"
-        if grouped:
-            why += f"; recordings or speakers (known for {grouped} clips) stay whole"
-        choose("data.test_fraction", 0.2, why)
-        rarest = int(rarest * 0.8)
-    has = f"the rarest class has about {format_count(rarest, 'training clip')}"
-    if rarest >= VALID_FROM:
-        why = f"{has}; some of them calibrate the confidence"
-        fields["valid_fraction"] = choose("data.valid_fraction", 0.15, why)
-    else:
-        why = f"none: {has}, {VALID_FROM} are needed; so confidence is not calibrated"
-        choose("data.valid_fraction", 0.0, why)
-    return fields, rarest
+def choose_frames(seconds: Sequence[float], longest: int) -> int:
+    """Return the length of the input in 10 ms frames.
+
+    Args:
+        seconds: lengths of the clips.
+        longest: frames that the base was trained on.
+    """
+    return max(LEAST_FRAMES, min(round(STRETCH * longest), _count_wanted(seconds, longest)))
 
 
-def _choose_length(seconds: list[float], longest: int, choose: Choose) -> int:
-    wanted = int(np.ceil(100 * float(np.quantile(seconds, 0.95)))) if seconds else longest
-    most = round(STRETCH * longest)
-    return choose(
-        "model.frames",
-        max(LEAST_FRAMES, min(most, wanted)),
+def _count_wanted(seconds: Sequence[float], longest: int) -> int:
+    return int(np.ceil(100 * float(np.quantile(seconds, 0.95)))) if seconds else longest
+
+
+def _explain_frames(seconds: Sequence[float], longest: int) -> str:
+    wanted, most = _count_wanted(seconds, longest), round(STRETCH * longest)
+    return (
         f"95 % of the clips last {wanted / 100:.2f} s or less; the base was trained on "
-        f"{longest / 100:.2f} s, its positions are stretched to {most / 100:.2f} s at most",
+        f"{longest / 100:.2f} s, its positions are stretched to {most / 100:.2f} s at most"
     )
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, find_part
-from aatjax.data.decode_cache import decode_all
+from aatjax.data.decode_cache import check_failures, decode_all
 from aatjax.data.formats import detect_benchmark, open_source
+from aatjax.data.groups import describe_groups
 from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.source import Source
 from aatjax.data.splits import find_leaks
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.data.tfds import is_prepared, read_facts
+from aatjax.data.trainable import check_classes, check_trainable, describe_leaks, refuse_leaks
 from aatjax.errors import DataError, UsageError, format_count
 from aatjax.io.host import find_user_cache
 from aatjax.train.logging import TextStream
 
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
-MOST_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def find_audio_cache(data: Data) -> Path:
 
 def find_protocol(data: Data) -> tuple[Benchmark, Protocol] | None:
     """Return the benchmark of a config's data and its protocol; None for other data."""
-    name = detect_benchmark(data.path, data.format)
+    name = detect_benchmark(data.path, data.format, data.pattern)
     if name is None:
         return None
     return BENCHMARKS[name], BENCHMARKS[name].protocol(data.protocol or "honest")
@@ -65,13 +66,11 @@ def open_data(
     data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
 ) -> Source:
     """Return the whole labelled set, decoded once; unreadable files are quarantined."""
-    if data.path is None:
-        raise UsageError("no data: name the folder of sounds by --data.path (data.path)")
-    source = open_source(data.path, data.format, pattern=data.pattern)
+    source = open_listed(data)
     kept = decode_all(
         source,
         find_audio_cache(data),
-        max_bad=int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad),
+        max_bad=_parse_max_bad(data),
         quarantine_file=quarantine,
         channels=data.channels,
         truncated=data.truncated,
@@ -79,12 +78,42 @@ def open_data(
     if show is not None:
         bad = len(source) - len(kept)
         text = f"{source.name}: {len(kept)} clips, {len(source.classes)} classes"
+        if groups := describe_groups(kept):
+            text += f", {groups}"
         if source.skipped:
             text += f", {format_count(len(source.skipped), 'other file')} left out"
         if bad:
             text += f", {bad} quarantined" + (f" (see {quarantine})" if quarantine else "")
         print(text, file=show, flush=True)
     return kept
+
+
+def open_listed(data: Data, *, strict: bool = True) -> Source:
+    """Return the whole labelled set as it is listed; no file is decoded.
+
+    Args:
+        data: where and how.
+        strict: refuse a CSV or JSON-lines file with wrong rows; otherwise they are skipped.
+
+    Raises:
+        UsageError: no path, or settings that do not go with the layout.
+        DataError: no usable data found.
+    """
+    if data.path is None:
+        raise UsageError("no data: name the folder of sounds by --data.path (data.path)")
+    return open_source(
+        data.path,
+        data.format,
+        pattern=data.pattern,
+        columns=data.columns,
+        root=data.root,
+        group=data.group,
+        strict=strict,
+    )
+
+
+def _parse_max_bad(data: Data) -> int | float:
+    return int(data.max_bad) if data.max_bad >= 1 else float(data.max_bad)
 
 
 def make_partition(
@@ -97,24 +126,56 @@ def make_partition(
         DataError: the set cannot be used, or recordings or speakers lie in two parts.
     """
     if data.format == "synthetic":
-        parts = _split_synthetic(data)
+        parts = _select_shots(data, _split_synthetic(data))
     else:
-        whole = open_data(data, quarantine=quarantine, show=show)
-        found = find_protocol(data)
-        if found is not None:
-            parts = _split_benchmark(data, whole, *found)
-        elif data.protocol is not None:
-            raise UsageError(
-                f"--protocol {data.protocol} (data.protocol) applies to benchmarks only: name one "
-                f"by --data.format, of {', '.join(BENCHMARKS)}"
-            )
-        else:
-            parts = _split(data, whole)
-    parts = _select_shots(data, _check_leaks(data, parts))
+        parts = divide(data, open_data(data, quarantine=quarantine, show=show))
     if show is not None:
         for line in describe_partition(parts):
             print(line, file=show, flush=True)
     return parts
+
+
+def divide(data: Data, whole: Source) -> Partition:
+    """Divide an opened set: every reason for which training refuses one is here.
+
+    `adapt --dry-run` and `doctor` call this too, so that they refuse what `train` refuses.
+
+    Args:
+        data: how; its path and format were used before.
+        whole: the set, without the clips that cannot be decoded.
+
+    Raises:
+        UsageError: the settings do not fit the set.
+        DataError: the set cannot be trained on (see `check_trainable`), or not be divided.
+    """
+    check_trainable(whole, leaks=data.leaks == "refuse")
+    found = find_protocol(data)
+    if found is not None:
+        parts = _split_benchmark(data, whole, *found)
+    elif data.protocol is not None:
+        raise UsageError(
+            f"--protocol {data.protocol} (data.protocol) applies to benchmarks only: name one "
+            f"by --data.format, of {', '.join(BENCHMARKS)}"
+        )
+    else:
+        parts = _split(data, whole)
+    check_classes(parts.train)
+    return _select_shots(data, _check_leaks(data, parts))
+
+
+def omit_unusable(data: Data, source: Source, reasons: Mapping[str, str]) -> Source:
+    """Return the set without clips that cannot be decoded, as training does.
+
+    Args:
+        data: `max_bad` and `truncated`.
+        source: the set as listed.
+        reasons: why, by the id of such a clip.
+
+    Raises:
+        DataError: more than `data.max_bad` of the clips, or all.
+    """
+    check_failures(source, list(reasons.values()), _parse_max_bad(data))
+    return source.with_clips(clip for clip in source.clips if clip.id not in reasons)
 
 
 def describe_partition(parts: Partition) -> list[str]:
@@ -131,6 +192,8 @@ def describe_partition(parts: Partition) -> list[str]:
         lines.append(
             f"{format_count(about['of_no_part'], 'clip')} in no part of the division: left out"
         )
+    if parts.test is None:
+        lines.append("no test clips: no test figure; name some by --data.path train=... test=...")
     if about.get("leaks"):
         lines.append(f"LEAK: {about['leaks']}")
     if "shots" in about:
@@ -192,12 +255,6 @@ def _split(data: Data, whole: Source) -> Partition:
     if data.fold is not None:
         train, test = whole.fold(data.fold)
     elif splits - {"train"}:
-        if "train" not in splits:
-            raise DataError(
-                f"{whole.name}: its official division holds only "
-                f"{', '.join(sorted(map(str, splits)))} clips: add the training clips (split "
-                "train), or remove the division"
-            )
         train = whole.by_split("train")
         left = sum(clip.split is None for clip in whole.clips)
         if left:
@@ -230,8 +287,8 @@ def _split_benchmark(
         "protocol": protocol.name,
         "paper": protocol.paper,
     }
-    folder = Path(data.path or "").expanduser()
-    if is_prepared(folder):
+    folder = None if isinstance(data.path, dict) else Path(data.path or "").expanduser()
+    if folder is not None and is_prepared(folder):
         about["duplicates"] = len(read_facts(folder)["duplicates"])
     names = [division.name for division in protocol.divisions]
     if data.fold is not None and data.fold not in names:
@@ -285,14 +342,9 @@ def _check_leaks(data: Data, parts: Partition) -> Partition:
         leaks |= {f"clip {id}": ["train", "valid or test"] for id in twice}
     if not leaks:
         return parts
-    shown = "; ".join(f"{g!r} in {' and '.join(n)}" for g, n in list(leaks.items())[:MOST_SHOWN])
-    text = f"recordings or speakers in more than one part ({len(leaks)}): {shown}"
     if data.leaks == "refuse":
-        raise DataError(
-            f"{parts.train.name}: {text}; put each in one part, or add --data.leaks report to train"
-            " anyway; every report then notes it"
-        )
-    return dataclasses.replace(parts, about={**parts.about, "leaks": text})
+        refuse_leaks(parts.train.name, leaks)
+    return dataclasses.replace(parts, about={**parts.about, "leaks": describe_leaks(leaks)})
 
 
 def _select_shots(data: Data, parts: Partition) -> Partition:

@@ -78,7 +78,9 @@ def _fits(value: Any, hint: Any) -> bool:
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, options[1]) for item in value.values())
+        return isinstance(value, dict) and all(
+            _fits(key, options[0]) and _fits(item, options[1]) for key, item in value.items()
+        )
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
     if dataclasses.is_dataclass(hint):

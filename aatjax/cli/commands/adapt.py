@@ -1,20 +1,21 @@
 """Checks your sounds, picks settings, trains, evaluates and writes a report, in one command."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
+
+from aatjax.cli.arguments import SoundsArguments
 
 GROUP = "train"
 
 
 def main(
-    path: str,
+    sounds: SoundsArguments,
     *,
     fields: list[str],
     command: list[str],
     base: str = "embedded",
-    format: str = "auto",
-    pattern: str | None = None,
     method: str | None = None,
     run: Path | None = None,
     dry_run: bool = False,
@@ -24,43 +25,57 @@ def main(
     """Run `aatjax adapt`.
 
     Args:
-        path: a folder of class folders, a CSV or JSON-lines file, ...; every field of the config
-            given as a flag (--model.frames 128) replaces the setting that was picked
+        sounds: every field of the config given as a flag (--model.frames 128) replaces the setting
+            that was picked
         base: weights of the backbone: a file, a folder or a Hugging Face id
-        format: how PATH is read, as --data.format of `aatjax train`
-        pattern: regular expression for --format names
         method: another adaptation method than the one that was picked
         run: run folder (default: runs/adapt-NAME)
         dry_run: print the settings and stop
         no_labels: skip the search for labels that look wrong
         quiet: no progress
     """
-    from aatjax.cli.arguments import replace_fields
+    from aatjax.cli.arguments import replace_fields, select_fields
     from aatjax.cli.progress import StageBar
+    from aatjax.config import Config, Model
     from aatjax.convert.load import load
-    from aatjax.data.formats import open_source
-    from aatjax.doctor import diagnose
+    from aatjax.errors import DataError
     from aatjax.experiments import autoconfig
+    from aatjax.experiments.check import diagnose_data
+    from aatjax.experiments.partition import divide
+    from aatjax.petl.simple import Linear
 
-    source = open_source(path, format, pattern=pattern)  # pyright: ignore[reportArgumentType]
-    shape = load(base, num_classes=len(source.classes)).config
+    plain = Config(petl=Linear(), model=Model(source=base))
+    given = sounds.load(plain, select_fields(fields, "data", "model"))
+    shape = load(given.model.source, num_classes=2, revision=given.model.revision).config
     with StageBar(quiet=quiet) as bar:
-        diagnosis = diagnose(source, frames=shape.frames, labels=not no_labels, progress=bar.update)
+        source, diagnosis = diagnose_data(
+            given.data,
+            frames=given.model.frames or (lambda s: autoconfig.choose_frames(s, shape.frames)),
+            labels=not no_labels,
+            base=given.model.source,
+            progress=bar.update,
+        )
     print(diagnosis.text(most=3))
-    data = {"path": path, "format": format, "pattern": pattern}
-    config, made = autoconfig.choose_settings(
-        source, diagnosis, **data, base=base, base_shape=(shape.frames, shape.dim)
+    if diagnosis.refusal:
+        raise DataError(diagnosis.refusal)
+    data, made = autoconfig.choose_division(source, given.data)
+    given = dataclasses.replace(given, data=data)
+    data = replace_fields(given, select_fields(fields, "data"), "aatjax train").data
+    parts = divide(data, source)
+    config, more = autoconfig.choose_settings(
+        source, parts, diagnosis, given.model, data, (shape.frames, shape.dim)
     )
     if method:
         config = config.with_method(method)
     config = replace_fields(config, fields, "aatjax train")
     print("\nsettings:")
-    for choice in made:
+    for choice in [*made, *more]:
         print(f"  {choice.what:<20} {choice.value}\n      {choice.why}")
     print()
     if method or fields:
-        given = " ".join([*(["--method", method] if method else []), *fields])
-        print(f"replaced by your flags: {given}\n")
+        flags = " ".join([*(["--method", method] if method else []), *fields])
+        print(f"replaced by your flags: {flags}\n")
+    print(autoconfig.describe_training(config, parts))
     if dry_run:
         print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
         return

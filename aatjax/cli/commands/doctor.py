@@ -1,22 +1,23 @@
 """Checks a set of labelled sounds before training: files, labels, leaks and duplicates.
 
-exit code: 0 no error was found, 1 an error was found (with --strict, or a warning), 2 wrong usage,
-65 no usable data found.
+exit code: 0 training takes the set, 1 it does, but there is a warning (with --strict), 2 wrong
+usage, 65 training refuses the set, or no usable data found.
 
-error: training stops, leaves the clip out, or a figure would be too high; warning: the clip is
-trained on as it is; note: for information.
+error: training refuses the set; warning: training leaves the clip out or takes it as it is, and
+the model or its figures suffer; note: for information.
 """
 
 from tyro.conf import UseAppendAction
+
+from aatjax.cli.arguments import SoundsArguments
 
 GROUP = "data"
 
 
 def main(
-    path: str,
+    sounds: SoundsArguments,
     *,
-    format: str = "auto",
-    pattern: str | None = None,
+    fields: list[str],
     frames: int | None = None,
     no_labels: bool = False,
     base: str = "embedded",
@@ -30,9 +31,7 @@ def main(
     """Run `aatjax doctor`.
 
     Args:
-        path: a folder of class folders, a CSV or JSON-lines file, ...
-        format: how PATH is read, as --data.format of `aatjax train`
-        pattern: regular expression for --format names
+        sounds: every field of a config's data is a flag, such as --data.columns path=file
         frames: input length in 10 ms frames (default: that of --base)
         no_labels: skip the search for labels that look wrong
         base: weights of the model that checks the labels
@@ -46,8 +45,11 @@ def main(
     from json import dumps
 
     from aatjax.cli.progress import StageBar
-    from aatjax.doctor import KINDS, diagnose
+    from aatjax.config import Config
+    from aatjax.doctor import KINDS
     from aatjax.errors import UsageError, suggest
+    from aatjax.experiments.check import diagnose_data
+    from aatjax.petl.simple import Linear
 
     for kind in ignore:
         if kind not in KINDS:
@@ -55,11 +57,10 @@ def main(
             raise UsageError(f"--ignore {kind}: no such finding{hint}")
     if show < 0:
         raise UsageError(f"--show {show} must be 0 or more")
+    data = sounds.load(Config(petl=Linear()), fields).data
     with StageBar(quiet=quiet) as bar:
-        diagnosis = diagnose(
-            path,
-            format=format,
-            pattern=pattern,
+        _, diagnosis = diagnose_data(
+            data,
             frames=frames,
             labels=not no_labels,
             base=base,

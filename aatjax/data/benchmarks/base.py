@@ -88,6 +88,8 @@ class Benchmark:
         paper: publication that introduced it.
         licence: licence of the audio.
         marks: files or folders, relative to the root, that identify the root.
+        signs: names with wildcards, relative to a folder, of which one is enough to recognise the
+            benchmark without its name; none if a plain layout reads it as well.
         list_clips: from the root to all clips of the official tables.
         classes: the official class names in order.
         clips: official number of clips.
@@ -113,8 +115,19 @@ class Benchmark:
     home: str
     metric: Literal["accuracy", "mean_ap"] = "accuracy"
     statistics: str | None = None
+    signs: tuple[str, ...] = ()
     url: str | None = None
     checksum: str | None = None
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder is recognised as this benchmark without its name."""
+        if not any(True for sign in self.signs for _ in folder.glob(sign)):
+            return False
+        try:
+            self.locate(folder)
+        except DataError:
+            return False
+        return True
 
     def locate(self, folder: Path) -> Path:
         """Return the root of the benchmark in a folder, up to a few levels down.

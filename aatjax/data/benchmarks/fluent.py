@@ -48,6 +48,7 @@ FLUENT = Benchmark(
     "Understanding, Interspeech 2019",
     licence="academic research only; ask Fluent.ai",
     marks=("data/train_data.csv", "data/valid_data.csv", "data/test_data.csv", "wavs"),
+    signs=("wavs/speakers",),
     list_clips=_list_clips,
     classes=CLASSES,
     clips=30_043,

@@ -75,6 +75,7 @@ GTZAN = Benchmark(
     "Speech and Audio Processing 10(5), 2002; lists: Sturm, arXiv 1306.1461",
     licence="none known: the excerpts are from commercial records",
     marks=("blues", "rock"),
+    signs=("blues/blues.[0-9]*", "genres*/blues/blues.[0-9]*"),
     list_clips=_list_clips,
     classes=CLASSES,
     clips=930,

@@ -69,6 +69,7 @@ IEMOCAP = Benchmark(
     "Language Resources and Evaluation 42, 2008",
     licence="by agreement with the University of Southern California",
     marks=("Session1/dialog/EmoEvaluation", "Session1/sentences/wav"),
+    signs=("Session1/dialog/EmoEvaluation",),
     list_clips=_list_clips,
     classes=CLASSES,
     clips=1708 + 1636 + 1084 + 1103,

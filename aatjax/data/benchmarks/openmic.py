@@ -78,6 +78,7 @@ OPENMIC = Benchmark(
         "partitions/split01_test.csv",
         "audio",
     ),
+    signs=(LABELS,),
     list_clips=_list_clips,
     classes=CLASSES,
     clips=20_000,

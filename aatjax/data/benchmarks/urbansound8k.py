@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aatjax.data.benchmarks.base import Benchmark, hold_out_folds, make_fold_protocols, split_names
 from aatjax.data.source import Clip
-from aatjax.data.tables import read_table
+from aatjax.data.tables import TableRow, read_table
 
 CLASSES = split_names(
     "air_conditioner car_horn children_playing dog_bark drilling engine_idling gun_shot "
@@ -20,7 +20,8 @@ def _list_clips(root: Path) -> Iterator[Clip]:
     """Yield the clips of the metadata; the group is the Freesound recording (`fsID`).
 
     Raises:
-        DataError: a row contradicts its file name, which holds recording and class too.
+        DataError: a row contradicts its file name, which holds recording and class too, or the
+            folder that its file lies in.
     """
     for row in read_table(root / "metadata/UrbanSound8K.csv", COLUMNS):
         name, group, fold, number = (row[column] for column in COLUMNS[:4])
@@ -34,7 +35,21 @@ def _list_clips(root: Path) -> Iterator[Clip]:
             raise row.error(f"fold {fold!r} is not 1 to 10")
         label = row.read_class("classID", "class", CLASSES, "UrbanSound8K")
         id = f"fold{fold}/{name}"
+        _check_fold(root / "audio", id, row)
         yield Clip(id, (label,), str(root / "audio" / id), fold=fold, group=group)
+
+
+def _check_fold(audio: Path, id: str, row: TableRow) -> None:
+    """Refuse a clip that lies in the folder of another fold than its row states."""
+    if (audio / id).is_file():
+        return
+    name = id.rpartition("/")[2]
+    for fold in FOLDS:
+        if (audio / f"fold{fold}" / name).is_file():
+            raise row.error(
+                f"{name!r} lies in fold{fold}, not in {id.partition('/')[0]}: move it, or unpack "
+                "the archive again"
+            )
 
 
 URBANSOUND8K = Benchmark(
@@ -43,6 +58,7 @@ URBANSOUND8K = Benchmark(
     paper="Salamon, Jacoby, Bello, A Dataset and Taxonomy for Urban Sound Research, ACM MM 2014",
     licence="CC BY-NC 4.0",
     marks=("metadata/UrbanSound8K.csv", "audio"),
+    signs=("metadata/UrbanSound8K.csv",),
     list_clips=_list_clips,
     classes=CLASSES,
     clips=sum(COUNTS),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aatjax.data.class_folders import check_spellings
 from aatjax.data.folders import make_relative
 from aatjax.data.huggingface.layout import (
     METADATA,
@@ -99,6 +100,8 @@ class HuggingFace(Source):
         multi_label = False
         if layout == "folders":
             rows, skipped = list_class_folders(root)
+            names = sorted({name for row in rows for name in row.labels})
+            check_spellings(f"{root}: the class folders", names)
         else:
             tables = open_tables(path, layout)
             if layout == "metadata" and audio == "audio":

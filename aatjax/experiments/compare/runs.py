@@ -243,7 +243,7 @@ def assemble_comparison(
     pooled = pool_clips(scores[names[0]])
     about = cells[0].about
     data = entries[0].config.data
-    title = about.get("benchmark") or (data.format if data.path is None else Path(data.path).name)
+    title = about.get("benchmark") or data.title
     seeds, divisions = len({c.seed for c in cells}), len({c.fold for c in cells})
     plurals = "s" * (seeds > 1), "s" * (divisions > 1)
     notes = [f"{seeds} seed{plurals[0]}, {divisions} division{plurals[1]}"]
