@@ -140,7 +140,8 @@ def _make_metadata(
 
 def list_figures(test: Any) -> list[str]:
     """Return every line of a card that states a figure on the test clips."""
-    return [f"value: {test['value']:.6g}"] * _has_value(test) + [_format_metrics(test)]
+    values = [f"value: {test['value']:.6g}"] if _has_value(test) else []
+    return [*values, _format_metrics(test)]
 
 
 def find_figures(card: str) -> list[str]:
