@@ -40,6 +40,7 @@ class StoredFigure:
     low: float | None
     high: float | None
     clips: Annotated[int, Range(0)]
+    groups: Annotated[int, Range(0)] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "")
