@@ -177,7 +177,7 @@ def test_the_same_command_again_reports_a_finished_run(
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
-        (["--optim.lr", "0.5"], "optim.lr: 0.001 -> 0.5"),
+        (["--optim.lr", "0.5"], "optim.lr: None -> 0.5"),
         (["--method", "linear"], "petl.name: 'aat' -> 'linear'"),
         (["--data.seed", "3"], "data.seed: 0 -> 3"),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from aatjax.audio.decode import decode
+from aatjax.audio.decode import decode, decode_blocks
 from aatjax.data import decode_cache
 from aatjax.data.decode_cache import decode_all, read_notes
 from aatjax.data.folders import AudioFolder
@@ -40,9 +40,9 @@ def decoded(monkeypatch):
 
     def counting(path, **options):
         seen.append(os.fspath(path))
-        return decode(path, **options)
+        return decode_blocks(path, **options)
 
-    monkeypatch.setattr(decode_cache, "decode", counting)
+    monkeypatch.setattr(decode_cache, "decode_blocks", counting)
     return seen
 
 
@@ -266,9 +266,9 @@ def test_f28_an_unforeseen_error_names_the_file_and_stops_at_once(sounds, tmp_pa
         if "04" in os.fspath(path):
             raise RuntimeError("worker down")
         time.sleep(0.02)
-        return decode(path, **options)
+        return decode_blocks(path, **options)
 
-    monkeypatch.setattr(decode_cache, "decode", broken)
+    monkeypatch.setattr(decode_cache, "decode_blocks", broken)
     with pytest.raises(DataError, match=r"04.wav: reading it failed: RuntimeError.*worker down"):
         decode_all(AudioFolder(sounds), tmp_path / "c", max_bad=20)
     assert len(calls) < 12
@@ -296,11 +296,10 @@ def test_an_unwritable_cache_is_a_write_error(sounds, tmp_path, monkeypatch):
     with pytest.raises(WriteError, match=r"q.jsonl: cannot be written"):
         decode_all(source, tmp_path / "c", quarantine_file=tmp_path / "file" / "q.jsonl")
 
-    def full(file, array, **options):
-        file.write(b"half")
+    def full(samples):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(decode_cache, "_make_header", full)
     with pytest.raises(WriteError, match=r"No space left on device; free space") as raised:
         decode_all(source, tmp_path / "full", max_bad=20)
     assert raised.value.exit_code == 74
@@ -319,3 +318,26 @@ def test_real_folder(real_audio, tmp_path):
     cached = decode_all(source, tmp_path / "c", max_bad=0)
     assert len(cached) == 40
     np.testing.assert_array_equal(cached.waveform(39), source.waveform(39))
+
+
+def test_a_source_that_fails_while_it_is_read_is_no_write_error(sounds, tmp_path, monkeypatch):
+    def failing(path, **options):
+        yield np.zeros(500, np.int16)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(decode_cache, "decode_blocks", failing)
+    with pytest.raises(DataError, match=r"a/00.wav: Input/output error"):
+        decode_all(AudioFolder(sounds), tmp_path / "c", max_bad=0)
+    assert entries(tmp_path / "c") == []
+
+
+@pytest.mark.parametrize("samples", [1, 399, 400, 70_000])
+def test_an_entry_is_the_decoded_file(tmp_path, samples):
+    sound = 0.3 * np.random.default_rng(samples).normal(size=samples)
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    soundfile.write(tmp_path / "s" / "a" / "x.wav", sound, 16000)
+    cached = decode_all(AudioFolder(tmp_path / "s"), tmp_path / "c")
+    found = decode(tmp_path / "s" / "a" / "x.wav")
+    np.testing.assert_array_equal(cached.waveform(0), found.waveform)
+    assert cached.waveform(0).dtype == np.int16
+    assert tuple(note for _, note in cached.notes) == found.notes

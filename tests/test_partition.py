@@ -161,7 +161,7 @@ def test_the_sounds_that_a_file_names_are_opened_only_beside_its_run(
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     (sent / "config.json").write_text(json.dumps(config))
-    metrics, _ = experiment.evaluate_adapter(load_adapter(file), bootstrap=0)
+    metrics, _ = experiment.evaluate_adapter(load_adapter(file))
     assert metrics.clips == 2
     assert (tmp_path / "user" / "aatjax" / "audio").is_dir()
     assert not (tmp_path / "planted").exists()

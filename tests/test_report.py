@@ -328,8 +328,12 @@ def test_few_validation_clips_are_reported(data: ReportData) -> None:
     few = dataclasses.replace(data, decisions=Calibration(1.0, None, 1.0, 0.9, 5))
     words = "".join(check(render_report(few, ["aatjax"])).text)
     assert "5 validation clips are too few for a coverage of 90%" in words
-    none = "".join(check(render_report(dataclasses.replace(data, decisions=None), ["a"])).text)
-    assert "No validation clips were held out" in none
+    bare = dataclasses.replace(data, decisions=None)
+    held = "not calibrated: 9 validation clips, 20 are needed"
+    for about, words in (({}, "No validation clips were held out"), ({"calibration": held}, held)):
+        result = {**data.result, "data": about}
+        page = check(render_report(dataclasses.replace(bare, result=result), ["aatjax"]))
+        assert words in "".join(page.text)
 
 
 @pytest.mark.slow

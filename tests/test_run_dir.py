@@ -74,9 +74,9 @@ def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         claim_config(tmp_path, other)
     text = str(caught.value)
-    assert "optim.lr: 0.001 -> 0.5" in text and "petl.name: 'aat' -> 'linear'" in text
+    assert "optim.lr: None -> 0.5" in text and "petl.name: 'aat' -> 'linear'" in text
     assert "--allow-change" in text and "\n" not in text
-    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.001
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] is None
 
 
 def test_a_change_that_is_allowed_by_name_goes_through(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_finished_run_takes_no_change_that_would_have_needed_training(tmp_path
     result = tmp_path / "result.json"
     result.write_text("{}")
     other = dataclasses.replace(CONFIG, optim=Optim(lr=0.5))
-    with pytest.raises(UsageError, match=r"nothing left to train .*optim.lr: 0.001 -> 0.5"):
+    with pytest.raises(UsageError, match=r"nothing left to train .*optim.lr: None -> 0.5"):
         claim_config(tmp_path, other, ["optim"], steps_left=0)
     parts = {"train": source("0011"), "test": source("01")}
     with pytest.raises(UsageError, match=r"nothing left to train .*train: new 'u'"):

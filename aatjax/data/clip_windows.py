@@ -64,6 +64,8 @@ class _WindowReader(Reader):
             return held
         found = self._reader.read(clip)
         with self._lock:
+            if isinstance(found, np.memmap):  # holding it would hold an open file
+                return found
             if self._bytes + found.nbytes <= HELD:
                 self._first[clip.id] = found
                 self._bytes += found.nbytes

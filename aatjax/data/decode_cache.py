@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -15,7 +16,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from jaxtyping import Int16
 
-from aatjax.audio.decode import AudioError, decode
+from aatjax.audio.decode import AudioError, decode_blocks
 from aatjax.audio.waveform import Channels
 from aatjax.data.quarantine import write_quarantine
 from aatjax.data.source import Clip, Progress, Reader, Source
@@ -165,14 +166,48 @@ class DecodeCache:
             entry = cache_path(self.folder, key)
             notes = read_notes(entry)
             if notes is None:
-                found = decode(path, channels=self.channels, truncated=self.truncated)
-                notes = found.notes
-                _store(entry, found.waveform, notes)
+                notes = self._store(entry, path)
             return CacheEntry(key, notes)
         except (AatjaxError, MemoryError):
             raise
         except Exception as error:
             raise DataError(f"{printable(path)}: reading it failed: {error!r}") from error
+
+    def _store(self, entry: Path, path: str) -> tuple[str, ...]:
+        """Decode a file into its entry, block by block, and return its notes."""
+        notes: list[str] = []
+        with report_write_errors(entry), open_output(entry, durable=False) as file:
+            file.write(_make_header(0))
+            samples = 0
+            try:
+                for block in self._read(path, notes):
+                    file.write(block.tobytes())
+                    samples += block.size
+            except AudioError as error:
+                # Read to the damage: the notes are complete, and the reason is the last one.
+                if error.reason != "truncated" or not samples:
+                    raise
+                if self.truncated == "skip":
+                    raise AudioError(
+                        "truncated", f"{error}; data.truncated='keep' uses the rest"
+                    ) from None
+                notes.append(str(error).rpartition(": ")[2])
+            text = json.dumps(notes).encode()
+            file.write(text + struct.pack("<I", len(text)))
+            size = file.tell()
+            file.seek(0)
+            file.write(_make_header(samples))
+            file.seek(0)
+            checksum = _hash_start(file, size)
+            file.write(checksum)
+        return tuple(notes)
+
+    def _read(self, path: str, notes: list[str]) -> Iterator[Int16[np.ndarray, " n"]]:
+        try:
+            yield from decode_blocks(path, channels=self.channels, notes=notes)
+        except OSError as error:  # of the sound, not of the cache
+            text = f"{printable(path)}: {error.strerror or error}"
+            raise AudioError("unreadable", text) from error
 
     def _compute_key(self, path: str) -> str:
         options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
@@ -220,15 +255,12 @@ def _hash_start(file: BinaryIO, size: int) -> bytes:
     return digest.digest()
 
 
-def _store(entry: Path, waveform: Int16[np.ndarray, " s"], notes: tuple[str, ...]) -> None:
-    with report_write_errors(entry), open_output(entry, durable=False) as file:
-        np.save(file, waveform, allow_pickle=False)
-        text = json.dumps(notes).encode()
-        file.write(text + struct.pack("<I", len(text)))
-        size = file.tell()
-        file.seek(0)
-        checksum = _hash_start(file, size)
-        file.write(checksum)
+def _make_header(samples: int) -> bytes:
+    """Return the head of a .npy file of int16 samples; it is as long for any number of them."""
+    head = io.BytesIO()
+    fields = {"descr": "<i2", "fortran_order": False, "shape": (samples,)}
+    np.lib.format.write_array_header_1_0(head, fields)
+    return head.getvalue()
 
 
 def check_failures(source: Source, errors: Sequence[str], max_bad: float | int) -> None:
