@@ -70,6 +70,8 @@ def _find_hints(cls: type[Any]) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a JSON value is of a field's type; other types than those of JSON pass."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin is Literal:
         return any(type(value) is type(option) and value == option for option in options)
     if origin is tuple:  # JSON has no tuples
@@ -89,4 +91,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return hint is bool
     if hint is float:
         return isinstance(value, int | float) and -math.inf < value < math.inf
-    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+    return not isinstance(hint, type) or isinstance(value, hint)

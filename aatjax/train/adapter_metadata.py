@@ -33,13 +33,14 @@ _APART = 1e-3  # largest difference of a probability from that of the stored log
 
 @dataclasses.dataclass(frozen=True)
 class StoredFigure:
-    """A figure on labelled clips, with the bounds of its interval."""
+    """A figure on labelled clips, the bounds of its interval, and the clips and their groups."""
 
     metric: str
     value: float | None
     low: float | None
     high: float | None
     clips: Annotated[int, Range(0)]
+    groups: Annotated[int, Range(0)] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "")
