@@ -18,7 +18,7 @@ from aatjax.train.optim import Optim
 
 config: Config = Config(
     name="esc50_conformer",
-    petl=Adapter(block="conformer", reduction=96, kernel=8),
+    petl=Adapter(block="conformer", width=8, kernel=8),
     model=Model(
         source="MIT/ast-finetuned-audioset-10-10-0.4593",
         frames=500,

@@ -17,7 +17,7 @@ from aatjax.train.optim import Optim
 
 config: Config = Config(
     name="speech_commands_v2_conformer",
-    petl=Adapter(block="conformer", reduction=96, kernel=31),
+    petl=Adapter(block="conformer", width=8, kernel=31),
     model=Model(
         source="MIT/ast-finetuned-audioset-10-10-0.4593",
         frames=100,

@@ -21,6 +21,7 @@ from aatjax.experiments.autoconfig import (
     suggest_next_steps,
 )
 from aatjax.experiments.partition import divide
+from aatjax.petl.soft_moa import SoftMoA
 
 
 def sounds(folder: Path, clips: int, kinds: int = 3) -> Path:
@@ -64,7 +65,7 @@ def test_the_rules() -> None:
     assert all(c.why for c in why)
 
     few, _ = choose(source([40, 5]), [9.0] * 45)
-    assert few.petl.name == "linear" and few.optim.lr == 1e-2
+    assert few.petl.name == "linear" and few.optim.lr is None and few.petl.choose_rate(192) == 1e-2
     assert few.model.frames == 297 and few.data.windows == "random"  # 1.5 times the base's 198
     assert few.data.valid_fraction == 0.0 and few.augment.mixup == 0.0
 
@@ -73,7 +74,7 @@ def test_the_rules() -> None:
     parts, _ = choose(source([40, 40], split=lambda c, k: "train" if k % 4 else "test"), [1.0] * 80)
     assert parts.data.fold is None and parts.data.test_fraction == 0.2  # not used
     big, _ = choose(source([400, 400]), [10.0] * 800, shape=(1024, 768))
-    assert big.petl.reduction == 128 and big.training.batch_size == 32  # type: ignore[attr-defined]
+    assert big.petl == SoftMoA() and big.training.batch_size == 32
     assert big.model.frames == 1000
 
 

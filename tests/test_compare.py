@@ -258,7 +258,7 @@ def test_no_point_beats_the_pareto_front() -> None:
 def test_rows_need_the_same_clips_and_different_names() -> None:
     config = load_config("default")
     rows = make_entries([config], ["soft_moa", "linear@0.01"], None)
-    assert [(r.name, r.config.optim.lr) for r in rows] == [("soft_moa", 5e-3), ("linear", 0.01)]
+    assert [(r.name, r.config.optim.lr) for r in rows] == [("soft_moa", None), ("linear", 0.01)]
     sized = make_entries([config], ["soft_moa", "lora"], 50_000)
     assert sized[0].config.petl.budget == 50_000  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="not a learning rate"):

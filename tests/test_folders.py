@@ -105,7 +105,7 @@ class TestAudioFolder:
         (tmp_path / "y").mkdir()
         with pytest.raises(DataError, match=r"the folder is empty; .*root/<class>/<file>"):
             AudioFolder(tmp_path / "y")
-        with pytest.raises(DataError, match="found 1 audio files and 1 other entries; one folder"):
+        with pytest.raises(DataError, match="found 1 audio file; one folder"):
             AudioFolder(tmp_path / "x")
         tone(tmp_path / "z" / "train" / "dog" / "a.wav")
         tone(tmp_path / "z" / "test" / "dog" / "b.wav")

@@ -144,13 +144,13 @@ def find_widths(method: Method, leaf: str) -> set[int]:
         (petl.AAT(ratio=1), "w_down", 16),
         (petl.AAT(ratio=0.49), "w_down", 7),
         (petl.AAT(width=5), "w_down", 5),
-        (petl.Adapter(), "w_down", 1),  # the default, 16 / 64, is at least 1
+        (petl.Adapter(), "w_down", 8),  # the default, 16 / 64, is at least 8 below AST-base
         (petl.Adapter(reduction=3), "w_down", 5),
         (petl.Adapter(width=24), "w_down", 24),
-        (petl.LoRA(), "lora_a", 1),
+        (petl.LoRA(), "lora_a", 8),
         (petl.LoRA(reduction=2), "lora_a", 8),
         (petl.LoRA(rank=3), "lora_a", 3),
-        (petl.SoftMoA(), "w_down", 1),
+        (petl.SoftMoA(), "w_down", 8),
         (petl.SoftMoA(reduction=16), "w_down", 1),
         (petl.SoftMoA(width=2), "w_down", 2),
         (petl.DenseMoA(width=2, expert="convpass"), "w_down", 2),

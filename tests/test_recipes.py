@@ -132,8 +132,9 @@ def test_a_readable_config_equals_the_recipe_of_its_name() -> None:
     assert len(readable) == 9
     for name in readable:
         assert load_config(name) == RECIPES[name].config
+    conformer = load_config("esc50_conformer")
     assert load_config("esc50_adapter") == dataclasses.replace(
-        load_config("esc50_conformer").with_method("bottleneck_pfeiffer"), name="esc50_adapter"
+        conformer.with_method("bottleneck_pfeiffer"), name="esc50_adapter", optim=conformer.optim
     )
 
 

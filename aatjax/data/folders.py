@@ -313,4 +313,6 @@ def make_relative(root: Path, path: str | Path) -> str:
 def _describe(files: Sequence[str], skipped: Sequence[tuple[str, str]]) -> str:
     if not files and not skipped:
         return "the folder is empty"
-    return f"found {len(files)} audio files and {len(skipped)} other entries"
+    others = len({name for name, _ in skipped} - set(files))
+    also = f" and {format_count(others, 'other file')}" if others else ""
+    return f"found {format_count(len(files), 'audio file')}{also}"

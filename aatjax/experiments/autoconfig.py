@@ -99,6 +99,7 @@ def choose_settings(
     model: Model,
     data: Data,
     base_shape: tuple[int, int],
+    method: Method | None = None,
 ) -> tuple[Config, list[ChosenSetting]]:
     """Return the config for a set of sounds, and the reasons.
 
@@ -109,6 +110,7 @@ def choose_settings(
         model: the backbone's weights.
         data: the set and its division.
         base_shape: frames and width of the backbone.
+        method: the method that the user asks for.
     """
     settings: list[ChosenSetting] = []
     choose = _note_in(settings)
@@ -117,7 +119,10 @@ def choose_settings(
     rarest = min(counts.get(c, 0) for c in range(len(source.classes)))
     seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
     frames = choose("model.frames", diagnosis.frames, _explain_frames(seconds, longest))
-    method = _choose_method(rarest, width, choose)
+    if method is None:
+        method = _choose_method(rarest, width, choose)
+    else:
+        choose("method", method.name, "given")
     training, windows = _choose_training(len(parts.train), seconds, frames, choose)
     rate = f"{method.choose_rate(width):g}"
     choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")

@@ -11,6 +11,7 @@ from aatjax.errors import Range, UsageError, check_fields
 from aatjax.train.sharding import join_path
 
 Positive = Annotated[float, Range(above=0)]
+DEFAULT_RATE = 1e-3  # where there is no method to take it from
 Decay = Annotated[float, Range(0, below=1)]
 
 
@@ -62,9 +63,8 @@ class Optim:
 
 def make_schedule(optim: Optim, *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Return the learning rate of a run by step; step 0 is the first update."""
-    total, lr = max(1, steps_per_epoch * epochs), optim.lr
-    if lr is None:
-        raise UsageError("optim.lr is not given, and there is no method to take it from")
+    total = max(1, steps_per_epoch * epochs)
+    lr = DEFAULT_RATE if optim.lr is None else optim.lr
     main = optax.constant_schedule(lr)
     if optim.schedule == "cosine":
         main = optax.cosine_decay_schedule(lr, max(1, total - optim.warmup_steps))

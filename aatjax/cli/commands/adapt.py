@@ -42,8 +42,10 @@ def main(
     from aatjax.experiments import autoconfig
     from aatjax.experiments.check import diagnose_data
     from aatjax.experiments.partition import divide
+    from aatjax.petl import make_method
     from aatjax.petl.simple import Linear
 
+    asked = make_method(method) if method else None
     plain = Config(petl=Linear(), model=Model(source=base))
     given = sounds.load(plain, select_fields(fields, "data", "model"))
     shape = load(given.model.source, num_classes=2, revision=given.model.revision).config
@@ -63,18 +65,15 @@ def main(
     data = replace_fields(given, select_fields(fields, "data"), "aatjax train").data
     parts = divide(data, source)
     config, more = autoconfig.choose_settings(
-        source, parts, diagnosis, given.model, data, (shape.frames, shape.dim)
+        source, parts, diagnosis, given.model, data, (shape.frames, shape.dim), asked
     )
-    if method:
-        config = config.with_method(method)
     config = replace_fields(config, fields, "aatjax train")
     print("\nsettings:")
     for choice in [*made, *more]:
         print(f"  {choice.what:<20} {choice.value}\n      {choice.why}")
     print()
-    if method or fields:
-        flags = " ".join([*(["--method", method] if method else []), *fields])
-        print(f"replaced by your flags: {flags}\n")
+    if fields:
+        print(f"replaced by your flags: {' '.join(fields)}\n")
     print(autoconfig.describe_training(config, parts))
     if dry_run:
         print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
