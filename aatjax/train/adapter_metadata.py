@@ -33,7 +33,7 @@ _APART = 1e-3  # largest difference of a probability from that of the stored log
 
 @dataclasses.dataclass(frozen=True)
 class StoredFigure:
-    """A figure on labelled clips, with the bounds of its interval."""
+    """A figure on labelled clips, the bounds of its interval, and the clips and their groups."""
 
     metric: str
     value: float | None

@@ -62,10 +62,10 @@ class RunClaims:
     """
 
     def __init__(self, folder: Path, allow: Sequence[str] = ()) -> None:
-        self.folder = folder
+        self.folder: Path = folder
         self.changed: dict[str, str] = {}
         """Allowed changes by name: a field, or `clips` and the part; in words."""
-        self.is_started = has_checkpoint(folder) or (folder / RESULT).exists()
+        self.is_started: bool = has_checkpoint(folder) or (folder / RESULT).exists()
         self._allow = tuple(allow)
         self._files: dict[str, Any] = {}
 
