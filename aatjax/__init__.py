@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from aatjax.config import Config
     from aatjax.convert.load import LoadOptions, load
     from aatjax.inference.adapters import Adapters, average
-    from aatjax.inference.classifier import Classifier, Prediction, predict
+    from aatjax.inference.classifier import Classifier, predict
+    from aatjax.inference.prediction import Prediction
     from aatjax.models.ast import AST
     from aatjax.models.config import ASTConfig
     from aatjax.models.summary import Summary, summary
@@ -39,7 +40,7 @@ _HOMES = {
     "LoadOptions": "aatjax.convert.load",
     "Moment": "aatjax.train.fit",
     "Optim": "aatjax.train.optim",
-    "Prediction": "aatjax.inference.classifier",
+    "Prediction": "aatjax.inference.prediction",
     "Run": "aatjax.train.fit",
     "Scoring": "aatjax.audio.scoring",
     "Summary": "aatjax.models.summary",

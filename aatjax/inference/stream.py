@@ -19,7 +19,8 @@ from aatjax.audio.decode import decode_blocks
 from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import RATE, Window, compute_step, cut_windows
 from aatjax.errors import UsageError
-from aatjax.inference.classifier import BATCH, Classifier, WindowLogits
+from aatjax.inference.classifier import BATCH, Classifier
+from aatjax.inference.prediction import WindowLogits
 from aatjax.inference.segmentation import SegmentationRules, Segmenter, Track
 
 

@@ -17,7 +17,8 @@ from aatjax.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
-    from aatjax.inference.classifier import Classifier, Prediction
+    from aatjax.inference.classifier import Classifier
+    from aatjax.inference.prediction import Prediction
     from aatjax.inference.segmentation import SegmentationRules
     from aatjax.inference.stream import StreamEnd, StreamResult
 
@@ -204,7 +205,7 @@ def _print_predictions(
     events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: PredictOptions
 ) -> None:
     """Print a line per file."""
-    from aatjax.inference.classifier import WindowLogits
+    from aatjax.inference.prediction import WindowLogits
     from aatjax.inference.stream import StreamResult
 
     parts: list[WindowLogits] = []

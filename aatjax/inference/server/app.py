@@ -22,7 +22,8 @@ from aatjax.audio.decode import decode
 from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import RATE, Window, compute_step, count_windows, cut_windows
 from aatjax.errors import AatjaxError
-from aatjax.inference.classifier import Classifier, WindowLogits
+from aatjax.inference.classifier import Classifier
+from aatjax.inference.prediction import WindowLogits
 from aatjax.inference.server.adapters import AdapterStore, ServedAdapter
 from aatjax.inference.server.batching import Batcher, QueueFullError
 from aatjax.inference.server.limits import CLOSE, RefusedError, ServerLimits, read_body
