@@ -109,7 +109,8 @@ _AAT_FIGURES = {
 
 DIFFERENCES: dict[str, str] = {
     # of the PETL code (arXiv 2312.03694, 2402.00828)
-    "division": "folds and choice of the epoch are honest; the paper's: --protocol petl (AAT: aat)",
+    "division": "folds and choice of the epoch are honest, and all of a long clip counts; the "
+    "paper's division, choice and cut: --protocol petl (AAT: aat)",
     "positions": "positions are AST's; the code's are zero and frozen: --model.positions zeros",
     "method": "modules are the paper's; the code starts them at random, adds a mixture beside the "
     "attention twice, omits a conformer's LayerNorm, sets positions to zero: --petl.as-published",

@@ -22,6 +22,7 @@ from aatjax.data.batches import Batches
 from aatjax.data.clip_windows import ClipWindows, TrainWindows, cut_clips
 from aatjax.data.pipeline import count_batches
 from aatjax.data.source import Source
+from aatjax.data.trainable import check_classes
 from aatjax.errors import UsageError, check_names
 from aatjax.io.host import keep_memory
 from aatjax.io.lock import lock_folder
@@ -264,6 +265,8 @@ def fit(
     check_model(model, "fit")
     sources = collect_sources(train, valid, test)
     valid, test = sources.get("valid"), sources.get("test")
+    if isinstance(train, Source):
+        check_classes(train)
     check_names("fit: allow_change", allow_change)
     context = context or FitContext()
     setup = _resolve(model, train, settings)
