@@ -363,6 +363,13 @@ def test_eval_matches_the_classes_of_other_folders_by_name(
     absent = json.loads(capsys.readouterr().out)["per_class"][1]
     assert (absent["name"], absent["support"], absent["recall"]) == ("low", 0, None)
 
+    # In Python too, for the adapter, and for weights that know their labels.
+    loaded = load_adapter(adapter)
+    assert evaluate(loaded, source).confusion.tolist() == result["confusion"]
+    model = trained(base, petl.LoRA(reduction=8))
+    model.labels = classes
+    assert evaluate(model, source, FRONT).confusion.tolist() == result["confusion"]
+
     table.write_text(f"path,label\n{rows}".replace(",noise", ",Noises"))
     assert run_command(["eval", str(adapter), str(table)]) == 2
     assert "'Noises', did you mean 'noise'?" in capsys.readouterr().err

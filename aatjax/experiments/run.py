@@ -369,8 +369,7 @@ def evaluate_adapter(adapter: TrainedAdapter, data: Data | None = None) -> tuple
         data: other data; its classes must be among the adapter's.
     """
     test = load_test_clips(adapter, data)
-    scores = score_clips(adapter.model, test, adapter.frontend, scoring=adapter.scoring)
-    return scores.measure(), test
+    return score_clips(adapter, test).measure(), test
 
 
 def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source:

@@ -21,6 +21,7 @@ from aatjax.data.source import Source, check_source
 from aatjax.errors import DataError, format_count
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST, check_model
+from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.forward import (
     Reader,
     check_fit,
@@ -128,7 +129,7 @@ class Evaluator:
 
 
 def evaluate(
-    model: AST,
+    model: AST | TrainedAdapter,
     source: Source,
     frontend: FrontEnd | None = None,
     *,
@@ -138,14 +139,17 @@ def evaluate(
     """Return the metrics of a model on labelled clips, each with the score of all its windows.
 
     Args:
-        model: an AST whose head has one output per class of `source`.
+        model: a loaded adapter, or an AST. The classes of `source` are matched by name to those of
+            an adapter, and to the labels of an AST that has all of them; else they are the outputs
+            of its head in their order.
         source: labelled clips.
-        frontend: the front end that the model was trained with; by default AST's at its length.
+        frontend: the front end that the model was trained with; by default the adapter's, or AST's
+            at its length.
         batch_size: windows per batch.
-        scoring: how a clip's windows are pooled, by default their mean.
+        scoring: how a clip's windows are pooled, by default as the adapter says, or their mean.
 
     Raises:
-        UsageError: the number of classes differs.
+        UsageError: the number of classes differs, or an adapter does not have one of them.
         DataError: no clip holds any sound.
     """
     scores = score_clips(model, source, frontend, batch_size=batch_size, scoring=scoring)
@@ -215,7 +219,7 @@ class ScoredClips:
 
 @keep_root_logger()
 def score_clips(
-    model: AST,
+    model: AST | TrainedAdapter,
     source: Source,
     frontend: FrontEnd | None = None,
     *,
@@ -223,8 +227,14 @@ def score_clips(
     scoring: Scoring | None = None,
 ) -> ScoredClips:
     """Return the scores of every clip in order; arguments as for `evaluate`."""
-    check_model(model, "evaluate")
     check_source(source, "evaluate: source")
+    if isinstance(model, TrainedAdapter):
+        frontend, scoring = frontend or model.frontend, scoring or model.scoring
+        source = source.with_classes(model.classes, "the adapter", multi_label=model.multi_label)
+        model = model.model
+    check_model(model, "evaluate")
+    if model.labels is not None and set(source.classes) <= set(model.labels):
+        source = source.with_classes(model.labels, "the model")
     frontend, scoring = frontend or make_front_end(model), scoring or Scoring()
     check_sources(model, [source], frontend)
     cut = cut_clips(source, frontend, scoring)

@@ -220,7 +220,7 @@ def _read_findings(path: Path) -> list[dict[str, Any]] | str:
 def _evaluate(
     adapter: TrainedAdapter, source: Source, decisions: Calibration | None, own: bool
 ) -> Evaluation:
-    scores = score_clips(adapter.model, source, adapter.frontend, scoring=adapter.scoring)
+    scores = score_clips(adapter, source)
     logits, source = scores.select()
     logits = np.asarray(logits, np.float64)
     targets = np.asarray(source.targets(), np.float64)
