@@ -120,7 +120,7 @@ def average(
     first = adapters[0]
     for number, other in enumerate(adapters[1:], 2):
         check_same_backbone(first.model, other.model, "1", str(number))
-        for what in ("classes", "multi_label", "frontend"):
+        for what in ("classes", "multi_label", "frontend", "scoring"):
             if getattr(first, what) != getattr(other, what):
                 raise UsageError(f"adapters 1 and {number} differ in their {what}: not averaged")
         if first.model.method != other.model.method:
