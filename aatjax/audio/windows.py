@@ -49,7 +49,7 @@ def compute_step(size: int, hop: float | None) -> int:
     if hop is None:
         return size
     if not (math.isfinite(hop) and round(hop * RATE) >= 1):
-        raise UsageError(f"hop={hop} must be a number of seconds above 0")
+        raise UsageError(f"a hop of {hop} s: it must be a number of seconds above 0")
     return round(hop * RATE)
 
 

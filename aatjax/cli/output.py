@@ -41,4 +41,6 @@ def format_result(result: Any) -> str:
         result.counts or "none",
         f"{result.seconds:.0f}",
     ]
-    return format_table(["method", "trainable", metric, "tested on", "seconds"], [row])
+    table = format_table(["method", "trainable", metric, "tested on", "seconds"], [row])
+    omitted = result.about.get("not_counted")
+    return f"{table}\nnote: {omitted}" if omitted else table

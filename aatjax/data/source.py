@@ -217,7 +217,7 @@ class Source:
         found = [places.get(_normalize(name)) for name in self.classes]
         used = {c for clip in self.clips for c in clip.label}
         if strange := [self.classes[c] for c in sorted(used) if found[c] is None]:
-            hints = [f"{name!r}{suggest(name, classes)}" for name in strange]
+            hints = [f"{name!r}{_suggest_class(name, classes)}" for name in strange]
             raise UsageError(
                 f"{self.name}: {_join_first(hints, '; ')}: not among the classes of {owner} "
                 f"({_join_first(list(classes))}): rename them in the data, or omit their clips"
@@ -371,6 +371,15 @@ def check_source(source: object, what: str, more: str = "") -> None:
     """
     advice = f"give a source, data.Arrays(X, y, classes) or data.AudioFolder(path){more}"
     check_kind(what, source, Source, advice)
+
+
+def _suggest_class(name: str, classes: Sequence[str]) -> str:
+    """Return `, did you mean 'x'?`, a number of the same value first."""
+    try:
+        equal = [other for other in classes if float(other) == float(name)]
+    except ValueError:
+        equal = []
+    return f", did you mean {equal[0]!r}?" if equal else suggest(name, classes)
 
 
 def _normalize(name: str) -> str:

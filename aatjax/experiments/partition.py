@@ -77,7 +77,8 @@ def open_data(
     )
     if show is not None:
         bad = len(source) - len(kept)
-        text = f"{source.name}: {len(kept)} clips, {len(source.classes)} classes"
+        text = f"{source.name}: {format_count(len(kept), 'clip')}, {len(source.classes)} class"
+        text += "es" * (len(source.classes) != 1)
         if groups := describe_groups(kept):
             text += f", {groups}"
         if source.skipped:

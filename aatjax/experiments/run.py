@@ -236,6 +236,8 @@ def _train(
     about = dict(parts.about)
     if parts.chosen_on_test is not None:
         about["chosen_on_test"] = parts.chosen_on_test
+    if run.test_scores is not None and (omitted := run.test_scores.describe()):
+        about["not_counted"] = "; ".join(omitted)
     result = ExperimentResult(
         config.petl.name,
         counts.trainable,

@@ -25,11 +25,12 @@ def read_windows(path):
     if rate != {rate}:
         sound = soxr.resample(sound, rate, {rate}, quality="HQ")
     sound = np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.float32) / 32768
-    sound = np.pad(sound, (0, max(0, {frame} - len(sound))))
+    if len(sound) <= {frame}:
+        return []  # too short
     starts = range(0, len(sound), STEP)
     starts = [s for s in starts if s == 0 or s - STEP + SIZE < len(sound) >= s + {frame}]
     windows = [sound[s : s + SIZE] for s in starts]
-    return [w for w in windows if np.ptp(w) > {silence} / 32768]  # none: silent, no class
+    return [w for w in windows if np.ptp(w) > {silence} / 32768]  # those with sound
 
 
 def pool(logits, lengths):
@@ -40,6 +41,8 @@ def pool(logits, lengths):
 
 
 windows = read_windows("sound.wav")
+if not windows:
+    raise SystemExit("no class: silent, or too short")
 lengths = np.array([len(w) for w in windows])
 """
 

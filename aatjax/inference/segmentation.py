@@ -122,12 +122,14 @@ class Track:
         seconds: duration that was read.
         segments: ordered by start.
         cut: why reading ended before the end of the file, if it did.
+        notes: what is odd with the file: silent, clipped, padded.
     """
 
     path: str
     seconds: float
     segments: tuple[Segment, ...]
     cut: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass

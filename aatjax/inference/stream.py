@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from aatjax.audio.decode import decode_blocks
+from aatjax.audio.scoring import explain_unscored
 from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import RATE, Window, compute_step, cut_windows
 from aatjax.errors import UsageError
@@ -147,7 +148,9 @@ def segment_stream(
                 yield error
             else:
                 path, cut = os.fspath(files[event.file]), None if error is None else str(error)
-                yield Track(path, event.samples / RATE, segments, cut)
+                if explain_unscored(event.samples, has_sound=True) is not None:
+                    segments = ()
+                yield Track(path, event.samples / RATE, segments, cut, event.notes)
             segmenter = make()
 
     return segment()

@@ -189,8 +189,7 @@ class ScoredClips:
             return self.logits, self.source
         if not self.scored.any():
             raise DataError(
-                f"{self.source.name}: none of its {format_count(len(self.source), 'clip')} holds "
-                "sound: nothing to evaluate"
+                f"{self.source.name}: none of {len(self.source):,} holds sound: nothing to evaluate"
             )
         return self.logits[self.scored], self.source.subset(np.flatnonzero(self.scored))
 
@@ -259,19 +258,26 @@ class Embeddings(NamedTuple):
 
 @keep_root_logger()
 def embed(
-    model: AST, source: Source, frontend: FrontEnd | None = None, *, batch_size: int = 64
+    model: AST | TrainedAdapter,
+    source: Source,
+    frontend: FrontEnd | None = None,
+    *,
+    batch_size: int = 64,
 ) -> Embeddings:
     """Return a vector per clip with its label and name, in the source's order.
 
     Args:
-        model: an AST, adapted or not; its head is not used.
+        model: a loaded adapter, or an AST, adapted or not; its head is not used.
         source: labelled clips of any classes.
-        frontend: the front end that the model was trained with; by default AST's at its length.
+        frontend: the front end that the model was trained with; by default the adapter's, or AST's
+            at its length.
         batch_size: clips per batch.
 
     Raises:
         UsageError: the front end does not fit the model.
     """
+    if isinstance(model, TrainedAdapter):
+        frontend, model = frontend or model.frontend, model.model
     check_model(model, "embed")
     check_source(source, "embed: source")
     frontend = frontend or make_front_end(model)

@@ -134,10 +134,12 @@ class RunClaims:
             outcome = "to resume"
             if list(found) == ["test"]:
                 outcome = "to have its figures made again: the weights do not depend on them"
+            way = f", or allow it (allow_change=, --allow-change clips) {outcome}"
+            if (self.folder / RESULT).exists() and list(found) != ["test"]:
+                way = ", or delete it: the run is finished"
             raise UsageError(
                 f"{self.folder} holds a run on other clips ({listed}): restore them, choose "
-                "another folder (run_dir=, --run), or allow it (allow_change=, --allow-change "
-                f"clips) {outcome}"
+                f"another folder (run_dir=, --run){way}"
             )
         self.changed |= {f"clips.{part}": "; ".join(texts) for part, texts in found.items()}
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -237,6 +237,7 @@ def _write_segments(
     for track in segment_stream(classifier, options.files, events, rules, hop=options.hop):
         if not isinstance(track, Track):
             continue
+        _print_notes(track.path, track.notes)
         text = format_segments(track, form, first=first)
         first = False
         if out is not None and options.out is not None:
@@ -258,8 +259,13 @@ def _print_prediction(prediction: Prediction, options: PredictOptions) -> None:
     if prediction.label is None:
         best = f"no class ({prediction.reason})"
     print(f"{printable(prediction.path)}  {best}{format_unsure(prediction)}", flush=True)
-    if notes := [note for note in prediction.notes if note != prediction.reason]:
-        print(f"aatjax: {printable(prediction.path)}: {', '.join(notes)}", file=sys.stderr)
+    _print_notes(prediction.path, [n for n in prediction.notes if n != prediction.reason])
+
+
+def _print_notes(path: str, notes: Sequence[str]) -> None:
+    """Print what is odd with a file."""
+    if notes:
+        print(f"aatjax: {printable(path)}: {', '.join(notes)}", file=sys.stderr)
 
 
 def format_unsure(prediction: Prediction, most: int = 5) -> str:

@@ -253,6 +253,7 @@ def assemble_comparison(
             notes.append(f"a SUBSET: {about['there']}")
     chosen = {c.about["chosen_on_test"] for c in cells if "chosen_on_test" in c.about}
     notes += [f"weights were selected on the reported clips, as in {paper}" for paper in chosen]
+    notes += sorted({str(c.about["not_counted"]) for c in cells if "not_counted" in c.about})
     notes.append(describe_test(len(cells) // len(names), pooled))
     if seeds * divisions == 1:
         notes.append("one run each: the differences are of these models, not yet of the methods")

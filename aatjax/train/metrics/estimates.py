@@ -147,13 +147,14 @@ def estimate_ranking(
     Average precision is the step-wise sum of precision over the rises of recall, tied scores being
     one step; the area is that of the curve with tied scores joined by a straight line. With few
     positive clips average precision is too high on average, as each of them counts among those that
-    it is compared with. None without positive clips (or, for the area, without negative ones).
+    it is compared with. None without positive clips, and without negative ones, where every order
+    of the clips has an average precision of 1.
     """
     rows = np.flatnonzero(known)
     rows = rows[np.argsort(-scores[rows], kind="stable")]
     ranked, hit = scores[rows], positive[rows].astype(float)
     n, found = len(rows), hit.sum()
-    if not found:
+    if found in (0, n):
         return None, None
     heads = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
     ends = np.append(heads[1:], n)
