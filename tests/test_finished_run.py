@@ -82,7 +82,7 @@ def test_a_finished_run_is_compared_like_a_running_one(config: Config, tmp_path:
     new = sounds / "tone" / "7.wav"
     write_sound(new, 7)
     write_table(sounds)
-    refuse("train: new 'tone/7.wav'.*--allow-change clips")
+    refuse("train: new 'tone/7.wav'.*delete it: the run is finished")
     refuse("nothing left to train with the change .*train: new 'tone/7.wav'", config, "clips")
     new.unlink()
     kept = (sounds / "hiss" / "1.wav").read_bytes()

@@ -237,7 +237,8 @@ def _write_segments(
     for track in segment_stream(classifier, options.files, events, rules, hop=options.hop):
         if not isinstance(track, Track):
             continue
-        _print_notes(track.path, track.notes)
+        cut = track.cut or ""  # reported as an error already
+        _print_notes(track.path, [note for note in track.notes if not cut.endswith(note)])
         text = format_segments(track, form, first=first)
         first = False
         if out is not None and options.out is not None:
