@@ -91,7 +91,7 @@ CASES = [
     ("onnx", "mean", False, "log_mel_zero"),
     pytest.param("onnx", "hop", True, "silence", marks=pytest.mark.slow),
     pytest.param("onnx", "attention", True, "repeat", marks=pytest.mark.slow),
-    ("hf", "mean", False, "log_mel_zero"),
+    pytest.param("hf", "mean", False, "log_mel_zero", marks=pytest.mark.slow),
     pytest.param("hf", "max", True, "log_mel_zero", marks=pytest.mark.slow),
     pytest.param("hf", "first", False, "repeat", marks=pytest.mark.slow),
     pytest.param("peft", "attention", False, "log_mel_zero", marks=pytest.mark.slow),

@@ -176,8 +176,8 @@ def test_another_size_and_the_frame_patches_of_ssast_follow_the_closed_forms():
     convpass = 2 * dim * r + r + dim + 3 * r * r + r
     wide, slots = 2 * dim * (dim // 4) + dim // 4 + dim, 5 * (block + 2 * dim) + 2 * dim
     for method, added in {
-        petl.Adapter(): block + 2 * dim,
-        petl.Adapter(block="conformer"): conv + 2 * dim,
+        petl.Adapter(reduction=64): block + 2 * dim,
+        petl.Adapter(block="conformer", reduction=64): conv + 2 * dim,
         petl.LoRA(targets=("q", "k", "v", "o"), reduction=64): 8 * dim * r,
         petl.DenseMoA(expert="convpass", reduction=64): 7 * convpass + 7 * (dim + 1) + 2 * dim,
         petl.AAT(): 2 * wide,

@@ -361,7 +361,7 @@ def test_without_mixture_validation_or_run_folder(
     )
     assert "o.html" in capsys.readouterr().out
     words = "".join(check((tmp_path / "o.html").read_text()).text)
-    assert "on 45 clips of 3 classes" in words and "Training curves" not in words
+    assert "(45 clips) on the given clips of 3 classes" in words and "Training curves" not in words
     assert run(["report", str(tmp_path / "run")]) == 65
     assert "has no adapter.safetensors" in capsys.readouterr().err
     assert run(["report", str(tmp_path / "gone")]) == 65
@@ -379,7 +379,9 @@ def test_several_labels_and_dense_gates(place: Path, tmp_path: Path) -> None:
         lines.append(f'"{name}",{labels},{["train", "train", "valid", "test", "test"][i // 3 % 5]}')
     (place / "many.csv").write_text("\n".join(lines) + "\n")
     config = config_of(place, DenseMoA(num_experts=2, reduction=8), path=str(place / "many.csv"))
-    train(config, run_dir=tmp_path / "run", show=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aatjax.inference.calibration.LEAST_CLIPS", 9)
+        train(config, run_dir=tmp_path / "run", show=None)
     found = collect_report(tmp_path / "run")
     evaluation = found.evaluation
     assert isinstance(evaluation, Evaluation) and evaluation.source.multi_label

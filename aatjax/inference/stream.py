@@ -179,29 +179,31 @@ def _stream(
     for number, path in enumerate(files):
         errors: list[AudioError] = []
         notes: list[str] = []
-        samples = 0
-        blocks = _read_until_error(decode_blocks(path, channels=channels, notes=notes), errors)
+        read = [0]  # samples
+        blocks = decode_blocks(path, channels=channels, notes=notes)
+        blocks = _read_until_error(blocks, errors, read)
         for window in cut_windows(blocks, classifier.frontend, step):
             queue.append((number, window))
-            samples = window.span[1]
             count += 1
             if count == batch:
                 started = start(queue)
                 yield from _collect(*running)
                 running, queue, count = started, [], 0
         error = errors[0] if errors else None
-        if error is not None and samples:
+        if error is not None and read[0]:
             notes.append(str(error).rpartition(": ")[2])
-        queue.append(StreamEnd(number, samples, error, tuple(notes)))
+        queue.append(StreamEnd(number, read[0], error, tuple(notes)))
     yield from _collect(*running)
     yield from _collect(*start(queue))
 
 
 def _read_until_error(
-    blocks: Iterator[Int16[np.ndarray, " n"]], errors: list[AudioError]
+    blocks: Iterator[Int16[np.ndarray, " n"]], errors: list[AudioError], read: list[int]
 ) -> Iterator[Int16[np.ndarray, " n"]]:
     try:
-        yield from blocks
+        for block in blocks:
+            read[0] += block.size
+            yield block
     except AudioError as error:
         errors.append(error)
 
