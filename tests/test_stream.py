@@ -663,7 +663,7 @@ def test_two_hours_take_the_memory_of_ten_minutes(place: Place, kind: str, tmp_p
     short, long = map(json.loads, done.stdout.splitlines())
     print(kind, short, long, f"{long[0] / long[2]:.0f} x real time")
     assert (short[0], long[0]) == (600, 7200)
-    assert long[1] - short[1] == 220, "two a minute"
+    assert abs(long[1] - short[1] - 220) <= 1, "two a minute, and one where the end is a window"
     assert long[3] - short[3] < BOUND
 
 

@@ -205,8 +205,13 @@ class Watchdog:
         }
         if not waiting or len(everyone) == 1:
             return
-        # Those in a step wait for one that is not: that one is to be named.
-        outside = {rank: one for rank, one in waiting.items() if one.phase != "step"}
+        # Those in a step wait for one that is not: that one is to be named, though it may have
+        # stopped a little later than they began to wait.
+        outside = {
+            rank: one
+            for rank, one in everyone.items()
+            if one.phase not in (*ALONE, "step") and now - one.since > self._stuck / 2
+        }
         rank, one = min((outside or waiting).items(), key=lambda item: item[1].step)
         text = f"is stuck: {now - one.since:.0f} s in {one.phase!r} after step {one.step}"
         self._end(rank, text, stacks=True)
