@@ -63,6 +63,11 @@ POOLING = {
 PADDED = "waveform = np.stack([np.pad(w, (0, SIZE - len(w))) for w in windows])"
 REPEATED = """waveform = np.stack([np.resize(w, SIZE) for w in windows])  # as in training"""
 
+IN_TORCH = """{given}
+features = extractor({name}, sampling_rate={rate}, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**features).logits.numpy()"""
+
 RUN = {
     "hf": """
 import torch
@@ -70,10 +75,7 @@ from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 extractor = ASTFeatureExtractor.from_pretrained(".")
 model = ASTForAudioClassification.from_pretrained(".").eval()
-{given}
-features = extractor({name}, sampling_rate={rate}, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**features).logits.numpy()
+{logits}
 classes = list(model.config.id2label.values())
 """,
     "peft": """
@@ -84,10 +86,7 @@ from transformers import ASTFeatureExtractor, ASTForAudioClassification
 extractor = ASTFeatureExtractor.from_pretrained("base")
 base = ASTForAudioClassification.from_pretrained("base")
 model = PeftModel.from_pretrained(base, "transformers-5").eval()
-{given}
-features = extractor({name}, sampling_rate={rate}, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**features).logits.numpy()
+{logits}
 classes = list(base.config.id2label.values())
 """,
     "onnx": """
@@ -162,12 +161,15 @@ def write_recipe(
         calibrate=CALIBRATE_SEVERAL if multi_label else CALIBRATE_SINGLE,
     )
     padded = REPEATED if repeats else PADDED
-    run = RUN[to].format(
-        padded=padded,
+    logits = IN_TORCH.format(
         given=f"{padded}\nwaveform = list(waveform)" if repeats else "",
         name="waveform" if repeats else "windows",
-        valid="np.full(len(windows), SIZE)" if repeats else f"np.maximum(lengths, {FRAME})",
         rate=frontend.rate,
+    )
+    run = RUN[to].format(
+        padded=padded,
+        logits=logits,
+        valid="np.full(len(windows), SIZE)" if repeats else f"np.maximum(lengths, {FRAME})",
         platform=platform,
     )
     return head + run + END.format()

@@ -61,7 +61,8 @@ class Adapter(Method):
         order: `parallel` or `sequential`.
         position: `before` or `after` the sub-layer; None is before if parallel, else after.
         width: bottleneck width r, or one for each adapted block.
-        reduction: or D / r, rounded; 64 if neither is given (96 for the paper's conformers).
+        reduction: or D / r, rounded; 64 if neither is given (96 for the paper's conformers), and
+            then 8 wide at least on models narrower than AST-base.
         kernel: tokens of a conformer's convolution; in the paper 8 for sounds, 31 for speech.
         inner_norm: whether a conformer starts with a LayerNorm of its own.
         residual: may only confirm the skip that follows from the order.

@@ -82,7 +82,8 @@ class LoRA(Method):
         alpha: numerator of the scale.
         targets: projections to adapt, of q, k, v and o (output); on the command line also as one
             word, `qv`.
-        reduction: or D / rank, rounded; 128 if neither is given, rank 6 for AST-base.
+        reduction: or D / rank, rounded; 128 if neither is given, rank 6 for AST-base and 8 at least
+            for narrower models.
         scale: `alpha/rank` or `alpha/reduction`.
         as_published: see above.
         blocks: which blocks are adapted, see `petl.sites.list_blocks`; None is all.

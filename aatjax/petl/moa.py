@@ -111,7 +111,8 @@ class Mixture(Method):
     Attributes:
         num_experts: N.
         width: bottleneck width r of each expert, or one for each adapted block.
-        reduction: or D / r, rounded; 128 if no size is given.
+        reduction: or D / r, rounded; 128 if no size is given, and then 8 wide at least on models
+            narrower than AST-base.
         budget: or the number of parameters of all mixtures of the model together, without
             LayerNorms and head; r is the width that comes nearest.
         location: parallel to the attention (`mhsa`, the published default), to the MLP (`ffn`),
