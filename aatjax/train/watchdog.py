@@ -6,11 +6,13 @@ silence, or no progress ends every remaining process with exit code 69.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -35,6 +37,21 @@ class _Peer:
     since: float = dataclasses.field(default_factory=time.monotonic)
     reported: float = dataclasses.field(default_factory=time.monotonic)
     warm: bool = False  # has been in this phase before: it is no compilation
+
+
+def _delay_abort() -> None:
+    """Let a native abort of this process wait for 6 seconds, so that the watchdog ends it first.
+
+    JAX aborts as soon as the connection to process 0 breaks, on a thread of its own that needs no
+    interpreter lock, so it often wins. The handler is C's own `sleep`, which gets the signal's
+    number as its seconds and then lets the abort go on; a handler in Python would run too late.
+    """
+    if sys.platform == "win32":
+        return
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal.restype = ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 class Watchdog:
@@ -71,6 +88,7 @@ class Watchdog:
         """Connect all processes; every one must call it."""
         if not is_distributed():
             return
+        _delay_abort()
         server = socket.create_server(("", 0)) if self._rank == 0 else None
         offer: dict[str, Any] = {}
         if server is not None:
