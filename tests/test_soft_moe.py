@@ -296,8 +296,10 @@ def test_the_backward_pass_is_that_of_autodiff(n, d, e, p, r, normalize):
     for name, found, expected in zip(
         NAMES, gradients("xla", values, normalize=normalize), truth, strict=True
     ):
-        floor = 1e-6 * max(float(jnp.linalg.norm(t)) for t in truth)
-        assert relative(found, expected) < 2e-5 or float(jnp.linalg.norm(expected)) < floor, name
+        # Where a softmax is saturated, its small gradient is what two rounded sums leave.
+        rounding = 1e-6 * max(float(jnp.linalg.norm(t)) for t in truth)
+        error = float(jnp.linalg.norm(found - expected))
+        assert error < 2e-5 * float(jnp.linalg.norm(expected)) + rounding, name
 
 
 def test_bfloat16_gradients_stay_close():

@@ -129,7 +129,7 @@ def test_a_wrapped_module_computes_what_its_wrapper_computes(pattern):
         if pattern == "blocks/*":
             surgery.wrap(model, "blocks/*/mlp", parallel(value=0.0))
             surgery.wrap(model, "blocks/*/attn/q", lambda _, base: After(base, "g", Gain(0.0)))
-    np.testing.assert_array_equal(model(x), ast()(x))
+    np.testing.assert_allclose(model(x), ast()(x), rtol=1e-6)  # a zero added may be fused in
 
 
 def test_wrap_without_a_match_names_the_modules_folded():
