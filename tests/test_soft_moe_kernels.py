@@ -250,7 +250,7 @@ def test_under_the_transformations(name):
     def slope(function):
         return jax.jit(jax.grad(lambda x: (jnp.sin(function(x, *params)) ** 2).sum()))(x)
 
-    np.testing.assert_allclose(slope(jax.checkpoint(call)), slope(call), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(slope(jax.checkpoint(call)), slope(call), atol=1e-6)
     several = jnp.stack([x, x[::-1], 2 * x])
     np.testing.assert_allclose(
         jax.jit(jax.vmap(lambda x: call(x, *params)))(several),
@@ -467,8 +467,7 @@ def test_a_batch_that_cannot_be_split():
             soft_moe(*values, implementation="gpu", interpret=True)
         with pytest.warns(UserWarning, match="'xla' runs on every platform"):
             out = soft_moe(*values)
-    expected = soft_moe(*values, implementation="xla")
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, soft_moe(*values, implementation="xla"), atol=1e-6)
 
 
 def test_residuals_of_other_platforms_are_not_computed():
