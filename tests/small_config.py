@@ -8,7 +8,7 @@ from aatjax.train.optim import Optim
 config = Config(
     name="small",
     petl=SoftMoA(num_experts=2, reduction=48),
-    model=Model(source="random:tiny", frames=98),
+    model=Model(source="embedded", frames=98),
     data=Data(format="synthetic", train_clips=2, test_clips=1, valid_fraction=0.5),
     training=Training(epochs=3, batch_size=4),
     optim=Optim(lr=1e-3),

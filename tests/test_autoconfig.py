@@ -118,7 +118,7 @@ def test_next_steps_name_the_findings_first() -> None:
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_a_report_in_one_command(tmp_path, capsys) -> None:
+def test_from_a_folder_to_a_report_in_one_command(small_ast, tmp_path, capsys) -> None:
     folder = sounds(tmp_path / "sounds", 8)
     command = [
         "adapt",
@@ -130,7 +130,7 @@ def test_from_a_folder_to_a_report_in_one_command(tmp_path, capsys) -> None:
         "--training.epochs",
         "2",
         "--base",
-        "random:tiny",
+        small_ast,
     ]
     assert run([*command, "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_from_a_folder_to_a_report_in_one_command(tmp_path, capsys) -> None:
     out = capsys.readouterr().out
     assert "replaced by your flags: --training.epochs 2" in out
     config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["training"]["epochs"] == 2 and config["model"]["source"] == "random:tiny"
+    assert config["training"]["epochs"] == 2 and config["model"]["source"] == small_ast
     page = (tmp_path / "run/report.html").read_text()
     assert "aatjax adapt" in page and TARGET_SOUNDS[0] in page
     assert json.loads((tmp_path / "run/diagnosis.json").read_text())["findings"] is not None

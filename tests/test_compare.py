@@ -49,7 +49,7 @@ FLAGS = [
     "--data.test-clips",
     "2",
     "--model.source",
-    "random:tiny",
+    "embedded",
     "--model.frames",
     "64",
     "--training.batch-size",
