@@ -75,6 +75,14 @@ def small_ast(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture
+def shallow_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`random:tiny` has two blocks in place of twelve."""
+    from aatjax.models.config import SIZES
+
+    monkeypatch.setitem(SIZES["tiny"], "depth", 2)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Frees the programs of the modules so far where they have come to need gigabytes."""

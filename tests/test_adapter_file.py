@@ -191,7 +191,7 @@ def test_length_pooling_and_head_travel_with_the_adapter(base: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_random_weights_are_a_base_too(tmp_path: Path) -> None:
+def test_random_weights_are_a_base_too(tmp_path: Path, shallow_tiny: None) -> None:
     options: dict[str, Any] = {"frames": 39, "num_classes": 3}
     model = petl.adapt(load("random:tiny", seed=5, **options), petl.Linear())
     path = save(tmp_path / "a.safetensors", model)

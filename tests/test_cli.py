@@ -872,32 +872,32 @@ def wait_for_rows(process: "subprocess.Popen[str]", metrics: Path, rows: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
-    """F7, F8: it saves, reports it, ends with 130 or 143, and resumes to equal weights."""
+def test_interrupted_and_resumed(place: Place) -> None:
+    """F8: it saves, reports it, ends with 130, and resumes to equal weights.
+
+    `aatjax chaos` does the same with SIGTERM and kill -9 (test_fault_injection).
+    """
     metrics = place.root / "broken" / "metrics.jsonl"
-    arguments = place.arguments(run="broken", epochs=60)
+    arguments = place.arguments(run="broken", epochs=40)
     process = start(arguments)
     wait_for_rows(process, metrics, 3)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
+    assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
     assert "the same command goes on from here" in err.splitlines()[-1]
     steps = int(err.splitlines()[-1].split("step ")[1].split(" ")[0])
-    assert 0 < steps < 240
+    assert 0 < steps < 160
     assert (place.root / "broken" / "checkpoints" / str(steps)).is_dir()
     assert not (place.root / "broken" / "adapter.safetensors").exists()
 
     process = start(arguments)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert f"going on from step {steps} of 240" in err
+    assert f"going on from step {steps} of 160" in err
     rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert rows == list(range(4, 241, 4))
-    if number == signal.SIGTERM:
-        return  # it goes on as after SIGINT
-    process = start(place.arguments(run="straight", epochs=60))
+    assert rows == list(range(4, 161, 4))
+    process = start(place.arguments(run="straight", epochs=40))
     assert process.communicate(timeout=120) and process.returncode == 0
     one, other = (
         load_file(place.root / run / "adapter.safetensors") for run in ("broken", "straight")
@@ -905,23 +905,6 @@ def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
     assert set(one) == set(other)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(place: Place) -> None:
-    """F2: kill -9; the same command goes on, and no step is reported twice."""
-    arguments = place.arguments(run="killed", epochs=30)
-    metrics = place.root / "killed" / "metrics.jsonl"
-    process = start(arguments)
-    wait_for_rows(process, metrics, 4)
-    process.kill()
-    process.communicate()
-    process = start(arguments)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "going on from step" in err and "adapter: " in out
-    rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert rows == list(range(4, 121, 4))
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_the_reference_has_forward_mode_and_second_derivatives(method):
 
 
 @pytest.mark.slow
-def test_a_loaded_model_has_a_slope_along_its_input():
+def test_a_loaded_model_has_a_slope_along_its_input(shallow_tiny):
     options = dict(num_classes=3, frames=98)
     model = aatjax.load("random:tiny", implementation="reference", **options)
     x = jnp.ones((1, 98, 128))

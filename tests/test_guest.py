@@ -61,6 +61,8 @@ import jax.numpy as jnp
     + TRAIN
     + """
 from aatjax import surgery
+from aatjax.models.config import SIZES
+SIZES["tiny"]["depth"] = 2
 for method in (petl.SoftMoA(), petl.AAT(), petl.Adapter(block="conformer"), petl.Prompt(tokens=2),
                petl.TopKMoA(), petl.LoRA(), petl.Prefix(tokens=2)):
     for source in ("embedded", "random:tiny"):

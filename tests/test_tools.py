@@ -39,7 +39,7 @@ NAMES = ("linear", "bottleneck", "lora", "aat", "soft_moa", "dense_moa", "full")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_model_in_pytorch_has_the_same_logits(epochs, name):
+def test_the_model_in_pytorch_has_the_same_logits(epochs, name, shallow_tiny):
     import torch
 
     model = aatjax.adapt(aatjax.load("random:tiny", num_classes=3, frames=64), epochs.METHODS[name])
@@ -59,7 +59,7 @@ def test_the_model_in_pytorch_has_the_same_logits(epochs, name):
 
 
 @pytest.mark.slow
-def test_a_row_of_the_comparison(epochs, tmp_path, monkeypatch, capsys):
+def test_a_row_of_the_comparison(epochs, shallow_tiny, tmp_path, monkeypatch, capsys):
     tiny = aatjax.load("random:tiny", num_classes=10, frames=64)
     monkeypatch.setattr(epochs, "load", lambda *_, **__: tiny)
     table = tmp_path / "epochs.csv"
