@@ -43,6 +43,13 @@ after = dict(os.environ), {s: signal.getsignal(s) for s in (signal.SIGINT, signa
 assert before == after
 changed = {n for n, v in jax.config.values.items() if v != config.get(n)}
 assert not changed, changed
+import pathlib, tempfile
+from aatjax.train.logging import MetricsWriter
+folder = pathlib.Path(tempfile.mkdtemp())
+with_events = MetricsWriter(folder)
+with_events.add({"step": 1, "loss": 0.5})
+with_events.close()
+assert list(folder.glob("tensorboard/*")) and "torch" not in sys.modules
 """
 )
 
