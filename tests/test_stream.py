@@ -636,7 +636,7 @@ for file in files:
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     print(json.dumps([track.seconds, len(track.segments), took, peak]))
 """
-BOUND = 40  # MiB; the allocator alone differs by 10 to 25
+BOUND = 80  # MiB; the allocator alone differs by 10 to 25, beside other work by up to 46
 
 
 @pytest.mark.slow
