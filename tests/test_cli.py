@@ -872,18 +872,16 @@ def wait_for_rows(process: "subprocess.Popen[str]", metrics: Path, rows: int) ->
 
 
 @pytest.mark.slow
-def test_interrupted_and_resumed(place: Place) -> None:
-    """F8: it saves, reports it, ends with 130, and resumes to equal weights.
-
-    `aatjax chaos` does the same with SIGTERM and kill -9 (test_fault_injection).
-    """
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed(number: signal.Signals, place: Place) -> None:
+    """F7, F8: it saves, reports it, ends with 130 or 143, and resumes to equal weights."""
     metrics = place.root / "broken" / "metrics.jsonl"
     arguments = place.arguments(run="broken", epochs=40)
     process = start(arguments)
     wait_for_rows(process, metrics, 3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert out == "" and "Traceback" not in err
     assert "the same command goes on from here" in err.splitlines()[-1]
     steps = int(err.splitlines()[-1].split("step ")[1].split(" ")[0])
@@ -897,6 +895,8 @@ def test_interrupted_and_resumed(place: Place) -> None:
     assert f"going on from step {steps} of 160" in err
     rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert rows == list(range(4, 161, 4))
+    if number == signal.SIGTERM:
+        return  # it goes on as after SIGINT
     process = start(place.arguments(run="straight", epochs=40))
     assert process.communicate(timeout=120) and process.returncode == 0
     one, other = (
@@ -905,6 +905,23 @@ def test_interrupted_and_resumed(place: Place) -> None:
     assert set(one) == set(other)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(place: Place) -> None:
+    """F2: kill -9; the same command goes on, and no step is reported twice."""
+    arguments = place.arguments(run="killed", epochs=30)
+    metrics = place.root / "killed" / "metrics.jsonl"
+    process = start(arguments)
+    wait_for_rows(process, metrics, 4)
+    process.kill()
+    process.communicate()
+    process = start(arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "going on from step" in err and "adapter: " in out
+    rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert rows == list(range(4, 121, 4))
 
 
 @pytest.mark.slow
@@ -1016,7 +1033,7 @@ def test_help_is_quick_and_loads_no_jax() -> None:
 def test_the_installed_command(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("aatjax")
     if not script.exists():
-        pytest.skip("the package is not installed")
+        pytest.skip(f"no {script}: aatjax is imported from a folder, not installed (pip install .)")
     process = subprocess.run([script, "trian"], capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 2
     assert "did you mean 'train'" in one_line(process.stderr)

@@ -45,11 +45,11 @@ changed = {n for n, v in jax.config.values.items() if v != config.get(n)}
 assert not changed, changed
 import pathlib, tempfile
 from aatjax.train.logging import MetricsWriter
-folder = pathlib.Path(tempfile.mkdtemp())
-with_events = MetricsWriter(folder)
-with_events.add({"step": 1, "loss": 0.5})
-with_events.close()
-assert list(folder.glob("tensorboard/*")) and "torch" not in sys.modules
+with tempfile.TemporaryDirectory() as folder:
+    writer = MetricsWriter(pathlib.Path(folder))
+    writer.add({"step": 1, "loss": 0.5})
+    writer.close()
+    assert list(pathlib.Path(folder).glob("tensorboard/*")) and "torch" not in sys.modules
 """
 )
 

@@ -111,7 +111,7 @@ def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["conformer", "soft_moa"])
+@pytest.mark.parametrize("method", ["aat", "conformer", "soft_moa"])
 def test_eight_devices_train_as_one_does(method: str, tmp_path: Path) -> None:
     (found,) = launch(tmp_path, method, "-1,1,1", 8)
     assert found["devices"] == 8
@@ -119,7 +119,7 @@ def test_eight_devices_train_as_one_does(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["conformer", "soft_moa"])
+@pytest.mark.parametrize("method", ["aat", "conformer", "soft_moa"])
 def test_two_processes_train_as_one_does(method: str, tmp_path: Path) -> None:
     """Each reads its half of every batch; both end with the same weights."""
     found = launch(tmp_path, method, "-1,1,1", 2, count=2)
