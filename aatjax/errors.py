@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 
 def printable(text: str | os.PathLike[str]) -> str:
@@ -72,8 +72,22 @@ class UnavailableError(AatjaxError, OSError):
     exit_code = 69
 
 
+class ProgramError(AatjaxError):
+    """An error of this program, whose traceback was written to a file."""
+
+    exit_code = 70
+
+
 class OutOfMemoryError(AatjaxError, MemoryError):
     """The model and its batch do not fit the device."""
+
+    exit_code = 71
+
+    @classmethod
+    def explain(cls, text: str, advice: str = "take a smaller batch or a smaller model") -> Self:
+        """Return the error for what XLA or Python said (`RESOURCE_EXHAUSTED: ...`)."""
+        details = text.rpartition("RESOURCE_EXHAUSTED:")[2].strip().splitlines() or ["no details"]
+        return cls(f"out of memory: {details[0][:300]}; {advice}")
 
 
 class WriteError(AatjaxError, OSError):

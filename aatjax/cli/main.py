@@ -1,7 +1,6 @@
 """The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
 import contextlib
-import io
 import os
 import re
 import sys
@@ -10,7 +9,9 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from aatjax.errors import AatjaxError, UsageError, suggest
+from aatjax.cli.failures import check_working_folder, explain
+from aatjax.cli.streams import discard_output, prepare_streams
+from aatjax.errors import AatjaxError, UsageError, WriteError, suggest
 from aatjax.io.host import prepare_process
 from aatjax.io.signals import catch_sigterm
 
@@ -37,15 +38,23 @@ COMMANDS = find_commands()
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `aatjax` command; exits with the code of the error, if any."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that the locale cannot write are escaped
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    if not prepare_streams():
+        print("aatjax: standard output is closed: redirect it to a file", file=sys.stderr)
+        sys.exit(WriteError.exit_code)
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, WriteError) as error:
+        discard_output()
+        code = code or _report(error)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; a user's mistake gives one line, no traceback."""
+    given = arguments
     try:
+        check_working_folder()
         while arguments[:1] == ["--import"]:
             if not arguments[1:]:
                 raise UsageError("--import needs a Python file or the name of a module")
@@ -61,19 +70,24 @@ def run(arguments: list[str]) -> int:
             prepare_process()
             with catch_sigterm():
                 command()
-            sys.stdout.flush()
         return 0
-    except AatjaxError as error:
-        print(f"aatjax: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return _leave(error.exit_code)
     except SystemExit as end:  # --help, and commands whose exit code is a result
         return end.code if isinstance(end.code, int) else 2 * (end.code is not None)
     except KeyboardInterrupt:
         print("aatjax: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        return _leave(_report(error, given))
+
+
+def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
+    """Print what ended the command, in one line, and return its exit code."""
+    if isinstance(error, BrokenPipeError):
+        discard_output()
         return 141  # as after SIGPIPE: part of the output was lost
+    said = explain(error, arguments)
+    print(f"aatjax: {' '.join(str(said).splitlines())}", file=sys.stderr)
+    return said.exit_code
 
 
 def import_own(name: str) -> None:

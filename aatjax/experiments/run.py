@@ -40,6 +40,11 @@ from aatjax.train.watchdog import Watchdog
 Headline = tuple[str, float | None, float | None, float | None]
 """Metric, value, and the bounds of its 95% interval."""
 
+LESS_MEMORY = (
+    "take a smaller --training.batch-size, --model.dtype bfloat16, or --model.remat, which "
+    "recomputes activations; `aatjax plan` estimates the memory in advance"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentResult:
@@ -152,22 +157,13 @@ def train(
             raise
         except Exception as error:
             if "RESOURCE_EXHAUSTED" in str(error):
-                short = OutOfMemoryError(_explain_out_of_memory(error))
+                short = OutOfMemoryError.explain(str(error), LESS_MEMORY)
                 watchdog.finish(str(short))
                 raise short from error
             watchdog.blame()
             raise
         watchdog.finish()
         return result
-
-
-def _explain_out_of_memory(error: Exception) -> str:
-    details = str(error).partition("RESOURCE_EXHAUSTED:")[2].strip().splitlines()
-    return (
-        f"out of memory: {(details or ['no details'])[0][:300]}; take a smaller "
-        "--training.batch-size, --model.dtype bfloat16, or --model.remat, which recomputes "
-        "activations; `aatjax plan` estimates the memory in advance"
-    )
 
 
 def _train(
