@@ -13,7 +13,7 @@ from aatjax.cli.failures import check_working_folder, explain
 from aatjax.cli.streams import discard_output, prepare_streams
 from aatjax.errors import AatjaxError, UsageError, WriteError, suggest
 from aatjax.io.host import prepare_process
-from aatjax.io.signals import catch_sigterm
+from aatjax.io.signals import catch_ends
 
 GROUPS = ("train", "use", "data", "weights", "plan")
 """Groups of the overview, in its order; a command's file states its own."""
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
             command = find_command(*arguments)
             _quiet_libraries()
             prepare_process()
-            with catch_sigterm():
+            with catch_ends():
                 command()
         return 0
     except SystemExit as end:  # --help, and commands whose exit code is a result

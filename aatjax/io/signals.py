@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step and save at the first, end at once at the second."""
+"""Ctrl-C, SIGTERM, SIGHUP: finish the step and save at the first, end at once at the second."""
 
 import contextlib
 import os
@@ -7,10 +7,19 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 from aatjax.errors import AatjaxError
+
+
+def _list_ends() -> list[int]:
+    """The signals that ask a process to end; a SIGHUP that `nohup` has it ignore is none."""
+    ends = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)  # the terminal or the connection was closed
+    return [int(number) for number in ends]
 
 
 class InterruptedRunError(AatjaxError):
@@ -22,11 +31,11 @@ class InterruptedRunError(AatjaxError):
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only sets `signum`.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets `signum`, and is answered.
 
-    A second one ends the process at once with 128 + its number; so does a first SIGTERM while
-    `unsaved` is false, since nothing would be lost. This works during a long compilation too, when
-    Python's handlers have to wait: a thread reads the signals from a socket that the C handler
+    A second one ends the process at once with 128 + its number; so does a first SIGTERM or SIGHUP
+    while `unsaved` is false, since nothing would be lost. This works during a long compilation too,
+    when Python's handlers have to wait: a thread reads the signals from a socket that the C handler
     writes to. Outside the main thread, where handlers cannot be set, nothing is caught.
     """
 
@@ -38,7 +47,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *_list_ends()):
                 self._before[number] = signal.signal(number, self._handle)
             reading, writing = socket.socketpair()
             writing.setblocking(False)
@@ -65,26 +74,32 @@ class StopRequest:
         seen = 0
         while number := reading.recv(1):
             signum, seen = number[0], seen + 1
-            if signum not in (signal.SIGINT, signal.SIGTERM):
+            if signum not in self._before:
                 seen -= 1
-            elif signum == signal.SIGTERM and not self.unsaved and seen == 1:
+            elif signum != signal.SIGINT and not self.unsaved and seen == 1:
                 _end("stopped before the first step: nothing to save", signum)
-            elif seen > 1:
+            elif seen == 1:
+                _say("finishing the step, then saving; a second signal ends the run at once")
+            else:
                 time.sleep(0.5)  # the main thread's own handler comes first where it can
                 if self._wakeup is not None:
                     _end("ended at once", signum)
         reading.close()
 
 
-def _end(message: str, signum: int) -> NoReturn:
+def _say(message: str) -> None:
     with contextlib.suppress(Exception):
         print(f"aatjax: {message}", file=sys.stderr, flush=True)
+
+
+def _end(message: str, signum: int) -> NoReturn:
+    _say(message)
     os._exit(128 + signum)
 
 
 @contextlib.contextmanager
-def catch_sigterm() -> Any:
-    """Raise InterruptedRunError at SIGTERM inside the block, as Ctrl-C raises KeyboardInterrupt."""
+def catch_ends() -> Iterator[None]:
+    """Raise InterruptedRunError at SIGTERM or SIGHUP, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise InterruptedRunError("terminated", signum)
@@ -92,8 +107,9 @@ def catch_sigterm() -> Any:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in _list_ends()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -241,9 +241,11 @@ class Loop:
                     stopping = self._agree_to_stop(stop)
                     if self.ended and not stopping:
                         stopping = not self._end_epoch(state, feed, stop, writer, display)
-                    if stopping and (self.done < self.total or self.ended):
+                    if stopping:
                         self._stop(state, feed, stop)
                 self._write(Checkpoints.settle)
+                if self._agree_to_stop(stop):  # all is saved, but what follows takes time too
+                    self._stop(state, feed, stop)
         finally:
             display.close()
             writer.close()
