@@ -18,7 +18,7 @@ from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.data.manifest import Column
 from aatjax.data.parts import Part
-from aatjax.errors import AatjaxError, DataError, Range, UsageError, check_fields, suggest
+from aatjax.errors import AatjaxError, DataError, Range, Seed, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
@@ -47,7 +47,7 @@ class Model:
     """
 
     source: str = "embedded"
-    frames: int | None = None
+    frames: Annotated[int, Range(1, 10**6)] | None = None
     pool: Pooling | None = None
     head_norm: bool | None = None
     reset: bool = False
@@ -115,11 +115,11 @@ class Data:
     fold: str | None = None
     protocol: Literal["honest", "aat", "petl"] | None = None
     shots: Annotated[int, Range(1)] | None = None
-    draw: Annotated[int, Range(0)] = 0
+    draw: Seed = 0
     leaks: Literal["refuse", "report"] = "refuse"
     test_fraction: Annotated[float, Range(0, below=1)] = 0.2
     valid_fraction: Annotated[float, Range(0, below=1)] = 0.0
-    seed: int = 0
+    seed: Seed = 0
     pad: Pad = "log_mel_zero"
     windows: TrainWindows = "every"
     pooling: WindowPooling = "mean"
@@ -129,8 +129,8 @@ class Data:
     truncated: Literal["skip", "keep"] = "skip"
     max_bad: Annotated[float, Range(0)] = 0.05
     cache: str | None = None
-    train_clips: int = 20
-    test_clips: int = 40
+    train_clips: Annotated[int, Range(1, 10**6)] = 20
+    test_clips: Annotated[int, Range(1, 10**6)] = 40
 
     @property
     def scoring(self) -> Scoring:

@@ -126,6 +126,10 @@ class Range:
         return " and ".join(bound for bound in bounds if not bound.endswith("None"))
 
 
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""Type of a seed of random numbers, as numpy and JAX take it."""
+
+
 def check_kind(
     what: str, value: object, kinds: type | types.UnionType | tuple[type, ...], advice: str
 ) -> None:
@@ -186,22 +190,39 @@ def check_fields(config: Any, prefix: str | None = None) -> None:
     """
     prefix = f"{type(config).__name__} " if prefix is None else prefix
     for name, parts in _field_parts(type(config)).items():
-        value = getattr(config, name)
-        choices = [part for part in parts if isinstance(part, str)]
-        ranges = [part for part in parts if isinstance(part, Range)]
-        if (value is None and type(None) in parts) or (isinstance(value, str) and value in choices):
-            continue
-        if ranges:
-            whole = int in parts and float not in parts
-            items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
-            for item in items:
-                is_number = _is_number(item, whole)
-                if not is_number or item not in ranges[0]:
-                    kind = "" if is_number else "a whole number" if whole else "a finite number"
-                    expected = ", ".join(filter(None, (kind, str(ranges[0]))))
-                    raise UsageError(f"{prefix}{name}={value!r} must be {expected}")
-        elif choices and not {str, int} & set(parts):
-            raise UsageError(f"{prefix}{name}={value!r} is not one of {', '.join(choices)}")
+        _check_value(f"{prefix}{name}=", getattr(config, name), parts)
+
+
+def check_value(what: str, value: object, hint: object) -> None:
+    """Check one value against its annotation, as `check_fields` does.
+
+    Args:
+        what: text before the value in a message, such as `--per-device `.
+        value: what was given.
+        hint: the annotation.
+
+    Raises:
+        UsageError: it does not fit: `--per-device 0 must be at least 1`.
+    """
+    _check_value(what, value, tuple(_split(hint)))
+
+
+def _check_value(what: str, value: Any, parts: tuple[Any, ...]) -> None:
+    choices = [part for part in parts if isinstance(part, str)]
+    ranges = [part for part in parts if isinstance(part, Range)]
+    if (value is None and type(None) in parts) or (isinstance(value, str) and value in choices):
+        return
+    if ranges:
+        whole = int in parts and float not in parts
+        items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        for item in items:
+            is_number = _is_number(item, whole)
+            if not is_number or item not in ranges[0]:
+                kind = "" if is_number else "a whole number" if whole else "a finite number"
+                expected = ", ".join(filter(None, (kind, str(ranges[0]))))
+                raise UsageError(f"{what}{value!r} must be {expected}")
+    elif choices and not {str, int} & set(parts):
+        raise UsageError(f"{what}{value!r} is not one of {', '.join(choices)}")
 
 
 def _is_number(value: Any, whole: bool) -> bool:

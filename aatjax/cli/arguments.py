@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from aatjax.errors import UsageError, suggest
+from aatjax.errors import Range, UsageError, check_value, suggest
 
 if TYPE_CHECKING:
     from aatjax.config import Config
@@ -64,6 +64,11 @@ Unset = Annotated[T | None, NO_HINT]
 """Type of an optional flag in a dataclass of flags; parameters of functions need none."""
 Switch = Annotated[bool, NO_HINT]
 """Type of a flag without a value in a dataclass of flags."""
+
+
+Count = Annotated[int, Range(1)]
+Frames = Annotated[int, Range(1, 10**6)]
+Port = Annotated[int, Range(0, 65535)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +177,9 @@ def bind(
     values = dict(bound.keywords)
     for group in filter(dataclasses.is_dataclass, bound.keywords.values()):
         values |= vars(group)
+        hints |= typing.get_type_hints(type(group), include_extras=True)
+    for name in set(values) & set(hints):
+        check_value(f"--{name.replace('_', '-')} ", values[name], hints[name])
     for name, required in _list_arguments(signature, hints):
         if required and values.get(name) == ():  # tyro lets a list be empty
             raise UsageError(f"required: {name.upper()}; see {prog} --help")

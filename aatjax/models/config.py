@@ -10,6 +10,7 @@ from aatjax.io.json_fields import check_json_fields
 Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls"]
 PositionInit = Literal["learned", "zeros"]
 Size = Annotated[int, Range(1)]
+Frames = Annotated[int, Range(1, 10**6)]
 Pair = Annotated[tuple[int, int], Range(1)]
 
 SIZES: dict[str, dict[str, int]] = {
@@ -70,7 +71,7 @@ class ASTConfig:
     patch: Pair = (16, 16)
     stride: Pair = (10, 10)
     mels: Size = 128
-    frames: Size = 1024
+    frames: Frames = 1024
     num_classes: Size = 527
     distilled: bool = True
     pool: Pooling = "cls_dist"
@@ -93,6 +94,11 @@ class ASTConfig:
             raise UsageError(
                 f"input of {self.mels} mel bins x {self.frames} frames is smaller than one patch "
                 f"of {self.patch[0]} x {self.patch[1]}: give more frames"
+            )
+        if self.num_tokens > MOST_TOKENS:
+            raise UsageError(
+                f"model: {self.num_tokens} tokens of {self.mels} mel bins x {self.frames} "
+                f"frames, at most {MOST_TOKENS} are possible"
             )
 
     @classmethod
@@ -136,10 +142,4 @@ class ASTConfig:
         """
         check_json_fields("model", fields, cls, most=MOST)
         pairs = {name: tuple(fields[name]) for name in ("patch", "stride") if name in fields}
-        config = cls(**{**fields, **pairs})
-        if config.num_tokens > MOST_TOKENS:
-            raise UsageError(
-                f"model: {config.num_tokens} tokens of {config.mels} mel bins x {config.frames} "
-                f"frames, at most {MOST_TOKENS} are read"
-            )
-        return config
+        return cls(**{**fields, **pairs})

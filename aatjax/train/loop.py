@@ -18,7 +18,7 @@ from aatjax.data.buckets import Bucket
 from aatjax.data.clip_windows import ClipWindows
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
-from aatjax.errors import NotFiniteError, Range, UsageError, WriteError, check_fields
+from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
@@ -71,7 +71,7 @@ class Training:
     select: Select = "last"
     average: Annotated[float, Range(above=0, below=1)] | None = None
     save_every: Annotated[int, Range(1)] = 1
-    seed: int = 0
+    seed: Seed = 0
     threads: Annotated[int, Range(0)] = 2
     max_skipped: Annotated[int, Range(0)] = 0
     cache_prefix: bool = False

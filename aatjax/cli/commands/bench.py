@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from aatjax.cli.arguments import Switch
+from aatjax.cli.arguments import Count, Frames, Switch
 from aatjax.cli.output import Columns, fill_rows, format_table
 
 GROUP = "plan"
@@ -40,8 +40,8 @@ class BenchOptions:
     """
 
     size: Literal["tiny", "small", "base"] = "base"
-    frames: int = 1024
-    classes: int = 50
+    frames: Frames = 1024
+    classes: Count = 50
     json: Switch = False
     markdown: Switch = False
 
@@ -126,8 +126,8 @@ def measure_steps(
     options: Common = SMALL,
     *,
     methods: tuple[str, ...] = STEP_ROWS,
-    batch_size: int = 8,
-    rounds: int = 9,
+    batch_size: Count = 8,
+    rounds: Count = 9,
     dtype: Literal["float32", "bfloat16"] = "float32",
     variants: bool = False,
 ) -> None:
@@ -187,10 +187,10 @@ def sweep_sizes(
     experts: tuple[int, ...] = (1, 2, 4, 7, 8, 15, 16, 24, 32),
     slots: tuple[int, ...] = (1, 2, 4, 8),
     lengths: tuple[int, ...] = (100, 512, 1024, 3000),
-    budget: int = BUDGET,
+    budget: Count = BUDGET,
     time: bool = False,
-    batch_size: int = 4,
-    rounds: int = 5,
+    batch_size: Count = 4,
+    rounds: Count = 5,
 ) -> None:
     """Compare Soft-MoA with Dense-MoA over experts, slots and input lengths.
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from aatjax.errors import UsageError
+from aatjax.cli.arguments import Count
+from aatjax.errors import Seed
 
 GROUP = "plan"
 
@@ -13,8 +14,8 @@ def main(
     *,
     fields: list[str],
     workdir: Path,
-    interruptions: int = 20,
-    seed: int = 0,
+    interruptions: Count = 20,
+    seed: Seed = 0,
 ) -> None:
     """Run `aatjax chaos`.
 
@@ -24,8 +25,6 @@ def main(
         interruptions: how often the run is killed
         seed: seed of the moments at which it is killed
     """
-    if interruptions < 1:
-        raise UsageError(f"--interruptions {interruptions} must be at least 1")
     from aatjax.io.atomic import write_text
     from aatjax.train.fault_injection import Trial
 

@@ -4,9 +4,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from aatjax.cli.arguments import ConfigChoice
+from aatjax.cli.arguments import ConfigChoice, Count
 from aatjax.cli.output import format_table
-from aatjax.errors import UsageError
+from aatjax.errors import Seed, UsageError
 
 GROUP = "train"
 
@@ -17,10 +17,10 @@ def main(
     fields: list[str],
     command: list[str],
     methods: tuple[str, ...] = (),
-    seeds: tuple[int, ...] = (0,),
+    seeds: tuple[Seed, ...] = (0,),
     cross_validate: bool = False,
     protocol: str | None = None,
-    budget: int | None = None,
+    budget: Count | None = None,
     out: Path = Path("runs/compare"),
     verbose: bool = False,
     flags: bool = False,

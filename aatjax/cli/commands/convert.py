@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from aatjax.cli.arguments import Frames
 from aatjax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def main(
     fields: list[str],
     to: Literal["native", "hf", "orbax"] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
-    frames: int | None = None,
+    frames: Frames | None = None,
     rgb: Literal["sum", "mean"] = "sum",
     revision: str | None = None,
     base: str | None = None,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from aatjax.cli.arguments import Port
+
 GROUP = "use"
 
 
@@ -9,7 +11,7 @@ def main(
     adapter: Path,
     *,
     base: str | None = None,
-    port: int = 7860,
+    port: Port = 7860,
     no_browser: bool = False,
 ) -> None:
     """Run `aatjax demo`.

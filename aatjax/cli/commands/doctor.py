@@ -7,9 +7,12 @@ error: training refuses the set; warning: training leaves the clip out or takes 
 the model or its figures suffer; note: for information.
 """
 
+from typing import Annotated
+
 from tyro.conf import UseAppendAction
 
-from aatjax.cli.arguments import SoundsArguments
+from aatjax.cli.arguments import Count, Frames, SoundsArguments
+from aatjax.errors import Range
 
 GROUP = "data"
 
@@ -18,13 +21,13 @@ def main(
     sounds: SoundsArguments,
     *,
     fields: list[str],
-    frames: int | None = None,
+    frames: Frames | None = None,
     no_labels: bool = False,
     base: str = "embedded",
     strict: bool = False,
     ignore: UseAppendAction[tuple[str, ...]] = (),
-    show: int = 5,
-    workers: int | None = None,
+    show: Annotated[int, Range(0)] = 5,
+    workers: Count | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -55,8 +58,6 @@ def main(
         if kind not in KINDS:
             hint = suggest(kind, list(KINDS)) or f"; there are {', '.join(KINDS)}"
             raise UsageError(f"--ignore {kind}: no such finding{hint}")
-    if show < 0:
-        raise UsageError(f"--show {show} must be 0 or more")
     data = sounds.load(Config(petl=Linear()), fields).data
     with StageBar(quiet=quiet) as bar:
         _, diagnosis = diagnose_data(

@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
+
+from aatjax.errors import Range
 
 GROUP = "weights"
 
@@ -16,7 +18,7 @@ def main(
     to: Literal["hf", "peft", "onnx", "stablehlo", "safetensors", "web"],
     base: str | None = None,
     check: UseAppendAction[tuple[tuple[str, ...], ...]] = (),
-    tolerance: float = 1e-4,
+    tolerance: Annotated[float, Range(above=0)] = 1e-4,
     platforms: str = "cpu,cuda,tpu",
     runtime: str | None = None,
     licence: str = "unknown",

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from aatjax.cli.arguments import Count, Frames
 from aatjax.cli.output import Columns, fill_rows, format_table
 
 GROUP = "plan"
@@ -10,8 +11,8 @@ GROUP = "plan"
 def main(
     *,
     size: Literal["tiny", "small", "base"] = "base",
-    frames: int = 500,
-    classes: int = 50,
+    frames: Frames = 500,
+    classes: Count = 50,
     body_norm: bool = False,
     json: bool = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aatjax.cli.arguments import ConfigArguments
+from aatjax.cli.arguments import ConfigArguments, Count
 from aatjax.errors import UsageError
 
 GROUP = "plan"
@@ -13,8 +13,8 @@ def main(
     *,
     fields: list[str],
     topology: tuple[str, ...] = (),
-    per_device: int | None = None,
-    classes: int | None = None,
+    per_device: Count | None = None,
+    classes: Count | None = None,
     advise: bool = False,
     json: bool = False,
 ) -> None:

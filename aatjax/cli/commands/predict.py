@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from aatjax.cli.arguments import Switch, Unset
-from aatjax.errors import DataError, UsageError, printable
+from aatjax.cli.arguments import Count, Switch, Unset
+from aatjax.errors import DataError, Range, UsageError, printable
 
 if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
@@ -53,10 +53,10 @@ class PredictOptions:
     adapter: Positional[Path]
     files: Positional[tuple[str, ...]]
     base: Unset[str] = None
-    hop: Unset[float] = None
-    top: int = 3
+    hop: Unset[Annotated[float, Range(above=0)]] = None
+    top: Count = 3
     json: Switch = False
-    batch_size: Unset[int] = None
+    batch_size: Unset[Count] = None
     embeddings: Unset[Path] = None
     segments: Switch = False
     format: Unset[Literal["table", "csv", "json", "audacity", "rttm"]] = None
@@ -89,8 +89,6 @@ def _check(options: PredictOptions) -> None:
             raise UsageError(f"--{name.replace('_', '-')} needs --segments; add it")
     if options.segments and options.json:
         raise UsageError("--json prints predictions; with --segments use --format json")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UsageError(f"--batch-size {options.batch_size} must be at least 1")
     if options.format == "audacity" and len(options.files) > 1:
         raise UsageError(
             "an Audacity label track belongs to one recording: give one file at a time, or "

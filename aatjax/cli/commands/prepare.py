@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from aatjax.cli.arguments import Count
+from aatjax.errors import Range
+
 GROUP = "data"
 
 
@@ -16,8 +19,8 @@ def main(
     to: Path = Path("data"),
     download: bool = False,
     subset: bool = False,
-    max_bad: float = 0.05,
-    workers: int | None = None,
+    max_bad: Annotated[float, Range(0)] = 0.05,
+    workers: Count | None = None,
     quiet: bool = False,
 ) -> None:
     """Run `aatjax prepare`.

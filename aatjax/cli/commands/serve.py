@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
+from aatjax.cli.arguments import Port
 from aatjax.inference.server.limits import ServerLimits
 
 GROUP = "use"
@@ -14,7 +15,7 @@ def main(
     *,
     base: str | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     limits: OmitArgPrefixes[ServerLimits],
 ) -> None:
     """Run `aatjax serve`.

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction
 
-from aatjax.cli.arguments import ConfigArguments
+from aatjax.cli.arguments import ConfigArguments, Count
 from aatjax.cli.output import format_headline, format_result, format_table
+from aatjax.errors import Range
 
 GROUP = "train"
 
@@ -19,13 +20,13 @@ def main(
     run: Path | None = None,
     cross_validate: bool = False,
     protocol: str | None = None,
-    draws: int | None = None,
+    draws: Count | None = None,
     allow_change: UseAppendAction[tuple[str, ...]] = (),
     quiet: bool = False,
     coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-    stuck_after: float = 600.0,
+    processes: Count | None = None,
+    process: Annotated[int, Range(0)] | None = None,
+    stuck_after: Annotated[float, Range(above=0)] = 600.0,
 ) -> None:
     """Train a config; the same command resumes after an interruption.
 
