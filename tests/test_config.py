@@ -18,7 +18,7 @@ from flax import nnx
 
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
-from aatjax.cli.arguments import replace_fields
+from aatjax.cli.fields import replace_fields
 from aatjax.config import Config, Data, Model, list_configs, load_config
 from aatjax.convert import write_native
 from aatjax.errors import UsageError

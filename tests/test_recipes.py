@@ -13,8 +13,8 @@ from flax import nnx
 from official_layouts import MAKERS
 
 from aatjax import surgery
-from aatjax.cli.arguments import replace_fields
 from aatjax.cli.commands.recipes import count_cost, estimate_time
+from aatjax.cli.fields import replace_fields
 from aatjax.cli.main import run
 from aatjax.config import Config, list_configs, load_config
 from aatjax.configs.recipes import DIFFERENCES, list_recipes, make_recipe

@@ -1,13 +1,8 @@
 """Arguments of the commands, parsed by tyro; errors in one line."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-import io
-import itertools
-import os
-import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -15,48 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.conf import Positional
 
+from aatjax.cli.fields import replace_fields, split_fields
+from aatjax.cli.parser import parse
 from aatjax.errors import Range, UsageError, check_value, suggest
 
 if TYPE_CHECKING:
     from aatjax.config import Config
-
-MARKERS = (
-    tyro.conf.FlagCreatePairsOff,
-    tyro.conf.DisallowNone,
-    tyro.conf.PositionalMetavarFromFieldName,
-    tyro.conf.HelptextFromCommentsOff,
-)
-
-
-NOT_A_PAIR = "is not NAME=VALUE with a NAME of "
-NAMED = tyro.constructors.ConstructorRegistry()
-"""How the values of flags are read that tyro reads otherwise."""
-
-
-@NAMED.primitive_rule
-def read_pairs(
-    info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, str]] | None:
-    """Read a dictionary whose keys are known as `train=a.csv test=b.csv`; a rule for tyro."""
-    if info.type_origin is not dict:
-        return None
-    names = typing.get_args(typing.get_args(info.type)[0])
-
-    def read(arguments: list[str]) -> dict[str, str]:
-        pairs = [argument.partition("=") for argument in arguments]
-        for (name, _, value), argument in zip(pairs, arguments, strict=True):
-            if name not in names or not value:
-                raise ValueError(f"{argument!r} {NOT_A_PAIR}{'|'.join(names)}")
-        return {name: value for name, _, value in pairs}
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar=f"{'|'.join(names)}=...",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{name}={text}" for name, text in value.items()],
-    )
-
 
 NO_HINT = tyro.conf.arg(help_behavior_hint="")  # no "(default: None)" in the help
 T = TypeVar("T")
@@ -173,7 +132,7 @@ def bind(
         p.replace(annotation=hints[n]) for n, p in signature.parameters.items() if n not in more
     ]
     call.__signature__ = signature.replace(parameters=typed)
-    bound = _parse(call, arguments, prog=prog, description=description)
+    bound = parse(call, arguments, prog=prog, description=description)
     values = dict(bound.keywords)
     for group in filter(dataclasses.is_dataclass, bound.keywords.values()):
         values |= vars(group)
@@ -219,111 +178,3 @@ def _list_arguments(
                 yield field.name, field.default is dataclasses.MISSING
         else:
             yield name, parameter.default is parameter.empty
-
-
-def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate the fields of the config, with their values, from a command's own arguments.
-
-    Raises:
-        UsageError: an unknown flag that looks like one of the command's own.
-    """
-    rest: list[str] = []
-    fields: list[str] = []
-    target = rest
-    for argument in arguments:
-        flag, has_value, _ = argument.partition("=")
-        if flag.startswith("--"):
-            target = rest if flag in (*own, "--help", "--") else fields
-            if (
-                target is fields
-                and "." not in flag
-                and (hint := suggest(flag.partition("=")[0], own, 0.7))
-            ):
-                raise UsageError(f"unknown flag {flag!r}{hint}")
-        target.append(argument)
-        if has_value or flag.rpartition(".")[2].startswith("no-"):
-            target = rest
-    return rest, fields
-
-
-def select_fields(fields: Sequence[str], *parts: str) -> list[str]:
-    """Return the flags of some parts of the config, such as `data`, with their values."""
-    chosen: list[str] = []
-    take = False
-    for argument in fields:
-        if argument.startswith("--"):
-            take = argument[2:].partition(".")[0].removeprefix("no-") in parts
-        chosen += [argument] if take else []
-    return chosen
-
-
-def replace_fields(config: Any, fields: Sequence[str], prog: str) -> Any:
-    """Return the config with fields replaced by flags such as `--optim.lr 1e-3`.
-
-    Raises:
-        UsageError: an unknown field or a wrong value.
-    """
-    from aatjax.petl.sizes import SIZES
-
-    given = {field.partition("=")[0] for field in fields}
-    if sizes := [s for s in SIZES if f"--petl.{s}" in given and hasattr(config.petl, s)]:
-        petl = config.petl.replace(**dict.fromkeys(sizes))  # omits the size in the config
-        config = dataclasses.replace(config, petl=petl)
-    return _parse(
-        tyro.conf.AvoidSubcommands[type(config)],
-        fields,
-        default=config,
-        prog=prog,
-        description="Every field of the config as a flag.",
-    )
-
-
-def _parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
-    """Run tyro; its boxed errors become a UsageError."""
-    errors = io.StringIO()
-    columns = os.environ.get("COLUMNS")
-    markers = () if "default" in options else MARKERS
-    if not {"-h", "--help"} & set(arguments):
-        os.environ["COLUMNS"] = "1000"  # no line breaks inside a message
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                target, args=arguments, prog=prog, config=markers, registry=NAMED, **options
-            )
-    except SystemExit as end:
-        if not errors.getvalue():
-            raise
-        see = "--flags" if "default" in options else "--help"
-        raise UsageError(f"{_join_lines(errors.getvalue())}; see {prog} {see}") from end
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
-
-
-def _join_lines(box: str) -> str:
-    """The text of one of tyro's error boxes as one line, the help of flags left out."""
-    lines = [line[2:].rstrip(" │|") for line in box.splitlines()[1:-1]]
-    message = ""
-    for ruled, group in itertools.groupby(lines, lambda line: not line.strip("─-")):
-        if ruled:
-            continue
-        head, *rest = group
-        names = [line.strip() for line in rest if line[:5].count(" ") == 4]
-        if head.startswith("For full helptext"):
-            break
-        if head.startswith("Perhaps you meant"):
-            message += f", did you mean {names[0].split()[0]!r}?"
-        elif head.startswith("Argument helptext"):
-            message += f" ({names[0]})"
-        elif head.startswith("Missing from"):
-            message += f"required: {', '.join(names)}"
-        else:
-            message += " ".join([head, *(line.strip() for line in rest)]).replace("  ", " ")
-    pair = re.match(rf"Error parsing ([\w.-]+): .*?('[^']*' {NOT_A_PAIR}\S+)", message)
-    if pair:
-        message = f"{pair[1]} {pair[2]}"
-    field = re.match(r"Error parsing [\w.-]+: ([\w.]+)=", message)  # a range was exceeded
-    if field:
-        message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"
-    return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")

@@ -34,7 +34,7 @@ def main(
         no_labels: skip the search for labels that look wrong
         quiet: no progress
     """
-    from aatjax.cli.arguments import replace_fields, select_fields
+    from aatjax.cli.fields import replace_fields, select_fields
     from aatjax.cli.progress import StageBar
     from aatjax.config import Config, Model
     from aatjax.convert.load import load

@@ -133,7 +133,7 @@ def _write_adapter(
     multi_label: bool,
 ) -> None:
     """Write the adapter of a checkpoint, and print what it is and what was assumed."""
-    from aatjax.cli.arguments import replace_fields
+    from aatjax.cli.fields import replace_fields
     from aatjax.config import Config
     from aatjax.data.benchmarks import BENCHMARKS
     from aatjax.data.class_names import read_class_names
