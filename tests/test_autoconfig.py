@@ -123,7 +123,7 @@ def test_from_a_folder_to_a_report_in_one_command(small_ast, tmp_path, capsys) -
     command = [
         "adapt",
         str(folder),
-        "--run",
+        "--out",
         str(tmp_path / "run"),
         "--quiet",
         "--no-labels",

@@ -13,7 +13,6 @@ from tiny_model import tiny_config
 
 from aatjax import Classifier
 from aatjax.audio.frontend import FrontEnd
-from aatjax.cli.commands.predict import format_unsure
 from aatjax.errors import DataError, NotFiniteError, UsageError
 from aatjax.inference.calibration import (
     Calibration,
@@ -28,6 +27,7 @@ from aatjax.inference.calibration import (
     read_calibration,
     select_conformal,
 )
+from aatjax.inference.prediction_formats import format_unsure
 from aatjax.models.ast import AST
 
 CLASSES = ("ant", "bee", "cat")

@@ -71,7 +71,7 @@ class Place:
             str(self.sounds),
             "--model.source",
             str(self.base),
-            "--run",
+            "--out",
             str(self.root / run),
             "--data.cache",
             str(self.root / "cache"),
@@ -189,7 +189,7 @@ def test_another_config_in_the_same_folder_is_refused(
     before = (trained.root / "run" / "config.json").read_bytes()
     assert main.run(trained.arguments(*more, epochs=8)) == 2
     message = one_line(capfd.readouterr().err)
-    assert difference in message and "--run" in message
+    assert difference in message and "--out" in message
     assert (trained.root / "run" / "config.json").read_bytes() == before
 
 
@@ -330,7 +330,7 @@ def test_data_that_is_not_there_is_explained(
         given += ["--model.source", str(trained.base)]
     cache = str(trained.root / "cache")
     assert (
-        main.run([*given, "--run", str(tmp_path / "r"), "--quiet", "--data.cache", cache]) == code
+        main.run([*given, "--out", str(tmp_path / "r"), "--quiet", "--data.cache", cache]) == code
     )
     assert words in one_line(capfd.readouterr().err)
 
@@ -432,7 +432,7 @@ FLAGS = {
     "bench scaling": "batch-size budget classes experts frames json lengths markdown rounds size "
     "slots time",
     "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
-    "chaos": "interruptions seed workdir",
+    "chaos": "interruptions out seed",
     "compare": "budget cross-validate flags methods out protocol seeds verbose",
     "convert": "base classes dtype force frames multi-label pool revision rgb statistics to",
     "demo": "base no-browser port",
@@ -514,7 +514,7 @@ def test_out_of_memory_names_the_flags_that_help(
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
 
     monkeypatch.setattr("aatjax.experiments.run.fit", full)
-    code = main.run(["train", "default", "--run", str(tmp_path / "full"), "--quiet"])
+    code = main.run(["train", "default", "--out", str(tmp_path / "full"), "--quiet"])
     err = capfd.readouterr().err
     assert code == 1 and "Traceback" not in err
     assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in err
@@ -795,7 +795,7 @@ def test_cross_validation(place: Place, capfd: pytest.CaptureFixture[str]) -> No
         str(place.base),
         "--model.frames",
         "98",
-        "--run",
+        "--out",
         str(place.root / "cv"),
         "--training.epochs",
         "2",
@@ -962,7 +962,7 @@ def test_a_bare_environment(trained: Trained, tmp_path: Path) -> None:
         str(trained.sounds),
         "--model.source",
         str(trained.base),
-        "--run",
+        "--out",
         str(tmp_path / "run"),
         "--training.epochs",
         "1",
@@ -989,7 +989,7 @@ def test_the_bar_on_a_narrow_terminal(trained: Trained, tmp_path: Path) -> None:
         str(trained.sounds),
         "--model.source",
         str(trained.base),
-        "--run",
+        "--out",
         str(tmp_path / "run"),
         "--training.epochs",
         "2",

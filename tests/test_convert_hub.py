@@ -113,7 +113,7 @@ COMMANDS = {
         "--model.source",
         NAME,
         *SMALL,
-        "--run",
+        "--out",
         "OUT/run",
         "--data.cache",
         "OUT/cache",

@@ -46,7 +46,7 @@ def begin(cache: Path, run: Path, *flags: str, code: str = "", **more: Any) -> A
     """`aatjax train` in a process of its own; `code` is run before."""
     program = f"import sys\n{code}\nfrom aatjax.cli.main import main\nmain(sys.argv[1:])"
     return subprocess.Popen(
-        [sys.executable, "-c", program, "train", CONFIG, "--run", str(run), *flags],
+        [sys.executable, "-c", program, "train", CONFIG, "--out", str(run), *flags],
         env=environment(cache, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -212,10 +212,10 @@ def test_exit_codes(clean, capsys):
     capsys.readouterr()
     for arguments, code, word in (
         ([*base, "--ignore", "undecodeable"], 2, "did you mean 'undecodable'"),
-        ([*base, "--frames", "0"], 2, "frames is 0"),
-        ([*base, "--workers", "0"], 2, "workers is 0"),
+        ([*base, "--frames", "0"], 2, "--frames 0 must be"),
+        ([*base, "--workers", "0"], 2, "--workers 0 must be"),
         ([*base, "--show", "-1"], 2, "--show"),
-        ([*base, "--format", "wav"], 2, "unknown data format"),
+        ([*base, "--data.format", "wav"], 2, "no such choice: one of auto"),
         ([*base, "--data.pat", "x"], 2, "--data.pat"),
         (["doctor", str(clean / "gone")], 65, "no such file or folder"),
         ([*base[:2], "--base", str(clean / "gone.pth")], 65, "no such file or folder"),

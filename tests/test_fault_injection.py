@@ -28,7 +28,7 @@ def may_mount(folder: Path) -> bool:
 def test_a_run_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """F1, F2, F4, F7: kill -9, SIGTERM, kill -9 while saving, and where it can be a full disk."""
     folder = tmp_path / "chaos"
-    code = run(["chaos", CONFIG, "--workdir", str(folder), "--interruptions", "3", "--seed", "1"])
+    code = run(["chaos", CONFIG, "--out", str(folder), "--interruptions", "3", "--seed", "1"])
     said = capsys.readouterr().out
     assert code == 0, said
     assert "bit for bit" in said
@@ -66,4 +66,4 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="is not empty"):
         Trial([CONFIG], tmp_path, seed=0, say=print).run(1)
-    assert run(["chaos", CONFIG, "--workdir", str(tmp_path), "--interruptions", "0"]) == 2
+    assert run(["chaos", CONFIG, "--out", str(tmp_path), "--interruptions", "0"]) == 2

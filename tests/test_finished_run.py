@@ -109,7 +109,7 @@ def test_a_finished_run_is_compared_like_a_running_one(config: Config, tmp_path:
     # On the command line, also where it is quiet.
     write_sound(sounds / "hiss" / "2.wav", 98)
     (run / "config.json").write_text(json.dumps(config.to_json()))
-    command = ["train", str(run / "config.json"), "--run", str(run), "--quiet"]
+    command = ["train", str(run / "config.json"), "--out", str(run), "--quiet"]
     assert main.run(command) == 2
 
 

@@ -94,7 +94,7 @@ def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
 def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> None:
     write_sounds(tmp_path / "s")
     given = ["--data.path", str(tmp_path / "s"), "--data.cache", str(tmp_path / "c")]
-    run = ["--run", str(tmp_path / "run"), "--data.channels"]
+    run = ["--out", str(tmp_path / "run"), "--data.channels"]
     assert main.run(["train", "folder", *given, *run, "7"]) == 2
     assert "channel 7 is requested, but there are 2" in capfd.readouterr().err
     assert main.run(["train", "folder", *given, *run, "right"]) == 2

@@ -44,9 +44,9 @@ def test_from_the_archive_to_figures(name, tmp_path, small_ast, capsys) -> None:
     """Prepare, read back in a fresh process, one epoch, evaluation of the written adapter."""
     archive = make_archive(name, tmp_path / "in")
     home = tmp_path / "data"
-    assert run(["prepare", name, "--from", str(archive), "--to", str(home), "--quiet"]) == 65
+    assert run(["prepare", name, "--from", str(archive), "--out", str(home), "--quiet"]) == 65
     assert "--subset" in capsys.readouterr().err
-    command = ["prepare", name, "--from", str(archive), "--to", str(home), "--subset"]
+    command = ["prepare", name, "--from", str(archive), "--out", str(home), "--subset"]
     assert run(command) == 0
     report = capsys.readouterr().out
     assert "SUBSET" in report and f"of {BENCHMARKS[name].clips:,} clips" in report
@@ -100,7 +100,7 @@ def small(name: str, clips: int, **changes):
 
 def test_a_whole_set_is_reported_as_whole(esc10, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(BENCHMARKS, "esc10", small("esc10", 40))
-    command = ["prepare", "esc10", "--from", str(esc10), "--to", str(tmp_path / "d"), "--quiet"]
+    command = ["prepare", "esc10", "--from", str(esc10), "--out", str(tmp_path / "d"), "--quiet"]
     assert run(command) == 0
     assert "ESC-10 prepared: complete, 40 of 40 clips" in capsys.readouterr().out
     files = [p for p in (tmp_path / "d").rglob("*") if p.is_file() and p.name != ".lock"]
@@ -227,7 +227,7 @@ def test_a_kill_at_any_moment_loses_nothing(esc10, tmp_path) -> None:
         "esc10",
         "--from",
         str(esc10),
-        "--to",
+        "--out",
         str(home),
         "--subset",
         "--quiet",

@@ -41,7 +41,7 @@ def flags(sounds: Path, weights: str, folder: Path) -> list[str]:
         "3",
         "--training.batch-size",
         "16",
-        "--run",
+        "--out",
         str(folder),
         "--quiet",
     ]

@@ -291,7 +291,7 @@ def test_recipes_are_listed_and_found(capsys) -> None:
 
 def test_an_unprepared_set_says_how_to_prepare_it(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["train", "gtzan_aat", "--run", str(tmp_path / "run")]) == 65
+    assert run(["train", "gtzan_aat", "--out", str(tmp_path / "run")]) == 65
     assert "aatjax prepare gtzan --from ARCHIVE" in capsys.readouterr().err
 
 

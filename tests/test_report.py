@@ -39,10 +39,10 @@ from aatjax.petl.dense_moa import DenseMoA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.reports.html import charts
-from aatjax.reports.html.collect import Evaluation, ReportData, collect_report, find_adapter
+from aatjax.reports.html.collect import Evaluation, ReportData, collect_report
 from aatjax.reports.html.page import clean, render_page
 from aatjax.reports.html.report import rank_confusions, render_report
-from aatjax.train.adapter_file import load_adapter, read_info
+from aatjax.train.adapter_file import find_adapter, load_adapter, read_info
 from aatjax.train.evaluation import evaluate, score_clips
 from aatjax.train.loop import Training
 
@@ -356,16 +356,14 @@ def test_without_mixture_validation_or_run_folder(
     # The adapter alone, on sounds that are named; to the file that was asked for.
     alone = tmp_path / "moved.safetensors"
     (tmp_path / "run" / "adapter.safetensors").rename(alone)
-    assert (
-        run(["report", str(alone), "--clips", str(every), "--out", str(tmp_path / "o.html")]) == 0
-    )
+    assert run(["report", str(alone), str(every), "--out", str(tmp_path / "o.html")]) == 0
     assert "o.html" in capsys.readouterr().out
     words = "".join(check((tmp_path / "o.html").read_text()).text)
     assert "(45 clips) on the given clips of 3 classes" in words and "Training curves" not in words
     assert run(["report", str(tmp_path / "run")]) == 65
     assert "has no adapter.safetensors" in capsys.readouterr().err
     assert run(["report", str(tmp_path / "gone")]) == 65
-    assert run(["report", str(alone), "--clips", str(tmp_path / "gone")]) == 65
+    assert run(["report", str(alone), str(tmp_path / "gone")]) == 65
     assert run(["report", str(alone), "--clipz", "x"]) == 2
     assert capsys.readouterr().err.count("\n") == 3
 

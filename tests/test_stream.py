@@ -412,7 +412,7 @@ def rows_of_csv(data: bytes) -> list[dict[str, str]]:
 def test_every_format_on_the_command_line(
     place: Place, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    flags = ["--segments", "--hop", "0.25", "--smooth", "1", "--format"]
+    flags = ["--segments", "--hop", "0.25", "--smooth", "1", "--to"]
     assert place.run(*flags, "csv") == 0
     data = capfdbinary.readouterr().out
     rows = rows_of_csv(data)
@@ -483,7 +483,7 @@ def test_embeddings(
 
 def test_embeddings_and_segments_in_one_pass(place: Place, tmp_path: Path) -> None:
     # The last window is 0.035 s of sound and much padding, which this model misclassifies.
-    flags = ["--segments", "--min-duration", "0.1", "--format", "csv", "--out", tmp_path / "s.csv"]
+    flags = ["--segments", "--min-duration", "0.1", "--to", "csv", "--out", tmp_path / "s.csv"]
     assert place.run(*flags, "--embeddings", tmp_path / "v.npz") == 0
     assert len(rows_of_csv((tmp_path / "s.csv").read_bytes())) == 2 * len(ODD)
     assert len(np.load(tmp_path / "v.npz")["vector"]) == 8 * len(ODD)
@@ -495,7 +495,7 @@ def test_bad_and_cut_files(place: Place, tmp_path: Path, capfd: pytest.CaptureFi
     short.write_bytes(Path(place.paths[0]).read_bytes()[:100044])
     files = [str(bad), str(short), place.paths[1]]
     out, vectors = tmp_path / "s.csv", tmp_path / "v.parquet"
-    flags = ["--segments", "--format", "csv", "--out", out, "--embeddings", vectors]
+    flags = ["--segments", "--to", "csv", "--out", out, "--embeddings", vectors]
     assert place.run(*flags, files=files) == 65
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("aatjax: ") for line in lines)
@@ -523,11 +523,11 @@ def test_bad_and_cut_files(place: Place, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--format", "csv"], "--format needs --segments"),
+        (["--to", "rttm"], "--to rttm writes when"),
         (["--min-duration", "0"], "--min-duration needs --segments"),
-        (["--segments", "--json"], "--format json"),
-        (["--segments", "--format", "audacity"], "one file at a time"),
-        (["--segments", "--format", "xml"], "invalid choice"),
+        (["--json", "--csv"], "exclude each other"),
+        (["--segments", "--to", "audacity"], "one file at a time"),
+        (["--segments", "--to", "xml"], "no such choice: one of table"),
         (["--segments", "--threshold", "high"], "0.6:0.4"),
         (["--segments", "--threshold", "0.2:0.4"], "above where it begins"),
         (["--segments", "--threshold", "1:0:1"], "0.6:0.4"),
@@ -560,7 +560,7 @@ def test_wrong_flags(
 def test_names_that_are_equal_in_rttm_are_refused(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert place.run("--segments", "--format", "rttm", files=["a b.wav", "a_b.wav"]) == 2
+    assert place.run("--segments", "--to", "rttm", files=["a b.wav", "a_b.wav"]) == 2
     assert "same name in RTTM" in capfd.readouterr().err
 
 
@@ -588,7 +588,7 @@ def test_an_interrupted_command_leaves_the_old_file(
         return run(self, *args, **more)
 
     monkeypatch.setattr(Classifier, "run", breaking)
-    flags = ["--segments", "--format", "csv", "--out", old]
+    flags = ["--segments", "--to", "csv", "--out", old]
     assert place.run(*flags, "--embeddings", tmp_path / "v.npz") == 130
     assert old.read_text() == "old" and os.listdir(tmp_path) == ["s.csv"]
 

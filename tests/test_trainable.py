@@ -99,7 +99,7 @@ def test_doctor_train_and_adapt_refuse_the_same_sets(
     make, message = REFUSED[name]
     path = str(make(tmp_path / "sounds"))
     cache = ["--data.cache", str(tmp_path / "cache")]
-    train = ["train", "folder", "--data.path", path, *cache, "--run", str(tmp_path / "run")]
+    train = ["train", "folder", "--data.path", path, *cache, "--out", str(tmp_path / "run")]
     assert run(train) == 65
     sentence = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("aatjax: ")
     assert message in sentence

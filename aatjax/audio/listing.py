@@ -1,9 +1,12 @@
 """Lists the sound files of a folder, and the reasons why other files are skipped."""
 
 import errno
+import glob
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 from aatjax.audio.containers import detect_kind
 from aatjax.errors import DataError, printable
@@ -13,6 +16,9 @@ EXTENSIONS = frozenset(
     | {".aifc", ".au", ".snd", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma"}
 )
 """Files with these extensions are listed without being opened."""
+
+LISTS = (".txt", ".lst", ".m3u", ".m3u8")
+"""Files with these extensions are lists of sound files."""
 
 
 def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -63,6 +69,52 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
             else:
                 files.append(path)
     return sorted(files), sorted(skipped)
+
+
+def find_sounds(names: Iterable[str], given: TextIO | None = None) -> list[str]:
+    """Return the sound files that names on a command line stand for, in the order given.
+
+    A folder stands for the sound files below it (`list_audio`), a pattern such as `a/**/*.wav` for
+    what it matches, a list (a file .txt, .lst or .m3u) for the names on its lines, `-` for those
+    on standard input: one per line, or with zero bytes between as `find -print0` writes them. A
+    name of a list is looked for in the working folder, then beside the list.
+
+    Args:
+        names: files, folders, patterns, lists or `-`.
+        given: standard input.
+
+    Raises:
+        DataError: a folder without sounds, a pattern without matches, an empty list.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            some = _read_names(b"" if given is None else given.buffer.read())
+            why = "standard input names no file"
+        elif path.is_dir():
+            some, why = [str(one) for one in list_audio(path)[0]], "no sound file below this folder"
+        elif path.suffix.lower() in LISTS and path.is_file():
+            lines = _read_names(path.read_bytes())
+            beside = [(line, path.parent / line) for line in lines]
+            some = [line if Path(line).exists() else str(other) for line, other in beside]
+            why = "this list names no file"
+        elif glob.has_magic(name) and not path.exists():
+            some, why = sorted(glob.glob(name, recursive=True)), "no file matches this pattern"
+        else:
+            some, why = [name], ""
+        if not some:
+            raise DataError(f"{printable(name)}: {why}")
+        found += some
+    return found
+
+
+def _read_names(data: bytes) -> list[str]:
+    """The names of a list; empty lines and comments (#) are none."""
+    if b"\0" in data:
+        return [os.fsdecode(one) for one in data.split(b"\0") if one]
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in data.split(b"\n")]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _find_reason(entry: "os.DirEntry[str]", home: str) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from aatjax.cli.fields import replace_fields, split_fields
+from aatjax.cli.fields import keep_data, replace_fields, split_fields
 from aatjax.cli.parser import parse
 from aatjax.errors import Range, UsageError, check_value, suggest
 
 if TYPE_CHECKING:
-    from aatjax.config import Config
+    from aatjax.config import Config, Data
 
 NO_HINT = tyro.conf.arg(help_behavior_hint="")  # no "(default: None)" in the help
 T = TypeVar("T")
@@ -63,35 +63,52 @@ class SoundsChoice:
 
     Attributes:
         path: a folder of class folders, a CSV or JSON-lines file, ...; or several files, such as
-            train=train.csv test=test.csv
-        format: how PATH is read, as --data.format of `aatjax train`
-        pattern: regular expression for --format names
+            train=train.csv test=test.csv; --data.format and other flags of a config's data say
+            how it is read
     """
 
     path: Positional[tuple[str, ...]]
-    format: str = "auto"
-    pattern: Unset[str] = None
 
     def load(self, config: "Config", fields: Sequence[str]) -> "Config":
         """Return the config with these sounds, and with the fields replaced.
 
         Raises:
-            UsageError: an unknown format, several paths without their parts, or a wrong field.
+            UsageError: several paths without their parts, or a wrong field.
         """
-        from aatjax.data.formats import SourceFormat
-
-        known = typing.get_args(SourceFormat)
-        if self.format not in known:
-            hint = suggest(self.format, known) or f": one of {', '.join(known)}"
-            raise UsageError(f"unknown data format {self.format!r}{hint}")
         if len(self.path) > 1 and not all("=" in path for path in self.path):
             raise UsageError("several paths: name the part of each, train=a.csv test=b.csv")
-        given = ["--data.path", *self.path, "--data.format", self.format]
-        given += ["--data.pattern", self.pattern] if self.pattern else []
-        return replace_fields(config, [*given, *fields], "aatjax train")
+        return replace_fields(config, ["--data.path", *self.path, *fields], "aatjax train")
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherSoundsChoice:
+    """Labelled sounds other than those of the run.
+
+    Attributes:
+        path: a folder of class folders, a CSV or JSON-lines file, ... (default: the test clips of
+            the run that wrote the adapter); flags of a config's data say how it is read
+    """
+
+    path: Positional[tuple[str, ...]] = ()
+
+    def load(self, fields: Sequence[str]) -> "Data | None":
+        """Return the sounds, or None for those of the run.
+
+        Raises:
+            UsageError: fields without sounds, or as of `SoundsChoice.load`.
+        """
+        from aatjax.config import Config
+        from aatjax.petl.simple import Linear
+
+        if self.path:
+            return SoundsChoice(self.path).load(Config(petl=Linear()), keep_data(fields)).data
+        if fields:
+            raise UsageError(f"{fields[0]} says how sounds are read: name the sounds too")
+        return None
 
 
 SoundsArguments = Annotated[SoundsChoice, tyro.conf.OmitArgPrefixes]
+OtherSounds = Annotated[OtherSoundsChoice, tyro.conf.OmitArgPrefixes]
 ConfigArguments = Annotated[ConfigChoice, tyro.conf.OmitArgPrefixes]
 
 

@@ -63,6 +63,18 @@ def select_fields(fields: Sequence[str], *parts: str) -> list[str]:
     return chosen
 
 
+def keep_data(fields: Sequence[str]) -> list[str]:
+    """Return the flags, which must all be of the config's data.
+
+    Raises:
+        UsageError: one is of another part, which the command does not read.
+    """
+    for flag in fields:
+        if flag.startswith("--") and not flag.startswith("--data."):
+            raise UsageError(f"{flag.partition('=')[0]} is of no use here: nothing is trained")
+    return list(fields)
+
+
 def replace_fields(config: Any, fields: Sequence[str], prog: str) -> Any:
     """Return the config with fields replaced by flags such as `--optim.lr 1e-3`.
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from aatjax.cli.failures import check_working_folder, explain
+from aatjax.cli.spelling import spell_flags
 from aatjax.cli.streams import discard_output, prepare_streams
 from aatjax.errors import AatjaxError, UsageError, WriteError, suggest
 from aatjax.io.host import prepare_process
@@ -86,7 +87,7 @@ def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
         discard_output()
         return 141  # as after SIGPIPE: part of the output was lost
     said = explain(error, arguments)
-    print(f"aatjax: {' '.join(str(said).splitlines())}", file=sys.stderr)
+    print(f"aatjax: {spell_flags(' '.join(str(said).splitlines()))}", file=sys.stderr)
     return said.exit_code
 
 
@@ -171,4 +172,4 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {spell_flags(str(message))}\n"

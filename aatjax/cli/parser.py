@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, suggest
 
 MARKERS = (
     tyro.conf.FlagCreatePairsOff,
@@ -96,6 +96,17 @@ def _join_lines(box: str) -> str:
     pair = re.match(rf"Error parsing ([\w.-]+): .*?('[^']*' {NOT_A_PAIR}\S+)", message)
     if pair:
         message = f"{pair[1]} {pair[2]}"
+    choice = re.match(r"Invalid choice '(.*)' for argument '(--[^']*)'.*?\((.*)\)", message)
+    if choice:
+        known = re.findall(r"'([^']*)'", choice[3])
+        hint = suggest(choice[1], known) or f": one of {', '.join(known)}"
+        message = f"{choice[2]} {choice[1]!r}: no such choice{hint}"
+    number = re.match(
+        r"Error parsing (--\S+): (invalid literal for int|could not).*?: ('.*?')", message
+    )
+    if number:
+        kind = "a whole number" if "int" in number[2] else "a number"
+        message = f"{number[1]} {number[3]} is not {kind}"
     field = re.match(r"Error parsing [\w.-]+: ([\w.]+)=", message)  # a range was exceeded
     if field:
         message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"

@@ -97,7 +97,7 @@ def load(
     if options.get("dtype") == "bfloat16" and not multiplies_bfloat16(jax.devices()[0]):
         warnings.warn(
             "bfloat16 is emulated on this device, which takes more time than float32: use "
-            "dtype='auto' (--model.dtype auto), or float32",
+            "dtype='auto', or float32",
             stacklevel=2,
         )
     return load_model(source, num_classes, revision, seed, options)

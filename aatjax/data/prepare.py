@@ -88,7 +88,7 @@ def prepare(
     home = Path(to).expanduser() / name
     _check_origin(benchmark, origin, download)
     final, work = home / VERSION, home / ".work"
-    with lock_folder(home, "--to"):
+    with lock_folder(home, "to="):
         before = final.exists()
         if not before:
             remove_leftovers(home)

@@ -27,14 +27,14 @@ from aatjax.io.lock import lock_folder
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
-from aatjax.train.adapter_file import TrainedAdapter, read_metadata
+from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
 from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
-from aatjax.train.run_dir import ARTEFACT, RunClaims, has_checkpoint, read_result
+from aatjax.train.run_dir import RunClaims, has_checkpoint, read_result
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -270,7 +270,7 @@ def _check_clips(
         raise UsageError(
             f"{claims.folder}: the run is finished and its checkpoints are gone, so it cannot go "
             f"on with the change ({'; '.join(claims.changed.values())}): choose another folder "
-            "(--run)"
+            "(run_dir=)"
         )
     return claims.changed
 
@@ -283,7 +283,7 @@ def _check_backbone(backbone: AST, folder: Path) -> None:
         raise UsageError(
             f"{folder} holds a run on other weights: {before.source} had fingerprint "
             f"{before.fingerprint[:12]}, now {now.fingerprint[:12]}: restore them, or choose "
-            "another folder (--run)"
+            "another folder (run_dir=)"
         )
 
 

@@ -27,7 +27,7 @@ from aatjax.inference.calibration import (
 )
 from aatjax.inference.prediction import Prediction, WindowLogits, WindowPrediction
 from aatjax.models.ast import AST, check_model
-from aatjax.train.adapter_file import TrainedAdapter, load_adapter, read_info
+from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, load_adapter, read_info
 from aatjax.train.forward import bind_forward, read_logits, read_vectors
 
 BATCH = 8
@@ -83,11 +83,15 @@ class Classifier:
     def load(
         cls, source: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None
     ) -> "Classifier":
-        """Load an adapter file, or weights with a head; classes without names are numbered.
+        """Load an adapter file, the run folder of one, or weights with a head.
+
+        Classes without names are numbered.
 
         Raises:
             DataError: a file that cannot be read (see `aatjax.load` and `load_adapter`).
         """
+        if (Path(source) / ARTEFACT).is_file():
+            source = Path(source) / ARTEFACT
         if Path(source).is_file() and read_info(source) is not None:
             adapter = load_adapter(source, base=base)
             try:

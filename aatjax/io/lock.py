@@ -19,12 +19,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, flag: str = "--run") -> Iterator[None]:
+def lock_folder(folder: Path, argument: str = "run_dir=") -> Iterator[None]:
     """Hold the lock of a folder.
 
     Args:
         folder: the folder, created if needed.
-        flag: flag of the command line that chooses another folder, for the message.
+        argument: what chooses another folder, for the message.
 
     Raises:
         UsageError: another process holds it; the message names the process and its host.
@@ -39,7 +39,7 @@ def lock_folder(folder: Path, flag: str = "--run") -> Iterator[None]:
             except Timeout as error:
                 raise UsageError(
                     f"{folder} is in use by {_name_holder(holder)}: wait for it or end it, or "
-                    f"choose another folder with {flag}"
+                    f"choose another folder ({argument})"
                 ) from error
             except NotImplementedError:
                 pass  # a file system without locks

@@ -44,14 +44,14 @@ def find_base(
                 raise
             raise type(error)(
                 f"{path}: its base model {origin.source!r} could not be loaded ({error}); give the "
-                "weights with base= (on the command line --base)"
+                "weights with base="
             ) from error
     found = None if model.origin is None else model.origin.fingerprint
     if found != origin.fingerprint:
         raise DataError(
             f"{path}: was trained on base {origin.source!r} (fingerprint "
             f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give those weights with "
-            "--base"
+            "base="
         )
     _check_shape(path, model.config, config)
     return model

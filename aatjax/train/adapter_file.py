@@ -29,6 +29,8 @@ from aatjax.train.forward import check_fit
 from aatjax.train.golden import differs, make_golden
 from aatjax.train.rebuilt_model import PASSING, make_shape, rebuild_model
 
+ARTEFACT = "adapter.safetensors"
+"""Name of the adapter file in a run folder."""
 FORMAT = 2
 TENSORS_ONLY = 1
 """The format whose checksum covers the tensors, not the metadata."""
@@ -182,6 +184,24 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return info if isinstance(info, dict) and info.get("kind") == "adapter" else None
 
 
+def find_adapter(path: Path) -> tuple[Path, Path | None]:
+    """Return the adapter file, and the run folder that it is in, if any.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_dir():
+        if (path / ARTEFACT).is_file():
+            return path / ARTEFACT, path
+        inside = sorted(one.parent.name for one in path.glob(f"*/{ARTEFACT}"))
+        hint = f"; name one of its runs: {', '.join(inside[:6])}" if inside else ""
+        raise DataError(f"{path}: has no {ARTEFACT}: the run has not finished{hint}")
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    in_run = path.name == ARTEFACT and (path.parent / "result.json").is_file()
+    return path, path.parent if in_run else None
+
+
 def load_adapter(
     path: str | os.PathLike[str],
     *,
@@ -191,7 +211,7 @@ def load_adapter(
     """Load an adapter onto its backbone.
 
     Args:
-        path: a file that `save_adapter` wrote.
+        path: a file that `save_adapter` wrote, or the run folder that it is in.
         base: the backbone's weights if they have moved since training, or a model loaded with the
             same options (length, pooling, positions, masking of padding).
         check: recompute the golden sample, the logits of a synthetic sound that the file holds.
@@ -201,7 +221,7 @@ def load_adapter(
             backbone (by fingerprint); a field of its metadata is out of range; or the model
             computes other logits than when it was saved.
     """
-    path = Path(path)
+    path = find_adapter(Path(path))[0]
     info, found, tensors = _read_file(path)
     config, method = found.model, found.method
     model = _make_shape(path, config, method)

@@ -64,7 +64,7 @@ class Trial:
     """The runs of one crash-safety test.
 
     Args:
-        arguments: those of `aatjax train`, without `--run`.
+        arguments: those of `aatjax train`, without `--out`.
         workdir: a new or empty folder on the disk to test.
         seed: seed of the moments of interruption.
         say: called with each line of the certificate as it is known.
@@ -87,7 +87,7 @@ class Trial:
         with report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             if any(self._folder.iterdir()):
-                raise UsageError(f"{self._folder} is not empty: give --workdir a new folder")
+                raise UsageError(f"{self._folder} is not empty: give another, new or empty (--out)")
         straight, broken = self._folder / "straight", self._folder / "interrupted"
         for attempt in ("compiling", "timed"):  # the second finds its programs compiled
             shutil.rmtree(straight, ignore_errors=True)
@@ -109,7 +109,7 @@ class Trial:
         return self.found
 
     def _start(self, run: Path) -> Any:
-        command = [sys.executable, "-c", PROGRAM, "train", *self._arguments, "--run", str(run)]
+        command = [sys.executable, "-c", PROGRAM, "train", *self._arguments, "--out", str(run)]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 

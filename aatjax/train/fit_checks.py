@@ -87,8 +87,8 @@ def check_selection(
         return
     if valid is None:
         raise UsageError(
-            "training.select='best' needs validation clips: give some (valid=, "
-            "--data.valid-fraction), or use training.select='last'"
+            "training.select='best' needs validation clips: give some "
+            "(valid=), or use training.select='last'"
         )
     shared = set() if test is None else _identify_clips(valid) & _identify_clips(test)
     if shared and chosen_on_test is None:
@@ -96,7 +96,7 @@ def check_selection(
             f"{len(shared)} clips are in valid and test, such as {min(shared)[0]!r}: "
             "training.select='best' would choose weights by the clips that are reported; give "
             "other validation clips, or name the paper whose protocol this is "
-            "(FitContext.chosen_on_test, --protocol)"
+            "(FitContext(chosen_on_test=))"
         )
 
 
@@ -104,8 +104,8 @@ def check_scoring(scoring: Scoring, valid: Source | None) -> None:
     """Refuse to learn a pooling without validation clips."""
     if scoring.pooling == "attention" and valid is None:
         raise UsageError(
-            "pooling='attention' is learned on validation clips: give some (valid=, "
-            "--data.valid-fraction), or take pooling='mean' or 'max'"
+            "pooling='attention' is learned on validation clips: give some "
+            "(valid=), or take pooling='mean' or 'max'"
         )
 
 

@@ -24,6 +24,7 @@ from aatjax.io.json_file import read_json, read_json_object, write_json
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
+from aatjax.train.adapter_file import ARTEFACT
 from aatjax.train.distributed import find_differences
 from aatjax.train.logging import read_metrics
 from aatjax.train.loop import Training
@@ -44,7 +45,7 @@ FREE = (
 DESCRIBED = ("weights.", "optim.updates.", "loss.values")
 """Fields that are mean and root mean square of an array."""
 
-ARTEFACT, RESULT, METRICS = "adapter.safetensors", "result.json", "metrics.jsonl"
+RESULT, METRICS = "result.json", "metrics.jsonl"
 EPOCHS = "training.epochs"
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
@@ -103,15 +104,15 @@ class RunClaims:
             more = f"; and {len(refused) - 6} more" if refused[6:] else ""
             raise UsageError(
                 f"{self.folder} holds a run of another config ({listed}{more}): choose another "
-                "folder (run_dir=, --run), delete it, or allow the change (allow_change=, "
-                f"--allow-change {refused[0]}) to resume"
+                "folder (run_dir=), delete it, or allow the change "
+                f"(allow_change=['{refused[0]}']) to resume"
             )
         if EPOCHS in found and fields["optim"].get("schedule") == "cosine":
             raise UsageError(
                 f"{self.folder}: {found[EPOCHS]} with optim.schedule 'cosine', whose learning rate "
                 "falls to zero over the epochs of a run: what was trained is not the beginning of "
-                "the other run. Train that in another folder (run_dir=, --run), or go on at a rate "
-                "that does not depend on the length (--optim.schedule constant, and allow the "
+                "the other run. Train that in another folder (run_dir=), or go on at a rate "
+                "that does not depend on the length (optim.schedule='constant', and allow the "
                 "change of optim.schedule too)"
             )
         self.changed |= found
@@ -134,12 +135,12 @@ class RunClaims:
             outcome = "to resume"
             if list(found) == ["test"]:
                 outcome = "to have its figures made again: the weights do not depend on them"
-            way = f", or allow it (allow_change=, --allow-change clips) {outcome}"
+            way = f", or allow it (allow_change=['clips']) {outcome}"
             if (self.folder / RESULT).exists() and list(found) != ["test"]:
                 way = ", or delete it: the run is finished"
             raise UsageError(
                 f"{self.folder} holds a run on other clips ({listed}): restore them, choose "
-                f"another folder (run_dir=, --run){way}"
+                f"another folder (run_dir=){way}"
             )
         self.changed |= {f"clips.{part}": "; ".join(texts) for part, texts in found.items()}
 
@@ -159,14 +160,14 @@ class RunClaims:
         if needed and (steps_left <= 0 or self._has_ended()):
             raise UsageError(
                 f"{self.folder}: the run is finished, so there is nothing left to train with the "
-                f"change ({'; '.join(needed[:6])}): choose another folder (run_dir=, --run), or "
-                f"add epochs (--training.epochs, with --allow-change {EPOCHS})"
+                f"change ({'; '.join(needed[:6])}): choose another folder (run_dir=), or "
+                f"add epochs (training.epochs, with allow_change=['{EPOCHS}'])"
             )
         if steps_left < 0:
             raise UsageError(
                 f"{self.folder}: the run has more epochs behind it than that "
                 f"({self.changed.get(EPOCHS, 'its checkpoint is past the end')}): choose another "
-                "folder (run_dir=, --run)"
+                "folder (run_dir=)"
             )
         if self.changed:  # figures of what was before are no longer those of this run
             with report_write_errors(self.folder / RESULT):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One process per node with all its GPUs; JAX finds the other processes through SLURM.
 #
-#   sbatch --nodes=4 tools/launch/slurm.sh folder --data.path /data/sounds --run /shared/runs/one
+#   sbatch --nodes=4 tools/launch/slurm.sh folder --data.path /data/sounds --out /shared/runs/one
 #
 # The run folder must be on a file system that all nodes share. The job asks to be requeued and to
 # be signalled 120 s before its end: the run then saves, exits with 143, and resumes when requeued.

@@ -3,7 +3,7 @@
 # command on all of them. JAX finds the hosts through the TPU's metadata.
 #
 #   NAME=ast ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://mine \
-#       tools/launch/tpu_vm.sh folder --data.path /mnt/bucket/sounds --run /mnt/bucket/runs/one
+#       tools/launch/tpu_vm.sh folder --data.path /mnt/bucket/sounds --out /mnt/bucket/runs/one
 #
 # BUCKET is mounted at /mnt/bucket on every host (gcsfuse) for data, weights and the run folder. After
 # a preemption run it again: the run continues from its last checkpoint.

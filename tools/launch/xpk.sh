@@ -2,7 +2,7 @@
 # A workload on a GKE cluster created by xpk (`xpk cluster create`): the same command on every host.
 #
 #   CLUSTER=mine ZONE=us-central2-b PROJECT=p TYPE=v5litepod-256 IMAGE=REGION-docker.pkg.dev/p/r/aatjax \
-#       tools/launch/xpk.sh folder --data.path /shared/sounds --run /shared/runs/one
+#       tools/launch/xpk.sh folder --data.path /shared/sounds --out /shared/runs/one
 #
 # IMAGE is a container with aatjax[tpu]; /shared must be a volume that all hosts mount.
 set -euo pipefail

@@ -17,7 +17,7 @@ def main(
     command: list[str],
     base: str = "embedded",
     method: str | None = None,
-    run: Path | None = None,
+    out: Path | None = None,
     dry_run: bool = False,
     no_labels: bool = False,
     quiet: bool = False,
@@ -29,7 +29,7 @@ def main(
             that was picked
         base: weights of the backbone: a file, a folder or a Hugging Face id
         method: another adaptation method than the one that was picked
-        run: run folder (default: runs/adapt-NAME)
+        out: run folder (default: runs/adapt-NAME)
         dry_run: print the settings and stop
         no_labels: skip the search for labels that look wrong
         quiet: no progress
@@ -78,7 +78,7 @@ def main(
     if dry_run:
         print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
         return
-    folder = run or autoconfig.name_adapt_folder(source)
+    folder = out or autoconfig.name_adapt_folder(source)
     _train(config, folder, diagnosis, command, show=None if quiet else sys.stderr)
 
 

@@ -13,7 +13,7 @@ def main(
     config: str = "default",
     *,
     fields: list[str],
-    workdir: Path,
+    out: Path,
     interruptions: Count = 20,
     seed: Seed = 0,
 ) -> None:
@@ -21,7 +21,7 @@ def main(
 
     Args:
         config: a small config; every field of it is a flag
-        workdir: a new folder on the disk to test
+        out: a new folder on the disk to test
         interruptions: how often the run is killed
         seed: seed of the moments at which it is killed
     """
@@ -30,12 +30,12 @@ def main(
 
     trial = Trial(
         [config, *fields],
-        workdir,
+        out,
         seed=seed,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     found = trial.run(interruptions)
-    write_text(workdir / "certificate.txt", found.to_text() + "\n")
+    write_text(out / "certificate.txt", found.to_text() + "\n")
     print(found.to_text())
     if found.problems:
         raise SystemExit(1)

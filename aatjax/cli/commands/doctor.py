@@ -47,6 +47,7 @@ def main(
     """
     from json import dumps
 
+    from aatjax.cli.fields import keep_data
     from aatjax.cli.progress import StageBar
     from aatjax.config import Config
     from aatjax.doctor import KINDS
@@ -58,7 +59,7 @@ def main(
         if kind not in KINDS:
             hint = suggest(kind, list(KINDS)) or f"; there are {', '.join(KINDS)}"
             raise UsageError(f"--ignore {kind}: no such finding{hint}")
-    data = sounds.load(Config(petl=Linear()), fields).data
+    data = sounds.load(Config(petl=Linear()), keep_data(fields)).data
     with StageBar(quiet=quiet) as bar:
         _, diagnosis = diagnose_data(
             data,

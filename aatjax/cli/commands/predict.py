@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -19,11 +18,13 @@ if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
     from aatjax.inference.classifier import Classifier
     from aatjax.inference.prediction import Prediction
-    from aatjax.inference.segmentation import SegmentationRules
+    from aatjax.inference.prediction_formats import PredictionFormat
+    from aatjax.inference.segment_formats import SegmentFormat
+    from aatjax.inference.segmentation import SegmentationRules, Track
     from aatjax.inference.stream import StreamEnd, StreamResult
 
 GROUP = "use"
-ONLY_WITH_SEGMENTS = ("format", "out", "smooth", "threshold", "min_duration", "gap")
+ONLY_WITH_SEGMENTS = ("smooth", "threshold", "min_duration", "gap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +32,19 @@ class PredictOptions:
     """The prediction.
 
     Attributes:
-        adapter: adapter.safetensors, or weights with a head
-        files: sound files of any length
+        adapter: adapter.safetensors, its run folder, or weights with a head
+        files: sound files of any length, folders, patterns such as "a/*.wav", lists (NAME.txt, a
+            name per line), or - for names from standard input
         base: the backbone's weights, if they moved since training
         hop: seconds between window starts (default: no overlap)
         top: classes to print
-        json: print one JSON object per file, with the windows
+        to: form of the output: table, csv or json; with --segments audacity and rttm too
+        json: as --to json: one object per line and file, with the windows
+        csv: as --to csv
+        out: write to this file, complete or not at all, instead of to standard output
         batch_size: windows per batch, of one file or several (default 8)
         embeddings: write the mean patch token of each window to this .npz or .parquet file
         segments: print classes with start and end times
-        format: with --segments: form of the output (default table); json: one line per file
-        out: with --segments: write to this file, complete or not at all, instead of to standard
-            output
         smooth: with --segments: median filter over the windows of this many seconds
         threshold: with --segments: ON[:OFF], the probability at which a class begins, and below
             which it ends (default: as calibrated in training)
@@ -55,12 +57,13 @@ class PredictOptions:
     base: Unset[str] = None
     hop: Unset[Annotated[float, Range(above=0)]] = None
     top: Count = 3
+    to: Unset[Literal["table", "csv", "json", "audacity", "rttm"]] = None
     json: Switch = False
+    csv: Switch = False
+    out: Unset[Path] = None
     batch_size: Unset[Count] = None
     embeddings: Unset[Path] = None
     segments: Switch = False
-    format: Unset[Literal["table", "csv", "json", "audacity", "rttm"]] = None
-    out: Unset[Path] = None
     smooth: Unset[float] = None
     threshold: Unset[str] = None
     min_duration: Unset[float] = None
@@ -69,17 +72,24 @@ class PredictOptions:
 
 def main(prediction: OmitArgPrefixes[PredictOptions]) -> None:
     """Run `aatjax predict`."""
-    options = prediction
+    from aatjax.audio.listing import find_sounds
+
+    files = find_sounds(prediction.files, sys.stdin)
+    options = dataclasses.replace(prediction, files=tuple(files))
     _check(options)
 
     from aatjax.inference.classifier import Classifier
 
     rules = _make_rules(options) if options.segments else None
     classifier = Classifier.load(options.adapter, base=options.base)
-    if options.segments or options.embeddings is not None or options.batch_size is not None:
-        _predict_stream(classifier, options, rules)
-    else:
-        _predict_files(classifier, options)
+    with contextlib.ExitStack() as stack:
+        output = _Output(options, stack)
+        if options.segments or options.embeddings is not None or options.batch_size is not None:
+            problems = _predict_stream(classifier, options, rules, output, stack)
+        else:
+            problems = _predict_files(classifier, options, output)
+        problems.raise_if_none_read()
+    problems.finish()
 
 
 def _check(options: PredictOptions) -> None:
@@ -87,14 +97,19 @@ def _check(options: PredictOptions) -> None:
     for name in ONLY_WITH_SEGMENTS:
         if not options.segments and getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} needs --segments; add it")
-    if options.segments and options.json:
-        raise UsageError("--json prints predictions; with --segments use --format json")
-    if options.format == "audacity" and len(options.files) > 1:
+    forms = [name for name in ("json", "csv") if getattr(options, name)]
+    forms += [f"to {options.to}"] * (options.to is not None)
+    if len(forms) > 1:
+        raise UsageError(f"--{' and --'.join(forms)} exclude each other: give one form")
+    form = _find_form(options)
+    if form in ("audacity", "rttm") and not options.segments:
+        raise UsageError(f"--to {form} writes when classes begin and end: add --segments")
+    if form == "audacity" and len(options.files) > 1:
         raise UsageError(
             "an Audacity label track belongs to one recording: give one file at a time, or "
-            "another --format"
+            "another form (--to)"
         )
-    if options.format == "rttm":
+    if form == "rttm":
         from aatjax.inference.segment_formats import format_rttm_field
 
         names: dict[str, str] = {}
@@ -146,7 +161,7 @@ def _make_rules(options: PredictOptions) -> SegmentationRules:
         raise UsageError(f"--{flag} {rest}") from None
 
 
-def _predict_files(classifier: Classifier, options: PredictOptions) -> None:
+def _predict_files(classifier: Classifier, options: PredictOptions, output: _Output) -> _Problems:
     """Predict file by file; a truncated file is an error."""
     from aatjax.audio.waveform import AudioError
 
@@ -157,52 +172,54 @@ def _predict_files(classifier: Classifier, options: PredictOptions) -> None:
         except AudioError as error:
             problems.add(error)
         else:
-            _print_prediction(prediction, options)
-    problems.finish()
+            output.add(prediction)
+    return problems
 
 
 def _predict_stream(
-    classifier: Classifier, options: PredictOptions, rules: SegmentationRules | None
-) -> None:
+    classifier: Classifier,
+    options: PredictOptions,
+    rules: SegmentationRules | None,
+    output: _Output,
+    stack: contextlib.ExitStack,
+) -> _Problems:
     """Predict in batches that files share; a truncated file is used up to the damage."""
     from aatjax.inference.classifier import BATCH
     from aatjax.inference.embeddings import open_embeddings
     from aatjax.inference.stream import StreamResult, stream_windows
-    from aatjax.io.atomic import open_output
 
     problems = _Problems(len(options.files))
-    with contextlib.ExitStack() as stack:
-        add = out = None
-        if options.embeddings is not None:
-            size = classifier.model.config.dim
-            add = stack.enter_context(open_embeddings(options.embeddings, size))
-        if options.out is not None:
-            out = stack.enter_context(open_output(options.out))
+    add = None
+    if options.embeddings is not None:
+        size = classifier.model.config.dim
+        add = stack.enter_context(open_embeddings(options.embeddings, size))
 
-        def stream() -> Iterator[StreamResult | StreamEnd]:
-            batch, vectors = options.batch_size or BATCH, add is not None
-            for event in stream_windows(
-                classifier, options.files, hop=options.hop, batch=batch, vectors=vectors
-            ):
-                if not isinstance(event, StreamResult):
-                    if event.error is not None:
-                        problems.add(event.error, used=event.samples > 0)
-                elif add is not None:
-                    add(options.files[event.file], event)
-                yield event
+    def stream() -> Iterator[StreamResult | StreamEnd]:
+        batch, vectors = options.batch_size or BATCH, add is not None
+        for event in stream_windows(
+            classifier, options.files, hop=options.hop, batch=batch, vectors=vectors
+        ):
+            if not isinstance(event, StreamResult):
+                if event.error is not None:
+                    problems.add(event.error, used=event.samples > 0)
+            elif add is not None:
+                add(options.files[event.file], event)
+            yield event
 
-        if rules is None:
-            _print_predictions(stream(), classifier, options)
-        else:
-            _write_segments(stream(), classifier, options, rules, out)
-        problems.raise_if_none_read()
-    problems.finish()
+    if rules is None:
+        _write_predictions(stream(), classifier, options, output)
+    else:
+        _write_segments(stream(), classifier, options, rules, output)
+    return problems
 
 
-def _print_predictions(
-    events: Iterator[StreamResult | StreamEnd], classifier: Classifier, options: PredictOptions
+def _write_predictions(
+    events: Iterator[StreamResult | StreamEnd],
+    classifier: Classifier,
+    options: PredictOptions,
+    output: _Output,
 ) -> None:
-    """Print a line per file."""
+    """Write the prediction of each file."""
     from aatjax.inference.prediction import WindowLogits
     from aatjax.inference.stream import StreamResult
 
@@ -213,7 +230,7 @@ def _print_predictions(
         elif parts:
             path = options.files[event.file]
             windows = WindowLogits.join(parts)
-            _print_prediction(classifier.summarize(path, windows, event.notes), options)
+            output.add(classifier.summarize(path, windows, event.notes))
             parts = []
 
 
@@ -222,27 +239,49 @@ def _write_segments(
     classifier: Classifier,
     options: PredictOptions,
     rules: SegmentationRules,
-    out: BinaryIO | None,
+    output: _Output,
 ) -> None:
-    """Write the segments of each file; names keep their bytes."""
-    from aatjax.inference.segment_formats import format_segments
+    """Write the segments of each file."""
     from aatjax.inference.segmentation import Track
     from aatjax.inference.stream import segment_stream
-    from aatjax.io.atomic import report_write_errors
 
-    form = options.format or "table"
-    first = True
     for track in segment_stream(classifier, options.files, events, rules, hop=options.hop):
         if not isinstance(track, Track):
             continue
         cut = track.cut or ""  # reported as an error already
         _print_notes(track.path, [note for note in track.notes if not cut.endswith(note)])
-        text = format_segments(track, form, first=first)
-        first = False
-        if out is not None and options.out is not None:
-            with report_write_errors(options.out):
-                out.write(text.encode("utf-8", "surrogateescape"))
-        elif form == "table":
+        output.add(track)
+
+
+class _Output:
+    """Writes results in the form that was asked for; names of files keep their bytes."""
+
+    def __init__(self, options: PredictOptions, stack: contextlib.ExitStack) -> None:
+        from aatjax.io.atomic import open_output
+
+        self._form, self._top, self._path = _find_form(options), options.top, options.out
+        self._file: BinaryIO | None = None
+        if options.out is not None:
+            self._file = stack.enter_context(open_output(options.out))
+        self._first = True
+
+    def add(self, result: Prediction | Track) -> None:
+        from aatjax.inference.prediction import Prediction
+        from aatjax.inference.prediction_formats import format_prediction
+        from aatjax.inference.segment_formats import format_segments
+        from aatjax.io.atomic import report_write_errors
+
+        if isinstance(result, Prediction):
+            _print_notes(result.path, [n for n in result.notes if n != result.reason])
+            form = cast("PredictionFormat", self._form)
+            text = format_prediction(result, form, top=self._top, first=self._first)
+        else:
+            text = format_segments(result, self._form, first=self._first)
+        self._first = False
+        if self._file is not None and self._path is not None:
+            with report_write_errors(self._path):
+                self._file.write(text.encode("utf-8", "surrogateescape"))
+        elif self._form == "table":
             print(text, end="", flush=True)
         else:
             sys.stdout.flush()
@@ -250,33 +289,14 @@ def _write_segments(
             sys.stdout.buffer.flush()
 
 
-def _print_prediction(prediction: Prediction, options: PredictOptions) -> None:
-    if options.json:
-        print(json.dumps(prediction.to_json()), flush=True)
-        return
-    best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(options.top))
-    if prediction.label is None:
-        best = f"no class ({prediction.reason})"
-    print(f"{printable(prediction.path)}  {best}{format_unsure(prediction)}", flush=True)
-    _print_notes(prediction.path, [n for n in prediction.notes if n != prediction.reason])
+def _find_form(options: PredictOptions) -> SegmentFormat:
+    return options.to or ("json" if options.json else "csv" if options.csv else "table")
 
 
 def _print_notes(path: str, notes: Sequence[str]) -> None:
     """Print what is odd with a file."""
     if notes:
         print(f"aatjax: {printable(path)}: {', '.join(notes)}", file=sys.stderr)
-
-
-def format_unsure(prediction: Prediction, most: int = 5) -> str:
-    """Return the possible classes of an unsure prediction as text; empty for a sure one."""
-    possible = prediction.possible
-    if prediction.label is None or not prediction.unsure or possible is None:
-        return ""
-    more = len(possible) - most
-    named = ", ".join(possible[:most]) + (f" and {more} more" if more > 0 else "")
-    if len(possible) == len(prediction.classes):
-        named = "any class"
-    return f"  unsure: {named} ({prediction.coverage:.0%})"
 
 
 class _Problems:

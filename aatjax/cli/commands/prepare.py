@@ -16,7 +16,7 @@ def main(
     name: str,
     *,
     from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="ARCHIVE|FOLDER")] = None,
-    to: Path = Path("data"),
+    out: Path = Path("data"),
     download: bool = False,
     subset: bool = False,
     max_bad: Annotated[float, Range(0)] = 0.05,
@@ -28,7 +28,7 @@ def main(
     Args:
         name: the benchmark; `aatjax recipes` lists them
         from_: the official archive, or the folder it was unpacked to
-        to: folder of prepared sets
+        out: folder of prepared sets
         download: fetch the archive, where the licence allows it
         subset: take the clips that are present although others are missing
         max_bad: share of clips that may be unreadable
@@ -45,7 +45,7 @@ def main(
         outcome = prepare(
             name,
             from_,
-            to=to,
+            to=out,
             subset=subset,
             download=download,
             max_bad=max_bad,

@@ -17,7 +17,7 @@ def main(
     config: ConfigArguments,
     *,
     fields: list[str],
-    run: Path | None = None,
+    out: Path | None = None,
     cross_validate: bool = False,
     protocol: str | None = None,
     draws: Count | None = None,
@@ -31,7 +31,7 @@ def main(
     """Train a config; the same command resumes after an interruption.
 
     Args:
-        run: run folder (default: runs/CONFIG-METHOD)
+        out: run folder (default: runs/CONFIG-METHOD)
         cross_validate: train once per fold of the data or run of its protocol; report the mean
         protocol: division of a benchmark as in a paper: honest (default), aat or petl
         draws: few-shot training (--data.shots) this many times, each with other clips
@@ -54,7 +54,7 @@ def main(
     distributed.start_processes(distributed.Processes(coordinator, processes, process))
     distributed.check_devices()
     more: dict[str, Any] = {
-        "run_dir": run,
+        "run_dir": out,
         "show": None if quiet else sys.stderr,
         "allow_change": allow_change,
         "stuck_after": stuck_after,

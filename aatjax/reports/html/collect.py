@@ -29,13 +29,12 @@ from aatjax.models.ast import AST
 from aatjax.models.summary import Summary, summary
 from aatjax.petl import routing_weights
 from aatjax.reports.routing_maps import RoutingMap, map_routing
-from aatjax.train.adapter_file import TrainedAdapter, load_adapter
+from aatjax.train.adapter_file import TrainedAdapter, find_adapter, load_adapter
 from aatjax.train.evaluation import score_clips
 from aatjax.train.logging import read_metrics
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.run_dir import read_result
 
-ADAPTER_FILE = "adapter.safetensors"
 MOST_MISTAKES = 8
 LONGEST = 4.0  # seconds of sound of a mistake
 
@@ -121,24 +120,6 @@ class ReportData:
         """What must be reported of the training data."""
         about = self.result.get("data", self.adapter.info.get("about"))
         return about if isinstance(about, dict) else {}
-
-
-def find_adapter(path: Path) -> tuple[Path, Path | None]:
-    """Return the adapter file, and the run folder that it is in, if any.
-
-    Raises:
-        DataError: there is none.
-    """
-    if path.is_dir():
-        if (path / ADAPTER_FILE).is_file():
-            return path / ADAPTER_FILE, path
-        inside = sorted(one.parent.name for one in path.glob(f"*/{ADAPTER_FILE}"))
-        hint = f"; name one of its runs: {', '.join(inside[:6])}" if inside else ""
-        raise DataError(f"{path}: has no {ADAPTER_FILE}: the run has not finished{hint}")
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    in_run = path.name == ADAPTER_FILE and (path.parent / "result.json").is_file()
-    return path, path.parent if in_run else None
 
 
 def collect_report(path: Path, data: Data | None = None, *, base: str | None = None) -> ReportData:

@@ -253,7 +253,7 @@ def _describe_provenance(data: ReportData, command: Sequence[str]) -> dict[str, 
     commands = [list(command)]
     if data.run is not None:
         config = str(data.run / "config.json")
-        train = ["aatjax", "train", config, "--run", f"{data.run}-again"]
+        train = ["aatjax", "train", config, "--out", f"{data.run}-again"]
         commands = [train, ["aatjax", "eval", str(data.path)], *commands]
     config = {key: info[key] for key in ("config", "method", "frontend") if key in info}
     return {
