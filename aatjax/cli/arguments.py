@@ -130,7 +130,7 @@ def bind(
     line = [*prog.split(), *arguments]
     more: dict[str, Any] = {}
     if "fields" in signature.parameters:
-        own = [f"--{name.replace('_', '-')}" for name, _ in _list_arguments(signature, hints)]
+        own, _ = list_own_flags(function)
         arguments, more["fields"] = split_fields(arguments, own)
     if "command" in signature.parameters:
         more["command"] = line
@@ -160,6 +160,15 @@ def bind(
         if required and values.get(name) == ():  # tyro lets a list be empty
             raise UsageError(f"required: {name.upper()}; see {prog} --help")
     return bound
+
+
+def list_own_flags(function: Callable[..., None]) -> tuple[list[str], bool]:
+    """The flags of a command without the fields of a config, and whether it takes these too."""
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function, include_extras=True)
+    names = [name.strip("_") for name, _ in _list_arguments(signature, hints)]
+    own = [f"--{name.replace('_', '-')}" for name in names if name not in ("fields", "command")]
+    return own, "fields" in signature.parameters
 
 
 def bind_kind(

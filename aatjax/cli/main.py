@@ -61,9 +61,11 @@ def run(arguments: list[str]) -> int:
                 raise UsageError("--import needs a Python file or the name of a module")
             import_own(arguments[1])
             arguments = arguments[2:]
+        if arguments[:1] == ["help"] and arguments[1:]:
+            arguments = [arguments[1], "--help"]
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(format_overview())
-        elif arguments[0] == "--version":
+        elif arguments[0] in ("-V", "--version"):
             print(version("aatjax"))
         else:
             command = find_command(*arguments)

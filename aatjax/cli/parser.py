@@ -96,13 +96,13 @@ def _join_lines(box: str) -> str:
     pair = re.match(rf"Error parsing ([\w.-]+): .*?('[^']*' {NOT_A_PAIR}\S+)", message)
     if pair:
         message = f"{pair[1]} {pair[2]}"
-    choice = re.match(r"Invalid choice '(.*)' for argument '(--[^']*)'.*?\((.*)\)", message)
+    choice = re.match(r"[Ii]nvalid choice '(.*)' for argument '([^']*)'.*?\((.*)\)", message)
     if choice:
         known = re.findall(r"'([^']*)'", choice[3])
         hint = suggest(choice[1], known) or f": one of {', '.join(known)}"
         message = f"{choice[2]} {choice[1]!r}: no such choice{hint}"
     number = re.match(
-        r"Error parsing (--\S+): (invalid literal for int|could not).*?: ('.*?')", message
+        r"[Ee]rror parsing (--\S+): .*?(literal for int|string to float).*?: ('[^']*')", message
     )
     if number:
         kind = "a whole number" if "int" in number[2] else "a number"
