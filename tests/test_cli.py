@@ -427,30 +427,31 @@ def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
 
 # The flags of commands that people use: none may be lost.
 FLAGS = {
-    "adapt": "base dry-run format method no-labels pattern quiet run",
+    "adapt": "base dry-run method no-labels out quiet",
     "bench flops": "classes frames json markdown methods size",
     "bench scaling": "batch-size budget classes experts frames json lengths markdown rounds size "
     "slots time",
     "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
     "chaos": "interruptions out seed",
+    "completion": "",
     "compare": "budget cross-validate flags methods out protocol seeds verbose",
     "convert": "base classes dtype force frames multi-label pool revision rgb statistics to",
     "demo": "base no-browser port",
-    "doctor": "base format frames ignore json no-labels pattern quiet show strict workers",
-    "eval": "base format json",
+    "doctor": "base frames ignore json no-labels quiet show strict workers",
+    "eval": "base json",
     "export": "base check licence platforms runtime to tolerance",
     "methods": "body-norm classes frames json size",
     "plan": "advise classes flags json method per-device topology",
-    "predict": "base batch-size embeddings format gap hop json min-duration out segments smooth "
-    "threshold top",
-    "prepare": "download from max-bad quiet subset to workers",
+    "predict": "base batch-size csv embeddings gap hop json min-duration out segments smooth "
+    "threshold to top",
+    "prepare": "download from max-bad out quiet subset workers",
     "recipes": "json",
-    "report": "base clips format out",
+    "report": "base out",
     "serve": "base batch-size body-timeout concurrency host max-bytes max-seconds port queue "
     "timeout wait",
     "summary": "flags method",
-    "train": "allow-change coordinator cross-validate draws flags method process processes "
-    "protocol quiet run stuck-after",
+    "train": "allow-change coordinator cross-validate draws flags method out process processes "
+    "protocol quiet stuck-after",
     "verify": "base",
 }
 

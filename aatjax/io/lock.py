@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,7 +31,9 @@ def lock_folder(folder: Path, argument: str = "run_dir=") -> Iterator[None]:
         WriteError: the folder cannot be written.
     """
     holder = folder / HOLDER
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_unused, folder, made)
         with report_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -50,6 +52,15 @@ def lock_folder(folder: Path, argument: str = "run_dir=") -> Iterator[None]:
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
             holder.write_text(json.dumps(about), encoding="utf-8")
         yield
+
+
+def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """Remove the lock, and the folders made for it, where nothing came to lie beside it."""
+    with contextlib.suppress(OSError):
+        if {one.name for one in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
+            for one in made:
+                one.rmdir()
 
 
 def _name_holder(path: Path) -> str:
