@@ -279,7 +279,7 @@ def load_config(name: str) -> Config:
     elif name in recipes.list_recipes():
         config = recipes.make_recipe(name).config
     else:
-        if path.is_dir():
+        if name and path.is_dir():
             raise UsageError(
                 f"{name!r} is a folder, not a config: of sounds, `aatjax adapt {name}` or `aatjax "
                 f"train folder --data {name}`; of a run, `aatjax train {name}/config.json`"

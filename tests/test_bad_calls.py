@@ -310,7 +310,7 @@ def test_a_flag_that_is_not_there(command: str, capfd: pytest.CaptureFixture[str
         (["eval", "good.safetensors", "--data.format", "folder"], "name the sounds too"),
         (["doctor", "sounds", "--lr", "3"], "--optim.lr is of no use here"),
         (["completion", "csh"], "'csh': no such choice"),
-        (["bench"], "kind"),
+        (["bench", "steps"], "did you mean 'step'"),
         (["plan"], "--topology"),
         (["plan", "--topology", "v9:2x2"], "v9"),
         (["plan", "--topology", "cpu:0"], "cpu:0"),

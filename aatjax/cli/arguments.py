@@ -51,7 +51,7 @@ class ConfigChoice:
         from aatjax.config import load_config
 
         config = load_config(self.config)
-        if self.method:
+        if self.method is not None:
             config = config.with_method(self.method)
         fields = ["--help"] if self.flags else fields
         return replace_fields(config, fields, f"aatjax {command} {self.config}")

@@ -1,5 +1,6 @@
 """The last line of defence: whatever ends a command becomes one sentence and an exit code."""
 
+import errno
 import os
 import platform
 import shlex
@@ -11,12 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aatjax.errors import (
     AatjaxError,
+    DataError,
     OutOfMemoryError,
     ProgramError,
     UsageError,
     WriteError,
     printable,
 )
+
+NO_FILE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+)
+"""What the system says of names that stand for no file of the kind that is read."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> AatjaxError:
@@ -32,7 +40,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> AatjaxError:
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         return OutOfMemoryError.explain(text)
     if isinstance(error, OSError) and error.strerror:
-        return WriteError(_describe(error))
+        kind = DataError if error.errno in NO_FILE else WriteError
+        return kind(_describe(error))
     if "jax" in sys.modules and isinstance(error, RuntimeError | AssertionError):
         from aatjax.train.distributed import check_devices
 

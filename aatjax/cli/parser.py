@@ -110,4 +110,7 @@ def _join_lines(box: str) -> str:
     field = re.match(r"Error parsing [\w.-]+: ([\w.]+)=", message)  # a range was exceeded
     if field:
         message = f"--{field[1].replace('_', '-')} {message[field.end() :]}"
+    part = re.match(r"[Ee]rror parsing (\w+): \w+ (\w+)=", message)  # of a part of the config
+    if part:
+        message = f"--{part[1]}.{part[2].replace('_', '-')} {message[part.end() :]}"
     return message[:1].lower() + message[1:].replace(". Expected 1 values.", "").rstrip(".")

@@ -45,7 +45,7 @@ def main(
     from aatjax.petl import make_method
     from aatjax.petl.simple import Linear
 
-    asked = make_method(method) if method else None
+    asked = make_method(method) if method is not None else None
     plain = Config(petl=Linear(), model=Model(source=base))
     given = sounds.load(plain, select_fields(fields, "data", "model"))
     shape = load(given.model.source, num_classes=2, revision=given.model.revision).config
