@@ -58,6 +58,9 @@ class Model:
     mask_padding: bool = False
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:

@@ -96,6 +96,12 @@ class WriteError(AatjaxError, OSError):
     exit_code = 74
 
 
+class DryRun(AatjaxError):
+    """Everything was checked, and the work was not begun, as asked."""
+
+    exit_code = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Allowed values of a number, as part of an annotation: `Annotated[int, Range(1)]`.

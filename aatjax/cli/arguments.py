@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,7 +13,7 @@ from tyro.conf import Positional
 
 from aatjax.cli.fields import keep_data, replace_fields, split_fields
 from aatjax.cli.parser import parse
-from aatjax.errors import Range, UsageError, check_value, suggest
+from aatjax.errors import DataError, Range, UsageError, check_value, printable, suggest
 
 if TYPE_CHECKING:
     from aatjax.config import Config, Data
@@ -74,9 +75,14 @@ class SoundsChoice:
 
         Raises:
             UsageError: several paths without their parts, or a wrong field.
+            DataError: a path is not there.
         """
         if len(self.path) > 1 and not all("=" in path for path in self.path):
             raise UsageError("several paths: name the part of each, train=a.csv test=b.csv")
+        for path in self.path:
+            name = path.partition("=")[2] if len(self.path) > 1 else path
+            if not os.path.lexists(path) and not os.path.lexists(os.path.expanduser(name)):
+                raise DataError(f"{printable(path)}: no such file or folder")
         return replace_fields(config, ["--data.path", *self.path, *fields], "aatjax train")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from aatjax.cli.failures import check_working_folder, explain
 from aatjax.cli.spelling import spell_flags
 from aatjax.cli.streams import discard_output, prepare_streams
-from aatjax.errors import AatjaxError, UsageError, WriteError, suggest
+from aatjax.errors import AatjaxError, DryRun, UsageError, WriteError, suggest
 from aatjax.io.host import prepare_process
 from aatjax.io.signals import catch_ends
 
@@ -89,6 +89,9 @@ def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
         discard_output()
         return 141  # as after SIGPIPE: part of the output was lost
     said = explain(error, arguments)
+    if isinstance(said, DryRun):
+        print(said)
+        return said.exit_code
     print(f"aatjax: {spell_flags(' '.join(str(said).splitlines()))}", file=sys.stderr)
     return said.exit_code
 

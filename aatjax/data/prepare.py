@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class Preparation:
     checksum: bool | None
     before: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what is printed, as values of JSON."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "folder": str(self.folder), "benchmark": self.benchmark.name}
+
 
 def prepare(
     name: str,
@@ -64,6 +70,7 @@ def prepare(
     max_bad: float = 0.05,
     workers: int | None = None,
     progress: Progress | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Preparation:
     """Prepare a benchmark.
 
@@ -76,6 +83,8 @@ def prepare(
         max_bad: share of the clips that may be unreadable.
         workers: decoding threads; by default one per core.
         progress: called with the stages `download`, `unpack`, `decode`, `compare` and `write`.
+        begin: called when everything was checked, before the archive is downloaded or unpacked, or
+            the clips of a folder are decoded.
 
     Raises:
         UsageError: no such benchmark, neither or both of `origin` and `download`, or the set may
@@ -93,9 +102,12 @@ def prepare(
         if not before:
             remove_leftovers(home)
             report = progress or (lambda stage, done, total: None)
+            if origin is None or is_archive(Path(origin).expanduser()):
+                begin()
             place = Path(origin).expanduser() if origin else _download(benchmark, work, report)
             source, checksum = _open(benchmark, place, work, report)
             _check_complete(benchmark, source, subset)
+            begin()
             kept = decode_all(
                 source,
                 work / "decoded",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,25 @@ class CrossValidationResult:
     last: float | None = None
     chosen_on_test: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the values of JSON that `cross_validation.json` holds."""
+        scores = {
+            name.removeprefix("fold"): None if one.headline is None else one.headline[1]
+            for name, one in self.runs.items()
+        }
+        return {
+            "method": next(iter(self.runs.values())).method,
+            "metric": self.metric,
+            "mean": self.mean,
+            "low": self.low,
+            "high": self.high,
+            "test": self.counts,
+            "epoch": self.epoch,
+            "mean_of_last_epoch": self.last,
+            "chosen_on_test": self.chosen_on_test,
+            "folds": scores,
+        }
+
 
 def cross_validate(
     config: Config,
@@ -55,6 +74,7 @@ def cross_validate(
     folds: bool = True,
     allow_change: Sequence[str] = (),
     stuck_after: float = 600.0,
+    begin: Callable[[], None] = lambda: None,
 ) -> CrossValidationResult:
     """Train once per fold of the data set or run of its protocol, and per draw.
 
@@ -64,7 +84,7 @@ def cross_validate(
         show: stream of the progress display; None or False for silence.
         draws: draws of the few-shot training clips (`data.shots`), numbered from `data.draw`.
         folds: hold out each fold in turn; otherwise repeat the draws only.
-        allow_change, stuck_after: as in `train`.
+        allow_change, stuck_after, begin: as in `train`, of each run.
 
     Raises:
         UsageError: the data set has no folds or no test clips, or `data.shots` is missing.
@@ -84,23 +104,11 @@ def cross_validate(
             show=screen,
             allow_change=allow_change,
             stuck_after=stuck_after,
+            begin=begin,
         )
     found = _average(runs, folder, results)
-    scores = {name: None if r.headline is None else r.headline[1] for name, r in results.items()}
-    row: dict[str, Any] = {
-        "method": config.petl.name,
-        "metric": found.metric,
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "test": found.counts,
-        "epoch": found.epoch,
-        "mean_of_last_epoch": found.last,
-        "chosen_on_test": found.chosen_on_test,
-        "folds": {name.removeprefix("fold"): score for name, score in scores.items()},
-    }
     # result.json belongs to a run without folds
-    run_on_main(lambda: write_json(folder / "cross_validation.json", row))
+    run_on_main(lambda: write_json(folder / "cross_validation.json", found.to_json()))
     return found
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
 from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
+from aatjax.train.fit_checks import check_scoring, check_selection
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
@@ -70,6 +71,11 @@ class ExperimentResult:
     counts: str = ""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what is printed, as values of JSON."""
+        fields = {name: value for name, value in vars(self).items() if name != "run"}
+        return {**fields, "artefact": str(self.artefact)}
+
 
 def prepare_front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     """Return the front end of a run, with its normalisation statistics."""
@@ -103,6 +109,16 @@ def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
     return backbone
 
 
+def check_selections(config: Config, parts: Partition) -> None:
+    """Refuse a config that chooses by validation clips where there are none.
+
+    Raises:
+        UsageError: it says what to give.
+    """
+    check_selection(config.training, parts.valid, parts.test, parts.chosen_on_test)
+    check_scoring(config.data.scoring, parts.valid)
+
+
 def name_run_folder(config: Config) -> Path:
     """Return the default folder of a config's runs."""
     fold = "" if config.data.fold is None else f"-fold{config.data.fold}"
@@ -116,6 +132,7 @@ def train(
     show: Show = "stderr",
     allow_change: Sequence[str] = (),
     stuck_after: float = 600.0,
+    begin: Callable[[], None] = lambda: None,
 ) -> ExperimentResult:
     """Train a config, evaluate it, and write the run folder.
 
@@ -136,6 +153,7 @@ def train(
         allow_change: fields of the config that may have changed since the run was started, whole
             parts of it, or `clips` for the data set.
         stuck_after: seconds without progress of one process after which all are ended.
+        begin: called when everything was checked, before a long computation begins.
 
     Raises:
         UsageError: the folder is in use, or holds a run of another config or other clips; or
@@ -151,7 +169,7 @@ def train(
             versions = {"aatjax": version("aatjax"), "jax": jax.__version__}
             agree({"config": config.to_json(), **versions}, {})
             run_on_main(lambda: held.enter_context(lock_folder(folder)))
-            result = _train(config, folder, screen, allow_change, watchdog)
+            result = _train(config, folder, screen, allow_change, watchdog, begin)
         except AatjaxError as error:
             watchdog.finish(str(error))
             raise
@@ -172,6 +190,7 @@ def _train(
     screen: TextStream | None,
     allow: Sequence[str],
     watchdog: Watchdog,
+    begin: Callable[[], None],
 ) -> ExperimentResult:
     if any(name.startswith("data") for name in allow):
         allow = (*allow, "frontend")
@@ -181,6 +200,7 @@ def _train(
     quarantine = folder / "quarantine.jsonl" if is_main() else None
     # A folder with a run in it is written to only when everything agrees.
     parts = make_partition(config.data, quarantine=quarantine if is_new else None, show=screen)
+    check_selections(config, parts)
     used = parts.sources()
     agree(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
@@ -205,6 +225,7 @@ def _train(
             file=screen,
             flush=True,
         )
+    begin()
     run = fit(
         model,
         parts.train,
@@ -359,14 +380,18 @@ def _use_host_memory() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
-def evaluate_adapter(adapter: TrainedAdapter, data: Data | None = None) -> tuple[Metrics, Source]:
+def evaluate_adapter(
+    adapter: TrainedAdapter, data: Data | None = None, *, begin: Callable[[], None] = lambda: None
+) -> tuple[Metrics, Source]:
     """Evaluate an adapter on the test clips of its own config, or on other labelled sounds.
 
     Args:
         adapter: from `aatjax.load_adapter`.
         data: other data; its classes must be among the adapter's.
+        begin: called when the clips were opened, before they are scored.
     """
     test = load_test_clips(adapter, data)
+    begin()
     return score_clips(adapter, test).measure(), test
 
 

@@ -27,6 +27,7 @@ class ExportFormat:
         run: computes the logits of the files in a folder, from its entries in `export.json` and
             the clips.
         usage: how to use the files, as Markdown, a template of `str.format`.
+        libraries: modules that writing or running the files needs, of the extra `export`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ExportFormat:
     write: Callable[..., tuple[str, ...]]
     run: Callable[[Path, dict[str, Any], ParityClips], Logits]
     usage: str
+    libraries: tuple[str, ...] = ()
 
 
 def refuse(model: MergedModel, name: str, reasons: Sequence[str], advice: str = TO_GRAPH) -> None:

@@ -40,6 +40,9 @@ model = PeftModel.from_pretrained(base, "transformers-5")  # transformers-4 with
 `base` is the frozen backbone at the adapter's input length, with an empty head."""
 
 
+LIBRARIES = ("peft", "transformers", "torch")
+
+
 def _check(model: MergedModel) -> None:
     reasons = []
     if not isinstance(model.method, LoRA):
@@ -49,7 +52,6 @@ def _check(model: MergedModel) -> None:
     plain = model.is_plain and not model.masks_padding
     advice = "hf, safetensors, onnx and stablehlo can" if plain else "onnx and stablehlo can"
     refuse(model, "peft", reasons, advice)
-    need("peft", "transformers", "torch", extra="export")
 
 
 def _write(folder: Path, model: MergedModel) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ def _write_style(
 
 
 def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
-    need("peft", "transformers", "torch", extra="export")
+    need(*LIBRARIES, extra="export")
     from peft import PeftModel
     from transformers import ASTForAudioClassification
 
@@ -125,4 +127,4 @@ def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
     return {f"{style}, {given}": value for given, value in logits.items()}, runner
 
 
-PEFT_FORMAT = ExportFormat("peft", _check, _write, _run, USAGE)
+PEFT_FORMAT = ExportFormat("peft", _check, _write, _run, USAGE, LIBRARIES)

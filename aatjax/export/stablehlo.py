@@ -18,6 +18,7 @@ from aatjax.io.optional import need
 
 WEIGHTS = "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
+LIBRARIES = ("flatbuffers",)
 
 USAGE = """Needs jax, flatbuffers and safetensors, not aatjax:
 
@@ -39,19 +40,27 @@ normalised as (x - mean) / (2 std) with the numbers in `export.json`, and how ma
 clip are sound, int32. Any batch size. Matrix products are in full float32 on every platform."""
 
 
+def check_platforms(platforms: Sequence[str]) -> None:
+    """Refuse platforms that programs are not written for.
+
+    Raises:
+        UsageError: one is unknown, or there is none.
+    """
+    wrong = [name for name in platforms if name not in PLATFORMS]
+    if wrong or not platforms:
+        raise UsageError(
+            f"--platforms {','.join(platforms)}: give one or more of {', '.join(PLATFORMS)}"
+        )
+
+
 def _check(model: MergedModel) -> None:
-    need("flatbuffers", extra="export")
+    """Any model can be written."""
 
 
 def _write(
     folder: Path, model: MergedModel, platforms: Sequence[str] = PLATFORMS
 ) -> tuple[str, ...]:
     """Write the weights and, per platform, a program from log-mel and one from waveforms."""
-    wrong = [name for name in platforms if name not in PLATFORMS]
-    if wrong or not platforms:
-        raise UsageError(
-            f"--platforms {','.join(platforms)}: give one or more of {', '.join(PLATFORMS)}"
-        )
     frontend = model.frontend
     with jax.default_matmul_precision("highest"):
         one, weights = inline_model(model)
@@ -84,7 +93,7 @@ def _write(
 
 
 def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
-    need("flatbuffers", extra="export")
+    need(*LIBRARIES, extra="export")
     weights = load_file(folder / WEIGHTS)
     found: dict[str, np.ndarray] = {}
     here, away = [], []
@@ -119,4 +128,4 @@ def _find_device(platform: str) -> Any:
         return None
 
 
-STABLEHLO_FORMAT = ExportFormat("stablehlo", _check, _write, _run, USAGE)
+STABLEHLO_FORMAT = ExportFormat("stablehlo", _check, _write, _run, USAGE, LIBRARIES)

@@ -124,4 +124,6 @@ def _check_package(package: bytes, what: str) -> bytes:
     return package
 
 
-WEB_FORMAT = ExportFormat("web", ONNX_FORMAT.check, _write, ONNX_FORMAT.run, USAGE)
+WEB_FORMAT = ExportFormat(
+    "web", ONNX_FORMAT.check, _write, ONNX_FORMAT.run, USAGE, ONNX_FORMAT.libraries
+)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from aatjax.audio.windows import Window, compute_step, cut_windows
 from aatjax.errors import DataError, UsageError, WriteError, printable
 from aatjax.export.formats import ExportFormat
 from aatjax.export.hugging_face import HF_FORMAT
-from aatjax.export.manifest import CARD, seal_bundle
+from aatjax.export.manifest import CARD, MANIFEST, seal_bundle
 from aatjax.export.merged_model import MergedModel, ParityClips, compute_logits
 from aatjax.export.model_card import hide_folders, make_card
 from aatjax.export.onnx_file import ONNX_FORMAT
@@ -30,11 +30,12 @@ from aatjax.export.parity import (
 from aatjax.export.peft_file import PEFT_FORMAT
 from aatjax.export.recipe import write_recipe
 from aatjax.export.safetensors_file import SAFETENSORS_FORMAT
-from aatjax.export.stablehlo import PLATFORMS, STABLEHLO_FORMAT
+from aatjax.export.stablehlo import PLATFORMS, STABLEHLO_FORMAT, check_platforms
 from aatjax.export.web import WEB_FORMAT
 from aatjax.inference.calibration import compute_probabilities
 from aatjax.inference.demo import find_title
-from aatjax.io.atomic import write_folder
+from aatjax.io.atomic import check_output, write_folder
+from aatjax.io.optional import need
 from aatjax.train.adapter_file import TrainedAdapter, find_versions, load_adapter
 from aatjax.train.golden import GOLDEN
 
@@ -81,19 +82,23 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     runtime: str | None = None,
     licence: str = "unknown",
+    replace: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> Exported:
     """Write an adapter in another format, if its files compute what the model does.
 
     Args:
         artefact: `adapter.safetensors`, or the result of `aatjax.load_adapter`.
         to: `hf`, `peft`, `onnx`, `stablehlo`, `safetensors` or `web`.
-        out: the folder; new or empty.
+        out: the folder; new, empty or, with `replace`, an export.
         base: the backbone's weights, if they moved since training.
         check: sound files to compare on; by default a few synthetic sounds.
         tolerance: largest difference of a logit, in units of the largest (of 1 if none is larger).
         platforms: of `stablehlo`: cpu, cuda, tpu.
         runtime: of `web`: the onnxruntime-web package, where it cannot be downloaded.
         licence: for the model card, such as `mit`.
+        replace: take the place of an export that is there.
+        begin: called when everything was checked, before the first logits are computed.
 
     Raises:
         UsageError: the format cannot hold the method; the message names those that can.
@@ -102,9 +107,14 @@ def export(
         WriteError: the folder could not be written; nothing is left under its name.
     """
     out = Path(out)
-    _check_target(to, out)
+    _check_target(to, out, replace)
     format = FORMATS[to]
-    options: dict[str, Any] = {"platforms": tuple(platforms)} if to == "stablehlo" else {}
+    need(*format.libraries, extra="export")
+    options: dict[str, Any] = {}
+    if to == "stablehlo":
+        check_platforms(platforms)
+        options["platforms"] = tuple(platforms)
+    sounds = read_clips(check) if check else None
     if isinstance(artefact, TrainedAdapter):
         name, adapter = "the adapter", artefact
     else:
@@ -115,7 +125,8 @@ def export(
         options["runtime"] = runtime
     model = MergedModel.from_adapter(adapter)
     format.check(model)
-    sounds = read_clips(check) if check else synthesize_clips(model.frontend)
+    begin()
+    sounds = sounds or synthesize_clips(model.frontend)
     files = [(sound, _cut(model, waveform)) for sound, waveform in sounds]
     golden, waveform = synthesize_clip(model.frontend, **GOLDEN)
     files.append((golden, _cut(model, waveform)[:1]))
@@ -149,7 +160,7 @@ def export(
         seal_bundle(folder, entries)
         results.append(Exported(out, to, largest, by, notes))
 
-    write_folder(out, fill)
+    write_folder(out, fill, replace=replace)
     return results[0]
 
 
@@ -196,15 +207,21 @@ def _describe_long_files(model: MergedModel, to: str, platform: str) -> str:
     )
 
 
-def _check_target(to: str, out: Path) -> None:
+def _check_target(to: str, out: Path, replace: bool) -> None:
     if to not in FORMATS:
         raise UsageError(f"no format {to!r}: use {', '.join(FORMATS)}")
     if out.suffix in (".safetensors", ".onnx"):
         raise UsageError(f"{printable(out)}: an export is a folder: omit {out.suffix}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_dir() and (out / MANIFEST).is_file():
+        if not replace:
+            raise WriteError(
+                f"{printable(out)}: holds an export: choose another name, or replace it (--force)"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WriteError(
             f"{printable(out)}: exists and is not an empty folder: choose another name"
         )
+    check_output(out / MANIFEST)
 
 
 def _describe_inputs(model: MergedModel) -> dict[str, Any]:

@@ -62,6 +62,21 @@ def open_output(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 file.close()
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written, before what is written is computed.
+
+    Raises:
+        WriteError: a device or a folder has its name, or its folder cannot be made or written.
+    """
+    with report_write_errors(path):
+        _check_target(path)
+        folder = next(one for one in path.absolute().parents if os.path.lexists(one))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {folder}")
+
+
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file of these bytes, see `open_output`."""
     with report_write_errors(path), open_output(path, durable=durable) as file:

@@ -63,6 +63,8 @@ def _find_snapshot(name: str, revision: str | None, cache_dir: str | Path | None
         raise UsageError(
             f"{name[:200]!r}: no such path, and not an owner/name of the Hugging Face Hub"
         )
+    if (owner := Path(name.partition("/")[0])).is_file():
+        raise DataError(f"{name}: no such file: {owner} is a file, not a folder")
     from huggingface_hub import constants
 
     cache = Path(cache_dir or constants.HF_HUB_CACHE)

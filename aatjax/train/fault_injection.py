@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from aatjax.errors import UsageError
-from aatjax.io.atomic import report_write_errors
+from aatjax.io.atomic import check_output, report_write_errors
 from aatjax.train.logging import read_metrics
 
 TIMED = ("clips_per_s", "seconds", "seconds_input", "seconds_transfer")
@@ -71,23 +71,25 @@ class Trial:
     """
 
     def __init__(
-        self, arguments: Sequence[str], workdir: Path, *, seed: int, say: Callable[[str], None]
+        self, arguments: Sequence[str], workdir: Path, *, seed: int, say: Callable[[str], object]
     ) -> None:
         self._arguments, self._folder, self._say = list(arguments), workdir, say
         self._random = random.Random(seed)
         self.found: Certificate = Certificate()
 
-    def run(self, interruptions: int) -> Certificate:
-        """Run the whole trial.
+    def run(self, interruptions: int, begin: Callable[[], None] = lambda: None) -> Certificate:
+        """Run the whole trial; `begin` is called when the folder was checked.
 
         Raises:
             UsageError: the folder is not empty, or the uninterrupted run fails.
             WriteError: the folder cannot be created.
         """
+        check_output(self._folder / "certificate.txt")
+        if self._folder.is_dir() and any(self._folder.iterdir()):
+            raise UsageError(f"{self._folder} is not empty: give another, new or empty (--out)")
+        begin()
         with report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            if any(self._folder.iterdir()):
-                raise UsageError(f"{self._folder} is not empty: give another, new or empty (--out)")
         straight, broken = self._folder / "straight", self._folder / "interrupted"
         for attempt in ("compiling", "timed"):  # the second finds its programs compiled
             shutil.rmtree(straight, ignore_errors=True)

@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tyro.conf import UseAppendAction
+
 from aatjax.cli.arguments import SoundsArguments
+from aatjax.cli.dry_run import make_begin
 
 GROUP = "train"
 
@@ -18,7 +21,9 @@ def main(
     base: str = "embedded",
     method: str | None = None,
     out: Path | None = None,
+    allow_change: UseAppendAction[tuple[str, ...]] = (),
     dry_run: bool = False,
+    json: bool = False,
     no_labels: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -30,21 +35,31 @@ def main(
         base: weights of the backbone: a file, a folder or a Hugging Face id
         method: another adaptation method than the one that was picked
         out: run folder (default: runs/adapt-NAME)
+        allow_change: as of `aatjax train`
         dry_run: print the settings and stop
+        json: print one JSON object, with the settings, the result and the report's name; the
+            text goes to standard error
         no_labels: skip the search for labels that look wrong
         quiet: no progress
     """
+    from json import dumps
+
     from aatjax.cli.fields import replace_fields, select_fields
     from aatjax.cli.progress import StageBar
     from aatjax.config import Config, Model
     from aatjax.convert.load import load
     from aatjax.errors import DataError
-    from aatjax.experiments import autoconfig
+    from aatjax.experiments import autoconfig, run
     from aatjax.experiments.check import diagnose_data
     from aatjax.experiments.partition import divide
+    from aatjax.io.atomic import check_output
+    from aatjax.io.json_file import write_json
     from aatjax.petl import make_method
     from aatjax.petl.simple import Linear
 
+    screen = sys.stderr if json else sys.stdout
+    if out is not None:
+        check_output(out / "config.json")
     asked = make_method(method) if method is not None else None
     plain = Config(petl=Linear(), model=Model(source=base))
     given = sounds.load(plain, select_fields(fields, "data", "model"))
@@ -57,7 +72,7 @@ def main(
             base=given.model.source,
             progress=bar.update,
         )
-    print(diagnosis.text(most=3))
+    print(diagnosis.text(most=3), file=screen)
     if diagnosis.refusal:
         raise DataError(diagnosis.refusal)
     data, made = autoconfig.choose_division(source, given.data)
@@ -68,36 +83,39 @@ def main(
         source, parts, diagnosis, given.model, data, (shape.frames, shape.dim), asked
     )
     config = replace_fields(config, fields, "aatjax train")
-    print("\nsettings:")
-    for choice in [*made, *more]:
-        print(f"  {choice.what:<20} {choice.value}\n      {choice.why}")
-    print()
+    text = ["\nsettings:"]
+    text += [f"  {one.what:<20} {one.value}\n      {one.why}" for one in [*made, *more]]
     if fields:
-        print(f"replaced by your flags: {' '.join(fields)}\n")
-    print(autoconfig.describe_training(config, parts))
-    if dry_run:
-        print(f"dry run: nothing was trained ({config.petl.name}, {len(source)} clips)")
-        return
+        text.append(f"\nreplaced by your flags: {' '.join(fields)}")
+    text += ["", autoconfig.describe_training(config, parts)]
+    print("\n".join(text), file=screen)
+    make_begin(dry_run, f"nothing was trained ({config.petl.name}, {len(source)} clips)")()
     folder = out or autoconfig.name_adapt_folder(source)
-    _train(config, folder, diagnosis, command, show=None if quiet else sys.stderr)
-
-
-def _train(config: Any, folder: Path, diagnosis: Any, command: list[str], *, show: Any) -> None:
-    from aatjax.cli.output import format_result
-    from aatjax.experiments import autoconfig, run
-    from aatjax.io.json_file import write_json
-
-    result = run.train(config, run_dir=folder, show=show)
+    result = run.train(
+        config,
+        run_dir=folder,
+        show=None if quiet else sys.stderr,
+        allow_change=allow_change,
+    )
     write_json(folder / "diagnosis.json", diagnosis.to_json())
     report = write_report(folder, command)
-    print(format_result(result))
+    print("\n".join(_list_outcome(result, diagnosis, config, report)), file=screen)
+    if json:
+        print(dumps({"config": config.to_json(), "result": result.to_json(), "report": report}))
+
+
+def _list_outcome(result: Any, diagnosis: Any, config: Any, report: str) -> list[str]:
+    """The lines that end the output: the result, what to try next, and the files."""
+    from aatjax.cli.output import format_result
+    from aatjax.experiments import autoconfig
+
+    lines = [format_result(result)]
     outcome = None if result.run is None else result.run.test
     steps = autoconfig.suggest_next_steps(diagnosis, outcome, config.model.source)
     if steps:
-        print("\nnext:")
-        print("\n".join(f"  {number}. {line}" for number, line in enumerate(steps, 1)))
-    print(f"\nadapter: {result.artefact}\n{report}")
-    print(f"aatjax predict {result.artefact} FILES...")
+        lines += ["\nnext:", *(f"  {number}. {line}" for number, line in enumerate(steps, 1))]
+    lines += [f"\nadapter: {result.artefact}", report]
+    return [*lines, f"aatjax predict {result.artefact} FILES..."]
 
 
 def write_report(folder: Path, command: list[str]) -> str:

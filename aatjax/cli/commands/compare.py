@@ -4,7 +4,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from tyro.conf import UseAppendAction
+
 from aatjax.cli.arguments import ConfigChoice, Count
+from aatjax.cli.dry_run import make_begin
 from aatjax.cli.output import format_table
 from aatjax.errors import Seed, UsageError
 
@@ -22,6 +25,10 @@ def main(
     protocol: str | None = None,
     budget: Count | None = None,
     out: Path = Path("runs/compare"),
+    allow_change: UseAppendAction[tuple[str, ...]] = (),
+    dry_run: bool = False,
+    json: bool = False,
+    quiet: bool = False,
     verbose: bool = False,
     flags: bool = False,
 ) -> None:
@@ -35,6 +42,10 @@ def main(
         protocol: division of a benchmark as in a paper: honest (default), aat or petl
         budget: number of parameters that mixtures are sized to
         out: folder of the comparison
+        allow_change: as of `aatjax train`, for every run
+        dry_run: check the configs, the sounds and the weights, list the runs, and stop
+        json: print what results.json holds
+        quiet: no line per run
         verbose: show the progress of each run
         flags: list every field of the config as a flag and exit
     """
@@ -55,9 +66,14 @@ def main(
         seeds=seeds,
         folds=cross_validate,
         show=sys.stderr if verbose else None,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda line: quiet or print(line, file=sys.stderr, flush=True),
+        allow_change=allow_change,
+        begin=make_begin(dry_run, "nothing was trained"),
     )
     files = write_comparison(found, out, shlex.join(command))
+    if json:
+        print((out / "results.json").read_text(encoding="utf-8"), end="")
+        return
     print(format_table(*format_comparison(found)))
     print(describe_best(found))
     for note in found.notes:

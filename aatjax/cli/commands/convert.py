@@ -1,10 +1,13 @@
 """Reads any published weights and writes aatjax, Hugging Face or Orbax files, or an adapter."""
 
 import sys
+from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aatjax.cli.arguments import Frames
+from aatjax.cli.dry_run import make_begin
 from aatjax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ def main(
     pool: Literal["cls"] | None = None,
     multi_label: bool = False,
     force: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
 ) -> None:
     """Run `aatjax convert`.
 
@@ -56,6 +61,8 @@ def main(
         pool: of an adapter of PETL_AST that was trained with final_output CLS
         multi_label: of an adapter: a clip may have any number of classes
         force: replace OUT if it exists
+        dry_run: read the weights and check the rest, and stop
+        json: print one JSON object
     """
     from aatjax.audio.frontend import PRESETS
     from aatjax.convert import write_hf, write_native, write_orbax
@@ -63,6 +70,7 @@ def main(
 
     form = _choose_form(out, to, dtype)
     _check_output(out, force)
+    begin = make_begin(dry_run, f"would write {out}")
     if (found := _open_adapter(source, frames)) is not None:
         if form != "native" or dtype != "float32":
             raise UsageError(
@@ -78,6 +86,8 @@ def main(
             statistics=statistics,
             pool=pool,
             multi_label=multi_label,
+            begin=begin,
+            json=json,
         )
         return
     flags = {"base": base, "classes": classes, "statistics": statistics, "pool": pool}
@@ -98,6 +108,7 @@ def main(
         "statistics": checkpoint.statistics,
     }
     notes: tuple[str, ...] = ()
+    begin()
     if form == "hf":
         mean, std = checkpoint.statistics or PRESETS["audioset"]
         notes = write_hf(out, *weights, mean=mean, std=std, replace=force)
@@ -110,7 +121,9 @@ def main(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     count = sum(value.size for value in checkpoint.params.values())
-    print(f"{out}: {form}, from {checkpoint.layout}, {count:,} parameters")
+    text = f"{out}: {form}, from {checkpoint.layout}, {count:,} parameters"
+    what = {"out": str(out), "form": form, "layout": checkpoint.layout, "parameters": count}
+    print(dumps(what) if json else text)
 
 
 def _open_adapter(source: str, frames: int | None) -> "PublishedFile | None":
@@ -131,6 +144,8 @@ def _write_adapter(
     statistics: str | None,
     pool: Literal["cls"] | None,
     multi_label: bool,
+    begin: Callable[[], None],
+    json: bool,
 ) -> None:
     """Write the adapter of a checkpoint, and print what it is and what was assumed."""
     from aatjax.cli.fields import replace_fields
@@ -168,6 +183,7 @@ def _write_adapter(
         statistics=statistics or "audioset",
         multi_label=multi_label,
     )
+    begin()
     save_adapter(
         out,
         adapter.model,
@@ -185,7 +201,9 @@ def _write_adapter(
         print(f"note: {note}", file=sys.stderr)
     stands = "the backbone is in the file" if base is None else f"stands on {base}"
     trained = summary(adapter.model).trainable
-    print(f"{out}: adapter {method.name}, {trained:,} trained parameters; {stands}")
+    text = f"{out}: adapter {method.name}, {trained:,} trained parameters; {stands}"
+    what = {"out": str(out), "form": "adapter", "method": method.to_json(), "trained": trained}
+    print(dumps(what) if json else text)
 
 
 def _choose_form(out: Path, to: str | None, dtype: str) -> str:
@@ -205,7 +223,10 @@ def _choose_form(out: Path, to: str | None, dtype: str) -> str:
 
 def _check_output(out: Path, force: bool) -> None:
     """Refuse to replace a file without --force, and ever a folder that holds something else."""
+    from aatjax.io.atomic import check_output
+
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        check_output(out / "x" if out.is_dir() else out)
         return
     if not force:
         raise UsageError(f"{out}: exists: choose another name, or add --force to replace it")

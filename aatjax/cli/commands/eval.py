@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aatjax.cli.arguments import OtherSounds
+from aatjax.cli.dry_run import make_begin
 
 GROUP = "train"
 
@@ -13,6 +14,7 @@ def main(
     *,
     fields: list[str],
     base: str | None = None,
+    dry_run: bool = False,
     json: bool = False,
 ) -> None:
     """Run `aatjax eval`.
@@ -20,6 +22,7 @@ def main(
     Args:
         adapter: adapter.safetensors
         base: the backbone's weights, if they moved since training
+        dry_run: open the adapter and the sounds, and stop
         json: print one JSON object
     """
     from json import dumps
@@ -28,7 +31,8 @@ def main(
     from aatjax.train.adapter_file import load_adapter
 
     data = sounds.load(fields)
-    result, source = evaluate_adapter(load_adapter(adapter, base=base), data)
+    begin = make_begin(dry_run, "nothing was evaluated")
+    result, source = evaluate_adapter(load_adapter(adapter, base=base), data, begin=begin)
     if json:
         print(dumps(result.to_json(), indent=2))
     else:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 from tyro.conf import OmitArgPrefixes, Positional
 
 from aatjax.cli.arguments import Count, Switch, Unset
-from aatjax.errors import DataError, Range, UsageError, printable
+from aatjax.cli.dry_run import make_begin
+from aatjax.errors import DataError, Range, UsageError, format_count, printable
 
 if TYPE_CHECKING:
     from aatjax.audio.waveform import AudioError
@@ -50,6 +51,7 @@ class PredictOptions:
             which it ends (default: as calibrated in training)
         min_duration: with --segments: omit segments shorter than this many seconds
         gap: with --segments: join segments of a class at most this many seconds apart
+        dry_run: find the files, open the adapter, check what would be written, and stop
     """
 
     adapter: Positional[Path]
@@ -68,6 +70,7 @@ class PredictOptions:
     threshold: Unset[str] = None
     min_duration: Unset[float] = None
     gap: Unset[float] = None
+    dry_run: Switch = False
 
 
 def main(prediction: OmitArgPrefixes[PredictOptions]) -> None:
@@ -82,6 +85,7 @@ def main(prediction: OmitArgPrefixes[PredictOptions]) -> None:
 
     rules = _make_rules(options) if options.segments else None
     classifier = Classifier.load(options.adapter, base=options.base)
+    make_begin(options.dry_run, f"would predict {format_count(len(files), 'file')}")()
     with contextlib.ExitStack() as stack:
         output = _Output(options, stack)
         if options.segments or options.embeddings is not None or options.batch_size is not None:
@@ -93,7 +97,9 @@ def main(prediction: OmitArgPrefixes[PredictOptions]) -> None:
 
 
 def _check(options: PredictOptions) -> None:
-    """Raise UsageError for flags that exclude each other."""
+    """Raise UsageError for flags that exclude each other, WriteError for a place to write."""
+    from aatjax.io.atomic import check_output
+
     for name in ONLY_WITH_SEGMENTS:
         if not options.segments and getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} needs --segments; add it")
@@ -124,6 +130,8 @@ def _check(options: PredictOptions) -> None:
         path = getattr(options, flag)
         if path is not None and path.is_dir():
             raise UsageError(f"--{flag} {path} is a folder: give the name of a file")
+        if path is not None:
+            check_output(path)
     if options.embeddings is not None:
         from aatjax.inference.embeddings import check_embeddings_path
 

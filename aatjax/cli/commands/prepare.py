@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from aatjax.cli.arguments import Count
+from aatjax.cli.dry_run import make_begin
 from aatjax.errors import Range
 
 GROUP = "data"
@@ -21,6 +22,8 @@ def main(
     subset: bool = False,
     max_bad: Annotated[float, Range(0)] = 0.05,
     workers: Count | None = None,
+    dry_run: bool = False,
+    json: bool = False,
     quiet: bool = False,
 ) -> None:
     """Run `aatjax prepare`.
@@ -33,8 +36,12 @@ def main(
         subset: take the clips that are present although others are missing
         max_bad: share of clips that may be unreadable
         workers: decoding threads (default: one per core)
+        dry_run: check the origin and the folder, count the clips of an unpacked set, and stop
+        json: print one JSON object
         quiet: no progress
     """
+    from json import dumps
+
     from aatjax.cli.progress import StageBar
     from aatjax.data.benchmarks import find_benchmark
     from aatjax.data.prepare import prepare
@@ -51,8 +58,9 @@ def main(
             max_bad=max_bad,
             workers=workers,
             progress=bar.update,
+            begin=make_begin(dry_run, f"would prepare {benchmark.title} in {out}"),
         )
-    print(_format_outcome(outcome))
+    print(dumps(outcome.to_json()) if json else _format_outcome(outcome))
 
 
 def _format_outcome(outcome: Any) -> str:

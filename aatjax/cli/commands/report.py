@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aatjax.cli.arguments import OtherSounds
+from aatjax.cli.dry_run import make_begin
 
 GROUP = "train"
 
@@ -15,6 +16,8 @@ def main(
     command: list[str],
     out: Path | None = None,
     base: str | None = None,
+    dry_run: bool = False,
+    json: bool = False,
 ) -> None:
     """Run `aatjax report`.
 
@@ -22,14 +25,22 @@ def main(
         run: a run folder, or an adapter file
         out: the file to write (default: report.html beside the adapter)
         base: the backbone's weights, if they moved since training
+        dry_run: open the adapter, its run and the sounds, and stop
+        json: print one JSON object, with the name of the file
     """
-    from aatjax.io.atomic import write_text
+    from json import dumps
+
+    from aatjax.io.atomic import check_output, write_text
     from aatjax.reports.html.collect import collect_report
     from aatjax.reports.html.report import render_report
+    from aatjax.train.adapter_file import find_adapter
 
     data = sounds.load(fields)
-    evidence = collect_report(run, data, base=base)
-    page = render_report(evidence, command)
-    out = out or evidence.path.parent / "report.html"
+    out = out or find_adapter(run)[0].parent / "report.html"
+    check_output(out)
+    begin = make_begin(dry_run, f"would write {out}")
+    page = render_report(collect_report(run, data, base=base, begin=begin), command)
     write_text(out, page)
-    print(f"{out} ({len(page.encode()) / 1e6:.2f} MB)")
+    size = len(page.encode())
+    about = {"report": str(out), "bytes": size}
+    print(dumps(about) if json else f"{out} ({size / 1e6:.2f} MB)")

@@ -1,12 +1,19 @@
 """Counts the trainable and frozen parameters of a config, module by module."""
 
+import dataclasses
+from json import dumps
+
 from aatjax.cli.arguments import ConfigArguments
 
 GROUP = "plan"
 
 
-def main(config: ConfigArguments, *, fields: list[str]) -> None:
-    """Run `aatjax summary`."""
+def main(config: ConfigArguments, *, fields: list[str], json: bool = False) -> None:
+    """Run `aatjax summary`.
+
+    Args:
+        json: print one JSON object
+    """
     settings = config.load("summary", fields)
     from aatjax import petl
     from aatjax.experiments.partition import make_partition
@@ -17,4 +24,5 @@ def main(config: ConfigArguments, *, fields: list[str]) -> None:
     if settings.data.format == "synthetic" or settings.data.path is not None:
         classes = len(make_partition(settings.data).train.classes)
     model = load_backbone(settings.model, num_classes=classes, seed=0)
-    print(summary(petl.adapt(model, settings.petl)))
+    found = summary(petl.adapt(model, settings.petl))
+    print(dumps(dataclasses.asdict(found)) if json else found)

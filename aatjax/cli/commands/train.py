@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import UseAppendAction
 
 from aatjax.cli.arguments import ConfigArguments, Count
+from aatjax.cli.dry_run import make_begin
 from aatjax.cli.output import format_headline, format_result, format_table
 from aatjax.errors import Range
 
@@ -22,6 +23,8 @@ def main(
     protocol: str | None = None,
     draws: Count | None = None,
     allow_change: UseAppendAction[tuple[str, ...]] = (),
+    dry_run: bool = False,
+    json: bool = False,
     quiet: bool = False,
     coordinator: str | None = None,
     processes: Count | None = None,
@@ -37,6 +40,8 @@ def main(
         draws: few-shot training (--data.shots) this many times, each with other clips
         allow_change: resume although this field of the config (optim.lr), a part of it (optim) or
             the data set (clips) has changed
+        dry_run: check the config, the sounds, the weights and the folder, and stop
+        json: print one JSON object
         quiet: no progress
         coordinator: HOST:PORT of process 0, where several train together; found under SLURM, Open
             MPI, GKE and on TPU hosts
@@ -47,6 +52,8 @@ def main(
     settings = config.load("train", fields)
     if protocol is not None:
         settings = settings.with_protocol(protocol)
+    from json import dumps
+
     from aatjax.experiments import cross_validation
     from aatjax.experiments import run as experiment
     from aatjax.train import distributed
@@ -58,16 +65,20 @@ def main(
         "show": None if quiet else sys.stderr,
         "allow_change": allow_change,
         "stuck_after": stuck_after,
+        "begin": make_begin(dry_run, "nothing was trained"),
     }
     if cross_validate or draws is not None:
         repeated = cross_validation.cross_validate(
             settings, draws=draws, folds=cross_validate, **more
         )
         if distributed.is_main():
-            print(_format_repeats(settings.petl.name, repeated))
+            text = _format_repeats(settings.petl.name, repeated)
+            print(dumps(repeated.to_json()) if json else text)
         return
     result = experiment.train(settings, **more)
-    if distributed.is_main():
+    if distributed.is_main() and json:
+        print(dumps(result.to_json()))
+    elif distributed.is_main():
         print(format_result(result))
         for line in _format_note(result.about.get("chosen_on_test")):
             print(line)

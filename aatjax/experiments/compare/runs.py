@@ -17,8 +17,9 @@ from aatjax.experiments.compare.statistics import (
     describe_test,
     summarise_methods,
 )
-from aatjax.experiments.partition import list_runs, open_data
-from aatjax.experiments.run import load_backbone, train
+from aatjax.experiments.partition import list_runs, make_partition, open_data
+from aatjax.experiments.run import check_selections, load_backbone, train
+from aatjax.io.atomic import check_output
 from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
@@ -157,7 +158,9 @@ def run_grid(
     seeds: Sequence[int],
     folds: bool,
     show: Show = "stderr",
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], object] = lambda line: None,
+    allow_change: Sequence[str] = (),
+    begin: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Train and evaluate every run that is not finished, and assemble the comparison.
 
@@ -169,10 +172,16 @@ def run_grid(
         folds: whether every fold or run of the protocol is held out in turn.
         show: stream of the progress of each run.
         report: called with one line as each run begins.
+        allow_change: as of `train`.
+        begin: called when everything was checked, before the first run.
     """
     first = entries[0].config
     costs = estimate_costs(entries)  # before hours are spent on runs
     divisions = {name: data.fold for name, data in list_runs(first.data).items()} if folds else {}
+    for entry in entries:
+        check_selections(entry.config, make_partition(entry.config.data))
+    check_output(folder / "comparison.json")
+    begin()
     cells = []
     total = len(entries) * len(seeds) * max(1, len(divisions))
     for seed in seeds:
@@ -180,19 +189,25 @@ def run_grid(
             for entry in entries:
                 place = f"{entry.name}/seed{seed}" + ("" if fold is None else f"-fold{fold}")
                 report(f"{place} ({len(cells) + 1} of {total})")
-                cells.append(_run_cell(entry, seed, fold, folder / "runs" / place, show))
+                cell = _run_cell(entry, seed, fold, folder / "runs" / place, show, allow_change)
+                cells.append(cell)
     return assemble_comparison(entries, cells, costs)
 
 
 def _run_cell(
-    entry: CompareEntry, seed: int, fold: str | None, folder: Path, show: Show
+    entry: CompareEntry,
+    seed: int,
+    fold: str | None,
+    folder: Path,
+    show: Show,
+    allow_change: Sequence[str],
 ) -> CompareCell:
     config = dataclasses.replace(
         entry.config,
         data=dataclasses.replace(entry.config.data, fold=fold),
         training=dataclasses.replace(entry.config.training, seed=seed),
     )
-    result = train(config, run_dir=folder, show=show)
+    result = train(config, run_dir=folder, show=show, allow_change=allow_change)
     rows = read_metrics(folder / "metrics.jsonl")
     curve = []
     for row in rows:

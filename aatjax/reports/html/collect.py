@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,20 @@ class ReportData:
         return about if isinstance(about, dict) else {}
 
 
-def collect_report(path: Path, data: Data | None = None, *, base: str | None = None) -> ReportData:
+def collect_report(
+    path: Path,
+    data: Data | None = None,
+    *,
+    base: str | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> ReportData:
     """Read a run folder or an adapter file, and evaluate the adapter.
 
     Args:
         path: a run folder, or an adapter file.
         data: labelled sounds; by default the run's own test part.
         base: the backbone's weights, where they have moved.
+        begin: called when everything was opened, before the clips are scored.
 
     Raises:
         UsageError: the classes of the data are not the adapter's.
@@ -148,6 +156,7 @@ def collect_report(path: Path, data: Data | None = None, *, base: str | None = N
         rows = [row for row in read_metrics(run / "metrics.jsonl") if isinstance(row, dict)]
         findings = _read_findings(run / "diagnosis.json")
     source, reason = _open_clips(adapter, data)
+    begin()
     routing: RoutingMap | str | None = None
     if routing_weights.has_mixtures(adapter.model):
         routing = "not mapped: there are no labelled clips"
@@ -182,7 +191,7 @@ def _open_clips(adapter: TrainedAdapter, data: Data | None) -> tuple[Source | No
     except DataError as error:
         if data is not None:
             raise
-        raise DataError(f"{error}; name the labelled sounds with --clips") from error
+        raise DataError(f"{error}; name the labelled sounds (aatjax report RUN SOUNDS)") from error
 
 
 def _read_findings(path: Path) -> list[dict[str, Any]] | str:
