@@ -33,7 +33,8 @@ class Model:
     """The backbone.
 
     Attributes:
-        source: weights: a file, a folder, a Hugging Face id, `embedded`, `random:tiny|small|base`.
+        source: weights: a file, a folder, a Hugging Face id, `embedded`, `random:tiny|small|base`,
+            or changed, `random:tiny,depth=4,stride=16`.
         frames: input length in 10 ms frames; None takes the checkpoint's.
         pool: pooling; None takes the checkpoint's.
         head_norm: whether the new head has a LayerNorm; None takes the checkpoint's form.

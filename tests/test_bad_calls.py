@@ -1,8 +1,11 @@
 """Bad calls of every command: one line, an exit code of the list, nothing half-written."""
 
+import importlib
+import json
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from adapter_files import TINY, trained, write_base
 
 from aatjax import petl
 from aatjax.audio.frontend import FrontEnd
+from aatjax.cli.arguments import list_own_flags
 from aatjax.cli.main import COMMANDS, run
 from aatjax.train.adapter_file import save_adapter
 
@@ -67,6 +71,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "raises.py").write_text("raise ValueError('mine')\n")
     (root / "bad.csv").write_text("path,label\nnowhere.wav,hum\n")
     (root / "latin.csv").write_bytes("path,label\nsounds/hum/0.wav,caf\xe9\n".encode("latin-1"))
+    with zipfile.ZipFile(root / "archive.zip", "w") as archive:
+        archive.writestr("ESC-50-master/README.md", "x")
     (root / "dangling").symlink_to(root / "nowhere")
     (root / "loop").symlink_to(root / "loop")
     return root
@@ -301,7 +307,7 @@ def test_a_flag_that_is_not_there(command: str, capfd: pytest.CaptureFixture[str
         (["train", "--epoch", "3"], "did you mean '--epochs'"),
         (["train", "--optim.schedule", "cosin"], "did you mean 'cosine'"),
         (["train", "--method", "lorra"], "did you mean 'lora'"),
-        (["train", "--method", ""], "--method"),
+        (["train", "--method", ""], "unknown method ''"),
         (["adapt", "sounds", "--method", "lorra"], "did you mean 'lora'"),
         (["export", "good.safetensors", "x", "--to", "tflite"], "--to 'tflite': no such choice"),
         (["export", "good.safetensors", "x", "--to", "hff"], "did you mean 'hf'"),
@@ -345,3 +351,93 @@ def test_places_that_cannot_be_written(
     command: str, out: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check(WRITERS[command](out), 74, os.path.dirname(out), capfd)
+
+
+# Dry runs, and results as JSON.
+
+GOOD = {
+    "train": ["train", "folder", "--data", "sounds", "--base", "base.safetensors", "--out", "run"],
+    "adapt": ["adapt", "sounds", "--base", "base.safetensors", "--no-labels", "--out", "run"],
+    "compare": [
+        *("compare", "folder", "--methods", "linear", "lora", "--data.path", "sounds"),
+        *("--base", "base.safetensors", "--out", "run"),
+    ],
+    "eval": ["eval", "good.safetensors", "sounds"],
+    "report": ["report", "good.safetensors", "sounds", "--out", "r.html"],
+    "export": ["export", "good.safetensors", "exported", "--to", "safetensors"],
+    "convert": ["convert", "base.safetensors", "out.safetensors"],
+    "predict": ["predict", "good.safetensors", "sounds", "--out", "p.csv", "--csv"],
+    "prepare": ["prepare", "esc50", "--from", "archive.zip"],
+    "chaos": ["chaos", "default", "--out", "run"],
+}
+
+
+@pytest.mark.parametrize("command", GOOD)
+def test_a_dry_run_computes_and_writes_nothing(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AATJAX_CACHE", str(Path.cwd() / "cache"))
+    for work in ("experiments.run.fit", "train.evaluation.score_clips"):
+        monkeypatch.setattr(f"aatjax.{work}", None)
+    assert run([*GOOD[command], "--dry-run"]) == 0, capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert "dry run: all is well so far" in out.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_dry_run_finds_what_the_run_would_find(capfd: pytest.CaptureFixture[str]) -> None:
+    best = ["--training.select", "best", "--dry-run"]
+    check([*GOOD["train"], *best], 2, "needs validation clips", capfd)
+    check([*GOOD["compare"], *best], 2, "needs validation clips", capfd)
+    vulkan = [*GOOD["export"][:3], "--to", "stablehlo", "--platforms", "vulkan", "--dry-run"]
+    check(vulkan, 2, "--platforms vulkan: give one or more of", capfd)
+    check([*GOOD["export"], "--check", "text", "--dry-run"], 65, "text", capfd)
+    check([*GOOD["chaos"][:3], "full_folder", "--dry-run"], 2, "is not empty", capfd)
+
+
+def test_every_command_that_writes_has_a_dry_run() -> None:
+    for name in COMMANDS:
+        module = importlib.import_module(f"aatjax.cli.commands.{name}")
+        for function in (getattr(module, "KINDS", None) or {"": module.main}).values():
+            flags, _ = list_own_flags(function)
+            if "--out" in flags:
+                assert {"--dry-run", "--json"} <= set(flags), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["verify", "good.safetensors"], {"path", "largest", "allowed", "by"}),
+        (["summary", "default"], {"trainable", "frozen", "rows"}),
+        (["eval", "good.safetensors", "sounds"], {"accuracy"}),
+        (["convert", "base.safetensors", "{tmp}/o.safetensors"], {"out", "form", "parameters"}),
+        (["export", "good.safetensors", "{tmp}/x", "--to", "safetensors"], {"folder", "largest"}),
+        (["report", "good.safetensors", "sounds", "--out", "{tmp}/r.html"], {"report", "bytes"}),
+        (["recipes"], set()),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_results_as_json(
+    arguments: list[str], fields: set[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert run([*given, "--json"]) == 0, capfd.readouterr().err
+    found = json.loads(capfd.readouterr().out)
+    assert fields <= set(found)
+
+
+def test_an_export_is_replaced_only_when_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "exported"
+    call = ["export", "good.safetensors", str(out), "--to", "safetensors"]
+    assert run(call) == 0
+    before = sorted(path.name for path in out.iterdir())
+    capfd.readouterr()
+    check(call, 74, "holds an export: choose another name, or replace it \\(--force\\)", capfd)
+    (out / "README.md").unlink()
+    assert run([*call, "--force"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == before
+    capfd.readouterr()
+    full = ["export", "good.safetensors", "full_folder", "--to", "safetensors", "--force"]
+    check(full, 74, "exists and is not an empty folder", capfd)

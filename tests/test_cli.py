@@ -292,7 +292,7 @@ def test_too_many_unreadable_files_end_it(place: Place, capfd: pytest.CaptureFix
         (["train", "folder"], 2, "--data.path"),
         (["train", "esc"], 2, "--data.path"),
         (["train", "folder", "--data.path", "/nowhere/at all"], 65, "/nowhere/at all: no such"),
-        (["train", "--data.path", "/sounds"], 2, "does not go with data.format='synthetic'"),
+        (["train", "--data.path", "/sounds"], 2, "does not go with --data.format synthetic"),
         (["train", "--cross-validate"], 2, "no folds"),
         (["train", "folder", "--data.path", "{root}/empty"], 65, "empty"),
         (["train", "folder", "--data.path", "{root}/flat"], 65, "root/<class>/<file>"),
@@ -427,32 +427,34 @@ def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
 
 # The flags of commands that people use: none may be lost.
 FLAGS = {
-    "adapt": "base dry-run method no-labels out quiet",
+    "adapt": "allow-change base dry-run json method no-labels out quiet",
     "bench flops": "classes frames json markdown methods size",
     "bench scaling": "batch-size budget classes experts frames json lengths markdown rounds size "
     "slots time",
     "bench step": "batch-size classes dtype frames json markdown methods rounds size variants",
-    "chaos": "interruptions out seed",
+    "chaos": "dry-run interruptions json out quiet seed",
     "completion": "",
-    "compare": "budget cross-validate flags methods out protocol seeds verbose",
-    "convert": "base classes dtype force frames multi-label pool revision rgb statistics to",
+    "compare": "allow-change budget cross-validate dry-run flags json methods out protocol quiet "
+    "seeds verbose",
+    "convert": "base classes dry-run dtype force frames json multi-label pool revision rgb "
+    "statistics to",
     "demo": "base no-browser port",
     "doctor": "base frames ignore json no-labels quiet show strict workers",
-    "eval": "base json",
-    "export": "base check licence platforms runtime to tolerance",
+    "eval": "base dry-run json",
+    "export": "base check dry-run force json licence platforms runtime to tolerance",
     "methods": "body-norm classes frames json size",
     "plan": "advise classes flags json method per-device topology",
-    "predict": "base batch-size csv embeddings gap hop json min-duration out segments smooth "
-    "threshold to top",
-    "prepare": "download from max-bad out quiet subset workers",
+    "predict": "base batch-size csv dry-run embeddings gap hop json min-duration out segments "
+    "smooth threshold to top",
+    "prepare": "download dry-run from json max-bad out quiet subset workers",
     "recipes": "json",
-    "report": "base out",
+    "report": "base dry-run json out",
     "serve": "base batch-size body-timeout concurrency host max-bytes max-seconds port queue "
     "timeout wait",
-    "summary": "flags method",
-    "train": "allow-change coordinator cross-validate draws flags method out process processes "
-    "protocol quiet stuck-after",
-    "verify": "base",
+    "summary": "flags json method",
+    "train": "allow-change coordinator cross-validate draws dry-run flags json method out process "
+    "processes protocol quiet stuck-after",
+    "verify": "base json",
 }
 
 
@@ -517,7 +519,7 @@ def test_out_of_memory_names_the_flags_that_help(
     monkeypatch.setattr("aatjax.experiments.run.fit", full)
     code = main.run(["train", "default", "--out", str(tmp_path / "full"), "--quiet"])
     err = capfd.readouterr().err
-    assert code == 1 and "Traceback" not in err
+    assert code == 71 and "Traceback" not in err
     assert "out of memory: Out of memory allocating 123 bytes.; take a smaller" in err
     assert "--model.remat" in err and "more" not in err
 

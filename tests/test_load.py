@@ -63,6 +63,31 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(one[path], other[path]) for path in one)
 
 
+def test_a_random_model_of_another_shape():
+    model = aatjax.load("random:tiny,depth=1,dim=32,heads=2,mlp_dim=64,stride=16,frames=64")
+    config = model.config
+    assert (config.depth, config.dim, config.heads, config.mlp_dim) == (1, 32, 2, 64)
+    assert (config.patch, config.stride, config.frames) == ((16, 16), (16, 16), 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tinny", "unknown model size 'tinny', did you mean 'tiny'"),
+        ("tiny,dept=4", "no size 'dept', did you mean 'depth'"),
+        ("tiny,depth", "depth='' is not a whole number"),
+        ("tiny,depth=-1", "depth='-1' is not a whole number"),
+        ("tiny,depth=0", "depth=0 must be"),
+        ("tiny,depth=10000000", "depth is at most 64"),
+        ("tiny,heads=7", "heads=7"),
+        ("tiny,patch=1,stride=1,frames=100000", "at most"),
+    ],
+)
+def test_a_random_model_of_no_shape(text, message):
+    with pytest.raises(UsageError, match=message):
+        aatjax.load(f"random:{text}")
+
+
 # ------------------------------------------------------------------------------- the head
 
 

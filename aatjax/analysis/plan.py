@@ -147,7 +147,7 @@ def read_shape(model: Model, num_classes: int, device: Any = None) -> ASTConfig:
     """
     source, options = model.source, select_load_options(model)
     if source.startswith("random:"):
-        size = ASTConfig.size(source.removeprefix("random:"))
+        size = ASTConfig.from_text(source.removeprefix("random:"))
         return apply_load_options(size, options, num_classes, device)
     try:
         config = read_checkpoint(locate_weights(source, model.revision)).config

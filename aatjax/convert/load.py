@@ -77,9 +77,10 @@ def load(
     Args:
         source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
             Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
-            `embedded` for the small AST in the package, or `random:tiny|small|base`; or weights in
-            memory: a transformers model, a state dictionary of tensors, a dictionary of arrays. An
-            adapter on these is loaded again with `load_adapter(path, base=model)`.
+            `embedded` for the small AST in the package, or `random:tiny|small|base`, also changed,
+            `random:tiny,depth=4,stride=16`; or weights in memory: a transformers model, a state
+            dictionary of tensors, a dictionary of arrays. An adapter on these is loaded again with
+            `load_adapter(path, base=model)`.
         num_classes: outputs of a new head; None keeps the checkpoint's head.
         revision: commit or branch of a repository id.
         seed: seed of a new head, or of all weights of `random:...`.
@@ -113,7 +114,7 @@ def load_model(
     """Load an AST as `load` does, without a word on a compute type that is slow here."""
     name = NAME if is_in_memory(source) else os.fspath(cast("str", source))
     if name.startswith("random:"):
-        size = ASTConfig.size(name.removeprefix("random:"))
+        size = ASTConfig.from_text(name.removeprefix("random:"))
         return _initialize(name, apply_load_options(size, options, num_classes), seed)
     rgb = options.get("rgb") or "sum"
     checkpoint = read_source(source, revision=revision, rgb=rgb)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
-from aatjax.errors import Range, UsageError, check_fields
+from aatjax.errors import Range, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields
 
 Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls"]
@@ -28,6 +28,8 @@ MOST: dict[str, float] = {
 """The largest sizes that a file may state: more is damage, or meant to fill the memory."""
 
 MOST_TOKENS = 10**6
+SHAPE = ("dim", "depth", "heads", "mlp_dim", "patch", "stride", "mels", "frames")
+"""The fields that a random model may change: `random:tiny,depth=4`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +107,31 @@ class ASTConfig:
     def size(cls, name: str, **changes: Any) -> "ASTConfig":
         """Return the published `tiny`, `small` or `base` size with some fields changed."""
         if name not in SIZES:
-            raise UsageError(f"unknown model size {name!r}: one of {', '.join(SIZES)}")
+            hint = suggest(name, SIZES) or f": one of {', '.join(SIZES)}"
+            raise UsageError(f"unknown model size {name!r}{hint}")
         return cls(**{**SIZES[name], **changes})
+
+    @classmethod
+    def from_text(cls, text: str) -> "ASTConfig":
+        """Return the shape that `random:` names: `base`, or changed, `tiny,depth=4,stride=16`.
+
+        Raises:
+            UsageError: an unknown size or field, or a value that is no whole number.
+        """
+        size, *changes = text.split(",")
+        fields: dict[str, Any] = {}
+        for change in changes:
+            name, _, value = change.partition("=")
+            if name not in SHAPE:
+                hint = suggest(name, SHAPE) or f" (there are {', '.join(SHAPE)})"
+                raise UsageError(f"random:{text}: a model has no size {name!r}{hint}")
+            if not value.isascii() or not value.isdigit():
+                raise UsageError(f"random:{text}: {name}={value!r} is not a whole number")
+            if len(value) > 9 or int(value) > MOST[name]:
+                raise UsageError(f"random:{text}: {name} is at most {MOST[name]}")
+            pair = name in ("patch", "stride")
+            fields[name] = (int(value), int(value)) if pair else int(value)
+        return cls.size(size, **fields)
 
     @property
     def grid(self) -> tuple[int, int]:
