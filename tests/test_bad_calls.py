@@ -374,9 +374,12 @@ GOOD = {
 
 @pytest.mark.parametrize("command", GOOD)
 def test_a_dry_run_computes_and_writes_nothing(
-    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AATJAX_CACHE", str(Path.cwd() / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for work in ("experiments.run.fit", "train.evaluation.score_clips"):
         monkeypatch.setattr(f"aatjax.{work}", None)
     assert run([*GOOD[command], "--dry-run"]) == 0, capfd.readouterr().err

@@ -125,6 +125,7 @@ class TestAudioFolder:
         }
         assert [clip.id for clip in source.by_split("valid").clips] == ["yes/bb22_nohash_0.wav"]
         assert len(source.by_split("train")) == 3
+        assert [why for name, why in source.skipped if name.endswith("_list.txt")] == []
         assert [clip.group for clip in source.clips] == ["aa11", "bb22", "cc33"] * 2
         assert source.leaks("split") == {"bb22": ["train", "valid"]}
         with pytest.raises(UsageError, match="no split 'dev'; there are test, train, valid"):

@@ -248,6 +248,7 @@ def _match_split_lists(
     splits = read_split_lists(root)
     if splits is None:
         return None
+    skipped[:] = [pair for pair in skipped if pair[0] not in SPLIT_LISTS]  # they are read
     there = {unicodedata.normalize("NFC", id): id for id in files}
     found: dict[str, str] = {}
     for name in (name for name in SPLIT_LISTS if (root / name).is_file()):

@@ -230,8 +230,8 @@ def _note(
     if empty:
         more = ", ..." if len(empty) > 5 else ""
         named = ", ".join(empty[:5]) + more
-        count = f"{len(empty)} of {len(classes)} classes"
-        notes.append(f"{count} have no clip here and do not enter the means: {named}")
+        verbs = "has no clip here and does" if len(empty) == 1 else "have no clip here and do"
+        notes.append(f"{len(empty)} of {len(classes)} classes {verbs} not enter the means: {named}")
     if len(classes) == 1 and not multi_label:
         notes.append("one class only: accuracy is 1 whatever the model does")
     if multi_label and known.all() and (truth.sum(1) == 1).all():
