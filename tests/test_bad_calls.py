@@ -14,20 +14,31 @@ import pytest
 import soundfile
 from adapter_files import TINY, trained, write_base
 
-from aatjax import petl
+from aatjax import errors, petl
 from aatjax.audio.frontend import FrontEnd
 from aatjax.cli.arguments import list_own_flags
 from aatjax.cli.main import COMMANDS, run
+from aatjax.io.signals import _list_ends
 from aatjax.train.adapter_file import save_adapter
 
+ROOT = Path(__file__).parents[1]
 CODES = {
     int(code)
     for code in re.findall(
-        r"^\| (\d+) \|",
-        (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
+        r"^\| (\d+) \|", (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), re.MULTILINE
     )
 }
+
+
+def test_the_list_of_exit_codes_is_complete() -> None:
+    kinds = list(errors.AatjaxError.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    own = {kind.exit_code for kind in kinds} | {128 + number for number in _list_ends()}
+    assert own | {130, 141} == CODES
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = readme[readme.index("exit codes (") :].split("signals")[0]
+    assert {int(code) for code in re.findall(r"\b\d+\b", listed)} == CODES
 
 
 @pytest.fixture(scope="module")

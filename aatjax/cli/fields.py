@@ -1,4 +1,4 @@
-"""Fields of a config as flags: `--optim.lr 1e-3`, and short forms of the commonest."""
+"""Fields of a config as flags: `--optim.lr 1e-3`, and short forms of the most used."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
