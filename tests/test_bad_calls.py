@@ -318,6 +318,10 @@ def test_a_flag_that_is_not_there(command: str, capfd: pytest.CaptureFixture[str
         (["train", "--epoch", "3"], "did you mean '--epochs'"),
         (["train", "--optim.schedule", "cosin"], "did you mean 'cosine'"),
         (["train", "--method", "lorra"], "did you mean 'lora'"),
+        (
+            ["train", "--allow-change", "optm.lr", "--out", "run"],
+            "--allow-change: there is no field 'optm.lr', did you mean 'optim.lr'",
+        ),
         (["train", "--method", ""], "unknown method ''"),
         (["adapt", "sounds", "--method", "lorra"], "did you mean 'lora'"),
         (["export", "good.safetensors", "x", "--to", "tflite"], "--to 'tflite': no such choice"),

@@ -8,6 +8,7 @@ _FIELD = re.compile(
 _ARGUMENTS: dict[str, str] = {
     r"run_dir=": "--out",
     r"allow_change=\['([^']*)'\]": r"--allow-change \1",
+    r"allow_change:": "--allow-change:",
     r"chosen_on_test=": "--protocol",
     r"valid=": "--data.valid-fraction",
     r"base=": "--base",

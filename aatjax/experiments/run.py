@@ -31,7 +31,7 @@ from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
 from aatjax.train.distributed import agree, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
-from aatjax.train.fit_checks import check_scoring, check_selection
+from aatjax.train.fit_checks import check_changes, check_scoring, check_selection
 from aatjax.train.logging import Show, TextStream, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
@@ -162,6 +162,7 @@ def train(
     """
     screen = choose_stream(show) if is_main() else None
     folder = Path(run_dir) if run_dir is not None else name_run_folder(config)
+    check_changes(allow_change, config.to_json(), "frontend")
     watchdog = Watchdog(jax.process_index(), stuck=stuck_after)
     watchdog.start()
     with contextlib.ExitStack() as held:

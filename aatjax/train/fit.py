@@ -39,6 +39,7 @@ from aatjax.train.evaluation import (
     learn_sharpness,
 )
 from aatjax.train.fit_checks import (
+    check_changes,
     check_inputs,
     check_scoring,
     check_selection,
@@ -283,6 +284,8 @@ def fit(
                 run_on_main(lambda: held.enter_context(lock_folder(folder)))
             claims = context.claims or RunClaims(folder, allow_change)
             fields = _describe(model, train, setup)
+            if context.claims is None:
+                check_changes(allow_change, fields)
             run_on_main(lambda: check_run(claims, sources, fields))
         loop, state, cuts = _prepare(
             model, train, sources, setup, context, folder, choose_stream(show)

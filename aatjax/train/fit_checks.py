@@ -79,6 +79,26 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str]) -> None:
         )
 
 
+def check_changes(allow: Sequence[str], fields: Mapping[str, Any], *more: str) -> None:
+    """Refuse to allow a change of what does not exist.
+
+    Args:
+        allow: names that were given.
+        fields: settings by part and name, such as those of a config.
+        more: other names that may be given.
+
+    Raises:
+        UsageError: one is neither a field nor a part.
+    """
+    known = {"clips": None, **dict.fromkeys(more), **fields}
+    known |= {f"{part}.{n}": None for part, v in fields.items() if isinstance(v, dict) for n in v}
+    for name in allow:
+        other_method = name.startswith("petl.")  # whose fields may be those of the run before
+        if name.partition(".")[0] != "clips" and name not in known and not other_method:
+            hint = suggest(name, known) or f" (parts are {', '.join(['clips', *fields])})"
+            raise UsageError(f"allow_change: there is no field {name!r}{hint}")
+
+
 def check_selection(
     training: Training, valid: Source | None, test: Source | None, chosen_on_test: str | None
 ) -> None:
