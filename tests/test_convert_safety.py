@@ -335,7 +335,9 @@ def test_f24_float64_too_large_for_float32_is_named(model, tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
         (b"\x89HDF\r\n\x1a\n12345678", "HDF5"),
         (b"\x1f\x8b\x08 compressed", "unpack it first"),
-        (b"RIFF1234WAVEfmt ", "neither"),
+        (b"RIFF1234WAVEfmt ", "a sound file"),
+        (b'{"error": "not found"}', "JSON"),
+        (bytes(range(9, 40)), "neither"),
     ],
 )
 def test_what_is_no_weight_file_is_named(content, message, tmp_path):

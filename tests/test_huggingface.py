@@ -552,7 +552,7 @@ class TestDamage:
     def test_a_pointer_of_git_lfs(self, tmp_path):
         file = tmp_path / "train.parquet"
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-        with pytest.raises(DataError, match="run: git lfs pull"):
+        with pytest.raises(DataError, match="a Git LFS pointer, not a table: run `git lfs pull`"):
             HuggingFace(file)
 
     def test_what_is_not_there_or_not_a_set(self, tmp_path):

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import json
-import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from aatjax.convert.lazy_tensor import StoredTensor, read_array
 from aatjax.convert.orbax import is_orbax, read_orbax
 from aatjax.convert.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
 from aatjax.errors import DataError
+from aatjax.io.foreign import HEAD, describe_foreign
 from aatjax.io.json_file import read_json_object
 
 HEADER_LIMIT = 16 * 2**20
@@ -135,7 +135,7 @@ def _open_one(named: Path, path: Path, config: dict[str, Any] | None) -> TensorF
     """Open one file of tensors; later messages name `named`."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(HEAD)
     if start.startswith(b"PK\x03\x04"):
         tensors = _state_dict(path, read_torch_zip(path))
     elif start.startswith(LEGACY_START):
@@ -148,22 +148,15 @@ def _open_one(named: Path, path: Path, config: dict[str, Any] | None) -> TensorF
     return TensorFile(named, tensors, {}, config, size, "torch")
 
 
-_FOREIGN = (
-    (r"\s*(?:<!doctype|<html|<\?xml)", "a web page: the download went wrong, fetch it again"),
-    (r"\s*version https://git-lfs", "a Git LFS pointer, not the weights: run `git lfs pull`"),
-    (r"\x89HDF", "an HDF5 file (Keras?), which is no published form of AST weights"),
-    (r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive: unpack it first"),
-    (r"\x80", "a bare pickle, not a file of torch.save: refused, a pickle can run anything"),
-    (r"\Z", "the file is empty: fetch it again"),
-    (r"", "neither .safetensors nor a file of torch.save: truncated, or another format"),
-)
-
-
 def _refuse_content(path: Path, start: bytes) -> NoReturn:
-    for pattern, what in _FOREIGN:
-        if re.match(pattern, start.decode("latin-1"), re.IGNORECASE):
-            raise DataError(f"{path}: {what}")
-    raise AssertionError
+    if not start:
+        what: str | None = "the file is empty: fetch it again"
+    elif start.startswith(b"\x80"):
+        what = "a bare pickle, not a file of torch.save: refused, a pickle can run anything"
+    else:
+        what = describe_foreign(start, "the weights")
+    other = "neither .safetensors nor a file of torch.save: truncated, or another format"
+    raise DataError(f"{path}: {what or other}")
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 from aatjax.audio.listing import EXTENSIONS
 from aatjax.data.tables import Problems, read_rows
 from aatjax.errors import DataError, printable, suggest
+from aatjax.io.foreign import HEAD, describe_foreign
 from aatjax.io.optional import need
 
 LABEL_COLUMNS = ("label", "labels")
@@ -177,8 +178,8 @@ def _report_damage(file: Path) -> Iterator[None]:
         why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         advice = "copy or download it again"
         with contextlib.suppress(OSError), file.open("rb") as opened:
-            if opened.read(20).startswith(b"version https://git-"):
-                why, advice = "a pointer of Git LFS, not the content", "run: git lfs pull"
+            if foreign := describe_foreign(opened.read(HEAD), "a table"):
+                raise DataError(f"{printable(file)}: {foreign}") from error
         raise DataError(f"{printable(file)}: cannot be read: {why}; {advice}") from error
 
 
