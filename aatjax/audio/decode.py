@@ -21,9 +21,9 @@ import numpy as np
 import soxr
 from jaxtyping import Float32, Int16
 
-from aatjax.audio.containers import Container, inspect_container
 from aatjax.audio.listing import list_audio
-from aatjax.audio.streams import DecoderError, SoundFile, Stream, open_stream
+from aatjax.audio.sound import Sound
+from aatjax.audio.streams import DecoderError, ForeignError, SoundFile
 from aatjax.audio.waveform import (
     FRAME,
     HIGHEST_RATE,
@@ -43,8 +43,6 @@ from aatjax.errors import UsageError, printable
 
 __all__ = ["AudioError", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
 
-_MP3_SLACK = 2 * 1152
-"""Sample frames that an MP3 decoder may drop at the ends of a complete file."""
 _CLIPPED_SHARE = 0.01
 """Share of samples at full scale from which on a clip is called clipped."""
 
@@ -108,18 +106,16 @@ def decode(
     with _open_reader(path_or_bytes, rate, channels, limit) as reader:
         waveform = np.concatenate(list(reader.blocks()))[:limit]
     name, notes = reader.name, reader.find_notes(waveform.size)
-    if missing := reader.check_end():
-        if truncated == "skip":
-            raise AudioError(
-                "truncated", f"{name}: {missing}; pass truncated='keep' to use the rest"
-            )
-        notes.append(missing)
+    loss, is_truncated = reader.check_end()
+    if is_truncated and truncated == "skip":
+        raise AudioError("truncated", f"{name}: {loss}; pass truncated='keep' to use the rest")
+    notes += filter(None, [loss])
     if waveform.size < min_samples and not (waveform.size == 0 and min_samples == 1):
         raise AudioError(
             "too short", f"{name}: {waveform.size} samples, but at least {min_samples} are wanted"
         )
-    stream, padded = reader.stream, pad_to_frame(waveform)
-    return Decoded(padded, stream.rate, stream.channels, reader.frames, tuple(notes))
+    sound, padded = reader.sound, pad_to_frame(waveform)
+    return Decoded(padded, sound.rate, sound.channels, reader.frames, tuple(notes))
 
 
 def decode_blocks(
@@ -152,13 +148,14 @@ def decode_blocks(
                 block = start = np.concatenate([start, block])
             if start.size >= FRAME and block.size:
                 yield block
-    missing = reader.check_end()
+    loss, is_truncated = reader.check_end()
     if notes is not None:
         notes += reader.find_notes(samples)
+        notes += [loss] if loss and not is_truncated else []
     if start.size < FRAME:
         yield pad_to_frame(start)
-    if missing:
-        raise AudioError("truncated", f"{reader.name}: {missing}")
+    if is_truncated:
+        raise AudioError("truncated", f"{reader.name}: {loss}")
 
 
 @contextlib.contextmanager
@@ -171,33 +168,33 @@ def _open_reader(
     with _open(source, name) as (file, size):
         if size == 0:
             raise AudioError("undecodable", f"{name}: has 0 bytes")
-        container = inspect_container(file, size)
+        seconds = None if limit is None else limit / rate
         try:
-            stream = open_stream(file, container, source)
+            sound = Sound(file, size, source, seconds)
+        except ForeignError as error:
+            raise AudioError("undecodable", f"{name}: {error}") from error
         except DecoderError as error:
-            reason = "truncated" if container.share < 1.0 else "undecodable"
+            reason = "truncated" if error.truncated else "undecodable"
             raise AudioError(reason, f"{name}: cannot be decoded as sound: {error}") from error
         try:
-            if not LOWEST_RATE <= stream.rate <= HIGHEST_RATE:
-                raise AudioError("undecodable", f"{name}: states a rate of {stream.rate} Hz")
-            yield _Reader(stream, container, rate, channels, limit, name)
+            if not LOWEST_RATE <= sound.rate <= HIGHEST_RATE:
+                raise AudioError("undecodable", f"{name}: states a rate of {sound.rate} Hz")
+            yield _Reader(sound, rate, channels, limit, name)
         finally:
-            stream.close()
+            sound.close()
 
 
 @dataclasses.dataclass
 class _Reader:
-    """Mixes down, resamples and rounds a stream block by block."""
+    """Mixes down, resamples and rounds a sound block by block."""
 
-    stream: Stream
-    container: Container
+    sound: Sound
     rate: int
     channels: Channels
     limit: int | None
     name: str
     frames: int = 0
     stopped: bool = False
-    error: DecoderError | None = None
     at_full_scale: int = 0
     beyond: int = 0
     loudest: float = 0.0
@@ -207,14 +204,11 @@ class _Reader:
 
     def blocks(self) -> Iterator[Int16[np.ndarray, " n"]]:
         """Yield mono blocks at the wanted rate, until the stream or the limit ends."""
-        rate_in = self.stream.rate
+        rate_in = self.sound.rate
         resampler = soxr.ResampleStream(rate_in, self.rate, 1, dtype="float32", quality="HQ")
-        count, blocks = 0, self.stream.blocks()
+        count, blocks = 0, self.sound.blocks()
         while not self.stopped:
-            try:
-                block = next(blocks, None)
-            except DecoderError as error:
-                self.error, block = error, None
+            block = next(blocks, None)
             if block is not None:
                 self._check(block)
             mono = np.zeros(0, np.float32) if block is None else mix_down(block, self.channels)
@@ -245,7 +239,7 @@ class _Reader:
     @property
     def clipped(self) -> bool:
         """Whether samples are beyond full scale, or many at it."""
-        samples = self.frames * self.stream.channels
+        samples = self.frames * self.sound.channels
         return self.beyond > 0 or self.at_full_scale >= max(1.0, _CLIPPED_SHARE * samples)
 
     def find_notes(self, samples: int) -> list[str]:
@@ -259,35 +253,20 @@ class _Reader:
             notes.append("silent")
             if self.channel_range > SILENCE / 2**15:
                 notes.append("channels cancel out")
-        return notes
+        return notes + self.sound.notes
 
-    def check_end(self) -> str:
-        """Return '' for a complete clip, else a note on what is missing.
+    def check_end(self) -> tuple[str, bool]:
+        """Return what is missing and whether that is much; see `Sound.describe_loss`.
 
         Raises:
             AudioError: no sample was read.
         """
-        container, read = self.container, self.frames
-        if read == 0:
-            if self.error is None:
+        if self.frames == 0:
+            if (error := self.sound.error) is None:
                 raise AudioError("empty", f"{self.name}: has no samples")
-            text = f"{self.name}: cannot be decoded as sound: {self.error}"
+            text = f"{self.name}: cannot be decoded as sound: {error}"
             raise AudioError("undecodable", text)
-        if self.stopped:
-            return ""
-        stated, slack = container.frames, 0
-        if container.counted and self.stream.frames is not None:
-            stated = self.stream.frames
-            slack = _MP3_SLACK if container.kind == "mp3" else 0
-        elif stated is None and 0.0 < container.share < 1.0:
-            stated = round(read / container.share)
-        is_cut = container.share < 1.0
-        is_short = container.counted and stated is not None and read + slack < stated
-        if not (is_cut or is_short or self.error) or (
-            is_cut and stated is not None and stated <= read
-        ):
-            return ""
-        return f"truncated {read}/{stated if stated is not None and stated > read else '?'} frames"
+        return ("", False) if self.stopped else self.sound.describe_loss()
 
 
 @contextlib.contextmanager

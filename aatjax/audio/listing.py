@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from aatjax.audio.containers import detect_kind
+from aatjax.audio.content import find_sound
 from aatjax.errors import DataError, printable
 
 EXTENSIONS = frozenset(
@@ -139,7 +139,7 @@ def _find_reason(entry: "os.DirEntry[str]", home: str) -> str:
         return "permission denied"
     if not suffix:
         with open(entry.path, "rb") as file:
-            if detect_kind(file.read(16)) == "other":
+            if find_sound(file, os.fstat(file.fileno()).st_size)[0] == "other":
                 return "not recognised as audio"
     return ""
 

@@ -1,7 +1,6 @@
 """Decoders that yield blocks of float32 samples: libsndfile, and ffmpeg for other formats."""
 
 import contextlib
-import io
 import os
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -11,7 +10,9 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from aatjax.audio.containers import Container
+from aatjax.audio.containers import Container, SplicedFile
+from aatjax.audio.content import FFMPEG
+from aatjax.audio.quiet import silence_libraries
 from aatjax.errors import UnavailableError
 from aatjax.io.optional import need
 
@@ -22,7 +23,17 @@ SoundFile = str | os.PathLike[str] | bytes
 
 
 class DecoderError(Exception):
-    """A decoder failed; blocks before it are good."""
+    """A decoder failed; blocks before it are good.
+
+    Attributes:
+        truncated: the file is cut.
+    """
+
+    truncated: bool = False
+
+
+class ForeignError(DecoderError):
+    """The content is no sound, whatever the file is called."""
 
 
 @runtime_checkable
@@ -52,32 +63,41 @@ def open_stream(file: BufferedIOBase, container: Container, source: SoundFile) -
     Raises:
         DecoderError: no decoder reads the content.
     """
+    if container.kind in FFMPEG:
+        return _open_ffmpeg(source, FFMPEG[container.kind])
+    spliced = SplicedFile(file, container.pieces) if container.pieces is not None else file
     try:
-        return _Sndfile(SplicedFile(file, *(container.splice or (b"", 0))))
+        return _Sndfile(spliced, container.kind)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-        file.seek(0)
-        if not _needs_ffmpeg(file.read(16), container):
+        if not container.needs_ffmpeg:
             raise DecoderError(_clean(error)) from error
-    return _open_ffmpeg(source)
+    return _open_ffmpeg(source, "WAV of this codec")
 
 
 class _Sndfile:
     """libsndfile on a Python file object."""
 
-    def __init__(self, file: Any) -> None:
-        self._sound = soundfile.SoundFile(file)
+    def __init__(self, file: Any, kind: str) -> None:
+        self._screen = silence_libraries if kind == "mp3" else contextlib.nullcontext
+        with self._screen():
+            self._sound = soundfile.SoundFile(file)
         self.rate: int = self._sound.samplerate
         self.channels: int = self._sound.channels
         frames = self._sound.frames
         self.frames: int | None = frames if 0 < frames < 1 << 62 else None
+        # Behind its last frame libsndfile would take a tag for a damaged one.
+        self._last = self.frames if kind == "flac" else None
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
         size = max(1024, _BLOCK_SAMPLES // self.channels)
-        while True:
+        done = 0
+        while self._last is None or done < self._last:
+            size = size if self._last is None else min(size, self._last - done)
             block = np.full((size, self.channels), np.nan, np.float32)
             try:
                 # Not `read`: it stops at the frame count, an estimate for some MP3 files.
-                got = self._sound.buffer_read_into(block, "float32")
+                with self._screen():
+                    got = self._sound.buffer_read_into(block, "float32")
             except (soundfile.SoundFileError, RuntimeError) as error:
                 # Only integer codecs end with an error: what is still NaN was not decoded.
                 bad = np.isnan(block).any(axis=1)
@@ -85,6 +105,7 @@ class _Sndfile:
                 if good:
                     yield block[:good]
                 raise DecoderError(_clean(error)) from error
+            done += got
             if got:
                 yield block[:got]
             if got < size:
@@ -94,56 +115,10 @@ class _Sndfile:
         self._sound.close()
 
 
-class SplicedFile(BufferedIOBase):
-    """A file whose first bytes are replaced: `head`, then the file from `start` on.
-
-    It never raises for a bad offset: libsndfile seeks to some in damaged files, and an exception
-    cannot pass through its callbacks.
-    """
-
-    def __init__(self, file: BufferedIOBase, head: bytes, start: int) -> None:
-        self._file, self._head, self._start = file, head, start
-        self._size = len(head) + file.seek(0, io.SEEK_END) - start
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_CUR: self._at, io.SEEK_END: self._size}.get(whence, 0)
-        self._at = min(max(0, base + offset), self._size)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._head[self._at : self._at + len(buffer)]
-        if len(data) < len(buffer):
-            self._file.seek(self._start + self._at + len(data) - len(self._head))
-            data += self._file.read(len(buffer) - len(data))
-        memoryview(buffer)[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-def _needs_ffmpeg(head: bytes, container: Container) -> bool:
-    """Whether a format needs ffmpeg; no other reaches it, since it also follows playlists."""
-    return (
-        head[4:8] == b"ftyp"  # MP4, M4A
-        or head[:4] == b"\x1a\x45\xdf\xa3"  # Matroska, WebM
-        or head[:4] == b"\x30\x26\xb2\x75"  # WMA
-        or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0)  # AAC
-        or (container.kind == "wav" and container.share == 1.0 and container.frames is None)
-    )
-
-
-def _open_ffmpeg(source: SoundFile) -> Stream:
+def _open_ffmpeg(source: SoundFile, name: str) -> Stream:
+    """Open ffmpeg; no other format reaches it, since it also follows playlists."""
     if isinstance(source, bytes):
-        raise DecoderError("this format needs ffmpeg, which reads files only: save it to a file")
+        raise DecoderError(f"{name} needs ffmpeg, which reads files only: save it to a file")
     try:
         need("audioread", extra="formats")
     except UnavailableError as error:
@@ -151,9 +126,7 @@ def _open_ffmpeg(source: SoundFile) -> Stream:
     from audioread import ffdec
 
     if not ffdec.available():
-        raise DecoderError(
-            "this format needs ffmpeg: install it, or convert the file to FLAC or WAV"
-        )
+        raise DecoderError(f"{name} needs ffmpeg: install it, or convert the file to FLAC or WAV")
     try:
         return _Ffmpeg(ffdec.FFmpegAudioFile(os.path.abspath(source)))
     except (ffdec.FFmpegError, OSError, ValueError) as error:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from aatjax.audio.containers import inspect_container
 from aatjax.audio.decode import AudioError, decode
 from aatjax.audio.fbank import FRAME, HOP, count_frames
-from aatjax.audio.streams import DecoderError, open_stream
+from aatjax.audio.sound import Sound
 from aatjax.audio.waveform import mix_down
 from aatjax.data.source import Clip, Source
 from aatjax.doctor.findings import ClipMeasurements, Finding, Item
@@ -146,12 +145,11 @@ def measure_original(path: str) -> dict[str, Any]:
         OSError: it cannot be opened.
     """
     with open(path, "rb") as file:
-        container = inspect_container(file, os.fstat(file.fileno()).st_size)
-        stream = open_stream(file, container, path)
+        sound = Sound(file, os.fstat(file.fileno()).st_size, path, LONGEST)
         try:
-            return {"format": container.kind, **_measure_blocks(stream.blocks(), stream.rate)}
+            return {"format": sound.kind, **_measure_blocks(sound.blocks(), sound.rate)}
         finally:
-            stream.close()
+            sound.close()
 
 
 def _measure_blocks(blocks: Iterator[Float32[np.ndarray, "n c"]], rate: int) -> dict[str, Any]:
@@ -159,10 +157,7 @@ def _measure_blocks(blocks: Iterator[Float32[np.ndarray, "n c"]], rate: int) -> 
     frames, lowest, highest = 0, np.inf, -np.inf
     sums = np.zeros(6)
     while frames < LONGEST * rate:
-        try:
-            block = next(blocks, None)
-        except DecoderError:
-            break
+        block = next(blocks, None)
         if block is None or not len(block):
             break
         mono = mix_down(block, "mean")
