@@ -1,4 +1,4 @@
-"""The structure of a sound file, as far as its decoder must be told or checked.
+"""The structure of a sound file: what its decoder needs to know, and what is checked after it.
 
 libsndfile returns the rest of a truncated file without an error, and the first part of joined
 files; the lengths in the file show whether something is missing, and where another sound begins.

@@ -43,6 +43,7 @@ from aatjax.errors import UsageError, printable
 
 __all__ = ["AudioError", "Decoded", "as_waveform", "decode", "decode_blocks", "list_audio"]
 
+_HUGE = 1e6
 _CLIPPED_SHARE = 0.01
 """Share of samples at full scale from which on a clip is called clipped."""
 
@@ -235,6 +236,8 @@ class _Reader:
         self.beyond += int(np.count_nonzero(size > 1.0))
         self.at_full_scale += int(np.count_nonzero(size >= 32767 / 32768))
         self.frames += len(block)
+        if self.loudest > _HUGE:  # sums of such samples would overflow
+            np.clip(block, -_HUGE, _HUGE, out=block)
 
     @property
     def clipped(self) -> bool:

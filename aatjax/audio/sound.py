@@ -152,16 +152,14 @@ class Sound:
 
 
 def _refuse_foreign(file: BufferedIOBase) -> None:
-    """Refuse what is known to be no sound, and what libsndfile would take for an MP3.
+    """Refuse what is known to be no sound.
 
     Raises:
         DecoderError: it names what was found.
     """
     file.seek(0)
     head = file.read(HEAD)
-    if foreign := describe_foreign(head, "a sound"):
-        raise ForeignError(foreign)
     if head[:3] == b"ID3":
         raise DecoderError("no sound behind its ID3 tag")
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        raise DecoderError("no two MP3 frames follow one another")
+    if foreign := describe_foreign(head, "a sound"):
+        raise ForeignError(foreign)

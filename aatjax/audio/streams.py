@@ -1,6 +1,7 @@
 """Decoders that yield blocks of float32 samples: libsndfile, and ffmpeg for other formats."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -65,7 +66,8 @@ def open_stream(file: BufferedIOBase, container: Container, source: SoundFile) -
     """
     if container.kind in FFMPEG:
         return _open_ffmpeg(source, FFMPEG[container.kind])
-    spliced = SplicedFile(file, container.pieces) if container.pieces is not None else file
+    pieces = container.pieces
+    spliced = SplicedFile(file, ((0, file.seek(0, io.SEEK_END)),) if pieces is None else pieces)
     try:
         return _Sndfile(spliced, container.kind)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
@@ -78,9 +80,13 @@ class _Sndfile:
     """libsndfile on a Python file object."""
 
     def __init__(self, file: Any, kind: str) -> None:
-        self._screen = silence_libraries if kind == "mp3" else contextlib.nullcontext
+        is_quiet = kind not in ("mp3", "other")
+        self._screen = contextlib.nullcontext if is_quiet else silence_libraries
         with self._screen():
             self._sound = soundfile.SoundFile(file)
+        if kind == "other" and self._sound.format == "MP3":
+            self._sound.close()
+            raise ValueError("no two MP3 frames follow one another")
         self.rate: int = self._sound.samplerate
         self.channels: int = self._sound.channels
         frames = self._sound.frames

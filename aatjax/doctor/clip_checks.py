@@ -152,6 +152,7 @@ def measure_original(path: str) -> dict[str, Any]:
             sound.close()
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _measure_blocks(blocks: Iterator[Float32[np.ndarray, "n c"]], rate: int) -> dict[str, Any]:
     """Measurements of a minute of blocks, or up to the first that cannot be decoded."""
     frames, lowest, highest = 0, np.inf, -np.inf
