@@ -14,6 +14,8 @@ _PLAIN_CODECS = (0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE)  # PCM, float, A-law, m
 _CODECS = (*_PLAIN_CODECS, 0x0002, 0x0011, 0x0031, 0x0038, 0x0040)  # and ADPCM, GSM, NMS
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
 """Bytes of a sample by the encoding of an AU file."""
+_CAF_CHUNKS = {b"data", b"free", b"chan", b"info", b"peak", b"mark", b"regn", b"inst", b"kuki"}
+_CAF_CHUNKS |= {b"strg", b"midi", b"ovvw", b"uuid", b"umid", b"edct", b"pakt"}
 _LISTS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"fact", b"JUNK", b"junk", b"cue ", b"PEAK")
 
 
@@ -218,7 +220,7 @@ def inspect_au(file: BufferedIOBase, size: int) -> Container:
 
 
 def inspect_caf(file: BufferedIOBase, size: int) -> Container:
-    """Read the structure of CAF."""
+    """Read the structure of CAF; libsndfile is given the right length of a truncated one."""
     per_packet, in_packet = 0, 0
     found = Container("caf", end=size)
     with contextlib.suppress(struct.error):
@@ -227,7 +229,9 @@ def inspect_caf(file: BufferedIOBase, size: int) -> Container:
                 per_packet, in_packet = struct.unpack(">16xII", file.read(24))
             elif name == b"data" and length < 1 << 61:  # else -1: to the end of the file
                 frames = (length - 4) // per_packet * in_packet if per_packet else None
-                found = Container("caf", compute_share(length, size - at), frames, end=size)
-            elif name == b"caff":
+                share = compute_share(length, size - at)
+                cut: tuple[Piece, ...] = ((0, at - 8), struct.pack(">Q", size - at), (at, size))
+                found = Container("caf", share, frames, pieces=cut if share < 1 else None, end=size)
+            elif name not in _CAF_CHUNKS:
                 return dataclasses.replace(found, end=at - 12)
     return found

@@ -15,12 +15,16 @@ Piece = bytes | tuple[int, int]
 """Bytes as they are, or a range of a file: offset of its first byte, and of the one behind it."""
 
 
+FFMPEG = {"mp4": "MP4", "matroska": "Matroska", "asf": "WMA", "aac": "AAC"}
+"""Kinds that only ffmpeg reads, with their names."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Container:
     """The structure of one sound.
 
     Attributes:
-        kind: see `aatjax.audio.content.detect_kind`.
+        kind: see `detect_kind`.
         share: part of the stated sound data that is in the file; 1.0 if nothing is missing or no
             length is stated.
         frames: sample frames stated, None if not known.
@@ -100,6 +104,25 @@ class SplicedFile(BufferedIOBase):
         data = self.read(len(buffer))
         memoryview(buffer)[: len(data)] = data
         return len(data)
+
+
+def detect_kind(head: bytes) -> str:
+    """Return the kind of a sound file from its first 16 bytes, behind any tag.
+
+    One of 'wav' (also RF64), 'w64', 'aiff', 'au', 'flac', 'ogg', 'caf', those of `FFMPEG` but
+    'aac', and 'other'. 'mp3' and 'aac' are found by `aatjax.audio.content.find_sound`.
+    """
+    kinds = {b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"caff": "caf"}
+    kinds |= {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf"}
+    if head[:4] in kinds:
+        return kinds[head[:4]]
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[:4] == b"riff" and head[4:16].hex() == "2e91cf11a5d628db04c10000":
+        return "w64"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "aiff"
+    return "mp4" if head[4:8] == b"ftyp" else "other"
 
 
 def compute_share(stated: int, present: int) -> float:

@@ -11,13 +11,11 @@ from aatjax.audio.chunks import (
     inspect_w64,
     inspect_wav,
 )
-from aatjax.audio.containers import Container, SplicedFile
+from aatjax.audio.containers import Container, SplicedFile, detect_kind
 from aatjax.audio.mp3 import SEARCH, find_frames, inspect_mp3
 from aatjax.audio.pages import find_flac_end, find_ogg_end, inspect_ogg
 from aatjax.audio.tags import skip_tags
 
-FFMPEG = {"mp4": "MP4", "matroska": "Matroska", "asf": "WMA", "aac": "AAC"}
-"""Kinds that only ffmpeg reads, with their names."""
 _INSPECTORS = {
     "wav": inspect_wav,
     "w64": inspect_w64,
@@ -27,25 +25,6 @@ _INSPECTORS = {
     "ogg": inspect_ogg,
     "flac": lambda file, size: Container("flac", counted=True),
 }
-
-
-def detect_kind(head: bytes) -> str:
-    """Return the kind of a sound file from its first 16 bytes, behind any tag.
-
-    One of 'wav' (also RF64), 'w64', 'aiff', 'au', 'flac', 'ogg', 'caf', those of `FFMPEG` but
-    'aac', and 'other'. For 'mp3' and 'aac' see `find_sound`.
-    """
-    kinds = {b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"caff": "caf"}
-    kinds |= {b"\x1a\x45\xdf\xa3": "matroska", b"\x30\x26\xb2\x75": "asf"}
-    if head[:4] in kinds:
-        return kinds[head[:4]]
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[:4] == b"riff" and head[4:16].hex() == "2e91cf11a5d628db04c10000":
-        return "w64"
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return "aiff"
-    return "mp4" if head[4:8] == b"ftyp" else "other"
 
 
 def find_sound(file: BufferedIOBase, size: int, at: int = 0) -> tuple[str, int]:

@@ -232,12 +232,12 @@ class _Reader:
             raise AudioError("non-finite", text)
         size = np.abs(block)
         self.loudest = max(self.loudest, float(size.max(initial=0.0)))
+        if self.loudest > _HUGE:  # differences and sums of such samples overflow
+            np.clip(block, -_HUGE, _HUGE, out=block)
         self.channel_range = max(self.channel_range, float(np.ptp(block, axis=0).max(initial=0.0)))
         self.beyond += int(np.count_nonzero(size > 1.0))
         self.at_full_scale += int(np.count_nonzero(size >= 32767 / 32768))
         self.frames += len(block)
-        if self.loudest > _HUGE:  # sums of such samples would overflow
-            np.clip(block, -_HUGE, _HUGE, out=block)
 
     @property
     def clipped(self) -> bool:

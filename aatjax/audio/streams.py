@@ -11,8 +11,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from aatjax.audio.containers import Container, SplicedFile
-from aatjax.audio.content import FFMPEG
+from aatjax.audio.containers import FFMPEG, Container, SplicedFile
 from aatjax.audio.quiet import silence_libraries
 from aatjax.errors import UnavailableError
 from aatjax.io.optional import need
