@@ -92,6 +92,17 @@ def forget_programs():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_index(tmp_path_factory: pytest.TempPathFactory):
+    """Keeps the index of weights that were loaded out of the user's cache."""
+    from aatjax.convert import known_weights
+
+    folder = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_weights, "find_user_cache", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def stated_gpu():
     """A GPU for the tests that lower Triton kernels on a machine without one, as JAX 0.12 asks."""
     try:

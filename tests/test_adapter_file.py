@@ -12,8 +12,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from aatjax import load, load_adapter, petl, surgery
+from aatjax.convert import known_weights, write_native
 from aatjax.convert import load as loading
-from aatjax.convert import write_native
 from aatjax.convert.load import reset_weights
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.models.ast import AST
@@ -82,8 +82,9 @@ def test_full_fine_tuning_does_not_need_its_base(base: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("method", METHODS[1:2], ids=lambda m: m.name)
 def test_another_base_is_refused_with_both_fingerprints(
-    method: petl.Method, base: Path, tmp_path: Path
+    method: petl.Method, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(known_weights, "find_user_cache", lambda: tmp_path)  # of this test alone
     path = save(tmp_path / "a.safetensors", trained(base, method))
     info = read_info(path)
     assert info is not None
@@ -154,7 +155,10 @@ def test_one_changed_number_of_the_base_is_noticed(base: Path, tmp_path: Path) -
         load_adapter(path)
 
 
-def test_a_base_that_moved_is_explained_and_can_be_given(base: Path, tmp_path: Path) -> None:
+def test_a_base_that_moved_is_explained_and_can_be_given(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_weights, "find_user_cache", lambda: tmp_path)  # of this test alone
     model = trained(base, petl.SoftMoA(reduction=8.0))
     path = save(tmp_path / "a.safetensors", model)
     moved = tmp_path / "elsewhere" / "weights.safetensors"
@@ -163,8 +167,9 @@ def test_a_base_that_moved_is_explained_and_can_be_given(base: Path, tmp_path: P
     with pytest.raises(DataError) as caught:
         load_adapter(path)
     message = str(caught.value)
-    assert "--base" in message and str(base) in message and "\n" not in message
-    for given in (moved, str(moved), load(moved, num_classes=3)):
+    assert "base=" in message and str(base) in message and "\n" not in message
+    # Weights that were loaded from their new place are found by their fingerprint.
+    for given in (moved, str(moved), load(moved, num_classes=3), None):
         found = load_adapter(path, base=given)
         np.testing.assert_array_equal(logits(found.model), logits(model))
     with pytest.raises(DataError, match="nowhere"):
@@ -218,8 +223,8 @@ def test_a_foreign_file_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_weights_and_folders_are_no_adapters(base: Path, tmp_path: Path) -> None:
-    for path in (base, tmp_path):
-        with pytest.raises(DataError, match="not an adapter file"):
+    for path, why in ((base, "not an adapter file"), (tmp_path, "has no adapter.safetensors")):
+        with pytest.raises(DataError, match=why):
             load_adapter(path)
 
 

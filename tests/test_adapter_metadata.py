@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import aatjax
 from aatjax import load_adapter, petl
+from aatjax.convert import known_weights
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.export import verify
 from aatjax.inference.classifier import Classifier
@@ -167,6 +168,18 @@ def test_equal_adapters_have_equal_bytes_in_every_process(written: Path, tmp_pat
     assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == here
 
 
+def test_the_order_in_which_metadata_were_put_together_does_not_matter(written: Path) -> None:
+    def turn(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: turn(value[key]) for key in reversed(list(value))}
+        return value
+
+    info, tensors = read(written), load_file(written)
+    turned = {name: tensors[name] for name in reversed(list(tensors))}
+    assert encode_adapter(turn(info), turned) == encode_adapter(info, tensors)
+    assert encode_adapter(info, tensors) == written.read_bytes()
+
+
 # The schema.
 
 
@@ -301,25 +314,60 @@ def test_what_would_not_be_read_is_not_saved(written: Path, tmp_path: Path) -> N
 # What a file names.
 
 
-@pytest.mark.parametrize(
-    "source",
-    ["//host/share/w.safetensors", "\\\\host\\share", "http://host/w", "pipe", "/dev/zero", "a\0b"],
-)
-def test_a_backbone_on_a_network_or_a_device_is_not_opened(
+NOT_FILES = ["//host/share/w.st", "\\\\host\\share", "http://host/w", "pipe", "/dev/zero", "a\0b"]
+
+
+@pytest.mark.parametrize("source", [*NOT_FILES, "w.st", "below/w", "~nobody-of-this-name/w.st"])
+def test_a_path_that_a_file_names_is_opened_only_in_the_folder_of_its_run(
     source: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr(adapter_base, "load_model", lambda *args: pytest.fail("was opened"))
-    rewrite(path, lambda info: info["base"].update(source=source))
-    with pytest.raises(DataError, match=r"is not opened because a file names it.*--base"):
+    (tmp_path / "below").mkdir()
+    for name in ("w.st", "below/w"):
+        (tmp_path / name).write_bytes(b"no weights")
+    opened: list[Any] = []
+
+    def load_model(given: str, *_: Any) -> None:
+        opened.append(given)
+        raise DataError("no weights")
+
+    monkeypatch.setattr(adapter_base, "load_model", load_model)
+    rewrite(path, lambda info: info["base"].update(source=source, fingerprint="0" * 64))
+    stated = read(path)["config"]
+    for text in (None, "{}", json.dumps({**stated, "name": "another"})):  # alone, beside another
+        if text is not None:
+            (path.parent / "config.json").write_text(text)
+        with pytest.raises(DataError, match=r"path in a file is followed only in .*with base="):
+            load_adapter(path)
+        with pytest.raises(DataError, match="with base="):
+            AdapterStore().load("x", path)
+    assert not opened
+    (path.parent / "config.json").write_text(json.dumps(stated))
+    wrong = "is not opened because a file names it" if source in NOT_FILES else "no weights"
+    with pytest.raises(DataError, match=f"{wrong}.*with base="):
         load_adapter(path)
+    assert bool(opened) == (source not in NOT_FILES)
+    with pytest.raises(DataError, match="no weights"):
+        load_adapter(path, base="given")
+    assert opened[-1] == "given"
 
 
-def test_an_unknown_user_in_a_path_is_a_missing_file(path: Path) -> None:
-    rewrite(path, lambda info: info["base"].update(source="~nobody-of-this-name/w.safetensors"))
-    with pytest.raises(DataError, match="no such file"):
-        load_adapter(path)
+def test_a_fingerprint_in_a_file_is_no_path_into_the_index(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "planted").write_text(str(path))
+    monkeypatch.setattr(known_weights, "find_user_cache", lambda: tmp_path)
+    assert known_weights.find_weights("../planted") is None
+    known_weights.remember_weights("0" * 64, path)
+    assert known_weights.find_weights("0" * 64) == path
+    path.unlink()
+    assert known_weights.find_weights("0" * 64) is None
+    monkeypatch.setattr(known_weights, "MOST", 3)
+    for number in range(6):
+        known_weights.remember_weights(f"{number:064}", tmp_path)
+    assert len(list((tmp_path / "weights").iterdir())) == 3
 
 
 def test_an_adapter_knows_its_file_and_an_average_has_none(written: Path) -> None:

@@ -165,6 +165,14 @@ def test_the_sounds_that_a_file_names_are_opened_only_beside_its_run(
     assert metrics.clips == 2
     assert (tmp_path / "user" / "aatjax" / "audio").is_dir()
     assert not (tmp_path / "planted").exists()
+    unproven = dataclasses.replace(load_adapter(file), info={"config": config})
+    with pytest.raises(UsageError, match="not those that the adapter was trained on"):
+        experiment.evaluate_adapter(unproven)  # a folder with the sounds of someone else in it
+    pipe = {**config, "data": {**config["data"], "path": "/dev/zero"}}
+    (sent / "config.json").write_text(json.dumps(pipe))
+    unproven = dataclasses.replace(unproven, info={"config": pipe})
+    with pytest.raises(UsageError, match="'/dev/zero': it is a device"):
+        experiment.evaluate_adapter(unproven)
     for wrong in ({"data": 5}, [], {"petl": {"name": "linear"}, "data": {"max_bad": -1}}):
         (sent / "config.json").write_text(json.dumps(wrong))
         damaged = dataclasses.replace(load_adapter(file), info={"config": wrong})

@@ -13,6 +13,7 @@ from flax import nnx
 
 from aatjax import surgery
 from aatjax.audio.frontend import PRESETS, FrontEnd
+from aatjax.convert.known_weights import remember_weights
 from aatjax.convert.memory import NAME, HasStateDict, is_in_memory
 from aatjax.convert.read import Checkpoint, read_checkpoint
 from aatjax.errors import DataError, UsageError, suggest
@@ -125,6 +126,7 @@ def load_model(
     if not new_head and config.head_norm != checkpoint.config.head_norm:
         raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
     origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
+    _remember(origin)
     return build_model(checkpoint, config, origin=origin, new_head=new_head)
 
 
@@ -186,6 +188,7 @@ def reset_weights(model: AST, seed: int) -> None:
         arrays = surgery.fetch_arrays(model)
         found = fingerprint_backbone(arrays)
         model.origin = dataclasses.replace(model.origin, fingerprint=found, seed=seed, reset=True)
+        _remember(model.origin)
         model.loaded = LoadedArrays.of(arrays)
 
 
@@ -261,6 +264,13 @@ def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
     tensors = {path: np.asarray(value) for path, value in surgery.arrays(model).items()}
     _finish(model, Origin(name, fingerprint_backbone(tensors), seed))
     return model
+
+
+def _remember(origin: Origin) -> None:
+    """Note the file or folder of weights, for adapter files that name their fingerprint."""
+    path = Path(os.path.expanduser(origin.source))
+    if origin.source not in ("embedded", NAME) and path.exists():
+        remember_weights(origin.fingerprint, path)
 
 
 def _finish(model: AST, origin: Origin) -> None:

@@ -4,9 +4,9 @@ import dataclasses
 
 from aatjax.config import Config, Data
 from aatjax.errors import DataError, UsageError
-from aatjax.io.json_fields import check_json_fields
-from aatjax.io.json_file import read_json
+from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.train.adapter_file import TrainedAdapter
+from aatjax.train.own_run import check_stored_path, lies_in_run
 
 
 def find_own_data(adapter: TrainedAdapter) -> Data:
@@ -26,8 +26,7 @@ def find_own_data(adapter: TrainedAdapter) -> Data:
     stated, path = adapter.info.get("config"), adapter.path
     if stated is None:
         raise UsageError("the adapter holds no config: name the sounds to evaluate on")
-    beside = None if path is None else path.parent / "config.json"
-    if beside is None or not beside.is_file() or read_json(beside) != stated:
+    if not lies_in_run(path, stated):
         raise UsageError(
             f"{path or 'the adapter'}: does not lie in the folder of the run that wrote it (with "
             "the config.json of that run), and paths in a file from elsewhere are not followed: "
@@ -35,6 +34,16 @@ def find_own_data(adapter: TrainedAdapter) -> Data:
         )
     try:
         check_json_fields("config", stated, Config)
-        return dataclasses.replace(Config.from_json(stated).data, cache=None)
+        data = dataclasses.replace(Config.from_json(stated).data, cache=None)
     except UsageError as error:
         raise DataError(f"{path}: damaged or changed: {error}") from error
+    paths = data.path.values() if isinstance(data.path, dict) else (data.path,)
+    for place in filter(None, (*paths, data.root)):
+        try:
+            check_stored_path(place)
+        except DataError as error:
+            raise UsageError(
+                f"{path}: its config names {shorten(place)}: {error}; name the sounds to evaluate "
+                "on"
+            ) from error
+    return data

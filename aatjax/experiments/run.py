@@ -405,7 +405,7 @@ def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source
     """
     if data is None:
         parts = make_partition(find_own_data(adapter))
-        if adapter.info.get("data", parts.train.fingerprint()) != parts.train.fingerprint():
+        if adapter.info.get("data") != parts.train.fingerprint():
             raise UsageError(
                 f"{parts.train.name}: the training clips are not those that the adapter was "
                 "trained on: files were added, removed or changed, and the test clips may include "

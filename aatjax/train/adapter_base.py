@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 
 from aatjax import surgery
+from aatjax.convert.known_weights import find_weights
 from aatjax.convert.load import load_model, reset_weights, select_load_options
-from aatjax.errors import AatjaxError, DataError
+from aatjax.convert.memory import NAME
+from aatjax.errors import AatjaxError, DataError, printable
+from aatjax.io.hub import is_repository_id
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
-
-_DEVICES = [("/", "dev"), ("/", "proc"), ("/", "sys")]
+from aatjax.train.own_run import check_stored_path
 
 
 def find_base(
@@ -19,6 +21,8 @@ def find_base(
     config: ASTConfig,
     origin: Origin,
     stored: set[str],
+    *,
+    own: bool,
 ) -> AST:
     """Return the backbone of an adapter file, the very one that it was trained on.
 
@@ -27,6 +31,7 @@ def find_base(
         base: weights or a loaded model in place of what the file names, or None.
         config, origin: what the file states of its backbone.
         stored: the arrays that the file itself holds.
+        own: whether the file lies in the folder of its run, see `lies_in_run`.
 
     Raises:
         DataError: it is another one, or used in another way.
@@ -38,18 +43,18 @@ def find_base(
         _check_unchanged(path, base, stored)
     else:
         try:
-            model = load_base(base, config, origin)
+            model = load_base(base, config, origin, own=own)
         except AatjaxError as error:
             if base is not None:
                 raise
             raise type(error)(
-                f"{path}: its base model {origin.source!r} could not be loaded ({error}); give the "
-                "weights with base="
+                f"{printable(path)}: its base model {origin.source!r} could not be loaded "
+                f"({error}); give the weights with base="
             ) from error
     found = None if model.origin is None else model.origin.fingerprint
     if found != origin.fingerprint:
         raise DataError(
-            f"{path}: was trained on base {origin.source!r} (fingerprint "
+            f"{printable(path)}: was trained on base {origin.source!r} (fingerprint "
             f"{origin.fingerprint[:12]}), this base has {str(found)[:12]}: give those weights with "
             "base="
         )
@@ -57,23 +62,24 @@ def find_base(
     return model
 
 
-def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin) -> AST:
+def load_base(
+    base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin, *, own: bool = False
+) -> AST:
     """Load weights in the shape that an adapter was trained on.
 
     Args:
         base: the weights if they have moved since training, else None.
         config: their shape and how they are used.
         origin: where they were, and what was made of them.
+        own: whether a path in `origin` may be followed, see `lies_in_run`.
 
     Raises:
         AatjaxError: see `aatjax.load`.
     """
     options = select_load_options(config)
     options["rgb"] = origin.rgb
-    if base is None:
-        _check_stored_source(origin.source)
     model = load_model(
-        origin.source if base is None else base,
+        _find_source(origin, own) if base is None else base,
         config.num_classes,
         origin.revision if base is None else None,
         origin.seed,
@@ -84,21 +90,27 @@ def load_base(base: str | os.PathLike[str] | None, config: ASTConfig, origin: Or
     return model
 
 
-def _check_stored_source(source: str) -> None:
-    """Refuse a place that the author of a file may not send its reader to.
+def _find_source(origin: Origin, own: bool) -> str:
+    """Return what to load for an adapter file.
 
-    What is left is a name in the package, one of the Hub, or a file or folder of this machine.
-    Reading that is safe: the readers execute and write nothing, and weights of another fingerprint
-    are refused.
+    A file may come from anybody, and a path in it is not one of its reader: it is followed only
+    where the file lies in the folder of its run. Elsewhere names of the package and of the Hub are
+    taken, and weights of the same fingerprint that were loaded on this machine before.
+
+    Raises:
+        DataError: it names a path and has come from elsewhere, or what nobody should open.
     """
-    if source.startswith("random:") or source == "embedded":
-        return
-    path = Path(os.path.expanduser(source))
-    if "://" in source or source.startswith(("//", "\\\\")) or "\0" in source:
-        raise DataError("it is a network address, which is not opened because a file names it")
-    inside = path.resolve().parts[:2]
-    if path.exists() and (not (path.is_file() or path.is_dir()) or inside in _DEVICES):
-        raise DataError("it is a device or a pipe, which is not opened because a file names it")
+    source = origin.source
+    if source.startswith("random:") or source in ("embedded", NAME):
+        return source
+    if is_repository_id(source) and not Path(source).exists():
+        return source
+    if own:
+        check_stored_path(source)
+        return source
+    if (known := find_weights(origin.fingerprint)) is not None:
+        return str(known)
+    raise DataError("a path in a file is followed only in the folder of the run that wrote it")
 
 
 def _check_shape(path: Path, given: ASTConfig, wanted: ASTConfig) -> None:

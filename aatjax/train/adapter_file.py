@@ -27,6 +27,7 @@ from aatjax.train.adapter_base import find_base
 from aatjax.train.adapter_metadata import AdapterMetadata, parse_metadata
 from aatjax.train.forward import check_fit
 from aatjax.train.golden import differs, make_golden
+from aatjax.train.own_run import lies_in_run
 from aatjax.train.rebuilt_model import PASSING, make_shape, rebuild_model
 
 ARTEFACT = "adapter.safetensors"
@@ -165,7 +166,8 @@ def encode_adapter(info: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     """
     fields = {name: value for name, value in info.items() if name != DIGEST}
     digest = compute_digest(fields, tensors)
-    return save(dict(tensors), {KEY: json.dumps({**fields, DIGEST: digest})})
+    text = json.dumps({**fields, DIGEST: digest}, sort_keys=True)
+    return save(dict(tensors), {KEY: text})
 
 
 def compute_digest(info: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -212,8 +214,10 @@ def load_adapter(
 
     Args:
         path: a file that `save_adapter` wrote, or the run folder that it is in.
-        base: the backbone's weights if they have moved since training, or a model loaded with the
-            same options (length, pooling, positions, masking of padding).
+        base: the backbone's weights, or a model loaded with the same options (length, pooling,
+            positions, masking of padding). None takes a name of the package or the Hub from the
+            file, or weights of its fingerprint that were loaded on this machine before; a path in
+            the file is followed only in the folder of the run that wrote it.
         check: recompute the golden sample, the logits of a synthetic sound that the file holds.
 
     Raises:
@@ -237,7 +241,8 @@ def load_adapter(
         )
     _assign(path, model, tensors)  # before a backbone is made: nothing is larger than the file
     if not set(variables) <= set(tensors):  # full fine-tuning holds every parameter
-        model = adapt(find_base(path, base, config, found.base, set(tensors)), method)
+        own = lies_in_run(path, found.config)
+        model = adapt(find_base(path, base, config, found.base, set(tensors), own=own), method)
         _assign(path, model, tensors)
     model.origin, model.method = found.base, method
     golden = info.get("golden") if check else None

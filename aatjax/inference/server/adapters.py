@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from aatjax.errors import AatjaxError, DataError
@@ -15,6 +16,7 @@ from aatjax.inference.server.stacked import AdapterGroup, collect_trained
 from aatjax.models.ast import AST
 from aatjax.train.adapter_base import load_base
 from aatjax.train.adapter_file import load_adapter, read_metadata
+from aatjax.train.own_run import lies_in_run
 
 
 @dataclasses.dataclass
@@ -139,7 +141,8 @@ class AdapterStore:
             config, origin = stated.model, stated.base
             key = (self._base, config, origin)
             if key not in self._bases:
-                model = load_base(self._base, config, origin)
+                own = lies_in_run(Path(path), stated.config)
+                model = load_base(self._base, config, origin, own=own)
                 for other in self._bases.values():
                     model = share_frozen(model, other)
                 self._bases[key] = model
