@@ -128,8 +128,9 @@ def mixup(
 
     real = weight > 0
     allowed = real[None, :] & ~jnp.eye(batch, dtype=bool)
-    partner = jax.random.categorical(partner_key, jnp.where(allowed, 0.0, -jnp.inf), axis=-1)
-    chosen = jax.random.uniform(coin_key, (batch,)) < prob
+    chance = jnp.where(allowed, jnp.float32(0.0), -jnp.inf)
+    partner = jax.random.categorical(partner_key, chance, axis=-1)
+    chosen = jax.random.uniform(coin_key, (batch,), jnp.float32) < prob
     mixes = chosen & real & jnp.any(allowed, axis=-1)
     factor = jax.random.beta(factor_key, alpha, alpha, (batch,), jnp.float32)[:, None]
 
@@ -142,7 +143,7 @@ def mixup(
 
 def _centre(wave: Float[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s"]:
     """Subtract the mean of the valid samples and set the others to zero."""
-    count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
+    count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True, dtype=wave.dtype), 1)
     mean = jnp.sum(jnp.where(valid, wave, 0.0), axis=-1, keepdims=True) / count
     return jnp.where(valid, wave - mean, 0.0)
 
@@ -192,10 +193,10 @@ def mask_spectrogram(
 
 def _span(key: PRNGKey, batch: int, axis: int, size: int) -> Bool[Array, "b n"]:
     """One random run of True per row."""
-    u, v = jax.random.uniform(key, (2, batch, 1))
+    u, v = jax.random.uniform(key, (2, batch, 1), jnp.float32)
     width = u * min(size, axis)
     start = jnp.floor(v * (axis - width))
-    index = jnp.arange(axis)[None, :]
+    index = jnp.arange(axis, dtype=jnp.float32)[None, :]
     return (index >= start) & (index < start + jnp.floor(width))
 
 
@@ -208,5 +209,5 @@ def add_noise(key: PRNGKey, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
 
 def roll_time(key: PRNGKey, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
     """Roll each clip circularly along time, by a whole number of frames in [-10, 9]."""
-    shift = jax.random.randint(key, (x.shape[0],), -10, 10)
+    shift = jax.random.randint(key, (x.shape[0],), -10, 10, jnp.int32)
     return jax.vmap(lambda clip, by: jnp.roll(clip, by, axis=0))(x, shift)

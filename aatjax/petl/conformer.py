@@ -71,7 +71,7 @@ class Conformer(nnx.Module):
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         dtype = self.dtype
         if self.norm is not None and self.uses_norm:
-            x = self.norm(x)
+            x = self.norm(x.astype(jnp.float32))
         value, gate = jnp.split(project(x.astype(dtype), self.w_in, self.b_in), 2, axis=-1)
         hidden = convolve_depthwise(value * jax.nn.sigmoid(gate), self.w_conv[...].astype(dtype))
         hidden = hidden + self.b_conv[None, None].astype(dtype)

@@ -19,7 +19,8 @@ F32 = jnp.float32
 
 def plain_gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, eq. 2)."""
-    return (x * _normal_cdf(x.astype(F32))).astype(x.dtype)
+    wide = x.astype(F32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 def _normal_cdf(x: Array) -> Array:
