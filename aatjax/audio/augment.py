@@ -134,7 +134,7 @@ def mixup(
     mixes = chosen & real & jnp.any(allowed, axis=-1)
     factor = jax.random.beta(factor_key, alpha, alpha, (batch,), jnp.float32)[:, None]
 
-    valid = jnp.arange(samples)[None, :] < length[:, None]
+    valid = jnp.arange(samples, dtype=length.dtype)[None, :] < length[:, None]
     centred = _centre(wave, valid)
     mixed = _centre(factor * centred + (1.0 - factor) * centred[partner], valid)
     blend = factor * target + (1.0 - factor) * target[partner]

@@ -170,12 +170,12 @@ class FrontEnd:
 
     def valid_frames(self, length: Integer[Array, " b"]) -> Bool[Array, "b t"]:
         """Return a mask `[b, frames]` of the frames that lie wholly inside `length` samples."""
-        ends = FRAME + HOP * jnp.arange(self.frames)
-        return ends[None, :] <= jnp.maximum(length, FRAME)[:, None]
+        ends = FRAME + HOP * jnp.arange(self.frames, dtype=jnp.int32)
+        return ends[None, :] <= jnp.maximum(jnp.asarray(length, jnp.int32), FRAME)[:, None]
 
     def count_frames(self, length: Integer[Array, " b"]) -> Integer[Array, " b"]:
         """Return the number of frames that lie wholly inside `length` samples."""
-        return self.valid_frames(length).sum(axis=-1)
+        return self.valid_frames(length).sum(axis=-1, dtype=jnp.int32)
 
     def normalise(self, x: Float[Array, "*b t f"]) -> Float[Array, "*b t f"]:
         """Return (x - mean) / (2 std), padding included (Gong et al. 2021)."""

@@ -1,12 +1,11 @@
 """Text formats of predictions: a line per file, CSV, JSON."""
 
-import csv
-import io
 import json
 from typing import Literal
 
 from aatjax.errors import printable
 from aatjax.inference.prediction import Prediction
+from aatjax.io.csv_text import escape_path, format_csv_rows
 
 PredictionFormat = Literal["table", "csv", "json"]
 
@@ -47,14 +46,9 @@ def format_unsure(prediction: Prediction, most: int = 5) -> str:
 
 
 def _format_csv(prediction: Prediction, first: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if first:
-        writer.writerow(["file", "label", "probability", "unsure", *prediction.classes])
-    if prediction.label is None:
-        writer.writerow([prediction.path, "", "", "", *("" for _ in prediction.classes)])
-    else:
-        values = [f"{p:.6f}" for p in prediction.probabilities]
+    head = ["file", "label", "probability", "unsure", *prediction.classes]
+    row = [escape_path(prediction.path), *("" for _ in head[1:])]
+    if prediction.label is not None:
         sure = [prediction.label, f"{prediction.probability:.6f}", int(bool(prediction.unsure))]
-        writer.writerow([prediction.path, *sure, *values])
-    return text.getvalue()
+        row[1:] = [*sure, *(f"{p:.6f}" for p in prediction.probabilities)]
+    return format_csv_rows([head, row] if first else [row])

@@ -1,14 +1,13 @@
 """Text formats of segments: table, CSV, JSON, Audacity labels, RTTM."""
 
-import csv
 import dataclasses
-import io
 import json
 import re
 from typing import Literal, get_args
 
 from aatjax.errors import UsageError, printable
 from aatjax.inference.segmentation import Track
+from aatjax.io.csv_text import escape_path, format_csv_rows
 
 SegmentFormat = Literal["table", "csv", "json", "audacity", "rttm"]
 
@@ -16,9 +15,9 @@ SegmentFormat = Literal["table", "csv", "json", "audacity", "rttm"]
 def format_segments(track: Track, form: SegmentFormat, *, first: bool = True) -> str:
     """Return a file's segments as text that can follow that of another file.
 
-    CSV (quoted where needed) and JSON (one object per line and file) hold names unchanged; a table
-    escapes them. RTTM has no spaces in a field: each becomes "_". An Audacity label track has no
-    file names; tabs and line breaks in labels become spaces.
+    JSON (one object per line and file) holds names unchanged, CSV as in `aatjax.io.csv_text`; a
+    table escapes them. RTTM has no spaces in a field: each becomes "_". An Audacity label track has
+    no file names; tabs and line breaks in labels become spaces.
 
     Args:
         track: segments of one file.
@@ -84,11 +83,10 @@ def _format_table(track: Track) -> str:
 
 
 def _format_csv(track: Track, first: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if first:
-        writer.writerow(["file", "start", "end", "label", "probability", "unsure"])
+    head = ["file", "start", "end", "label", "probability", "unsure"]
+    rows = [head] if first else []
     for s in track.segments:
         times = f"{s.start:.6f}", f"{s.end:.6f}"
-        writer.writerow([track.path, *times, s.label, f"{s.probability:.6f}", int(s.unsure)])
-    return text.getvalue()
+        sure = f"{s.probability:.6f}", int(s.unsure)
+        rows.append([escape_path(track.path), *times, s.label, *sure])
+    return format_csv_rows(rows)

@@ -124,8 +124,8 @@ class PatchEmbed(nnx.Module):
         """
         config = dataclasses.replace(self.config, frames=frames or self.config.frames)
         rows, columns = config.grid
-        starts = jnp.arange(columns) * config.stride[1]
-        inside = starts[None] < jnp.maximum(valid, 1)[:, None]
+        starts = jnp.arange(columns, dtype=jnp.int32) * config.stride[1]
+        inside = starts[None] < jnp.maximum(jnp.asarray(valid, jnp.int32), 1)[:, None]
         prefix = jnp.ones((valid.shape[0], config.num_prefix), bool)
         return jnp.concatenate([prefix, jnp.tile(inside, (1, rows))], axis=1)
 

@@ -60,7 +60,7 @@ class DenseMixture(ExpertBank):
         keep = None if mask is None else mask[..., None]
         if self.top is not None and self.penalty is not None:
             _, chosen = jax.lax.top_k(gates, self.top)
-            hits = jax.nn.one_hot(chosen, gates.shape[-1]).sum(axis=-2)
+            hits = jax.nn.one_hot(chosen, gates.shape[-1], dtype=gates.dtype).sum(axis=-2)
             if not self.deterministic:
                 share = hits.mean(axis=(0, 1), where=keep) / self.top
                 mean = gates.mean(axis=(0, 1), where=keep)

@@ -111,7 +111,8 @@ def compute_updates(
         UsageError: it takes more than gradients and parameters, as line searches do.
     """
     try:
-        return tx.update(grads, state, trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its step numbers
+            return tx.update(grads, state, trainable)
     except TypeError as error:
         raise UsageError(
             f"fit: optim needs more than gradients and parameters ({error}): take another one"

@@ -157,7 +157,7 @@ def _compile_step(
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
             sums |= count_labels(logits, target, known, weight)
-            mean = losses.sum() / jnp.maximum((weight > 0).sum(), 1)
+            mean = losses.sum() / jnp.maximum((weight > 0).astype(jnp.float32).sum(), 1)
             return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
 
         (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
@@ -202,11 +202,9 @@ def count_labels(
     known = (~jnp.isnan(target)).astype(jnp.float32) if known is None else known
     given = (target > 0.5 * known) & (known > 0)
     predicted = (logits > 0) & (known > 0)
+    one, other, both = (x.astype(jnp.float32) for x in (given, predicted, given & predicted))
     rows = weight[:, None]
-    return {
-        "shared": (2.0 * (given & predicted) * rows).sum(),
-        "labels": ((given.astype(jnp.float32) + predicted) * rows).sum(),
-    }
+    return {"shared": (2.0 * both * rows).sum(), "labels": ((one + other) * rows).sum()}
 
 
 def _update(

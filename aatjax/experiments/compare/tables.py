@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from statistics import median_high
 from typing import Any
 
 from aatjax.errors import format_count
 from aatjax.experiments.compare.runs import Comparison
+from aatjax.io.csv_text import format_csv_rows
 
 LEVEL = 0.05
 LATEX = str.maketrans(
@@ -41,11 +40,7 @@ def list_records(comparison: Comparison) -> list[dict[str, Any]]:
 def format_csv(comparison: Comparison) -> str:
     """A row per entry, all digits."""
     rows = list_records(comparison)
-    text = io.StringIO()
-    out = csv.DictWriter(text, rows[0], lineterminator="\n")
-    out.writeheader()
-    out.writerows(rows)
-    return text.getvalue()
+    return format_csv_rows([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def make_comparison_json(comparison: Comparison) -> dict[str, Any]:
