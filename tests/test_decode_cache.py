@@ -47,7 +47,7 @@ def decoded(monkeypatch):
 
 
 def entries(folder):
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "index.sqlite")
 
 
 def test_every_file_is_decoded_once_and_read_from_the_cache(sounds, tmp_path, decoded):
@@ -113,9 +113,9 @@ def test_f3_damaged_entries_are_replaced(sounds, tmp_path, decoded, damage):
     assert read_notes(entry) is None
     del decoded[:]
     after = decode_all(source, tmp_path / "c")
-    assert len(decoded) == 1 and read_notes(entry) == ()
     for i, clip in enumerate(after.clips):
         np.testing.assert_array_equal(after.waveform(i), decode(clip.path).waveform)
+    assert len(decoded) == 1 and read_notes(entry) == ()
     assert after.fingerprint() == before.fingerprint()
 
 
@@ -275,35 +275,56 @@ def test_f28_an_unforeseen_error_names_the_file_and_stops_at_once(sounds, tmp_pa
     assert not [t for t in threading.enumerate() if t.name.startswith("aatjax-map")]
 
 
-def test_f28_an_entry_that_cannot_be_read_names_both_files(sounds, tmp_path):
+def test_f28_an_entry_that_cannot_be_read_is_decoded_again_or_names_both_files(sounds, tmp_path):
     cached = decode_all(AudioFolder(sounds), tmp_path / "c")
     entry = decode_cache.cache_path(tmp_path / "c", cached.reader.key(cached[0]))
-    for content in (b"", entry.read_bytes()[:200], b"x" * 300):
+    path = Path(cached[0].path)
+    wanted, whole = decode(path).waveform, entry.read_bytes()
+    for content in (b"", whole[:200], b"x" * 300):
         entry.write_bytes(content)
-        with pytest.raises(DataError, match=r"a/00.wav: its decoded copy .*\.npy cannot be read"):
-            cached.waveform(0)
-    entry.unlink()
-    with pytest.raises(DataError, match=r"a/00.wav: its decoded copy"):
-        cached.waveform(0)
+        np.testing.assert_array_equal(cached.waveform(0), wanted)
+        np.testing.assert_array_equal(
+            decode_all(AudioFolder(sounds), tmp_path / "c").waveform(0), wanted
+        )
+    again = decode_all(AudioFolder(sounds), tmp_path / "c")
+    entry.write_bytes(whole[:-1] + b"?")
+    path.rename(tmp_path / "elsewhere.wav")
+    with pytest.raises(DataError, match=r"a/00.wav: its decoded copy .*\.npy cannot be read, and"):
+        again.waveform(0)
+    soundfile.write(path, np.zeros(900), 16000)
+    with pytest.raises(DataError, match=r"a/00.wav: has changed since the run was started"):
+        again.waveform(0)
 
 
-def test_an_unwritable_cache_is_a_write_error(sounds, tmp_path, monkeypatch):
-    source = AudioFolder(sounds)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot be written: Not a directory"):
-        decode_all(source, tmp_path / "file" / "c")
+@pytest.mark.parametrize("why", ["not a folder", "full"])
+def test_c9_a_cache_that_cannot_be_written_costs_only_time(sounds, tmp_path, monkeypatch, why):
     (sounds / "a" / "00.wav").write_bytes(b"")
-    with pytest.raises(WriteError, match=r"q.jsonl: cannot be written"):
-        decode_all(source, tmp_path / "c", quarantine_file=tmp_path / "file" / "q.jsonl")
+    source = AudioFolder(sounds)
+    wanted = decode_all(source, tmp_path / "good")
+    if why == "full":
 
-    def full(samples):
-        raise OSError(28, "No space left on device")
+        def full(samples):
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decode_cache, "_make_header", full)
-    with pytest.raises(WriteError, match=r"No space left on device; free space") as raised:
-        decode_all(source, tmp_path / "full", max_bad=20)
+        monkeypatch.setattr(decode_cache, "_make_header", full)
+    else:
+        (tmp_path / "c").write_text("")
+    with pytest.warns(UserWarning, match="cannot be written: .*decoded each time they are read"):
+        found = decode_all(source, tmp_path / "c")
+    assert found.fingerprint() == wanted.fingerprint() and found.skipped == wanted.skipped
+    for i in range(len(found)):
+        np.testing.assert_array_equal(found.waveform(i), wanted.waveform(i))
+    assert entries(tmp_path / "c") == []
+
+
+def test_a_quarantine_that_cannot_be_written_is_a_write_error(sounds, tmp_path):
+    (tmp_path / "file").write_text("")
+    (sounds / "a" / "00.wav").write_bytes(b"")
+    with pytest.raises(WriteError, match=r"q.jsonl: cannot be written") as raised:
+        decode_all(
+            AudioFolder(sounds), tmp_path / "c", quarantine_file=tmp_path / "file" / "q.jsonl"
+        )
     assert raised.value.exit_code == 74
-    assert entries(tmp_path / "full") == []
 
 
 def test_sources_without_files_need_no_cache(tmp_path):

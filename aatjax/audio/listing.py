@@ -4,7 +4,7 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -17,11 +17,14 @@ EXTENSIONS = frozenset(
 )
 """Files with these extensions are listed without being opened."""
 
+REPORT_EVERY = 1000  # files
 LISTS = (".txt", ".lst", ".m3u", ".m3u8")
 """Files with these extensions are lists of sound files."""
 
 
-def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+def list_audio(
+    root: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
+) -> tuple[list[Path], list[tuple[str, str]]]:
     """List the sound files below a folder.
 
     A file is recognised by its extension or, without one, by its first bytes. Links to files are
@@ -30,6 +33,7 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
 
     Args:
         root: folder to search, with all folders below it.
+        progress: called with the stage `list`, the files found, and 0 for the unknown total.
 
     Returns:
         The files, sorted, and the skipped entries as sorted pairs of path and reason.
@@ -68,6 +72,8 @@ def list_audio(root: str | os.PathLike[str]) -> tuple[list[Path], list[tuple[str
                 skipped.append((str(path), reason))
             else:
                 files.append(path)
+                if progress is not None and len(files) % REPORT_EVERY == 0:
+                    progress("list", len(files), 0)
     return sorted(files), sorted(skipped)
 
 

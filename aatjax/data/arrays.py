@@ -169,4 +169,5 @@ def _read_labels(
     found = order_names(set(values)) if classes is None else tuple(classes)
     if strange := sorted(set(values) - set(found)):
         raise UsageError(f"{name}: the label {strange[0]!r} is not among the classes {found}")
-    return [(found.index(value),) for value in values], None, found
+    place = {value: number for number, value in enumerate(found)}
+    return [(place[value],) for value in values], None, found

@@ -111,7 +111,7 @@ class Batches:
         if source.multi_label != self.multi_label:
             raise DataError(f"{name}: set multi_label={source.multi_label} for labels like these")
         rows = np.arange(len(source), dtype=np.int32)
-        load = ClipLoader(source, source.targets(), frontend, "start")
+        load = ClipLoader(source, frontend, "start")
         ones = np.ones(len(source), np.float32)
         return pad_batch(
             load({"index": rows, "draw": np.zeros(len(source), np.int64), "weight": ones}),

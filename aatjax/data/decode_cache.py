@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Int16
 
 from aatjax.audio.decode import AudioError, decode_blocks
 from aatjax.audio.waveform import Channels
-from aatjax.data.quarantine import write_quarantine
+from aatjax.data.known_files import KnownFiles, Peers, SoundFile, fetch_files, group_files
+from aatjax.data.quarantine import check_failures, count_allowed, write_quarantine
 from aatjax.data.source import Clip, Progress, Reader, Source
-from aatjax.errors import AatjaxError, DataError, UsageError, printable
+from aatjax.errors import AatjaxError, DataError, WriteError, printable
 from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
 from aatjax.io.digest import hash_bytes, hash_file
-from aatjax.io.threads import map_threads
+from aatjax.io.index import Index
 
 FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
 CHECKSUM = hashlib.sha256().digest_size
 ABANDONED = 3600  # seconds after which the temporary file of a killed run is removed
-MOST_SHOWN = 5
+
+
+UNREAD = AudioError("unreadable", "not read")
 
 
 def decode_all(
@@ -37,26 +43,33 @@ def decode_all(
     *,
     max_bad: float | int = 0.05,
     quarantine_file: str | Path | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
     channels: Channels = "mean",
     truncated: Literal["skip", "keep"] = "skip",
+    peers: Peers | None = None,
 ) -> Source:
     """Decode the files of a source into a cache and return the source that reads from there.
 
     An entry is named after the SHA-256 of the file's bytes and the options: a changed file is
-    decoded again, a copy is not. It ends in a checksum that every call verifies, so an entry is
-    whole or is replaced. Clips without a file keep their reader.
+    decoded again, a copy is not. A file with the size, times and inode that it had is not opened:
+    an index in the cache holds its digest. An entry ends in a checksum, which is verified when the
+    entry is first read; a damaged one is decoded again. Clips without a file keep their reader.
+
+    A cache that cannot be written costs time only: a warning says so, and the files are decoded
+    each time they are read.
 
     Args:
         source: the clips.
         cache_dir: folder of the cache, which any number of sources and runs may share.
         max_bad: how many clips may fail: a share of the clips (float) or a number of them (int).
         quarantine_file: JSON-lines file of the clips that failed, see `write_quarantine`.
-        workers: number of threads.
-        progress: called after each clip, with the stage `decode`.
+        workers: number of threads; by default the cores that this process may use.
+        progress: called with the stage `decode` and the clips done.
         channels: how several channels become one, as in `decode`.
         truncated: whether truncated clips are skipped or kept, as in `decode`.
+        peers: the processes of a run that all call this: each reads a share of the files, and all
+            have what each found.
 
     Returns:
         The source without the clips that failed (in its `skipped`), with remarks in its `notes`.
@@ -64,22 +77,35 @@ def decode_all(
     Raises:
         DataError: more clips failed than allowed, or all.
         UsageError: an option out of range.
-        WriteError: the cache or the quarantine file cannot be written.
+        WriteError: the quarantine file cannot be written.
     """
-    _count_allowed(max_bad, len(source))
+    count_allowed(max_bad, len(source))
     files = [clip for clip in source.clips if clip.path is not None]
     cache = DecodeCache(Path(cache_dir).expanduser().absolute(), channels, truncated)
-    cache.prepare()
-    entries: dict[str, CacheEntry] = {}
-    bad: list[tuple[Clip, AudioError]] = []
-    fetched = map_threads(lambda i: cache.try_fetch(files[i]), len(files), workers=workers)
-    for done, (clip, found) in enumerate(zip(files, fetched, strict=True), 1):
-        if isinstance(found, AudioError):
-            bad.append((clip, found))
-        else:
-            entries[clip.id] = found
+    known = KnownFiles(cache.index, cache.make_key)
+    paths = [str(clip.path) for clip in files]
+    found: list[CacheEntry | AudioError] = [UNREAD] * len(files)
+    done = 0
+    for file, result in fetch_files(group_files(paths), cache, known, workers, peers):
+        for number in file.clips:
+            again = isinstance(result, AudioError) and paths[number] != file.path
+            found[number] = cache.try_fetch(paths[number]) if again else result
+        done += len(file.clips)
         if progress is not None:
             progress("decode", done, len(files))
+    for failure, cost in (
+        (cache.failure, "sounds are decoded each time they are read"),
+        (known.failure, "the next start reads every sound again"),
+    ):
+        if failure is not None:
+            warnings.warn(f"{failure}; until then {cost}", stacklevel=2)
+            break
+    bad = [(c, e) for c, e in zip(files, found, strict=True) if isinstance(e, AudioError)]
+    entries = {
+        clip.id: entry
+        for clip, entry in zip(files, found, strict=True)
+        if not isinstance(entry, AudioError)
+    }
     if quarantine_file is not None:
         write_quarantine(Path(quarantine_file), files, bad)
     check_failures(source, [str(error) for _, error in bad], max_bad)
@@ -87,7 +113,7 @@ def decode_all(
     failed = {clip.id for clip, _ in bad}
     return source.with_clips(
         (clip for clip in source.clips if clip.id not in failed),
-        reader=CachedReader(cache.folder, keys, source.reader),
+        reader=CachedReader(cache, keys, source.reader),
         skipped=[*source.skipped, *((clip.id, error.reason) for clip, error in bad)],
         notes=[*source.notes, *((id, note) for id, e in entries.items() for note in e.notes)],
     )
@@ -106,72 +132,162 @@ class CachedReader(Reader):
     """Reads waveforms from the cache, memory-mapped, and clips that are not in it as before.
 
     Attributes:
-        folder: the cache.
+        cache: the cache.
         keys: clip id to the key of its entry.
         base: reader of the clips that are not in the cache.
     """
 
-    folder: Path
+    cache: DecodeCache
     keys: dict[str, str]
     base: Reader
 
     def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
         key = self.keys.get(clip.id)
-        if key is None:
-            return self.base.read(clip)
-        entry = cache_path(self.folder, key)
-        try:
-            return np.load(entry, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{printable(clip.path or clip.id)}: its decoded copy {entry} cannot be read: "
-                f"{error}; start again to replace the copy"
-            ) from error
+        return self.base.read(clip) if key is None else self.cache.read(str(clip.path), key)
 
     def key(self, clip: Clip) -> str | None:
         return self.keys.get(clip.id) or self.base.key(clip)
 
+    def recall(self, name: str, clips: Iterable[Clip]) -> dict[str, Any]:
+        keys = {clip.id: self.keys[clip.id] for clip in clips if clip.id in self.keys}
+        found = self.cache.index.load(name, set(keys.values()))
+        return {id: found[key] for id, key in keys.items() if key in found}
 
-@dataclass(frozen=True)
+    def remember(self, name: str, values: Mapping[str, Any]) -> None:
+        facts = {self.keys[id]: value for id, value in values.items() if id in self.keys}
+        with contextlib.suppress(WriteError):
+            self.cache.index.save(name, facts)
+
+
+@dataclass
 class DecodeCache:
-    """A folder of decoded waveforms, and the options they were decoded with."""
+    """A folder of decoded waveforms, and the options they were decoded with.
+
+    Attributes:
+        folder: where they are.
+        channels, truncated: as in `decode_all`.
+        failure: why nothing can be kept, once that was tried.
+        verified: keys of the entries whose checksum was found right.
+    """
 
     folder: Path
     channels: Channels
     truncated: Literal["skip", "keep"]
+    failure: WriteError | None = None
+    verified: set[str] = field(default_factory=set)
+
+    @property
+    def index(self) -> Index:
+        """What is known of files and entries."""
+        return Index(self.folder / "index.sqlite")
 
     def prepare(self) -> None:
         """Make the folder and remove what killed runs left behind."""
-        with report_write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder, older_than=ABANDONED)
-
-    def try_fetch(self, clip: Clip) -> CacheEntry | AudioError:
-        """Return the entry of a clip's file, or the error of a file that cannot be decoded."""
         try:
-            return self.fetch(str(clip.path))
+            with report_write_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+        except WriteError as error:
+            self.failure = error
+        with contextlib.suppress(WriteError):
+            remove_leftovers(self.folder, older_than=ABANDONED)
+
+    def find(self, file: SoundFile, known: KnownFiles) -> CacheEntry | None:
+        """Return the entry of a file that is as it was, without opening either."""
+        if (digest := known.find_digest(file)) is None:
+            return None
+        key = self.make_key(digest)
+        size, notes = known.entries.get(key, (None, ()))
+        try:
+            there = size is not None and os.stat(cache_path(self.folder, key)).st_size == size
+        except OSError:
+            there = False
+        return CacheEntry(key, tuple(notes)) if there else None
+
+    def try_fetch(
+        self, path: str, file: SoundFile | None = None, known: KnownFiles | None = None
+    ) -> CacheEntry | AudioError:
+        """Return what `fetch` does, or the error of a file that cannot be decoded."""
+        try:
+            return self.fetch(path, file, known)
         except AudioError as error:
             return error
 
-    def fetch(self, path: str) -> CacheEntry:
+    def fetch(
+        self, path: str, file: SoundFile | None = None, known: KnownFiles | None = None
+    ) -> CacheEntry:
         """Return the entry of a file; write it unless a whole one is there.
+
+        Args:
+            path: the file.
+            file: the same, as it was found.
+            known: may have its digest, and is given what is found.
 
         Raises:
             AudioError: the file cannot be decoded.
             DataError: an unexpected error while reading; the message names the file.
-            WriteError: the entry cannot be written.
         """
         try:
-            key = self._compute_key(path)
+            began = time.time_ns()
+            digest = known.find_digest(file) if known and file else None
+            digest = digest or self._hash(path)
+            key = self.make_key(digest)
             entry = cache_path(self.folder, key)
             notes = read_notes(entry)
             if notes is None:
-                notes = self._store(entry, path)
+                notes = self._keep(entry, path)
+            self.verified.add(key)
+            if known is not None and file is not None:
+                facts = [] if self.failure else [entry.stat().st_size, notes]
+                known.add(file, began, digest, key, facts)
             return CacheEntry(key, notes)
         except (AatjaxError, MemoryError):
             raise
         except Exception as error:
             raise DataError(f"{printable(path)}: reading it failed: {error!r}") from error
+
+    def read(self, path: str, key: str) -> Int16[np.ndarray, " s"]:
+        """Return the samples of an entry, memory-mapped; a damaged one is decoded again.
+
+        Args:
+            path: the file that the entry was decoded from.
+            key: of the entry.
+
+        Raises:
+            DataError: neither the entry nor the file can be read, or the file has changed.
+        """
+        entry = cache_path(self.folder, key)
+        if key not in self.verified:
+            if read_notes(entry) is None:
+                self._restore(entry, path, key)
+            self.verified.add(key)
+        if self.failure is None or entry.exists():
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                return np.load(entry, mmap_mode="r")
+        return np.concatenate(list(self._decode(path, [])))
+
+    def _restore(self, entry: Path, path: str, key: str) -> None:
+        """Decode the file of a damaged or missing entry again."""
+        try:
+            if self.make_key(self._hash(path)) != key:
+                raise DataError(f"{printable(path)}: has changed since the run was started")
+            self._keep(entry, path)
+        except DataError as error:
+            raise DataError(
+                f"{printable(path)}: its decoded copy {entry} cannot be read, and it cannot be "
+                f"made again: {error}"
+            ) from error
+
+    def _keep(self, entry: Path, path: str) -> tuple[str, ...]:
+        """Store a file's entry if possible, and return its notes."""
+        if self.failure is None:
+            try:
+                return self._store(entry, path)
+            except WriteError as error:
+                self.failure = error
+        notes: list[str] = []
+        for _ in self._decode(path, notes):
+            pass
+        return tuple(notes)
 
     def _store(self, entry: Path, path: str) -> tuple[str, ...]:
         """Decode a file into its entry, block by block, and return its notes."""
@@ -179,19 +295,9 @@ class DecodeCache:
         with report_write_errors(entry), open_output(entry, durable=False) as file:
             file.write(_make_header(0))
             samples = 0
-            try:
-                for block in self._read(path, notes):
-                    file.write(block.tobytes())
-                    samples += block.size
-            except AudioError as error:
-                # Read to the damage: the notes are complete, and the reason is the last one.
-                if error.reason != "truncated" or not samples:
-                    raise
-                if self.truncated == "skip":
-                    raise AudioError(
-                        "truncated", f"{error}; data.truncated='keep' uses the rest"
-                    ) from None
-                notes.append(str(error).rpartition(": ")[2])
+            for block in self._decode(path, notes):
+                file.write(block.tobytes())
+                samples += block.size
             text = json.dumps(notes).encode()
             file.write(text + struct.pack("<I", len(text)))
             size = file.tell()
@@ -202,23 +308,42 @@ class DecodeCache:
             file.write(checksum)
         return tuple(notes)
 
-    def _read(self, path: str, notes: list[str]) -> Iterator[Int16[np.ndarray, " n"]]:
+    def _decode(self, path: str, notes: list[str]) -> Iterator[Int16[np.ndarray, " n"]]:
+        """Yield the samples of a file in blocks; of a damaged one up to the damage, or none."""
+        samples = 0
         try:
-            yield from decode_blocks(path, channels=self.channels, notes=notes)
+            for block in decode_blocks(path, channels=self.channels, notes=notes):
+                samples += block.size
+                yield block
         except OSError as error:  # of the sound, not of the cache
             text = f"{printable(path)}: {error.strerror or error}"
             raise AudioError("unreadable", text) from error
+        except AudioError as error:
+            # Read to the damage: the notes are complete, and the reason is the last one.
+            if error.reason != "truncated" or not samples:
+                raise
+            if self.truncated == "skip":
+                raise AudioError(
+                    "truncated", f"{error}; data.truncated='keep' uses the rest"
+                ) from None
+            notes.append(str(error).rpartition(": ")[2])
 
-    def _compute_key(self, path: str) -> str:
-        options = json.dumps([FORMAT, 16000, self.channels, self.truncated])
+    def make_key(self, digest: str) -> str:
+        """Return the key of the entry of a file with this SHA-256."""
+        return hash_bytes(f"{digest} {self._options}")
+
+    @functools.cached_property
+    def _options(self) -> str:
+        return json.dumps([FORMAT, 16000, self.channels, self.truncated])
+
+    def _hash(self, path: str) -> str:
         try:
             if not os.path.isfile(path):
                 raise AudioError("not a regular file", f"{printable(path)}: is not a regular file")
-            content = hash_file(Path(path))
+            return hash_file(Path(path))
         except OSError as error:
             why = error.strerror or error
             raise AudioError("unreadable", f"{printable(path)}: {why}") from error
-        return hash_bytes(f"{content} {options}")
 
 
 def cache_path(folder: Path, key: str) -> Path:
@@ -232,11 +357,7 @@ def read_notes(entry: Path) -> tuple[str, ...] | None:
     An entry is a .npy file, followed by the notes as JSON, their length (4 bytes, little endian)
     and the SHA-256 of everything before.
     """
-    with (
-        report_write_errors(entry),
-        contextlib.suppress(FileNotFoundError),
-        entry.open("rb") as file,
-    ):
+    with contextlib.suppress(OSError), entry.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size <= CHECKSUM + 4 or _hash_start(file, size - CHECKSUM) != file.read(CHECKSUM):
             return None
@@ -261,35 +382,3 @@ def _make_header(samples: int) -> bytes:
     fields = {"descr": "<i2", "fortran_order": False, "shape": (samples,)}
     np.lib.format.write_array_header_1_0(head, fields)
     return head.getvalue()
-
-
-def check_failures(source: Source, errors: Sequence[str], max_bad: float | int) -> None:
-    """Refuse a set of which too many clips cannot be used.
-
-    Args:
-        source: the set.
-        errors: why, for each clip that cannot.
-        max_bad: how many may fail, as in `decode_all`.
-
-    Raises:
-        DataError: more than `max_bad`, or all.
-        UsageError: `max_bad` out of range.
-    """
-    allowed = _count_allowed(max_bad, len(source))
-    if len(errors) > allowed or len(errors) == len(source):
-        shown = "; ".join(errors[:MOST_SHOWN])
-        more = f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else ""
-        raise DataError(
-            f"{source.name}: {len(errors)} of {len(source)} clips cannot be used and "
-            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
-            "raise --data.max-bad"
-        )
-
-
-def _count_allowed(max_bad: float | int, clips: int) -> int:
-    number = isinstance(max_bad, int) and not isinstance(max_bad, bool)
-    if isinstance(max_bad, bool) or max_bad < 0 or (not number and not max_bad <= 1):
-        raise UsageError(
-            f"max_bad is {max_bad!r}; give a share from 0.0 to 1.0 or a whole number of clips"
-        )
-    return int(max_bad) if number else int(round(max_bad * clips, 9))

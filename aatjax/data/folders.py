@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from aatjax.audio.decode import list_audio
 from aatjax.data.class_folders import check_class_folders, is_system_path
 from aatjax.data.groups import parse_speaker
-from aatjax.data.source import Clip, Source
+from aatjax.data.source import Clip, Progress, Source
 from aatjax.data.splits import order_names
 from aatjax.data.tables import read_table
 from aatjax.errors import DataError, UsageError, format_count
@@ -30,15 +31,16 @@ class AudioFolder(Source):
 
     Args:
         root: the folder that holds the class folders.
+        progress: called with the stage `list` and the files found.
 
     Raises:
         DataError: no such folder, no class folder with audio in it, one that cannot be read,
             folders that are not classes, or lists that do not fit the files.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, progress: Progress | None = None) -> None:
         root = _check_folder(root, "root/<class>/<file>")
-        files, skipped = _scan(root)
+        files, skipped = _scan(root, progress)
         labels: dict[str, str] = {}
         for id in files:
             name, inside, _ = id.partition("/")
@@ -64,12 +66,13 @@ class AudioFolder(Source):
             and not is_system_path(f"{entry.name}/")
         ]
         splits = _match_split_lists(root, list(labels), skipped)
+        label_of = {name: (number,) for number, name in enumerate(classes)}
         super().__init__(
             (
                 Clip(
                     id,
-                    (classes.index(name),),
-                    str(root / id),
+                    label_of[name],
+                    os.path.join(root, id),
                     split=splits.get(id, "train") if splits is not None else None,
                     group=parse_speaker(id),
                 )
@@ -134,11 +137,12 @@ class NamePattern(Source):
             raise DataError(
                 f"{root}: label {min(unknown)!r} is not one of the classes {', '.join(order)}"
             )
+        label_of = {name: (number,) for number, name in enumerate(order)}
         clips = (
             Clip(
                 id,
-                (order.index(label),),
-                str(root / id),
+                label_of[label],
+                os.path.join(root, id),
                 fold=parts.get("fold"),
                 split=parts.get("split"),
                 group=parts.get("group"),
@@ -280,10 +284,11 @@ def _check_folder(root: str | Path, layout: str) -> Path:
     return root.absolute()
 
 
-def _scan(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def _scan(root: Path, progress: Progress | None = None) -> tuple[list[str], list[tuple[str, str]]]:
     """Paths of the audio files below the root, hidden ones omitted, and (path, why) of others."""
-    files, skipped = list_audio(root)
-    names = sorted(Path(file).relative_to(root).as_posix() for file in files)
+    files, skipped = list_audio(root, progress)
+    above = len(os.path.join(root, ""))
+    names = sorted(str(file)[above:].replace(os.sep, "/") for file in files)
     visible = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
     reasons = [(make_relative(root, path), reason) for path, reason in skipped]
     reasons += [(id, "system folder") for id in visible if is_system_path(id)]

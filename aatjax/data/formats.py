@@ -13,7 +13,7 @@ from aatjax.data.groups import assign_groups
 from aatjax.data.huggingface.dataset import HuggingFace, is_hub_dataset
 from aatjax.data.manifest import Column, Manifest
 from aatjax.data.parts import Part, find_parts, join_parts
-from aatjax.data.source import Source
+from aatjax.data.source import Progress, Source
 from aatjax.data.tfds import Prepared, is_prepared, read_facts
 from aatjax.errors import DataError, UsageError
 
@@ -50,6 +50,7 @@ class _Options:
     columns: Mapping[Column, str] | None = None
     root: str | None = None
     strict: bool = True
+    progress: Progress | None = None
 
 
 def open_source(
@@ -61,6 +62,7 @@ def open_source(
     root: str | None = None,
     group: str | None = None,
     strict: bool = True,
+    progress: Progress | None = None,
 ) -> Source:
     """Open labelled sounds.
 
@@ -74,13 +76,14 @@ def open_source(
         root: folder that the names in such a file are relative to; by default the file's own.
         strict: refuse a CSV or JSON-lines file with wrong rows; otherwise they are skipped.
         group: regular expression that finds a clip's group in its file name, see `assign_groups`.
+        progress: called with the stage `list`, the files found, and the rows of their list.
 
     Raises:
         UsageError: an unknown format, an option that does not go with it, or a pattern that is no
             regular expression.
         DataError: no usable data found.
     """
-    options = _Options(pattern, columns, root, strict)
+    options = _Options(pattern, columns, root, strict, progress)
     if isinstance(path, Mapping):
         first = Path(next(iter(path.values()), "")).expanduser().absolute()
         source = _open_parts(path, format, options, first.parent.name)
@@ -105,9 +108,15 @@ def _open(path: Path, format: SourceFormat, options: _Options) -> Source:
         return _open_benchmark(path, format)
     match format:
         case "folder":
-            return AudioFolder(path)
+            return AudioFolder(path, progress=options.progress)
         case "manifest":
-            return Manifest(path, root=options.root, columns=options.columns, strict=options.strict)
+            return Manifest(
+                path,
+                root=options.root,
+                columns=options.columns,
+                strict=options.strict,
+                progress=options.progress,
+            )
         case "esc":
             return ESC(path)
         case "names":

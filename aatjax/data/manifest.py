@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from aatjax.data.class_folders import fold_spelling
 from aatjax.data.groups import parse_speaker
-from aatjax.data.source import Clip, Source
+from aatjax.data.source import Clip, Progress, Source
 from aatjax.data.splits import SPLITS, order_names
 from aatjax.data.tables import Problems, pick_column, read_rows
 from aatjax.errors import DataError, UsageError
@@ -27,6 +27,8 @@ COLUMNS: dict[Column, tuple[str, ...]] = {
 }
 """Usual names of the columns, in lower case; the first that is there is taken."""
 MOST_SHOWN = 10
+REPORT_EVERY = 1000  # rows
+ONCE = "; remove it (to draw rare classes more often: --training.sampling balanced)"
 
 
 class Manifest(Source):
@@ -53,6 +55,7 @@ class Manifest(Source):
             holds `labels` or lists.
         strict: refuse the file if any row is wrong; otherwise skip such rows and list them in
             `skipped`.
+        progress: called with the stage `list` and the rows read.
 
     Raises:
         DataError: the file cannot be read or rows are wrong; the message gives row numbers.
@@ -69,6 +72,7 @@ class Manifest(Source):
         classes: Sequence[str] | None = None,
         multi_label: bool | None = None,
         strict: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         path = Path(path).expanduser().absolute()
         folder = path.parent if root is None else Path(root).expanduser().absolute()
@@ -88,12 +92,14 @@ class Manifest(Source):
         good: list[_Row] = []
         first_at: dict[str, int] = {}
         for (number, row), cell in zip(rows, cells, strict=True):
+            if progress is not None and number % REPORT_EVERY == 0:
+                progress("list", number, len(rows))
             labels = _parse_labels(cell, multi_label, "|" if bars else ";")
             name, found, wrong = _find_file(folder, row.get(file_key))
             wrong = wrong or _check_labels(labels, multi_label, sure)
             if not wrong and found in first_at:
                 wrong = f"{name!r} is listed before, in row {first_at[found]}"
-                wrong += "; put all its labels in one row" if multi_label else ""
+                wrong += "; put all its labels in one row" if multi_label else ONCE
             parts, odd = _read_parts(row, keys)
             if wrong or odd:
                 problems.append((number, wrong or odd))
@@ -159,6 +165,9 @@ def _find_file(folder: Path, cell: Any) -> tuple[str, str, str]:
     """Name and absolute path of the file a cell names, and what is wrong with it, if anything."""
     if not isinstance(cell, str) or not cell.strip():
         return "", "", "no file name"
+    found = os.path.normpath(os.path.join(folder, cell))
+    if os.path.isfile(found):
+        return cell, found, ""
     slashed = cell.replace("\\", "/")
     for name in dict.fromkeys(
         unicodedata.normalize(form, text) if form else text
@@ -241,7 +250,8 @@ def _index_labels(
     position = {name: i for i, name in enumerate(order)}
     if known:
         position.update({n: int(n) for n in numeric.difference(wrong) if int(n) < len(order)})
-    labelled = {}
+    labelled: dict[int, tuple[int, ...]] = {}
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # a set has many clips, few labels
     for row in rows:
         faults = [wrong[name] for name in row.labels if name in wrong]
         faults += [
@@ -252,7 +262,8 @@ def _index_labels(
         if faults:
             problems.append((row.number, faults[0]))
         else:
-            labelled[row.number] = tuple(sorted({position[name] for name in row.labels}))
+            found = tuple(sorted({position[name] for name in row.labels}))
+            labelled[row.number] = shared.setdefault(found, found)
     return order, labelled
 
 

@@ -32,6 +32,7 @@ def join_parts(parts: Mapping[Part, Source], name: str) -> Source:
     """
     classes = order_names({c for source in parts.values() for c in source.classes})
     check_spellings(f"{name}: the classes", classes)
+    place = {name: number for number, name in enumerate(classes)}
     clips = []
     first: dict[str, str] = {}
     for part, source in parts.items():
@@ -43,7 +44,7 @@ def join_parts(parts: Mapping[Part, Source], name: str) -> Source:
             other = first.setdefault(os.path.realpath(str(clip.path)), part)
             if other != part:
                 raise DataError(f"{name}: {clip.id!r} is in {other} and {part}: remove it from one")
-            label = tuple(sorted(classes.index(source.classes[c]) for c in clip.label))
+            label = tuple(sorted(place[source.classes[c]] for c in clip.label))
             id = f"{part}/{clip.id}"
             clips.append(dataclasses.replace(clip, id=id, label=label, split=part))
     return Source(

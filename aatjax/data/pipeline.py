@@ -74,7 +74,6 @@ class ClipLoader:
     """
 
     source: Source
-    targets: np.ndarray
     frontend: FrontEnd
     crop: Crop
     stored: Stored | None = None
@@ -85,7 +84,7 @@ class ClipLoader:
         return {
             "audio": np.stack([audio for audio, _ in clips]),
             "length": np.array([length for _, length in clips], np.int32),
-            "target": self.targets[rows["index"]],
+            "target": self.source.targets(rows["index"]),
             **rows,
         }
 
@@ -198,7 +197,7 @@ def make_train_batches(
         UsageError: the source is empty, or the batch size is below 1.
     """
     _check(source, batch_size)
-    load = ClipLoader(source, source.targets(), frontend, crop, stored)
+    load = ClipLoader(source, frontend, crop, stored)
     row = _RowMaker(weights)
     if buckets:
         parts = []
@@ -229,7 +228,7 @@ def make_eval_batches(
         source, frontend, batch_size, threads, rows: as in `make_train_batches`.
     """
     _check(source, batch_size)
-    load = ClipLoader(source, source.targets(), frontend, "start", stored)
+    load = ClipLoader(source, frontend, "start", stored)
     order = grain.MapDataset.range(len(source)).map(_RowMaker(None).place)
     return _iterate(_batch(order, batch_size, load, rows), threads)
 

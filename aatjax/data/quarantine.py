@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aatjax.audio.decode import AudioError
-from aatjax.data.source import Clip
+from aatjax.data.source import Clip, Source
+from aatjax.errors import DataError, UsageError
 from aatjax.io.atomic import report_write_errors, write_text
+
+MOST_SHOWN = 5
 
 
 def write_quarantine(
@@ -45,3 +48,40 @@ def _parse_path(line: str) -> object:
     except ValueError:
         return None
     return record.get("path") if isinstance(record, dict) else None
+
+
+def check_failures(source: Source, errors: Sequence[str], max_bad: float | int) -> None:
+    """Refuse a set of which too many clips cannot be used.
+
+    Args:
+        source: the set.
+        errors: why, for each clip that cannot.
+        max_bad: how many may fail, as in `decode_all`.
+
+    Raises:
+        DataError: more than `max_bad`, or all.
+        UsageError: `max_bad` out of range.
+    """
+    allowed = count_allowed(max_bad, len(source))
+    if len(errors) > allowed or len(errors) == len(source):
+        shown = "; ".join(errors[:MOST_SHOWN])
+        more = f"; and {len(errors) - MOST_SHOWN} more" if len(errors) > MOST_SHOWN else ""
+        raise DataError(
+            f"{source.name}: {len(errors)} of {len(source)} clips cannot be used and "
+            f"{min(allowed, len(source) - 1)} may fail: {shown}{more}; fix or remove them, or "
+            "raise --data.max-bad"
+        )
+
+
+def count_allowed(max_bad: float | int, clips: int) -> int:
+    """Return how many of a number of clips may fail.
+
+    Raises:
+        UsageError: `max_bad` out of range.
+    """
+    number = isinstance(max_bad, int) and not isinstance(max_bad, bool)
+    if isinstance(max_bad, bool) or max_bad < 0 or (not number and not max_bad <= 1):
+        raise UsageError(
+            f"max_bad is {max_bad!r}; give a share from 0.0 to 1.0 or a whole number of clips"
+        )
+    return int(max_bad) if number else int(round(max_bad * clips, 9))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int, Int16
+from jaxtyping import Float32, Int, Int16, Int32
 
 from aatjax.audio.decode import decode
 from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
 from aatjax.errors import AatjaxError, DataError, UsageError, check_kind, printable, suggest
-from aatjax.io.digest import hash_bytes
+from aatjax.io.digest import hash_lines
 
 
 class Progress(Protocol):
@@ -64,6 +64,13 @@ class Reader:
         """Return what identifies the samples of the clip; None if unknown before reading."""
         return None
 
+    def recall(self, name: str, clips: Iterable[Clip]) -> dict[str, Any]:
+        """Return what `remember` was given under a name, by the ids of clips that are the same."""
+        return {}
+
+    def remember(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep what was computed of clips for the next start, by their ids, as JSON."""
+
 
 class Source:
     """A sequence of labelled clips, with their waveforms at 16 kHz.
@@ -102,6 +109,7 @@ class Source:
         self.reader: Reader = reader or Reader()
         self.skipped: tuple[tuple[str, str], ...] = tuple(skipped)
         self.notes: tuple[tuple[str, str], ...] = tuple(notes)
+        self._fingerprint: str | None = None
         self._check()
 
     def _check(self) -> None:
@@ -162,15 +170,34 @@ class Source:
         """Return the log-mel of clip i before normalisation, where that is what is given of it."""
         return self.reader.read_log_mel(self.clips[i])
 
-    def targets(self) -> Float32[np.ndarray, "b c"]:
-        """Return one row per clip: 1 for its classes, 0 for others, NaN where not annotated."""
-        targets = np.zeros((len(self.clips), len(self.classes)), np.float32)
-        for i, clip in enumerate(self.clips):
+    def targets(
+        self, rows: Sequence[int] | Int[np.ndarray, " b"] | None = None
+    ) -> Float32[np.ndarray, "b c"]:
+        """Return one row per clip: 1 for its classes, 0 for others, NaN where not annotated.
+
+        Args:
+            rows: the clips, by default all: then a set of many classes needs 4 bytes for each clip
+                and class.
+        """
+        clips = self.clips if rows is None else [self.clips[int(row)] for row in rows]
+        targets = np.zeros((len(clips), len(self.classes)), np.float32)
+        for i, clip in enumerate(clips):
             if clip.observed is not None:
                 targets[i] = np.nan
                 targets[i, list(clip.observed)] = 0
-            targets[i, list(clip.label)] = 1
+        owner = [i for i, clip in enumerate(clips) for _ in clip.label]
+        targets[owner, [c for clip in clips for c in clip.label]] = 1
         return targets
+
+    def labels(self) -> Int32[np.ndarray, " b"]:
+        """Return the class index of each clip of a single-label set.
+
+        Raises:
+            UsageError: clips may have any number of classes.
+        """
+        if self.multi_label:
+            raise UsageError(f"{self.name}: clips may have several classes: use targets()")
+        return np.array([clip.label[0] for clip in self.clips], np.int32)
 
     def with_clips(
         self,
@@ -353,14 +380,18 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of classes, ids, labels and sample keys; independent of file paths."""
-        lines = [json.dumps([self.classes, self.multi_label])]
+        if self._fingerprint is None:
+            self._fingerprint = hash_lines(self._describe())
+        return self._fingerprint
+
+    def _describe(self) -> Iterator[str]:
+        encode = json.JSONEncoder().encode
+        yield encode([self.classes, self.multi_label])
         for clip in self.clips:
-            name = _normalize(clip.id)
-            record = [name, sorted(clip.label), self.reader.key(clip)]
+            record = [_normalize(clip.id), sorted(clip.label), self.reader.key(clip)]
             if clip.observed is not None:
                 record.append(sorted(clip.observed))
-            lines.append(json.dumps(record))
-        return hash_bytes("\n".join(lines))
+            yield encode(record)
 
 
 def check_source(source: object, what: str, more: str = "") -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from aatjax.config import Data
 from aatjax.data.benchmarks import BENCHMARKS, Benchmark, Division, Protocol, find_part
-from aatjax.data.decode_cache import check_failures, decode_all
+from aatjax.data.decode_cache import decode_all
 from aatjax.data.formats import detect_benchmark, open_source
 from aatjax.data.groups import describe_groups
+from aatjax.data.known_files import Peers
 from aatjax.data.pipeline import keep_in_memory
-from aatjax.data.source import Source
+from aatjax.data.quarantine import check_failures
+from aatjax.data.source import Progress, Source
 from aatjax.data.splits import find_leaks
 from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
@@ -21,8 +23,9 @@ from aatjax.data.tfds import is_prepared, read_facts
 from aatjax.data.trainable import check_classes, check_trainable, describe_leaks, refuse_leaks
 from aatjax.errors import DataError, UsageError, format_count
 from aatjax.io.host import find_user_cache
-from aatjax.train.logging import TextStream
+from aatjax.io.progress import StageBar, TextStream
 
+SHOWN_AFTER = 2.0  # seconds after which a stage is shown
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
 
 
@@ -63,18 +66,32 @@ def find_protocol(data: Data) -> tuple[Benchmark, Protocol] | None:
 
 
 def open_data(
-    data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
+    data: Data,
+    *,
+    quarantine: Path | None = None,
+    show: TextStream | None = None,
+    peers: Peers | None = None,
 ) -> Source:
-    """Return the whole labelled set, decoded once; unreadable files are quarantined."""
-    source = open_listed(data)
-    kept = decode_all(
-        source,
-        find_audio_cache(data),
-        max_bad=_parse_max_bad(data),
-        quarantine_file=quarantine,
-        channels=data.channels,
-        truncated=data.truncated,
-    )
+    """Return the whole labelled set, decoded once; unreadable files are quarantined.
+
+    Args:
+        data: where and how.
+        quarantine: file that lists them.
+        show: where progress goes, of stages that take longer than two seconds.
+        peers: the processes of a run that share the work, see `decode_all`.
+    """
+    with StageBar(quiet=show is None, stream=show, after=SHOWN_AFTER) as bar:
+        source = open_listed(data, progress=bar.update)
+        kept = decode_all(
+            source,
+            find_audio_cache(data),
+            max_bad=_parse_max_bad(data),
+            quarantine_file=quarantine,
+            progress=bar.update,
+            channels=data.channels,
+            truncated=data.truncated,
+            peers=peers,
+        )
     if show is not None:
         bad = len(source) - len(kept)
         text = f"{source.name}: {format_count(len(kept), 'clip')}, {len(source.classes)} class"
@@ -89,12 +106,13 @@ def open_data(
     return kept
 
 
-def open_listed(data: Data, *, strict: bool = True) -> Source:
+def open_listed(data: Data, *, strict: bool = True, progress: Progress | None = None) -> Source:
     """Return the whole labelled set as it is listed; no file is decoded.
 
     Args:
         data: where and how.
         strict: refuse a CSV or JSON-lines file with wrong rows; otherwise they are skipped.
+        progress: called with the stage `list` and the files found.
 
     Raises:
         UsageError: no path, or settings that do not go with the layout.
@@ -110,6 +128,7 @@ def open_listed(data: Data, *, strict: bool = True) -> Source:
         root=data.root,
         group=data.group,
         strict=strict,
+        progress=progress,
     )
 
 
@@ -118,9 +137,13 @@ def _parse_max_bad(data: Data) -> int | float:
 
 
 def make_partition(
-    data: Data, *, quarantine: Path | None = None, show: TextStream | None = None
+    data: Data,
+    *,
+    quarantine: Path | None = None,
+    show: TextStream | None = None,
+    peers: Peers | None = None,
 ) -> Partition:
-    """Divide a data set into the parts that a config asks for.
+    """Divide a data set into the parts that a config asks for; arguments as for `open_data`.
 
     Raises:
         UsageError: the settings do not fit the set.
@@ -129,7 +152,7 @@ def make_partition(
     if data.format == "synthetic":
         parts = _select_shots(data, _split_synthetic(data))
     else:
-        parts = divide(data, open_data(data, quarantine=quarantine, show=show))
+        parts = divide(data, open_data(data, quarantine=quarantine, show=show, peers=peers))
     if show is not None:
         for line in describe_partition(parts):
             print(line, file=show, flush=True)

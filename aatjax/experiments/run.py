@@ -14,6 +14,7 @@ from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
 from aatjax.convert.load import load, make_front_end, reset_weights, select_load_options
 from aatjax.data.clip_windows import cut_clips
+from aatjax.data.known_files import Peers
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
@@ -24,15 +25,16 @@ from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
+from aatjax.io.progress import TextStream
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
 from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
-from aatjax.train.distributed import agree, is_main, run_on_main
+from aatjax.train.distributed import agree, gather_bytes, is_distributed, is_main, run_on_main
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.fit_checks import check_changes, check_scoring, check_selection
-from aatjax.train.logging import Show, TextStream, choose_stream
+from aatjax.train.logging import Show, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
 from aatjax.train.run_dir import RunClaims, has_checkpoint, read_result
@@ -200,7 +202,12 @@ def _train(
     is_new = run_on_main(lambda: not claims.is_started)
     quarantine = folder / "quarantine.jsonl" if is_main() else None
     # A folder with a run in it is written to only when everything agrees.
-    parts = make_partition(config.data, quarantine=quarantine if is_new else None, show=screen)
+    peers = None
+    if is_distributed():
+        peers = Peers(jax.process_index(), jax.process_count(), gather_bytes)
+    parts = make_partition(
+        config.data, quarantine=quarantine if is_new else None, show=screen, peers=peers
+    )
     check_selections(config, parts)
     used = parts.sources()
     agree(

@@ -5,7 +5,7 @@ Run folders, adapter files, exports and prepared sets keep these digests: none m
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ import numpy as np
 def hash_bytes(data: bytes | str) -> str:
     """Return the SHA-256 of bytes, or of text in UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines joined by line feeds, which need not be in memory together."""
+    digest = hashlib.sha256()
+    for number, line in enumerate(lines):
+        digest.update(f"\n{line}".encode() if number else line.encode())
+    return digest.hexdigest()
 
 
 def hash_json(value: Any) -> str:

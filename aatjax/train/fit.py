@@ -26,6 +26,7 @@ from aatjax.data.trainable import check_classes
 from aatjax.errors import UsageError, check_names
 from aatjax.io.host import keep_memory
 from aatjax.io.lock import lock_folder
+from aatjax.io.progress import TextStream
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST, check_model
 from aatjax.petl.base import Method
@@ -49,7 +50,7 @@ from aatjax.train.fit_checks import (
 )
 from aatjax.train.forward import split_model
 from aatjax.train.input_cache import make_input_cache
-from aatjax.train.logging import Show, TextStream, choose_stream
+from aatjax.train.logging import Show, choose_stream
 from aatjax.train.loop import Loop, Select, Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule

@@ -7,30 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, cast, runtime_checkable
+from typing import IO, Any, Literal, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aatjax.io.atomic import report_write_errors, write_text
-
-
-@runtime_checkable
-class TextStream(Protocol):
-    """A stream that progress is written to, such as standard error."""
-
-    def write(self, text: str, /) -> object:
-        """Write text."""
-        ...
-
-    def flush(self) -> object:
-        """Send on what was written."""
-        ...
-
-    def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        ...
-
+from aatjax.io.progress import TextStream
 
 Show = TextStream | Literal["stderr"] | bool | None
 """Where progress goes: a stream, `stderr` or True, or None or False for nowhere."""

@@ -19,6 +19,7 @@ from aatjax.data.clip_windows import ClipWindows
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
+from aatjax.io.progress import TextStream
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
@@ -26,7 +27,7 @@ from aatjax.train.distributed import any_process, is_distributed, is_main
 from aatjax.train.evaluation import Evaluator, ScoredClips, Weights
 from aatjax.train.forward import make_inputs
 from aatjax.train.log_mel_cache import LogMelCache
-from aatjax.train.logging import MetricsWriter, ProgressDisplay, TextStream
+from aatjax.train.logging import MetricsWriter, ProgressDisplay
 from aatjax.train.sharding import find_local_rows, put_batch
 from aatjax.train.state import TrainState
 from aatjax.train.step import Loss, Steps, is_finite
@@ -504,7 +505,7 @@ class Loop:
         rank = f"-process{jax.process_index()}" if is_distributed() else ""
         path = self.run_dir / f"not-finite-step{step}{rank}.npz"
         frontend = self.evaluator.frontend
-        load = ClipLoader(self.train, self.train.targets(), frontend, self.crop)
+        load = ClipLoader(self.train, frontend, self.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
         try:
             with path.open("wb") as file:

@@ -45,7 +45,6 @@ def main(
     from json import dumps
 
     from aatjax.cli.fields import replace_fields, select_fields
-    from aatjax.cli.progress import StageBar
     from aatjax.config import Config, Model
     from aatjax.convert.load import load
     from aatjax.errors import DataError
@@ -54,6 +53,7 @@ def main(
     from aatjax.experiments.partition import divide
     from aatjax.io.atomic import check_output
     from aatjax.io.json_file import write_json
+    from aatjax.io.progress import StageBar
     from aatjax.petl import make_method
     from aatjax.petl.simple import Linear
 

@@ -48,11 +48,11 @@ def main(
     from json import dumps
 
     from aatjax.cli.fields import keep_data
-    from aatjax.cli.progress import StageBar
     from aatjax.config import Config
     from aatjax.doctor import KINDS
     from aatjax.errors import UsageError, suggest
     from aatjax.experiments.check import diagnose_data
+    from aatjax.io.progress import StageBar
     from aatjax.petl.simple import Linear
 
     for kind in ignore:

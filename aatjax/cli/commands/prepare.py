@@ -42,9 +42,9 @@ def main(
     """
     from json import dumps
 
-    from aatjax.cli.progress import StageBar
     from aatjax.data.benchmarks import find_benchmark
     from aatjax.data.prepare import prepare
+    from aatjax.io.progress import StageBar
 
     benchmark = find_benchmark(name)
     print(f"{benchmark.title}: {benchmark.paper}; licence: {benchmark.licence}", file=sys.stderr)
