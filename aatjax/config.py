@@ -18,6 +18,7 @@ from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.formats import SourceFormat, detect_benchmark
 from aatjax.data.manifest import Column
 from aatjax.data.parts import Part
+from aatjax.data.splits import SplitMethod
 from aatjax.errors import AatjaxError, DataError, Range, Seed, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
@@ -69,7 +70,7 @@ class Data:
 
     A benchmark of the papers is divided as `protocol` says. For other sets without `fold`, the
     test part is that of the official division if there is one, else it is split off
-    (`test_fraction`, stratified, groups kept whole).
+    (`test_fraction`, groups kept whole).
 
     Attributes:
         format: `synthetic`, `folder` (class sub-folders), `manifest` (CSV or JSON lines), `esc`
@@ -94,6 +95,9 @@ class Data:
         test_fraction: share of the clips split off for testing.
         valid_fraction: share of the training clips split off for validation; 0 for none.
         seed: seed of the split.
+        split_method: how these parts are split off: by a `hash` of the name of each clip or its
+            group, so that clips that are added later move no others; or `stratified`, every class
+            at the same fraction, which depends on all the clips.
         pad: padding of short clips: `log_mel_zero` (as AST), `silence`, `repeat`.
         windows: what training reads of a clip longer than the input: `every` window, weighted so
             that the clip counts once; one input from the `start`; or one from a `random` place in
@@ -124,6 +128,7 @@ class Data:
     test_fraction: Annotated[float, Range(0, below=1)] = 0.2
     valid_fraction: Annotated[float, Range(0, below=1)] = 0.0
     seed: Seed = 0
+    split_method: SplitMethod = "hash"
     pad: Pad = "log_mel_zero"
     windows: TrainWindows = "every"
     pooling: WindowPooling = "mean"
@@ -318,9 +323,16 @@ def _run_file(path: Path) -> Any:
         sys.path[:] = before
 
 
+WHOLE = {"seed", "test_fraction", "valid_fraction"}
+"""Fields of `data` that show that a version of this package wrote them, all that it had."""
+
+
 def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a stored config under their present names."""
     training, data = fields.get("training"), fields.get("data")
+    if isinstance(data, dict) and data.keys() >= WHOLE and "split_method" not in data:
+        data = {**data, "split_method": "stratified"}
+        fields = {**fields, "data": data}
     if not isinstance(training, dict) or "crop" not in training or not isinstance(data, dict):
         return fields
     rest = {name: value for name, value in training.items() if name != "crop"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from aatjax.data import splits
 from aatjax.data.folders import ESC, AudioFolder, NamePattern
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.data.splits import stratify
@@ -303,6 +304,63 @@ class TestSplit:
                 listed([0, 0]).split(fraction)
         with pytest.raises(DataError, match="listed: cannot split 3 clips"):
             listed([0, 1, 2]).split(0.5)
+
+    def split_names(self, source, **options):
+        train, test = source.split(0.2, method="hash", **options)
+        return {c.id for c in train.clips}, {c.id for c in test.clips}
+
+    def test_s7_added_and_removed_clips_move_no_others(self):
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 6, 400).tolist()
+        groups = [f"g{g}" if g < 60 else None for g in rng.integers(0, 90, 400)]
+        whole = listed(labels, groups)
+        train, test = self.split_names(whole)
+        assert abs(len(test) - 80) < 25 and not train & test
+        grouped = [
+            {c.group for c in whole.clips if c.id in part} - {None} for part in (train, test)
+        ]
+        assert not grouped[0] & grouped[1]
+        for _ in range(20):
+            kept = rng.permutation(400)[: rng.integers(200, 400)]  # in another order too
+            some_train, some_test = self.split_names(whole.subset(kept))
+            assert some_train <= train and some_test <= test
+        assert self.split_names(whole, seed=1) != (train, test)
+        assert self.split_names(whole, part="valid") != (train, test)
+
+    def test_the_hash_of_a_name_is_the_same_for_ever(self):
+        ids = [f"{i:03d}.wav" for i in range(20)]
+        clips = [Clip(id, (i % 2,), None) for i, id in enumerate(ids)]
+        _, test = Source(clips, "ab", name="s").split(0.3, 7, method="hash")
+        numbers = [0, 3, 6, 8, 10, 14, 15, 17, 18]
+        assert [c.id for c in test.clips] == [ids[i] for i in numbers]
+
+    def test_a_split_by_hash_has_every_class_on_both_sides_where_possible(self):
+        for seed in range(30):
+            source = listed([c for c in range(8) for _ in range(4)] + [8])
+            train, test = source.split(0.1, seed, method="hash")
+            assert {c.label[0] for c in train.clips} == set(range(9))
+            assert {c.label[0] for c in test.clips} == set(range(8))
+
+    def test_a_part_of_a_part_by_hash_is_independent(self):
+        train, test = listed([i % 3 for i in range(900)]).split(0.2, method="hash")
+        _, valid = train.split(0.2, method="hash", part="valid")
+        assert abs(len(valid) - 144) < 40 and abs(len(test) - 180) < 40
+
+    def test_b15_five_thousand_classes_take_linear_time(self, monkeypatch):
+        calls = []
+
+        def counting(*given, **options):
+            calls.append(1)
+            return sorted(*given, **options)
+
+        monkeypatch.setattr(splits, "sorted", counting, raising=False)
+        labels = [(i % 5000,) for i in range(15000)]
+        for method in ("stratified", "hash"):
+            calls.clear()
+            clips = [Clip(str(i), label, None) for i, label in enumerate(labels)]
+            source = Source(clips, [str(c) for c in range(5000)], name="s")
+            source.split(0.2, method=method)
+            assert len(calls) < 5100  # of each class once at most
 
     def test_thousands_of_clips_take_little_time(self):
         n = 30000

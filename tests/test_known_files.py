@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from aatjax.audio.frontend import FrontEnd
+from aatjax.audio.scoring import Scoring
 from aatjax.data import decode_cache, known_files
+from aatjax.data.clip_windows import cut_clips
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.known_files import Peers
 from aatjax.data.manifest import Manifest
-from aatjax.errors import WriteError
+from aatjax.errors import DataError, WriteError
 from aatjax.io import index as index_module
 from aatjax.io.digest import hash_file
 from aatjax.io.index import Index
@@ -165,6 +168,21 @@ def test_a_damaged_index_costs_only_time(folder, tmp_path, hashed, damage):
     if damage != "folder":
         decode_all(list_files(folder, NAMES), tmp_path / "c")
         assert hashed == []
+
+
+def test_clips_that_were_cut_before_are_not_read_to_cut_them(folder, tmp_path, monkeypatch):
+    soundfile.write(folder / "long.wav", np.r_[np.zeros(9000), np.sin(np.arange(9000)) / 4], 16000)
+    names, frontend = [*NAMES, "long.wav"], FrontEnd(frames=50)
+    first = cut_clips(decode_all(list_files(folder, names), tmp_path / "c"), frontend, Scoring())
+    monkeypatch.setattr(decode_cache.DecodeCache, "read", None)
+    cached = decode_all(list_files(folder, names), tmp_path / "c")
+    again = cut_clips(cached, frontend, Scoring())
+    for name in ("owner", "lengths", "sounding", "samples", "covered"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+    assert again.windows.clips == first.windows.clips and len(again.windows) == 9
+    assert not again.sounding[6] and again.sounding[7:].all()
+    with pytest.raises(DataError, match="not callable"):  # other windows are unknown
+        cut_clips(cached, FrontEnd(frames=40), Scoring())
 
 
 def run_together(function, count):

@@ -122,6 +122,21 @@ def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
     assert isinstance(caches.results[-1], LogMelCache)
 
 
+def test_c9_a_folder_that_cannot_be_written_costs_only_time(monkeypatch, tmp_path) -> None:
+    caches = _Recorded(fit_module.make_input_cache)
+    monkeypatch.setattr(fit_module, "make_input_cache", caches)
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot be written: .* tokens are kept in memory"):
+        kept = trained(METHODS["linear"], folder=tmp_path / "file", cache_prefix=True)
+    assert caches.results[-1].folder is None
+    monkeypatch.setattr(input_cache, "LIMIT", 0)
+    with pytest.warns(UserWarning, match="tokens are computed at every step"):
+        plain = trained(METHODS["linear"], folder=tmp_path / "file", cache_prefix=True)
+    assert caches.results[-1] is None
+    for a, b in zip(plain.history, kept.history, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+
+
 class _Recorded:
     """A function that keeps its results."""
 

@@ -15,7 +15,7 @@ from aatjax import petl
 from aatjax.config import Config, Data, load_config
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.experiments.run import _fill_defaults
+from aatjax.experiments.run import _fill_defaults, _was_stratified
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.train.loop import Training
@@ -171,6 +171,34 @@ def test_other_clips_are_refused_with_a_list(tmp_path: Path, now: Source, named:
     assert "--allow-change clips" in str(caught.value)
     claim_clips(tmp_path, {"train": now, "test": source()}, ["clips"])
     claim_clips(tmp_path, {"train": now, "test": source()})
+
+
+def test_clips_in_another_part_are_not_reported_as_gone_and_new(tmp_path: Path) -> None:
+    whole = source("0011")
+    parts = {"train": whole.subset([0, 1]), "valid": whole.subset([2, 3])}
+    claim_clips(tmp_path, parts)
+    mark_started(tmp_path)
+    parts = {"train": source("00111").subset([0, 3, 4]), "valid": whole.subset([1, 2])}
+    with pytest.raises(UsageError) as caught:
+        claim_clips(tmp_path, parts)
+    assert (
+        "(train: new 'v'; train: moved here from valid 'u'; valid: moved here from train 'y')"
+    ) in str(caught.value)
+
+
+def test_the_split_of_a_run_of_before_is_kept(tmp_path: Path) -> None:
+    """A run whose config does not name the split had the only one of its version."""
+    config = json.loads(json.dumps(CONFIG.to_json()))
+    del config["data"]["split_method"]
+    assert Config.from_json(config).data.split_method == "stratified"
+    assert Config.from_json({**config, "data": {"path": "x"}}).data.split_method == "hash"
+    write_json(tmp_path / "config.json", config)
+    assert not _was_stratified(RunClaims(tmp_path))  # nothing was trained
+    mark_started(tmp_path)
+    assert _was_stratified(RunClaims(tmp_path))
+    same = dataclasses.replace(CONFIG, data=Data(path="sounds", split_method="stratified"))
+    claim_config(tmp_path, same)
+    assert not _was_stratified(RunClaims(tmp_path))
 
 
 def test_a_broken_config_file_is_named(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int16
 
 from aatjax.audio.fbank import count_samples
 from aatjax.audio.frontend import FrontEnd
-from aatjax.audio.scoring import Scoring, explain_unscored, is_silent, pool_clips
+from aatjax.audio.scoring import SILENCE, Scoring, explain_unscored, is_silent, pool_clips
 from aatjax.audio.waveform import FRAME
 from aatjax.audio.windows import RATE, compute_step, find_starts
 from aatjax.data.source import Clip, Reader, Source
@@ -171,7 +171,8 @@ def cut_clips(
 ) -> ClipWindows:
     """Cut the clips of a source into windows of the front end's length.
 
-    Each clip is read once, to find its length and the windows without sound.
+    Each clip is read once, to find its length and the windows without sound; where its reader keeps
+    what is known of it (`Reader.recall`), it is not read again at the next start.
 
     Args:
         source: clips of any length.
@@ -186,12 +187,26 @@ def cut_clips(
     clips: list[Clip] = []
     owner, lengths, sounding = [], [], []
     samples, covered = (np.zeros(len(source), np.int64) for _ in range(2))
+    name = f"sound in windows of {frontend.samples} every {step}, above {SILENCE}"
+    known = source.reader.recall(name, source.clips)
+    fresh: dict[str, list[Any]] = {}
     for row, clip in enumerate(source.clips):
-        sound, to_samples, rate = whole.log_mel(row), count_samples, LOG_MEL_RATE
-        if sound is None:
-            sound, to_samples, rate = whole.waveform(row), _identity, RATE
-        spans, audible = _find_spans(sound, frontend, step)
-        samples[row] = to_samples(len(sound))
+        to_samples, rate = _identity, RATE
+        if clip.id in known:
+            length, audible = known[clip.id]
+            spans = _find_spans(length, frontend.samples, step, FRAME)
+        elif (log_mel := whole.log_mel(row)) is not None:
+            length, to_samples, rate = len(log_mel), count_samples, LOG_MEL_RATE
+            frames = max(1, round(step * frontend.frames / frontend.samples))
+            spans = _find_spans(length, frontend.frames, frames, 1)
+            audible = [True] * len(spans)
+        else:
+            sound = whole.waveform(row)
+            length = len(sound)
+            spans = _find_spans(length, frontend.samples, step, FRAME)
+            audible = [not is_silent(sound[start:end]) for start, end in spans]
+            fresh[clip.id] = [length, audible]
+        samples[row] = to_samples(length)
         if (train or first) and any(audible):
             spans = [span for span, has in zip(spans, audible, strict=True) if has]
             audible = [True] * len(spans)
@@ -203,10 +218,11 @@ def cut_clips(
         lengths += [to_samples(end - start) for start, end in spans]
         for start, end in spans:
             part = clip
-            if (start, end) != (0, len(sound)):
+            if (start, end) != (0, length):
                 part = dataclasses.replace(clip, id=f"{clip.id}@{start / rate:.3f}s")
                 reader.parts[part.id] = _Part(clip, start, end)
             clips.append(part)
+    source.reader.remember(name, fresh)
     windows = whole.with_clips(clips) if reader.parts else whole
     arrays = (np.array(owner), np.array(lengths), np.array(sounding))
     return ClipWindows(source, windows, *arrays, samples, covered)
@@ -219,17 +235,10 @@ def _identity(samples: int) -> int:
     return samples
 
 
-def _find_spans(
-    clip: np.ndarray, frontend: FrontEnd, step: int
-) -> tuple[list[tuple[int, int]], list[bool]]:
-    """Return the windows of samples `[s]` or log-mel `[t, f]`, and which of them hold sound."""
-    size, shortest = frontend.samples, FRAME
-    if clip.ndim == 2:
-        step = max(1, round(step * frontend.frames / frontend.samples))
-        size, shortest = frontend.frames, 1
-    starts = find_starts(len(clip), size, step, shortest)
-    spans = [(start, min(start + size, len(clip))) for start in starts]
-    return spans, [clip.ndim == 2 or not is_silent(clip[a:b]) for a, b in spans]
+def _find_spans(length: int, size: int, step: int, shortest: int) -> list[tuple[int, int]]:
+    """Return the windows of a clip, as first and last sample (frame of log-mel)."""
+    starts = find_starts(length, size, step, shortest)
+    return [(start, min(start + size, length)) for start in starts]
 
 
 def _measure_union(spans: Sequence[tuple[int, int]]) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
+from aatjax.data.sampling import Sampling, compute_draw_shares
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
 from aatjax.io.root_logger import keep_root_logger
@@ -125,6 +126,23 @@ class _RowMaker:
         return self.make(index, 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class _ClipDrawer:
+    """Draws a clip with replacement.
+
+    Attributes:
+        ends: the sums of the clips' probabilities up to each.
+        row: makes its row.
+    """
+
+    ends: np.ndarray
+    row: _RowMaker
+
+    def draw(self, place: int, rng: np.random.Generator) -> dict[str, Any]:
+        index = np.searchsorted(self.ends, rng.random() * self.ends[-1], side="right")
+        return self.row.draw(int(min(index, len(self.ends) - 1)), rng)
+
+
 def pad_batch(batch: dict[str, np.ndarray], *, size: int) -> dict[str, np.ndarray]:
     """Fill the last batch to `size` by repeating its rows in turn with weight 0.
 
@@ -171,11 +189,13 @@ def make_train_batches(
     stored: Stored | None = None,
     buckets: Sequence[Bucket] = (),
     weights: np.ndarray | None = None,
+    sampling: Sampling = "uniform",
 ) -> grain.IterDataset:
     """Make the shuffled batches of all epochs; every epoch has every clip once, in a new order.
 
-    The last batch of an epoch is filled with rows of weight 0, so every batch has the compiled
-    shape. Iterators have `get_state` and `set_state`.
+    With balanced sampling an epoch has as many clips, drawn with replacement. The last batch of an
+    epoch is filled with rows of weight 0, so every batch has the compiled shape. Iterators have
+    `get_state` and `set_state`.
 
     Args:
         source: clips and their labels.
@@ -191,12 +211,16 @@ def make_train_batches(
         buckets: clips that are read at lengths of their own, each batch of one length, in a new
             order of clips and of batches every epoch; without buckets all have the front end's
             length.
-        weights: of each clip in the loss `[n]`, above 0; 1 by default.
+        weights: of each clip in the loss `[n]`, above 0; 1 by default. In balanced sampling they
+            belong to the probabilities, and the loss has none.
+        sampling: `uniform`, or `balanced` (see `aatjax.data.sampling`), which takes no buckets.
 
     Raises:
-        UsageError: the source is empty, or the batch size is below 1.
+        UsageError: the source is empty, or the batch size is below 1; balanced with buckets.
     """
     _check(source, batch_size)
+    if sampling == "balanced" and buckets:
+        raise UsageError("balanced sampling draws clips of all lengths: omit the buckets")
     load = ClipLoader(source, frontend, crop, stored)
     row = _RowMaker(weights)
     if buckets:
@@ -208,7 +232,12 @@ def make_train_batches(
             parts.append(_batch(order, batch_size, short, rows))
         batches = grain.MapDataset.concatenate(parts).seed(seed).shuffle()
     else:
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(row.draw)
+        order = grain.MapDataset.range(len(source)).seed(seed)
+        if sampling == "balanced":
+            drawer = _ClipDrawer(np.cumsum(compute_draw_shares(source, weights)), _RowMaker(None))
+            order = order.random_map(drawer.draw)
+        else:
+            order = order.shuffle().random_map(row.draw)
         batches = _batch(order, batch_size, load, rows)
     return _iterate(batches.repeat(epochs), threads)
 

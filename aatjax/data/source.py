@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Float32, Int, Int16, Int32
 
 from aatjax.audio.decode import decode
-from aatjax.data.splits import draw_shots, find_leaks, order_names, stratify
+from aatjax.data.splits import (
+    SplitMethod,
+    draw_shots,
+    find_leaks,
+    order_names,
+    split_by_hash,
+    stratify,
+)
 from aatjax.errors import AatjaxError, DataError, UsageError, check_kind, printable, suggest
 from aatjax.io.digest import hash_lines
 
@@ -275,12 +282,23 @@ class Source:
         """Return the clips at these indices, in this order."""
         return self.with_clips(self.clips[int(i)] for i in indices)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[Source, Source]:
-        """Divide into (train, test): stratified by class, groups kept whole, same for same seed.
+    def split(
+        self,
+        fraction: float,
+        seed: int = 0,
+        *,
+        method: SplitMethod = "stratified",
+        part: str = "test",
+    ) -> tuple[Source, Source]:
+        """Divide into (train, test): groups kept whole, same for same seed.
 
         Args:
             fraction: share of the clips in the test part, between 0 and 1.
             seed: chooses among equally good divisions.
+            method: `stratified` cuts every class at the fraction and depends on all the clips;
+                `hash` assigns each by its name, so that added clips move no others, and keeps near
+                the fraction (see `split_by_hash`).
+            part: name of the test part, which `hash` depends on.
 
         Raises:
             UsageError: the fraction is not between 0 and 1.
@@ -288,7 +306,11 @@ class Source:
         """
         labels, groups = self._labels_and_groups()
         try:
-            train, test = stratify(labels, groups, fraction, seed)
+            if method == "hash":
+                ids = [clip.id for clip in self.clips]
+                train, test = split_by_hash(ids, labels, groups, fraction, seed, part)
+            else:
+                train, test = stratify(labels, groups, fraction, seed)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         return self.subset(train), self.subset(test)

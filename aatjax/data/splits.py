@@ -1,15 +1,21 @@
-"""Stratified splits, few-shot draws, and groups that leak between parts."""
+"""Splits by hash and stratified, few-shot draws, and groups that leak between parts."""
 
 from __future__ import annotations
 
+import json
 import numbers
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from aatjax.errors import DataError, UsageError, check_kind
+from aatjax.io.digest import hash_bytes
 
+SplitMethod = Literal["hash", "stratified"]
+"""How a part is split off: each clip by its name alone, or every class at the same fraction."""
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
@@ -42,9 +48,7 @@ def stratify(
         UsageError: the fraction is not between 0 and 1.
         DataError: no division leaves clips on both sides.
     """
-    check_kind("split: fraction", fraction, numbers.Real, "give a number between 0 and 1")
-    if not 0 < fraction < 1:
-        raise UsageError(f"split fraction is {fraction:g}; it must be between 0 and 1")
+    _check_fraction(fraction)
     units = _collect_units(groups)
     rng = np.random.default_rng(seed)
     contents = [Counter(c for i in unit for c in labels[i]) for unit in units]
@@ -56,20 +60,91 @@ def stratify(
     wanted = _round_shares(contents, holders, fraction, rng)
     holders = dict(sorted(holders.items(), key=lambda item: (len(item[1]), item[0])))
     second = _assign(contents, holders, wanted)
-    _repair(units, contents, holders, second)
+    _repair([len(unit) for unit in units], contents, holders, second)
     missing = fraction * len(labels) - sum(len(units[u]) for u in second if second[u])
     for u in shuffled:  # units whose clips have no class at all
         if u not in second:
             second[u] = missing > 0
             missing -= len(units[u]) if second[u] else 0
+    return _collect_parts(units, second)
+
+
+def split_by_hash(
+    ids: Sequence[str],
+    labels: Sequence[tuple[int, ...]],
+    groups: Sequence[str | None],
+    fraction: float,
+    seed: int,
+    part: str,
+) -> tuple[list[int], list[int]]:
+    """Divide clips in two by a hash of their names, so that added clips move no others.
+
+    A unit (see `stratify`) goes to the second part where the SHA-256 of the seed, the part and the
+    name of the group or clip, as a number from 0 to 1, is below the fraction: as Speech Commands
+    assigns its speakers (Warden, arXiv 1804.03209). The share of each class is near the fraction,
+    not equal to it.
+
+    Only a class of which one part would hold no clip is corrected: if it has a single unit, that
+    goes to the first part; else the unit nearest to the fraction changes sides, where no other
+    class loses its place by it. Such a unit may change again when the class gets more clips.
+
+    Args:
+        ids: names of the clips.
+        labels, groups, fraction: as for `stratify`.
+        seed: chooses another division.
+        part: name of the second part; divisions for other parts are independent.
+
+    Returns:
+        The sorted clip indices of the first and of the second part.
+
+    Raises:
+        UsageError: the fraction is not between 0 and 1.
+        DataError: one side would be empty.
+    """
+    _check_fraction(fraction)
+    units = _collect_units(groups)
+    draws, contents = [], []
+    holders: dict[int, list[int]] = defaultdict(list)
+    for u, unit in enumerate(units):
+        group = groups[unit[0]]
+        name = ["clip", ids[unit[0]]] if group is None else ["group", group]
+        draws.append(draw_number([seed, part, *name]))
+        contents.append(Counter(c for i in unit for c in labels[i]))
+        for c in contents[u]:
+            holders[c].append(u)
+    second = {u: draw < fraction for u, draw in enumerate(draws)}
+    for holding in holders.values():
+        if len(holding) == 1:
+            second[holding[0]] = False
+    holders = dict(sorted(holders.items(), key=lambda item: (len(item[1]), item[0])))
+    _repair([abs(draw - fraction) for draw in draws], contents, holders, second)
+    return _collect_parts(units, second)
+
+
+def draw_number(key: Sequence[int | str]) -> float:
+    """Return a number from 0 to 1 that depends on a key alone."""
+    text = json.dumps([unicodedata.normalize("NFC", k) if isinstance(k, str) else k for k in key])
+    return int(hash_bytes(text)[:13], 16) / 16**13
+
+
+def _check_fraction(fraction: float) -> None:
+    check_kind("split: fraction", fraction, numbers.Real, "give a number between 0 and 1")
+    if not 0 < fraction < 1:
+        raise UsageError(f"split fraction is {fraction:g}; it must be between 0 and 1")
+
+
+def _collect_parts(
+    units: Sequence[list[int]], second: Mapping[int, bool]
+) -> tuple[list[int], list[int]]:
+    """Return the sorted clips of both parts, neither of them empty."""
     parts = tuple(
         sorted(i for u, unit in enumerate(units) if second[u] is side for i in unit)
         for side in (False, True)
     )
     if not parts[0] or not parts[1]:
         raise DataError(
-            f"cannot split {len(labels)} clips: every class comes from a single clip or group; "
-            "add clips from other recordings, or give a separate test set"
+            f"cannot split {sum(map(len, units))} clips: every class comes from a single clip or "
+            "group; add clips from other recordings, or give a separate test set"
         )
     return parts[0], parts[1]
 
@@ -92,7 +167,8 @@ def _round_shares(
     exact = {c: round(fraction * n, 9) for c, n in totals.items()}
     wanted = {c: int(x) for c, x in exact.items()}
     left = round(sum(exact.values())) - sum(wanted.values())
-    classes = [sorted(totals)[k] for k in rng.permutation(len(totals))]
+    ordered = sorted(totals)
+    classes = [ordered[k] for k in rng.permutation(len(totals))]
     for c in sorted(classes, key=lambda c: wanted[c] - exact[c])[:left]:
         wanted[c] += 1
     return {
@@ -120,12 +196,12 @@ def _assign(
 
 
 def _repair(
-    units: list[list[int]],
+    rank: Sequence[float],
     contents: list[Counter[int]],
     holders: dict[int, list[int]],
     second: dict[int, bool],
 ) -> None:
-    """Move small units so that every class with two units or more is on both sides."""
+    """Move units of low rank so that every class with two units or more is on both sides."""
     held = {side: Counter[int]() for side in (False, True)}
     for u, side in second.items():
         held[side].update(contents[u].keys())
@@ -133,7 +209,7 @@ def _repair(
         for side in (False, True):
             if held[side][c] or len(holding) < 2:
                 continue
-            for u in sorted(holding, key=lambda u: len(units[u])):
+            for u in sorted(holding, key=lambda u: rank[u]):
                 if all(held[not side][other] > 1 for other in contents[u]):
                     second[u] = side
                     held[side].update(contents[u].keys())

@@ -260,6 +260,7 @@ def list_runs(data: Data) -> dict[str, Data]:
 def _split_synthetic(data: Data) -> Partition:
     train = keep_in_memory(Synthetic(TARGET_SOUNDS, data.train_clips, data.seed))
     test = Synthetic(TARGET_SOUNDS, data.test_clips, data.seed, first=SYNTHETIC_TEST)
+    data = dataclasses.replace(data, split_method="stratified")  # a set that nobody adds to
     return _split_valid(data, Partition(train, None, keep_in_memory(test)))
 
 
@@ -267,8 +268,12 @@ def _split_valid(data: Data, parts: Partition) -> Partition:
     """Split validation clips off the training clips where there are none and some are wanted."""
     if parts.valid is not None or not data.valid_fraction:
         return parts
-    train, valid = parts.train.split(data.valid_fraction, seed=data.seed)
+    train, valid = _split_off(data, parts.train, data.valid_fraction, "valid")
     return dataclasses.replace(parts, train=train, valid=valid)
+
+
+def _split_off(data: Data, source: Source, fraction: float, part: str) -> tuple[Source, Source]:
+    return source.split(fraction, data.seed, method=data.split_method, part=part)
 
 
 def _split(data: Data, whole: Source) -> Partition:
@@ -286,7 +291,7 @@ def _split(data: Data, whole: Source) -> Partition:
         valid = whole.by_split("valid") if "valid" in splits else None
         test = whole.by_split("test") if "test" in splits else None
     elif data.test_fraction:
-        train, test = whole.split(data.test_fraction, seed=data.seed)
+        train, test = _split_off(data, whole, data.test_fraction, "test")
     else:
         train, test = whole, None
     return _split_valid(data, Partition(train, valid, test, about))
@@ -324,7 +329,7 @@ def _split_benchmark(
     if not possible and data.fold is not None:
         raise DataError(f"{whole.name}: no clips of run {data.fold!r}: {census.text()}")
     if not possible:
-        train, test = whole.split(data.test_fraction or 0.2, seed=data.seed)
+        train, test = _split_off(data, whole, data.test_fraction or 0.2, "test")
         about["run"] = "not official: the clips that are present were split"
         return Partition(train, None, test, about)
     division = possible[0]

@@ -23,7 +23,7 @@ from aatjax.experiments.own_data import find_own_data
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
-from aatjax.io.json_file import write_json
+from aatjax.io.json_file import read_json, write_json
 from aatjax.io.lock import lock_folder
 from aatjax.io.progress import TextStream
 from aatjax.models.ast import AST
@@ -198,6 +198,12 @@ def _train(
     if any(name.startswith("data") for name in allow):
         allow = (*allow, "frontend")
     claims = RunClaims(folder, allow)
+    if run_on_main(lambda: _was_stratified(claims)) and config.data.split_method == "hash":
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, split_method="stratified")
+        )
+        if screen is not None:
+            print(f"{folder}: keeps its split (data.split_method='stratified')", file=screen)
     done = run_on_main(lambda: _check_config(claims, config))
     is_new = run_on_main(lambda: not claims.is_started)
     quarantine = folder / "quarantine.jsonl" if is_main() else None
@@ -282,6 +288,15 @@ def _train(
             print(text, file=screen, flush=True)
     run_on_main(lambda: _write_result(folder, config, parts, counts.frozen, result, calibration))
     return result
+
+
+def _was_stratified(claims: RunClaims) -> bool:
+    """Whether the folder holds a run of a version that had no other split."""
+    path = claims.folder / "config.json"
+    if not claims.is_started or not path.exists():
+        return False
+    data = read_json(path, advice="choose another run folder").get("data", {})
+    return isinstance(data, dict) and "split_method" not in data
 
 
 def _check_config(claims: RunClaims, config: Config) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ Tokens that enter the first trained block, where the user asks for it or they fi
 log-mel; or nothing. Values are those of the sounds in each case.
 """
 
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import Crop
 from aatjax.data.source import Source
+from aatjax.errors import WriteError
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
 from aatjax.train.forward import ModelState
@@ -59,11 +62,11 @@ def make_input_cache(
         mesh: the devices.
         graphdef: the model's structure.
         state: its parameters, on the devices.
-        folder: where tokens that were asked for are stored; None keeps them in memory.
+        folder: where tokens that were asked for are stored; None keeps them in memory. One that
+            cannot be written costs only time: a warning says so.
 
     Raises:
         UsageError: tokens are asked for, and change during training.
-        WriteError: they cannot be stored.
     """
     has_log_mel = any(source.log_mel(0) is not None for source in sources.values())
     start = find_first_trained(model)
@@ -92,7 +95,20 @@ def make_input_cache(
         training.batch_size,
         mesh,
     )
-    with jax.set_mesh(mesh):  # before the first step takes the memory of the state
+    try:
+        _fill(cache, sources)
+    except WriteError as error:  # costs only time
+        fits = measure_tokens(model, start) * sum(map(len, sources.values())) <= LIMIT
+        where = "kept in memory" if fits else "computed at every step"
+        warnings.warn(f"{error}; until then tokens are {where}", stacklevel=2)
+        if not fits:
+            return None
+        cache = dataclasses.replace(cache, folder=None)
+        _fill(cache, sources)
+    return cache
+
+
+def _fill(cache: PrefixCache, sources: Mapping[str, Source]) -> None:
+    with jax.set_mesh(cache.mesh):  # before the first step takes the memory of the state
         for source in sources.values():
             cache.load(source)
-    return cache

@@ -295,27 +295,40 @@ def _describe_clips(parts: Mapping[str, Source]) -> dict[str, Any]:
 
 
 def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Differences of classes and clips by part, at most three clips of a kind."""
+    """Differences of classes and clips by part, at most three clips of a kind.
+
+    A clip that left one part for another is neither gone nor new.
+    """
     problems: dict[str, list[str]] = {}
     if before["classes"] != now["classes"]:
         problems["classes"] = [f"classes: {before['classes']} -> {now['classes']}"]
-    for name in sorted({*before["parts"], *now["parts"]}):
-        old, new = before["parts"].get(name, {}), now["parts"].get(name, {})
-        groups = {
-            "gone": [id for id in old if id not in new],
-            "new": [id for id in new if id not in old],
-            "changed": [id for id in old if id in new and old[id] != new[id]],
+    names = sorted({*before["parts"], *now["parts"]})
+    old = {name: before["parts"].get(name, {}) for name in names}
+    new = {name: now["parts"].get(name, {}) for name in names}
+    left = {id: name for name in names for id in old[name] if id not in new[name]}
+    came = {id: name for name in names for id in new[name] if id not in old[name]}
+    for name in names:
+        kinds: dict[str, list[str]] = {
+            "gone": [i for i in old[name] if i not in new[name] and i not in came],
+            "new": [i for i in new[name] if i not in old[name] and i not in left],
+            "changed": [i for i in old[name] if i in new[name] and old[name][i] != new[name][i]],
         }
-        found: list[str] = []
-        for kind, ids in groups.items():
-            if ids:
-                more = f" and {len(ids) - 3} more" if ids[3:] else ""
-                found.append(f"{name}: {kind} {', '.join(map(repr, ids[:3]))}{more}")
-        if old.keys() == new.keys() and list(old) != list(new):
+        for id in new[name]:
+            if came.get(id) == name and id in left:
+                kinds.setdefault(f"moved here from {left[id]}", []).append(id)
+        found = [f"{name}: {kind} {_list_first(ids)}" for kind, ids in kinds.items() if ids]
+        if old[name].keys() == new[name].keys() and list(old[name]) != list(new[name]):
             found.append(f"{name}: in another order")
+        elif not found and len(old[name]) > len(new[name]):
+            found.append(f"{name}: others moved away")
         if found:
             problems[name] = found
     return problems
+
+
+def _list_first(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - 3} more" if ids[3:] else ""
+    return ", ".join(map(repr, ids[:3])) + more
 
 
 def _read(path: Path) -> Any:
