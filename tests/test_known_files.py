@@ -207,11 +207,12 @@ def run_together(function, count):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_processes_of_a_run_hash_each_file_once(folder, tmp_path, hashed, shared):
+    source = list_files(folder, NAMES)
+
     def start(peers):
         cache = tmp_path / ("c" if shared else f"c{peers.index}")
-        return decode_all(list_files(folder, NAMES), cache, peers=peers)
+        return decode_all(source, cache, peers=peers)
 
-    list_files(folder, NAMES)
     one, two = run_together(start, 2)
     assert one.fingerprint() == two.fingerprint()
     assert sorted(name for name in hashed if name != "entry") == NAMES

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aatjax.experiments import partition
 from aatjax.experiments import run as experiment
 from aatjax.experiments.cross_validation import cross_validate
 from aatjax.inference.classifier import Classifier
+from aatjax.io import progress
 from aatjax.reports.html.collect import collect_report
 from aatjax.train.adapter_file import load_adapter
 from aatjax.train.loop import Training
@@ -91,6 +93,54 @@ def test_a_figure_without_test_clips_is_not_repeated(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "no training before the error"
 
 
+def test_s7_a_new_clip_moves_no_other_between_the_parts(tmp_path: Path) -> None:
+    write_sounds(tmp_path / "s", per_class=12)
+    data = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "c"), valid_fraction=0.3)
+
+    def divide() -> dict[str, set[str]]:
+        parts = partition.make_partition(data).sources()
+        return {name: {clip.id for clip in part.clips} for name, part in parts.items()}
+
+    before = divide()
+    assert sorted(before) == ["test", "train", "valid"]
+    for number in range(6):
+        copy = tmp_path / "s" / "tone" / f"new{number}.wav"
+        copy.write_bytes((tmp_path / "s" / "tone" / "0.wav").read_bytes())
+        after = divide()
+        assert all(before[name] <= after[name] for name in before)
+        before = after
+
+
+@pytest.mark.parametrize("size", [16, 20, 80])
+def test_a_stage_that_takes_long_is_shown(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", str(size))
+    for is_terminal in (True, False):
+        stream = io.StringIO()
+        stream.isatty = lambda is_terminal=is_terminal: is_terminal
+        with progress.StageBar(stream=stream, after=2.0) as bar:
+            bar.update("list", 1, 1000)
+            now[0] += 1.9
+            bar.update("list", 100, 1000)
+            assert not stream.getvalue()
+            bar.update("decode", 1, 1000)
+            now[0] += 2.1
+            for done in (500, 501):
+                bar.update("decode", done, 1000)
+        text = stream.getvalue()
+        assert "decode" in text and "list" not in text
+        if not is_terminal:
+            assert text == "decode (500 of 1,000)\n"
+        else:
+            plain = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
+            assert max(map(len, re.split(r"[\r\n]", plain))) <= size
+    stream = io.StringIO()
+    with progress.StageBar(stream=stream, quiet=True) as bar:
+        bar.update("decode", 1, 2)
+    assert not stream.getvalue()
+
+
 def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> None:
     write_sounds(tmp_path / "s")
     given = ["--data.path", str(tmp_path / "s"), "--data.cache", str(tmp_path / "c")]
@@ -109,7 +159,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_ast: str) -> Path:
     config = Config(
         petl=petl.Linear(),
         model=Model(source=small_ast),
-        data=Data(path=str(root / "s"), cache=str(root / "cache"), channels="left"),
+        data=Data(
+            path=str(root / "s"),
+            cache=str(root / "cache"),
+            channels="left",
+            split_method="stratified",
+        ),
         training=Training(epochs=1, batch_size=4, threads=0),
     )
     experiment.train(config, run_dir=root / "run", show=None)

@@ -122,6 +122,7 @@ def test_tokens_that_fit_in_memory_are_kept_without_being_asked_for(
     assert isinstance(caches.results[-1], LogMelCache)
 
 
+@pytest.mark.slow
 def test_c9_a_folder_that_cannot_be_written_costs_only_time(monkeypatch, tmp_path) -> None:
     caches = _Recorded(fit_module.make_input_cache)
     monkeypatch.setattr(fit_module, "make_input_cache", caches)

@@ -28,6 +28,7 @@ COMMANDS = {
     "plan-table": ("plans", "`aatjax plan` for several methods and pods"),
     "features": ("data", "log-mel features, relative to transformers"),
     "reading": ("data", "clips per second: decoded, cached, prepared"),
+    "scale": ("scale", "time and memory of a start with a million rows, thousands of classes"),
     "serve": ("serving", "clips per second for many adapters"),
     "coverage": ("coverage", "how often conformal sets contain the true class"),
     "intervals": ("intervals", "coverage of the intervals, false alarms and power of the tests"),

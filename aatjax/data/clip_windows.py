@@ -190,10 +190,12 @@ def cut_clips(
     name = f"sound in windows of {frontend.samples} every {step}, above {SILENCE}"
     known = source.reader.recall(name, source.clips)
     fresh: dict[str, list[Any]] = {}
+    read: dict[str, list[Any]] = {}  # by what identifies the samples, of which copies have one
     for row, clip in enumerate(source.clips):
         to_samples, rate = _identity, RATE
-        if clip.id in known:
-            length, audible = known[clip.id]
+        key = source.reader.key(clip) if clip.id not in known else None
+        if (fact := known.get(clip.id) or read.get(key or "")) is not None:
+            length, audible = fact
             spans = _find_spans(length, frontend.samples, step, FRAME)
         elif (log_mel := whole.log_mel(row)) is not None:
             length, to_samples, rate = len(log_mel), count_samples, LOG_MEL_RATE
@@ -206,6 +208,8 @@ def cut_clips(
             spans = _find_spans(length, frontend.samples, step, FRAME)
             audible = [not is_silent(sound[start:end]) for start, end in spans]
             fresh[clip.id] = [length, audible]
+            if key is not None:
+                read[key] = fresh[clip.id]
         samples[row] = to_samples(length)
         if (train or first) and any(audible):
             spans = [span for span, has in zip(spans, audible, strict=True) if has]
@@ -243,6 +247,8 @@ def _find_spans(length: int, size: int, step: int, shortest: int) -> list[tuple[
 
 def _measure_union(spans: Sequence[tuple[int, int]]) -> int:
     """Return the samples that lie in one of the windows, which are in the order of time."""
+    if len(spans) == 1:
+        return spans[0][1] - spans[0][0]
     following = [start for start, _ in spans[1:]] + [spans[-1][1]]
     return sum(
         min(end, after) - start for (start, end), after in zip(spans, following, strict=True)

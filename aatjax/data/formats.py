@@ -16,6 +16,7 @@ from aatjax.data.parts import Part, find_parts, join_parts
 from aatjax.data.source import Progress, Source
 from aatjax.data.tfds import Prepared, is_prepared, read_facts
 from aatjax.errors import DataError, UsageError
+from aatjax.io.host import pause_collection
 
 SourceFormat = Literal[
     "auto",
@@ -53,6 +54,7 @@ class _Options:
     progress: Progress | None = None
 
 
+@pause_collection()
 def open_source(
     path: str | Path | Mapping[Part, str],
     format: SourceFormat = "auto",

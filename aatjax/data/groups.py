@@ -17,6 +17,8 @@ MOST_SHOWN = 3
 def parse_speaker(id: str) -> str | None:
     """Return the speaker that a file name of a known form begins with, or None."""
     name = id.rpartition("/")[2]
+    if "_" not in name:
+        return None
     return next((found[1] for form in SPEAKERS if (found := form.match(name))), None)
 
 

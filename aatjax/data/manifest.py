@@ -87,7 +87,7 @@ class Manifest(Source):
         if multi_label is None:
             several = label_key == "labels" or "labels" in (columns or {})
             multi_label = several or any(isinstance(cell, list) for cell in cells)
-        bars = any("|" in cell.strip().strip("|") for cell in cells if isinstance(cell, str))
+        bars = any("|" in c and "|" in c.strip().strip("|") for c in cells if isinstance(c, str))
 
         good: list[_Row] = []
         first_at: dict[str, int] = {}

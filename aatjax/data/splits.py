@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import numbers
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from aatjax.errors import DataError, UsageError, check_kind
-from aatjax.io.digest import hash_bytes
 
 SplitMethod = Literal["hash", "stratified"]
 """How a part is split off: each clip by its name alone, or every class at the same fraction."""
@@ -103,13 +102,16 @@ def split_by_hash(
     """
     _check_fraction(fraction)
     units = _collect_units(groups)
-    draws, contents = [], []
+    draws: list[float] = []
+    contents: list[set[int]] = []
     holders: dict[int, list[int]] = defaultdict(list)
     for u, unit in enumerate(units):
         group = groups[unit[0]]
-        name = ["clip", ids[unit[0]]] if group is None else ["group", group]
-        draws.append(draw_number([seed, part, *name]))
-        contents.append(Counter(c for i in unit for c in labels[i]))
+        kind, name = ("clip", ids[unit[0]]) if group is None else ("group", group)
+        draws.append(draw_number(f"{seed}\0{part}\0{kind}", name))
+        contents.append(
+            {*labels[unit[0]]} if len(unit) == 1 else {c for i in unit for c in labels[i]}
+        )
         for c in contents[u]:
             holders[c].append(u)
     second = {u: draw < fraction for u, draw in enumerate(draws)}
@@ -121,10 +123,11 @@ def split_by_hash(
     return _collect_parts(units, second)
 
 
-def draw_number(key: Sequence[int | str]) -> float:
-    """Return a number from 0 to 1 that depends on a key alone."""
-    text = json.dumps([unicodedata.normalize("NFC", k) if isinstance(k, str) else k for k in key])
-    return int(hash_bytes(text)[:13], 16) / 16**13
+def draw_number(start: str, name: str) -> float:
+    """Return a number from 0 to 1 that depends on two texts alone."""
+    text = f"{start}\0{name if name.isascii() else unicodedata.normalize('NFC', name)}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def _check_fraction(fraction: float) -> None:
@@ -197,14 +200,14 @@ def _assign(
 
 def _repair(
     rank: Sequence[float],
-    contents: list[Counter[int]],
+    contents: Sequence[Collection[int]],
     holders: dict[int, list[int]],
     second: dict[int, bool],
 ) -> None:
     """Move units of low rank so that every class with two units or more is on both sides."""
     held = {side: Counter[int]() for side in (False, True)}
     for u, side in second.items():
-        held[side].update(contents[u].keys())
+        held[side].update(contents[u])
     for c, holding in holders.items():
         for side in (False, True):
             if held[side][c] or len(holding) < 2:
@@ -212,8 +215,8 @@ def _repair(
             for u in sorted(holding, key=lambda u: rank[u]):
                 if all(held[not side][other] > 1 for other in contents[u]):
                     second[u] = side
-                    held[side].update(contents[u].keys())
-                    held[not side].subtract(contents[u].keys())
+                    held[side].update(contents[u])
+                    held[not side].subtract(contents[u])
                     break
 
 

@@ -70,7 +70,7 @@ def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> lis
     number = 0
     try:
         for number, cells in enumerate(reader, 1):
-            if not any(cell.strip() for cell in cells):
+            if not any(map(str.strip, cells)):
                 continue
             if not keys:
                 keys = [cell.strip().lower() for cell in cells]

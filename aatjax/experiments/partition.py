@@ -22,7 +22,7 @@ from aatjax.data.synthetic.synthesize import TARGET_SOUNDS
 from aatjax.data.tfds import is_prepared, read_facts
 from aatjax.data.trainable import check_classes, check_trainable, describe_leaks, refuse_leaks
 from aatjax.errors import DataError, UsageError, format_count
-from aatjax.io.host import find_user_cache
+from aatjax.io.host import find_user_cache, pause_collection
 from aatjax.io.progress import StageBar, TextStream
 
 SHOWN_AFTER = 2.0  # seconds after which a stage is shown
@@ -159,6 +159,7 @@ def make_partition(
     return parts
 
 
+@pause_collection()
 def divide(data: Data, whole: Source) -> Partition:
     """Divide an opened set: every reason for which training refuses one is here.
 
