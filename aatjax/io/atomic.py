@@ -116,8 +116,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
             fill(place)
             for entry in place.rglob("*"):
                 entry.chmod(mode if entry.is_dir() else mode & 0o666)
-                if entry.is_file():
-                    _sync(entry)
+            flush_folder(place)
             if path.exists() and replace:
                 os.replace(path, old)
             elif path.exists():
@@ -129,6 +128,15 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
         if old.exists() and not path.exists():
             os.replace(old, path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush every file and folder below a folder, and the folder itself, to disk."""
+    for entry in (*folder.rglob("*"), folder):
+        if entry.is_dir():
+            _sync_folder(entry)
+        elif entry.is_file():
+            _sync(entry)
 
 
 def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:

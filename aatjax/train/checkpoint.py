@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +14,19 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
-from aatjax.io.digest import hash_arrays
+from aatjax.io.atomic import flush_folder, report_write_errors
+from aatjax.io.digest import hash_arrays, hash_file, hash_json
+from aatjax.io.json_file import read_json_object, write_json
 from aatjax.io.root_logger import keep_root_logger
-from aatjax.train.distributed import is_distributed
+from aatjax.train.distributed import is_distributed, is_main, run_on_main
 from aatjax.train.sharding import fetch
 
 with keep_root_logger():
     import orbax.checkpoint.experimental.v1 as ocp
+
+FILES = "files.json"
+"""In a checkpoint: the checksum of every other file."""
+_TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp")
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -39,8 +47,9 @@ class Checkpoints:
 
     A checkpoint is a pytree (flattened to one array per name) and a small JSON dictionary. It is
     written under a temporary name and renamed when complete, so a killed save leaves no partial
-    one; a checksum over both detects damage. Only older whole checkpoints beyond `keep` and
-    temporary files of killed saves are deleted.
+    one. Damage is detected by a checksum over both, and named by those of the files, in
+    `files.json`. Only older checkpoints beyond `keep` and temporary files of killed saves are
+    deleted.
 
     Where several processes run, all of them make the same calls on a shared folder.
 
@@ -48,6 +57,9 @@ class Checkpoints:
         directory: created on the first save.
         keep: how many to keep.
         say: called with a line about what was skipped or removed.
+
+    Raises:
+        WriteError: what a killed save left cannot be removed.
     """
 
     def __init__(
@@ -58,36 +70,34 @@ class Checkpoints:
         say: Callable[[str], None] = _warn,
     ) -> None:
         self.directory: Path = Path(directory).absolute()
-        self._say = say
+        self._keep, self._say = keep, say
         self._writing: tuple[int, Any] | None = None
-        policy: Any = ocp.training.preservation_policies.LatestN(keep)
-        try:
-            before = self._temporary()
-            self._checkpointer: Any = ocp.training.Checkpointer(
-                str(self.directory),
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
-            )
-        except OSError as error:
-            raise WriteError(f"{self.directory}: cannot keep checkpoints here: {error}") from error
-        if gone := sorted(before - self._temporary()):
-            say(f"{self.directory}: removed {', '.join(gone)}, left by a save that was killed")
+        if not is_main():
+            return
+        with report_write_errors(self.directory):
+            left = sorted(path for path in self._list() if _TEMPORARY.match(path.name))
+            for path in left:
+                shutil.rmtree(path)
+        if left:
+            names = ", ".join(path.name for path in left)
+            say(f"{self.directory}: removed {names}, left by a save that was killed")
 
-    def _temporary(self) -> set[str]:
-        if not self.directory.is_dir():
-            return set()
-        return {path.name for path in self.directory.iterdir() if "tmp" in path.name}
+    def _list(self) -> list[Path]:
+        try:
+            return list(self.directory.iterdir())
+        except FileNotFoundError:
+            return []
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
-        newest = self._checkpointer.latest
-        return None if newest is None else int(newest.step)
+        """The step of the newest checkpoint, or None."""
+        return next(iter(self.steps), None)
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, newest first."""
-        return sorted((int(one.step) for one in self._checkpointer.checkpoints), reverse=True)
+        """The steps of all complete checkpoints, newest first; some may be damaged."""
+        found = [int(path.name) for path in self._list() if path.name.isdecimal()]
+        return sorted(found, reverse=True)
 
     def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
         """Start writing a checkpoint in the background; `settle` waits for it.
@@ -101,11 +111,10 @@ class Checkpoints:
         # Copies: the state is donated to the next step while this is being written.
         leaves, _ = _flatten(jax.tree.map(jnp.copy, tree))
         try:
-            response = self._checkpointer.save_pytree_async(
-                step,
+            response = ocp.save_pytree_async(
+                self.directory / str(step),
                 leaves,
                 custom_metadata={"progress": progress, "sha256": _digest(leaves, progress)},
-                force=True,
                 overwrite=True,
             )
         except Exception as error:
@@ -124,8 +133,20 @@ class Checkpoints:
         self._writing = None
         try:
             response.result()
+            if is_main():
+                self._complete(step)
         except Exception as error:
             raise self._explain(step, error) from error
+
+    def _complete(self, step: int) -> None:
+        """Flush a checkpoint to disk, list its files, and delete the oldest one."""
+        folder = self.directory / str(step)
+        flush_folder(folder)
+        files = {name: hash_file(path) for name, path in _find_files(folder).items()}
+        write_json(folder / FILES, {"files": files, "sha256": hash_json(files)})
+        older = [one for one in self.steps if one < step]
+        for one in older[self._keep - 1 :]:
+            shutil.rmtree(self.directory / str(one))
 
     def _explain(self, step: int, error: Exception) -> Exception:
         # The array writer has its own error type for a full disk, which is not an OSError.
@@ -162,14 +183,19 @@ class Checkpoints:
         raise AssertionError
 
     def _restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        folder = self.directory / str(step)
         leaves, structure = _flatten(template)
         try:
-            metadata = self._checkpointer.pytree_metadata(step)
+            if problem := run_on_main(lambda: _find_damage(folder)):
+                raise ValueError(problem)
+            metadata = ocp.pytree_metadata(folder)
+            if metadata.metadata is None:  # Orbax has logged why
+                raise ValueError("its arrays are not described")
             shapes = {name: tuple(leaf.shape) for name, leaf in metadata.metadata.items()}
             wrong = sorted(set(leaves) ^ set(shapes)) or [
                 name for name, leaf in leaves.items() if shapes[name] != leaf.shape
             ]
-            found = {} if wrong else self._checkpointer.load_pytree(step, leaves)
+            found = {} if wrong else ocp.load_pytree(folder, leaves)
             # Orbax reads a metadata file that is not JSON as an empty one, and stores no checksum
             # of the arrays.
             extra = dict(metadata.custom_metadata or {})
@@ -189,17 +215,42 @@ class Checkpoints:
         return tree_unflatten(structure, [found[name] for name in leaves]), progress
 
     def close(self) -> None:
-        """Wait for a checkpoint that is being written and end background work.
+        """Wait for a checkpoint that is being written.
 
         Raises:
             WriteError: it could not be written; an error that `settle` raised is not repeated.
         """
-        writing = self._writing
+        self.settle()
+
+
+def _find_files(folder: Path) -> dict[str, Path]:
+    """The files of a checkpoint by name, without the list of them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: path for name, path in names.items() if name != FILES}
+
+
+def _find_damage(folder: Path) -> str | None:
+    """Say which file of a checkpoint is not as it was written; None where none is known to be."""
+    if not (folder / FILES).exists():  # killed before it was written: only the arrays tell
+        return None
+    try:
+        listed = read_json_object(folder / FILES)
+        files = listed["files"]
+        if listed["sha256"] != hash_json(files):
+            return f"{FILES} is damaged"
+    except (DataError, KeyError):
+        return f"{FILES} is damaged"
+    found = _find_files(folder)
+    for name, digest in files.items():
+        if name not in found:
+            return f"{name} is missing"
         try:
-            self._checkpointer.close()
-        except Exception as error:
-            if writing is not None:
-                raise self._explain(writing[0], error) from error
+            if hash_file(found[name]) != digest:
+                return f"{name} is damaged"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
 
 
 def _digest(leaves: Mapping[str, Any], progress: dict[str, Any]) -> str:
