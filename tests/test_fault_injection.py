@@ -42,7 +42,7 @@ def test_a_run_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_difference_breaks_the_certificate(tmp_path: Path) -> None:
     trial = Trial([CONFIG], tmp_path, seed=0, say=print)
-    rows = [{"step": 3, "train/loss": 1.0, "train/seconds": 4.0}]
+    rows = [{"step": 3, "epoch": 1, "train/loss": 1.0, "train/seconds": 4.0}]
     for name in ("straight", "other"):
         (tmp_path / name).mkdir()
         save_file({"w": np.arange(4.0)}, tmp_path / name / "adapter.safetensors")
@@ -53,7 +53,8 @@ def test_a_difference_breaks_the_certificate(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "other" / "adapter.safetensors")
     weights["w"] = weights["w"] + np.array([0, 0, 0, 1e-12])
     save_file(weights, tmp_path / "other" / "adapter.safetensors")
-    (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 3, "train/loss": 1.5}\n')
+    other_row = '{"step": 3, "epoch": 1, "train/loss": 1.5}\n'
+    (tmp_path / "other" / "metrics.jsonl").write_text(other_row)
     trial._compare(tmp_path / "straight", tmp_path / "other", "it")
     assert trial.found.problems == [
         "it: 1 of 1 tensors differ, first w",

@@ -14,7 +14,7 @@ import pytest
 from aatjax import petl
 from aatjax.config import Config, Data, load_config
 from aatjax.data.source import Clip, Reader, Source
-from aatjax.errors import DataError, UsageError, WriteError
+from aatjax.errors import UsageError, WriteError
 from aatjax.experiments.run import _fill_defaults, _was_stratified
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
@@ -75,7 +75,7 @@ def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
         claim_config(tmp_path, other)
     text = str(caught.value)
     assert "optim.lr: None -> 0.5" in text and "petl.name: 'aat' -> 'linear'" in text
-    assert "--allow-change" in text and "\n" not in text
+    assert "allow_change=['optim.lr']" in text and "\n" not in text
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] is None
 
 
@@ -143,7 +143,7 @@ def test_a_finished_run_takes_no_change_that_would_have_needed_training(tmp_path
     assert result.exists()
     # Other test clips need other figures only; those of before are gone at once.
     parts = {"train": source(), "test": source("011")}
-    with pytest.raises(UsageError, match=r"test: new 'z'.*--allow-change clips\) to have its fig"):
+    with pytest.raises(UsageError, match=r"test: new 'z'.*allow_change=\['clips'\]\) to have its"):
         claim_clips(tmp_path, parts)
     claim_clips(tmp_path, parts, ["clips"], steps_left=0)
     assert not result.exists()
@@ -168,7 +168,7 @@ def test_other_clips_are_refused_with_a_list(tmp_path: Path, now: Source, named:
     claim_clips(tmp_path, before)
     with pytest.raises(UsageError, match=named) as caught:
         claim_clips(tmp_path, {"train": now, "test": source()})
-    assert "--allow-change clips" in str(caught.value)
+    assert "allow_change=['clips']" in str(caught.value)
     claim_clips(tmp_path, {"train": now, "test": source()}, ["clips"])
     claim_clips(tmp_path, {"train": now, "test": source()})
 
@@ -199,14 +199,6 @@ def test_the_split_of_a_run_of_before_is_kept(tmp_path: Path) -> None:
     same = dataclasses.replace(CONFIG, data=Data(path="sounds", split_method="stratified"))
     claim_config(tmp_path, same)
     assert not _was_stratified(RunClaims(tmp_path))
-
-
-def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
-    claim_config(tmp_path, CONFIG)
-    mark_started(tmp_path)
-    (tmp_path / "config.json").write_text('{"petl": ')
-    with pytest.raises(DataError, match=r"config.json: cannot be read"):
-        claim_config(tmp_path, CONFIG)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

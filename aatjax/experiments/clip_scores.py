@@ -58,7 +58,7 @@ def read_clip_scores(folder: Path) -> ClipScores | None:
     path = folder / CLIP_SCORES
     if not path.exists():
         return None
-    found = read_json_object(path)
+    found = read_json_object(path, advice="delete it")
     columns = [found.get(field.name) for field in dataclasses.fields(ClipScores)]
     ids, groups, influence = (tuple(c) if isinstance(c, list) else () for c in columns)
     if not len(ids) == len(groups) == len(influence) > 0:

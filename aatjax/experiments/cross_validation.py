@@ -16,7 +16,7 @@ from aatjax.experiments.partition import find_protocol, list_runs, make_partitio
 from aatjax.experiments.run import ExperimentResult, name_run_folder, train
 from aatjax.io.json_file import write_json
 from aatjax.train.distributed import run_on_main
-from aatjax.train.logging import Show, choose_stream, read_metrics
+from aatjax.train.logging import METRICS, Show, choose_stream, read_metrics
 from aatjax.train.metrics.intervals import mean_interval
 
 
@@ -128,6 +128,21 @@ def _plan_runs(data: Data, draws: int | None, folds: bool) -> dict[str, Data]:
     }
 
 
+def _read_curves(folders: Sequence[Path], name: str) -> list[list[float]]:
+    """The values of a figure by epoch, of runs of equal length."""
+    curves = [
+        [row[name] for row in read_metrics(folder / METRICS) if name in row] for folder in folders
+    ]
+    epochs = max(map(len, curves))
+    for folder, curve in zip(folders, curves, strict=True):
+        if len(curve) < epochs:
+            raise DataError(
+                f"{folder / METRICS}: has {name} of {len(curve)} of {epochs} epochs: delete "
+                f"{folder} to have that run trained again"
+            )
+    return curves
+
+
 def _average(
     runs: dict[str, Data], folder: Path, results: dict[str, ExperimentResult]
 ) -> CrossValidationResult:
@@ -153,12 +168,7 @@ def _average(
     paper = protocol.paper if protocol.chooses_on_test else None
     if protocol.selection != "mean_curve":
         return CrossValidationResult(results, metric, mean, low, high, counts, chosen_on_test=paper)
-    curves = np.array(
-        [
-            [row[f"valid/{metric}"] for row in read_metrics(folder / name / "metrics.jsonl")]
-            for name in results
-        ]
-    )
+    curves = np.array(_read_curves([folder / name for name in results], f"valid/{metric}"))
     best = int(np.argmax(curves.mean(axis=0)))
     chosen, low, high = mean_interval(curves[:, best].tolist())
     return CrossValidationResult(results, metric, chosen, low, high, counts, best + 1, mean, paper)

@@ -23,7 +23,7 @@ from aatjax.experiments.own_data import find_own_data
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
-from aatjax.io.json_file import read_json, write_json
+from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.io.progress import TextStream
 from aatjax.models.ast import AST
@@ -37,7 +37,7 @@ from aatjax.train.fit_checks import check_changes, check_scoring, check_selectio
 from aatjax.train.logging import Show, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
-from aatjax.train.run_dir import RunClaims, has_checkpoint, read_result
+from aatjax.train.run_dir import RunClaims, has_checkpoint, restore_result
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -226,6 +226,7 @@ def _train(
         backbone = load_backbone(config.model, num_classes=len(parts.train.classes), seed=seed)
         if done is not None and not changed:
             _check_backbone(backbone, folder)
+            run_on_main(claims.repair)
             if screen is not None:
                 print(f"{folder}: finished before; delete it to retrain", file=screen)
             return _restore_result(done, folder)
@@ -292,17 +293,15 @@ def _train(
 
 def _was_stratified(claims: RunClaims) -> bool:
     """Whether the folder holds a run of a version that had no other split."""
-    path = claims.folder / "config.json"
-    if not claims.is_started or not path.exists():
-        return False
-    data = read_json(path, advice="choose another run folder").get("data", {})
+    stored = claims.read("config.json")
+    data = None if stored is None else stored.get("data")
     return isinstance(data, dict) and "split_method" not in data
 
 
 def _check_config(claims: RunClaims, config: Config) -> dict[str, Any] | None:
     """Compare the config with that of the run folder; return the result of a finished run."""
     claims.check("config.json", config.to_json(), upgrade=_fill_defaults)
-    return read_result(claims.folder)
+    return restore_result(claims.folder)
 
 
 def _check_clips(

@@ -88,6 +88,18 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file and flush it to disk; a failure may leave the beginning of the line.
+
+    Raises:
+        WriteError: the file cannot be opened or written.
+    """
+    with report_write_errors(path), path.open("ab") as file:
+        file.write(text.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file by a function that takes the path to write to, see `open_output`."""
     with report_write_errors(path), _replace(path, True) as place:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from aatjax.errors import UsageError
 from aatjax.io.atomic import report_write_errors
+from aatjax.io.json_file import write_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -50,7 +51,7 @@ def lock_folder(folder: Path, argument: str = "run_dir=") -> Iterator[None]:
                     raise
             stack.callback(holder.unlink, missing_ok=True)
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-            holder.write_text(json.dumps(about), encoding="utf-8")
+            write_json(holder, about)
         yield
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from aatjax.errors import UsageError
 from aatjax.io.atomic import check_output, report_write_errors
-from aatjax.train.logging import read_metrics
+from aatjax.train.logging import METRICS, read_metrics
 
 TIMED = ("clips_per_s", "seconds", "seconds_input", "seconds_transfer")
 KINDS = ("kill", "term", "save")
@@ -98,7 +98,7 @@ class Trial:
             if code:
                 raise UsageError(f"the straight run ({attempt}) ends with code {code}: {last}")
             self.found.seconds = time.monotonic() - began
-        self.found.steps = read_metrics(straight / "metrics.jsonl")[-1]["step"]
+        self.found.steps = read_metrics(straight / METRICS)[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
         self._interrupt_all(broken, interruptions)
         code, last = self._finish(broken)
@@ -178,8 +178,7 @@ class Trial:
                 f"{what}: {len(differ)} of {len(one)} tensors differ, first {differ[0]}"
             )
         rows = [
-            [_drop_times(row) for row in read_metrics(run / "metrics.jsonl")]
-            for run in (straight, other)
+            [_drop_times(row) for row in read_metrics(run / METRICS)] for run in (straight, other)
         ]
         if rows[0] != rows[1]:
             self.found.problems.append(f"{what}: metrics.jsonl differs")

@@ -56,13 +56,8 @@ from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.rebuilt_model import explain_changes, find_changes
-from aatjax.train.run_dir import (
-    RunClaims,
-    check_run,
-    describe_loss,
-    describe_updates,
-    describe_weights,
-)
+from aatjax.train.run_description import describe_loss, describe_updates, describe_weights
+from aatjax.train.run_dir import RunClaims, check_run
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps

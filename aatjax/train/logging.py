@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -12,8 +13,12 @@ from typing import IO, Any, Literal, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from aatjax.io.atomic import report_write_errors, write_text
+from aatjax.errors import format_count
+from aatjax.io.atomic import append_line, report_write_errors, write_text
 from aatjax.io.progress import TextStream
+
+METRICS = "metrics.jsonl"
+
 
 Show = TextStream | Literal["stderr"] | bool | None
 """Where progress goes: a stream, `stderr` or True, or None or False for nowhere."""
@@ -33,48 +38,93 @@ class MetricsWriter:
         directory: the run folder, or None to keep the rows in memory only.
         step: the step that the run starts from; rows of later steps (of a run that was killed
             after its last checkpoint) are dropped, so each step is written once.
-        say: called with a line where no events are written.
+        rows: rows that were written up to that step.
+        say: called with a line where no events are written, or rows are missing.
     """
 
     def __init__(
-        self, directory: Path | None, *, step: int = 0, say: Callable[[str], None] = print
+        self,
+        directory: Path | None,
+        *,
+        step: int = 0,
+        rows: int = 0,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._path = None if directory is None else directory / "metrics.jsonl"
-        self._events: Any = None
+        self._path = None if directory is None else directory / METRICS
+        self._events: EventFile | None = None
         if self._path is None or directory is None:
             return
-        self.rows = [row for row in read_metrics(self._path) if row["step"] <= step]
+        self.rows = [row for row in read_metrics(self._path, say=say) if row["step"] <= step]
+        if (missing := rows - len(self.rows)) > 0:
+            say(f"warning: {self._path} lacks {missing} of {format_count(rows, 'row')}")
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(self._path, text)
         try:
-            with _without_torch():
-                from tensorboardX import SummaryWriter
+            self._events = EventFile(directory / "tensorboard", step)
         except ImportError:
             say("no TensorBoard events: pip install 'aatjax[tensorboard]' to have them written")
-            return
-        with report_write_errors(directory):
-            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row, which must have `step`; None stands for an undefined number."""
+        """Write one row, which must have `step`; None stands for an undefined number.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
         self.rows.append(dict(row))
-        if self._path is None:
-            return
-        with report_write_errors(self._path):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            if self._events is None:
-                return
-            for name, value in row.items():
-                if isinstance(value, int | float) and math.isfinite(value) and name != "step":
-                    self._events.add_scalar(name, value, row["step"])
-            self._events.flush()
+        if self._path is not None:
+            append_line(self._path, json.dumps(row))
+        if self._events is not None:
+            self._events.add(row)
 
     def close(self) -> None:
         """Close the event file."""
         if self._events is not None:
             self._events.close()
+
+
+class EventFile:
+    """A file of TensorBoard scalars, written at once.
+
+    The writer that tensorboardX documents hands the scalars to a thread. Where that cannot write,
+    it prints a traceback and ends, and the run waits for it without end.
+
+    Args:
+        folder: created if needed.
+        step: the step that the run starts from; TensorBoard drops what it has of later steps.
+
+    Raises:
+        ImportError: tensorboardX is not installed.
+        WriteError: the file cannot be created.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        with _without_torch():
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+        self._folder, self._make_event, self._make_scalar = folder, Event, summary.scalar
+        with report_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: Any = event_file_writer.EventsWriter(str(folder / "events"), f".{step}")
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write the finite numbers of a row."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and math.isfinite(value) and name != "step":
+                self._write(row["step"], summary=self._make_scalar(name, value))
+        with report_write_errors(self._folder):
+            self._file.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._make_event(wall_time=time.time(), step=step, **content)
+        with report_write_errors(self._folder):
+            self._file.write_event(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # `add` has flushed what there is
+            self._file.close()
 
 
 @contextlib.contextmanager
@@ -93,17 +143,44 @@ def _without_torch() -> Iterator[None]:
         del sys.modules["torch"]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line cut short by a kill is skipped."""
-    if not path.exists():
+def read_metrics(path: Path, *, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, without those that are damaged.
+
+    Args:
+        path: the file; one that does not exist has no rows.
+        say: called with a line on the first damaged row; by default that is a warning. A last line
+            that a kill cut short is no damage.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    damaged: list[int] = []
+    for number, line in enumerate(lines, 1):
+        row = _parse_row(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            damaged.append(number)
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
+        text = f"{path}: line {damaged[0]}{more} is damaged and left out"
+        if say is None:
+            warnings.warn(text, stacklevel=2)
+        else:
+            say(f"warning: {text}")
     return rows
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line, or None where it is not whole."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and all(isinstance(row.get(n), int) for n in ("step", "epoch"))
+    return row if whole else None
 
 
 class ProgressDisplay:

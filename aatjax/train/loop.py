@@ -104,6 +104,7 @@ class LoopProgress:
         skipped: steps of the whole run whose loss or gradient was not finite.
         best_score: validation score of the best weights so far.
         iterator: state of the iterator over the batches.
+        rows: rows of metrics.jsonl that were written.
     """
 
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -112,6 +113,7 @@ class LoopProgress:
     skipped: int = 0
     best_score: float | None = None
     iterator: dict[str, Any] | None = None
+    rows: int = 0
 
     def add(self, name: str, seconds: float) -> None:
         """Count time of the epoch."""
@@ -227,7 +229,9 @@ class Loop:
         state = self._restore(state)
         self.begin(self.total - self.done)
         folder = self.run_dir if is_main() else None
-        writer = MetricsWriter(folder, step=self.done - self.ended, say=self._say)
+        writer = MetricsWriter(
+            folder, step=self.done - self.ended, rows=self.progress.rows, say=self._say
+        )
         self.history = writer.rows
         feed = self._make_feed()
         key = jax.random.key(self.training.seed)
@@ -318,6 +322,7 @@ class Loop:
         if row is None:
             return False
         writer.add(row)
+        self.progress.rows += 1
         display.say(_format_row(row, self.training.epochs, display.remaining()))
         self.progress.sums, self.progress.spent, self.ended = {}, {}, False
         if self.done // self.per_epoch % self.training.save_every == 0 or self.done == self.total:

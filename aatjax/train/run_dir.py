@@ -7,29 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from flax import nnx
-
-from aatjax import surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.source import Source
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.atomic import report_write_errors
 from aatjax.io.digest import hash_file
-from aatjax.io.json_file import read_json, read_json_object, write_json
-from aatjax.models.ast import AST
+from aatjax.io.json_file import read_json_object, write_json
 from aatjax.models.config import ASTConfig
 from aatjax.petl.base import Method
 from aatjax.train.adapter_file import ARTEFACT
 from aatjax.train.distributed import find_differences
-from aatjax.train.logging import read_metrics
+from aatjax.train.logging import METRICS, read_metrics
 from aatjax.train.loop import Training
-from aatjax.train.optim import Optim, compute_updates
-from aatjax.train.step import LossFunction, compute_losses
+from aatjax.train.optim import Optim
+from aatjax.train.run_description import compare_clips, describe_clips, is_close
 
 FREE = (
     "mesh",
@@ -45,8 +37,11 @@ FREE = (
 DESCRIBED = ("weights.", "optim.updates.", "loss.values")
 """Fields that are mean and root mean square of an array."""
 
-RESULT, METRICS = "result.json", "metrics.jsonl"
+RESULT, CLIPS = "result.json", "clips.json"
+COPY = "checkpoints/run.json"
+"""A second copy of what a run folder states of its run, by the name of the file."""
 EPOCHS = "training.epochs"
+RESULT_FIELDS = ("method", "trainable", "headline", "seconds")
 MOST_BYTES = 2**30  # of a JSON file in a run folder; `clips.json` has an entry per clip
 
 
@@ -69,6 +64,7 @@ class RunClaims:
         self.is_started: bool = has_checkpoint(folder) or (folder / RESULT).exists()
         self._allow = tuple(allow)
         self._files: dict[str, Any] = {}
+        self._damaged: list[str] = []
 
     def check(
         self,
@@ -89,14 +85,15 @@ class RunClaims:
         """
         fields = json.loads(json.dumps(fields))
         self._files[name] = fields
-        if not self.is_started or not (self.folder / name).exists():
+        stored = self.read(name)
+        if stored is None:
             return
-        before = upgrade(_read(self.folder / name))
+        before = _upgrade(stored, upgrade)
         found = {
             field: f"{field}: {old!r} -> {new!r}"
             for field, old, new in find_differences(before, fields)
             if not _is_covered(field, FREE)
-            and not (field.startswith(DESCRIBED) and _is_close(old, new))
+            and not (field.startswith(DESCRIBED) and is_close(old, new))
         }
         refused = [field for field in found if not _is_covered(field, self._allow)]
         if refused:
@@ -125,11 +122,11 @@ class RunClaims:
         Raises:
             UsageError: clips were added, removed or changed since; they are listed.
         """
-        now = self._files["clips.json"] = _describe_clips(parts)
-        path = self.folder / "clips.json"
-        if not self.is_started or not path.exists():
+        now = self._files[CLIPS] = describe_clips(parts)
+        before = self.read(CLIPS)
+        if before is None:
             return
-        found = _compare_clips(_read(path), now)
+        found = compare_clips(before, now)
         if found and not _is_covered("clips", self._allow):
             listed = "; ".join(text for texts in found.values() for text in texts)
             outcome = "to resume"
@@ -174,6 +171,41 @@ class RunClaims:
                 (self.folder / RESULT).unlink(missing_ok=True)
         for name, fields in self._files.items():
             write_json(self.folder / name, fields)
+        write_json(self.folder / COPY, self._files)
+
+    def repair(self) -> None:
+        """Write the damaged files again, after the last check of a run that stays as it is."""
+        for name in self._damaged:
+            write_json(self.folder / name, self._files[name])
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return what a file states of the run that is there, from its copy if it is damaged.
+
+        Returns None where there is no run, or nothing states it.
+
+        Raises:
+            DataError: the file and its copy are damaged.
+        """
+        if not self.is_started:
+            return None
+        path = self.folder / name
+        stored = _read_whole(path)
+        if stored is not None and _is_whole(name, stored):
+            return stored
+        copy = _read_whole(self.folder / COPY, name)
+        if copy is not None and _is_whole(name, copy):
+            warnings.warn(
+                f"{path} is damaged or missing: {COPY} has its content, and it is written again",
+                stacklevel=3,
+            )
+            self._damaged += [name] * (name not in self._damaged)
+            return copy
+        if not path.exists():
+            return None
+        raise DataError(
+            f"{path}: is damaged, and what the run was started with cannot be compared: restore "
+            "it, or delete it to go on without that comparison"
+        )
 
     def _has_ended(self) -> bool:
         """Whether the last epoch is done: with other clips it may have another number of steps."""
@@ -181,48 +213,6 @@ class RunClaims:
         if settings is None or EPOCHS in self.changed or not rows:
             return False
         return rows[-1]["epoch"] >= settings["training"]["epochs"]
-
-
-def describe_weights(model: AST) -> dict[str, list[float]]:
-    """Return mean and root mean square of every array by path.
-
-    They tell other weights apart, also on another device, where the last digits differ.
-    """
-    kinds = (nnx.Param, surgery.Frozen, nnx.BatchStat)
-    variables = surgery.variables(model).items()
-    return {path: _describe(v[...]) for path, v in variables if isinstance(v, kinds)}
-
-
-def describe_updates(tx: optax.GradientTransformation, model: AST) -> dict[str, list[float]]:
-    """Return mean and root mean square of the first three updates, for stated gradients.
-
-    A transformation of optax holds functions only, which cannot be compared: this tells apart what
-    differs in rate, moments, decay, and in the start of the schedule.
-    """
-    trainable: Any = surgery.split(model).trainable
-    state, found = tx.init(trainable), {}
-    for step in range(3):
-        gradient = jax.tree.map(
-            lambda leaf, step=step: jnp.cos((step + 1.0) * jnp.arange(leaf.size)).reshape(
-                leaf.shape
-            ),
-            trainable,
-        )
-        updates, state = compute_updates(tx, gradient, state, trainable)
-        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(updates)]
-        found[str(step)] = _describe(np.concatenate(leaves))
-    return found
-
-
-def describe_loss(loss: LossFunction) -> list[float]:
-    """Return mean and root mean square of a loss of stated logits and targets."""
-    logits = jnp.cos(jnp.arange(12.0)).reshape(4, 3)
-    return _describe(compute_losses(logits, jnp.eye(4, 3), loss))
-
-
-def _describe(array: Any) -> list[float]:
-    value = np.asarray(array, np.float32)
-    return [float(value.mean()), float(np.sqrt(np.square(value).mean()))]
 
 
 def check_run(
@@ -245,23 +235,49 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("[0-9]*"))
 
 
+class DamagedResultError(DataError):
+    """The result of a run exists and cannot be used."""
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a finished run; None where it has none, or its adapter is missing.
 
     Raises:
-        DataError: the result cannot be read, or the adapter is not the one that the run wrote.
+        DamagedResultError: the result cannot be read.
+        DataError: the adapter is not the one that the run wrote.
     """
     adapter = folder / ARTEFACT
     if not (folder / RESULT).exists() or not adapter.exists():
         return None
-    advice = "delete it, and the same command writes it again from the last checkpoint"
-    result = read_json_object(folder / RESULT, advice=advice)
+    result = _read_whole(folder / RESULT)
+    if result is None or any(name not in result for name in RESULT_FIELDS):
+        raise DamagedResultError(
+            f"{folder / RESULT}: is damaged: delete it, and the same command writes it again from "
+            "the last checkpoint"
+        )
     if result.get("adapter") not in (None, hash_file(adapter)):
         raise DataError(
             f"{adapter}: is not the file that the run wrote: {RESULT} has the figures of another "
             "one; put it elsewhere, and the same command writes the run's own again"
         )
     return result
+
+
+def restore_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run; None where its last checkpoint is to make it again.
+
+    Raises:
+        DataError: see `read_result`; a damaged result without any checkpoint.
+    """
+    try:
+        return read_result(folder)
+    except DamagedResultError:
+        if not has_checkpoint(folder):
+            raise
+    warnings.warn(
+        f"{folder / RESULT} is damaged: it is made again from the last checkpoint", stacklevel=2
+    )
+    return None
 
 
 def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
@@ -280,69 +296,40 @@ def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**stored, **filled}))
 
 
-def _describe_clips(parts: Mapping[str, Source]) -> dict[str, Any]:
-    return {
-        "classes": list(next(iter(parts.values())).classes),
-        "parts": {
-            name: {
-                clip.id: [list(clip.label), part.reader.key(clip)]
-                + ([] if clip.observed is None else [list(clip.observed)])
-                for clip in part.clips
-            }
-            for name, part in parts.items()
-        },
-    }
+def _read_whole(path: Path, name: str | None = None) -> dict[str, Any] | None:
+    """Return the JSON object of a file, or the one that is in it by name; None without."""
+    try:
+        found = read_json_object(path, limit=MOST_BYTES)
+    except DataError:
+        return None
+    value = found if name is None else found.get(name)
+    return value if isinstance(value, dict) else None
 
 
-def _compare_clips(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Differences of classes and clips by part, at most three clips of a kind.
-
-    A clip that left one part for another is neither gone nor new.
-    """
-    problems: dict[str, list[str]] = {}
-    if before["classes"] != now["classes"]:
-        problems["classes"] = [f"classes: {before['classes']} -> {now['classes']}"]
-    names = sorted({*before["parts"], *now["parts"]})
-    old = {name: before["parts"].get(name, {}) for name in names}
-    new = {name: now["parts"].get(name, {}) for name in names}
-    left = {id: name for name in names for id in old[name] if id not in new[name]}
-    came = {id: name for name in names for id in new[name] if id not in old[name]}
-    for name in names:
-        kinds: dict[str, list[str]] = {
-            "gone": [i for i in old[name] if i not in new[name] and i not in came],
-            "new": [i for i in new[name] if i not in old[name] and i not in left],
-            "changed": [i for i in old[name] if i in new[name] and old[name][i] != new[name][i]],
-        }
-        for id in new[name]:
-            if came.get(id) == name and id in left:
-                kinds.setdefault(f"moved here from {left[id]}", []).append(id)
-        found = [f"{name}: {kind} {_list_first(ids)}" for kind, ids in kinds.items() if ids]
-        if old[name].keys() == new[name].keys() and list(old[name]) != list(new[name]):
-            found.append(f"{name}: in another order")
-        elif not found and len(old[name]) > len(new[name]):
-            found.append(f"{name}: others moved away")
-        if found:
-            problems[name] = found
-    return problems
+def _is_whole(name: str, stored: dict[str, Any]) -> bool:
+    """Whether what was read is of the form that a run writes."""
+    if name != CLIPS:
+        return bool(stored)
+    parts = stored.get("parts")
+    return (
+        isinstance(stored.get("classes"), list)
+        and isinstance(parts, dict)
+        and all(isinstance(part, dict) for part in parts.values())
+    )
 
 
-def _list_first(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - 3} more" if ids[3:] else ""
-    return ", ".join(map(repr, ids[:3])) + more
-
-
-def _read(path: Path) -> Any:
-    return read_json(path, limit=MOST_BYTES, advice="choose another run folder")
+def _upgrade(
+    stored: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Bring stored fields into today's form; what has no such form is compared as it is."""
+    try:
+        return upgrade(stored)
+    except AatjaxError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return stored
 
 
 def _is_covered(name: str, allowed: Sequence[str]) -> bool:
     """Whether a field, or the part of the config that it belongs to, is in a list of names."""
     return any(name == one or name.startswith(f"{one}.") for one in allowed)
-
-
-def _is_close(before: Any, after: Any) -> bool:
-    """Return whether two descriptions of an array are those of the same numbers."""
-    if not isinstance(before, list) or not isinstance(after, list):
-        return False
-    scale = 1e-5 * max(abs(before[1]), abs(after[1]))
-    return all(abs(a - b) <= scale for a, b in zip(before, after, strict=True))

@@ -20,10 +20,9 @@ from aatjax.experiments.compare.statistics import (
 from aatjax.experiments.partition import list_runs, make_partition, open_data
 from aatjax.experiments.run import check_selections, load_backbone, train
 from aatjax.io.atomic import check_output
-from aatjax.io.json_file import read_json
 from aatjax.petl import Method
 from aatjax.petl.moa import Mixture
-from aatjax.train.logging import Show, read_metrics
+from aatjax.train.logging import METRICS, Show, read_metrics
 
 FREE = ("cache", "pad", "statistics")
 """Fields of the data that may differ between rows: they do not change which clips are used."""
@@ -208,14 +207,14 @@ def _run_cell(
         training=dataclasses.replace(entry.config.training, seed=seed),
     )
     result = train(config, run_dir=folder, show=show, allow_change=allow_change)
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_metrics(folder / METRICS)
     curve = []
     for row in rows:
         scores = [v for k, v in row.items() if k.startswith("valid/") and isinstance(v, float)]
         curve.append((int(row["epoch"]), float(row["train/loss"]), scores[0] if scores else None))
     steps = max(1, int(rows[-1]["step"])) if rows else 1
     metric, value, low, high = result.headline or ("metric", None, None, None)
-    about = read_json(folder / "result.json")["data"]
+    about = dict(result.about)
     seconds = result.seconds / steps
     return CompareCell(
         entry.name,

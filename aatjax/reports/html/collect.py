@@ -32,7 +32,7 @@ from aatjax.petl import routing_weights
 from aatjax.reports.routing_maps import RoutingMap, map_routing
 from aatjax.train.adapter_file import TrainedAdapter, find_adapter, load_adapter
 from aatjax.train.evaluation import score_clips
-from aatjax.train.logging import read_metrics
+from aatjax.train.logging import METRICS, read_metrics
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.run_dir import read_result
 
@@ -153,7 +153,7 @@ def collect_report(
     findings: list[dict[str, Any]] | str = []
     if run is not None:
         result = read_result(run) or {}
-        rows = [row for row in read_metrics(run / "metrics.jsonl") if isinstance(row, dict)]
+        rows = read_metrics(run / METRICS)
         findings = _read_findings(run / "diagnosis.json")
     source, reason = _open_clips(adapter, data)
     begin()
