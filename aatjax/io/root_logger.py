@@ -1,4 +1,4 @@
-"""Keeps libraries that log by absl from configuring the root logger of the user's program."""
+"""What libraries that log by absl do to the log of the user's program."""
 
 import contextlib
 import logging
@@ -22,3 +22,20 @@ def keep_root_logger() -> Iterator[None]:
         yield
     finally:
         root.removeHandler(guard)
+
+
+@contextlib.contextmanager
+def drop_messages(package: str) -> Iterator[None]:
+    """Drop what the files of a package log by absl or by the root logger, within the context."""
+
+    def pass_others(record: logging.LogRecord) -> bool:
+        return f"/{package}/" not in record.pathname.replace("\\", "/")
+
+    loggers = [logging.getLogger(name) for name in (None, "absl")]
+    for logger in loggers:
+        logger.addFilter(pass_others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(pass_others)

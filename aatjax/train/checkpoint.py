@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
 from aatjax.errors import DataError, WriteError
 from aatjax.io.atomic import flush_folder, report_write_errors
 from aatjax.io.digest import hash_arrays, hash_file, hash_json
 from aatjax.io.json_file import read_json_object, write_json
-from aatjax.io.root_logger import keep_root_logger
+from aatjax.io.root_logger import drop_messages, keep_root_logger
 from aatjax.train.distributed import is_distributed, is_main, run_on_main
 from aatjax.train.sharding import fetch
 
@@ -183,36 +184,68 @@ class Checkpoints:
         raise AssertionError
 
     def _restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
-        folder = self.directory / str(step)
         leaves, structure = _flatten(template)
-        try:
-            if problem := run_on_main(lambda: _find_damage(folder)):
-                raise ValueError(problem)
-            metadata = ocp.pytree_metadata(folder)
-            if metadata.metadata is None:  # Orbax has logged why
-                raise ValueError("its arrays are not described")
-            shapes = {name: tuple(leaf.shape) for name, leaf in metadata.metadata.items()}
-            wrong = sorted(set(leaves) ^ set(shapes)) or [
-                name for name, leaf in leaves.items() if shapes[name] != leaf.shape
-            ]
-            found = {} if wrong else ocp.load_pytree(folder, leaves)
-            # Orbax reads a metadata file that is not JSON as an empty one, and stores no checksum
-            # of the arrays.
-            extra = dict(metadata.custom_metadata or {})
-            progress = dict(extra.get("progress") or {})
-            if not wrong and extra.get("sha256") != _digest(found, progress):
-                raise ValueError("it is damaged, its checksum does not match")
-        except Exception as error:
-            raise DamagedCheckpointError(
-                f"{self.directory}: the checkpoint of step {step} cannot be read: "
-                f"{_first_line(error)}"
-            ) from error
+        found, progress = self._load(step, lambda shapes: self._check_shapes(step, leaves, shapes))
+        return tree_unflatten(structure, [found[name] for name in leaves]), progress
+
+    def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the arrays of a checkpoint by name, on the host, and its JSON dictionary.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return self._load(
+            step, lambda all: {n: np.empty(one.shape, one.dtype) for n, one in all.items()}
+        )
+
+    def _check_shapes(
+        self, step: int, leaves: Mapping[str, Any], described: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Return the leaves to be loaded; refuse a checkpoint that has others."""
+        wrong = sorted(set(leaves) ^ set(described)) or [
+            name for name, leaf in leaves.items() if tuple(described[name].shape) != leaf.shape
+        ]
         if wrong:
             raise DataError(
                 f"{self.directory}: the checkpoint of step {step} belongs to another model or "
                 f"optimiser: {len(wrong)} arrays differ, first {wrong[0]}; use another run folder"
             )
-        return tree_unflatten(structure, [found[name] for name in leaves]), progress
+        return leaves
+
+    def _load(
+        self, step: int, choose: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arrays of a checkpoint by name, and its JSON dictionary.
+
+        Args:
+            step: of the checkpoint.
+            choose: returns what to load each array as, given shapes and types by name.
+        """
+        folder = self.directory / str(step)
+        try:
+            if problem := run_on_main(lambda: _find_damage(folder)):
+                raise ValueError(problem)
+            # Orbax warns of missing files where none are.
+            with drop_messages("orbax"):
+                metadata = ocp.pytree_metadata(folder)
+                if metadata.metadata is None:
+                    raise ValueError("its arrays are not described")
+                leaves = choose(metadata.metadata)
+                found = ocp.load_pytree(folder, leaves)
+            # Orbax reads a metadata file that is not JSON as an empty one, and stores no checksum
+            # of the arrays.
+            extra = dict(metadata.custom_metadata or {})
+            progress = dict(extra.get("progress") or {})
+            if extra.get("sha256") != _digest(found, progress):
+                raise ValueError("it is damaged, its checksum does not match")
+        except DataError:
+            raise
+        except Exception as error:
+            raise DamagedCheckpointError(
+                f"{self.directory}: the checkpoint of step {step} cannot be read: "
+                f"{_first_line(error)}"
+            ) from error
+        return found, progress
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written.

@@ -2,13 +2,13 @@
 
 A small run is trained twice: without interruption, and interrupted repeatedly (kill -9, SIGTERM,
 kill -9 while a checkpoint is being written, and, where a small file system may be mounted, a full
-disk). Weights, order of the steps and metrics of both must be equal bit for bit.
+disk). Everything that both saved must be equal bit for bit, see `compare_runs`.
 """
 
 import dataclasses
-import json
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,16 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file
-
-from aatjax.errors import UsageError
+from aatjax.errors import UsageError, format_count
 from aatjax.io.atomic import check_output, report_write_errors
 from aatjax.train.logging import METRICS, read_metrics
+from aatjax.train.run_comparison import compare_runs
 
-TIMED = ("clips_per_s", "seconds", "seconds_input", "seconds_transfer")
 KINDS = ("kill", "term", "save")
 PROGRAM = "from aatjax.cli.main import main; main()"
+MISSES = 6  # interruptions in a row that came too early or too late, after which a trial gives up
 
 
 @dataclasses.dataclass
@@ -36,6 +34,8 @@ class Certificate:
 
     Attributes:
         interruptions: one line each: what, when, and how the process ended.
+        early: the number of interruptions before the first checkpoint, which test nothing.
+        resumes: how often the run went on from a checkpoint.
         full_disk: what happened on a full disk, or why that was not tried.
         problems: failures; empty means that the run survived.
         seconds: time of the uninterrupted run.
@@ -43,6 +43,8 @@ class Certificate:
     """
 
     interruptions: list[str] = dataclasses.field(default_factory=list)
+    early: int = 0
+    resumes: int = 0
     full_disk: str = ""
     problems: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
@@ -52,10 +54,13 @@ class Certificate:
         """Return the certificate as text."""
         lines = [f"straight run: {self.steps} steps in {self.seconds:.0f} s"]
         lines += [f"  {number:2d}. {line}" for number, line in enumerate(self.interruptions, 1)]
+        if self.early:
+            lines.append(f"not counted: {self.early} before the first checkpoint")
         lines.append(f"full disk: {self.full_disk}")
+        interruptions = format_count(len(self.interruptions), "interruption")
         lines += [f"BROKEN: {problem}" for problem in self.problems] or [
-            f"survived: after {len(self.interruptions)} interruptions the weights and the "
-            "metrics are those of the straight run, bit for bit"
+            f"survived: after {interruptions} and {format_count(self.resumes, 'resume')} from "
+            "checkpoints everything that was saved is that of the straight run, bit for bit"
         ]
         return "\n".join(lines)
 
@@ -100,15 +105,21 @@ class Trial:
             self.found.seconds = time.monotonic() - began
         self.found.steps = read_metrics(straight / METRICS)[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
-        self._interrupt_all(broken, interruptions)
+        self._interrupt_all(straight, broken, interruptions)
+        self._end(straight, broken)
+        if interruptions and not self.found.resumes:
+            self.found.problems.append("the run never went on from a checkpoint")
+        self.found.full_disk = self._fill_disk(straight)
+        self._say(f"full disk: {self.found.full_disk}")
+        return self.found
+
+    def _end(self, straight: Path, broken: Path) -> None:
+        """Train an interrupted run to its end, and compare it."""
         code, last = self._finish(broken)
         if code:
             self.found.problems.append(f"the interrupted run ends with code {code}: {last}")
         else:
             self._compare(straight, broken, "the interrupted run")
-        self.found.full_disk = self._fill_disk(straight)
-        self._say(f"full disk: {self.found.full_disk}")
-        return self.found
 
     def _start(self, run: Path) -> Any:
         command = [sys.executable, "-c", PROGRAM, "train", *self._arguments, "--out", str(run)]
@@ -118,16 +129,30 @@ class Trial:
     def _finish(self, run: Path) -> tuple[int, str]:
         """Train to the end; return the exit code and the last line of standard error."""
         process = self._start(run)
-        _, error = process.communicate()
+        error = self._wait(process)
         return process.returncode, _last_line(error)
 
-    def _interrupt_all(self, run: Path, interruptions: int) -> None:
+    def _wait(self, process: Any) -> str:
+        """Wait for the end of a process, note whether it resumed, and return what it said."""
+        _, error = process.communicate()
+        self.found.resumes += bool(re.search(r"^going on from step [1-9]", error, re.MULTILINE))
+        return error
+
+    def _interrupt_all(self, straight: Path, run: Path, interruptions: int) -> None:
         missed = 0  # the same kind is tried again, earlier each time
-        while len(self.found.interruptions) < interruptions and missed < 6:
+        while len(self.found.interruptions) < interruptions and missed < MISSES:
             number = len(self.found.interruptions)
-            line = self._interrupt(run, KINDS[number % len(KINDS)], latest=0.5**missed)
-            missed += 1
-            if line is not None:
+            kind = KINDS[number % len(KINDS)]
+            early = not self.found.early and not number  # the first may come before a checkpoint
+            line, steps = self._interrupt(run, kind, latest=0.5**missed, early=early)
+            if line is None:  # a whole run that may have been interrupted before
+                missed += 1
+                self._compare(straight, run, "an interrupted run")
+                shutil.rmtree(run)
+            elif not steps:
+                missed += not early
+                self.found.early += 1
+            else:
                 missed = 0
                 self.found.interruptions.append(line)
                 self._say(f"{number + 1:2d}. {line}")
@@ -137,51 +162,49 @@ class Trial:
                 "for this trial, give it more epochs"
             )
 
-    def _interrupt(self, run: Path, kind: str, *, latest: float) -> str | None:
-        """Start or resume the run and interrupt it, up to `latest` of the straight run's time.
+    def _interrupt(
+        self, run: Path, kind: str, *, latest: float, early: bool
+    ) -> tuple[str | None, list[int]]:
+        """Start or resume the run and interrupt it.
 
-        Returns None where it ended before its moment came; it is then removed.
+        Args:
+            run: its folder.
+            kind: one of KINDS.
+            latest: bound of the moment, relative to the time of the straight run. It counts from
+                the start, or from the first checkpoint.
+            early: whether the moment may come before the first checkpoint.
+
+        Returns:
+            What happened, or None where it ended before its moment came; and the steps of its
+            checkpoints.
         """
         process = self._start(run)
         moment = self._random.uniform(0.05, 1.0) * latest * self.found.seconds
         moment *= 3 if kind == "save" else 1
         began = time.monotonic()
+        until = began + moment if early or _find_steps(run) else None
         during = ""
-        while process.poll() is None and time.monotonic() - began <= moment:
-            if kind == "save" and _is_saving(run):
+        while process.poll() is None and (until is None or time.monotonic() <= until):
+            if until is None and _find_steps(run):
+                until = time.monotonic() + moment / 10  # compiled before, so the rest is short
+            if kind == "save" and until is not None and _is_saving(run):
                 during = " while a checkpoint was being written"
                 break
             time.sleep(0.002)
         process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
-        _, error = process.communicate()
+        error = self._wait(process)
+        steps = _find_steps(run)
         if process.returncode == 0:
-            shutil.rmtree(run)
-            return None
+            return None, steps
         name = "SIGTERM" if kind == "term" else "kill -9"
-        names = (path.name for path in (run / "checkpoints").glob("[0-9]*"))
-        steps = sorted(int(name) for name in names if name.isdigit())
         line = f"{name} after {time.monotonic() - began:.1f} s{during}: code {process.returncode}, "
         line += f"checkpoint of step {steps[-1]}" if steps else "no checkpoint yet"
         if kind == "term" and process.returncode not in (143, -signal.SIGTERM):
             self.found.problems.append(f"{line}; 143 was expected: {_last_line(error)}")
-        return line
+        return line, steps
 
     def _compare(self, straight: Path, other: Path, what: str) -> None:
-        one, two = (load_file(run / "adapter.safetensors") for run in (straight, other))
-        differ = [
-            name
-            for name in sorted(set(one) | set(two))
-            if name not in one or name not in two or not np.array_equal(one[name], two[name])
-        ]
-        if differ:
-            self.found.problems.append(
-                f"{what}: {len(differ)} of {len(one)} tensors differ, first {differ[0]}"
-            )
-        rows = [
-            [_drop_times(row) for row in read_metrics(run / METRICS)] for run in (straight, other)
-        ]
-        if rows[0] != rows[1]:
-            self.found.problems.append(f"{what}: metrics.jsonl differs")
+        self.found.problems += [f"{what}: {text}" for text in compare_runs(straight, other)]
 
     def _fill_disk(self, straight: Path) -> str:
         """Train on a file system that is too small, then on the same one with room."""
@@ -214,6 +237,11 @@ class Trial:
             subprocess.run(["umount", str(disk)], capture_output=True)
 
 
+def _find_steps(run: Path) -> list[int]:
+    names = (path.name for path in (run / "checkpoints").glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def _is_saving(run: Path) -> bool:
     try:
         return any("tmp" in path.name for path in (run / "checkpoints").iterdir())
@@ -223,8 +251,3 @@ def _is_saving(run: Path) -> bool:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
-
-
-def _drop_times(row: dict[str, Any]) -> str:
-    kept = {k: v for k, v in row.items() if k.rpartition("/")[2] not in TIMED}
-    return json.dumps(kept, sort_keys=True)
