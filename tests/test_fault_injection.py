@@ -10,23 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-import soundfile
-from adapter_files import write_base
 from safetensors.numpy import load_file, save_file
+from tiny_run import make_config, train
 
-from aatjax import petl
 from aatjax.audio.augment import Augment
 from aatjax.cli.main import run
-from aatjax.config import Config, Data, Model
+from aatjax.config import Config
 from aatjax.errors import UsageError
-from aatjax.experiments import run as experiment
 from aatjax.io.json_file import write_json
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.train.fault_injection import Trial
-from aatjax.train.loop import Loop, Training
-from aatjax.train.optim import Optim
+from aatjax.train.loop import Loop
 from aatjax.train.run_comparison import compare_runs
 from aatjax.train.state import TrainState
 
@@ -63,25 +58,10 @@ def test_a_run_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A config, and the folder of its straight run and of one that was stopped in its 2nd epoch."""
     folder = tmp_path_factory.mktemp("runs")
-    rng = np.random.default_rng(0)
-    for label in ("hiss", "tone"):
-        (folder / "sounds" / label).mkdir(parents=True)
-        for i in range(9):
-            wave = 0.1 * rng.normal(size=4000) + (label == "tone") * np.sin(np.arange(4000) / 5)
-            soundfile.write(folder / "sounds" / label / f"{i}.wav", 0.5 * wave, 16000)
-    config = Config(
-        petl=petl.Linear(),
-        model=Model(source=str(write_base(folder / "base.safetensors"))),
-        data=Data(
-            path=str(folder / "sounds"),
-            test_fraction=0.2,
-            valid_fraction=0.2,
-            cache=str(folder / "cache"),
-        ),
-        training=Training(epochs=3, batch_size=4, threads=0, average=0.9),
-        optim=Optim(lr=1e-2),
-        augment=Augment(time_mask=20, freq_mask=20),
+    config = make_config(
+        folder, clips=9, valid_fraction=0.2, training={"epochs": 3, "average": 0.9}
     )
+    config = dataclasses.replace(config, augment=Augment(time_mask=20, freq_mask=20))
     train(config, folder / "straight")
     step = Loop._step
     with pytest.MonkeyPatch.context() as patch:
@@ -95,10 +75,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
         with pytest.raises(InterruptedRunError):
             train(config, folder / "stopped")
     return config, folder
-
-
-def train(config: Config, run: Path) -> None:
-    experiment.train(config, run_dir=run, show=None)
 
 
 def forget_iterator(loop: Loop, state: TrainState) -> TrainState:

@@ -9,20 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-from adapter_files import write_base
+import tiny_run
+from tiny_run import make_config
 
 from aatjax import petl
-from aatjax.config import Config, Data, Model
+from aatjax.config import Config, Data
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
 from aatjax.experiments import run as experiment
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.train.logging import MetricsWriter, read_metrics
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.run_dir import COPY, RunClaims, read_result, restore_result
 
@@ -193,34 +191,17 @@ def test_damaged_lock_files_are_written_again(tmp_path: Path, kind: str) -> None
         assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    rng = np.random.default_rng(0)
-    for label in ("hiss", "tone"):
-        (tmp_path / "s" / label).mkdir(parents=True)
-        for i in range(5):
-            wave = 0.1 * rng.normal(size=4000) + (label == "tone") * np.sin(np.arange(4000) / 5)
-            soundfile.write(tmp_path / "s" / label / f"{i}.wav", 0.5 * wave, 16000)
-    return Config(
-        petl=petl.Linear(),
-        model=Model(source=str(write_base(tmp_path / "base.safetensors"))),
-        data=Data(path=str(tmp_path / "s"), test_fraction=0.4, cache=str(tmp_path / "c")),
-        training=Training(epochs=2, batch_size=4, threads=0),
-        optim=Optim(lr=1e-2, schedule="constant"),
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
 def test_a_run_goes_on_whatever_file_of_it_is_damaged(
-    config: Config, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file emptied, deleted, cut short, filled with something else."""
-    run, kept = tmp_path / "run", tmp_path / "kept"
+    run, kept, config = tmp_path / "run", tmp_path / "kept", make_config(tmp_path)
 
     def train(folder: Path) -> None:
         with warnings.catch_warnings(action="ignore"):
-            experiment.train(config, run_dir=folder, show=None)
+            tiny_run.train(config, folder)
 
     def fail(*args: Any, **options: Any) -> None:
         raise DataError("stopped before its result was written")

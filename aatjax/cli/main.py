@@ -175,6 +175,6 @@ def _quiet_libraries() -> None:
     import warnings
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises too
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {spell_flags(str(message))}\n"

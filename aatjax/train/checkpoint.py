@@ -111,13 +111,15 @@ class Checkpoints:
         self.settle()
         # Copies: the state is donated to the next step while this is being written.
         leaves, _ = _flatten(jax.tree.map(jnp.copy, tree))
+        metadata = {"progress": progress, "sha256": _digest(leaves, progress)}
+        # Folders are made first: threads of Orbax would wait minutes for one that cannot be made.
+        at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         try:
-            response = ocp.save_pytree_async(
-                self.directory / str(step),
-                leaves,
-                custom_metadata={"progress": progress, "sha256": _digest(leaves, progress)},
-                overwrite=True,
-            )
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with ocp.Context(async_options=at_once):
+                response = ocp.save_pytree_async(
+                    self.directory / str(step), leaves, custom_metadata=metadata, overwrite=True
+                )
         except Exception as error:
             raise self._explain(step, error) from error
         self._writing = (step, response)

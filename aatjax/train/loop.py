@@ -20,12 +20,14 @@ from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train
 from aatjax.data.sampling import Sampling
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
+from aatjax.io.atomic import open_output, report_write_errors
 from aatjax.io.progress import TextStream
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.distributed import any_process, is_distributed, is_main
 from aatjax.train.evaluation import Evaluator, ScoredClips, Weights
+from aatjax.train.feed import Feed, LoopProgress
 from aatjax.train.forward import make_inputs
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.logging import MetricsWriter, ProgressDisplay
@@ -91,69 +93,6 @@ class Training:
         check_fields(self, "training.")
         if self.select == "average" and self.average is None:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
-
-
-@dataclasses.dataclass
-class LoopProgress:
-    """The part of a checkpoint that is not arrays, as JSON.
-
-    Attributes:
-        sums: the sums of the epoch in progress.
-        seconds: time in training steps, of the whole run.
-        spent: the same of the epoch: in all, waiting for input, and sending it to the device.
-        skipped: steps of the whole run whose loss or gradient was not finite.
-        best_score: validation score of the best weights so far.
-        iterator: state of the iterator over the batches.
-        rows: rows of metrics.jsonl that were written.
-    """
-
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    spent: dict[str, float] = dataclasses.field(default_factory=dict)
-    skipped: int = 0
-    best_score: float | None = None
-    iterator: dict[str, Any] | None = None
-    rows: int = 0
-
-    def add(self, name: str, seconds: float) -> None:
-        """Count time of the epoch."""
-        self.spent[name] = self.spent.get(name, 0.0) + seconds
-
-
-class Feed:
-    """Batches on the devices, one ahead: read and sent while the devices compute.
-
-    `state` is the iterator's state after the batch that was taken last, which is not that of the
-    iterator itself.
-    """
-
-    def __init__(
-        self, batches: Any, put: Callable[[dict[str, np.ndarray]], Any], progress: LoopProgress
-    ) -> None:
-        self._batches, self._put, self._progress = batches, put, progress
-        self._ahead: tuple[Any, dict[str, np.ndarray], Any] | None = None
-        self.state: dict[str, Any] = batches.get_state()
-
-    def fetch(self) -> None:
-        """Read the next batch and start sending it, unless that was done."""
-        if self._ahead is not None:
-            return
-        began = time.monotonic()
-        host = next(self._batches)
-        read = time.monotonic()
-        rows = {name: host.pop(name) for name in ("index", "draw")}
-        batch = self._put(host)
-        self._progress.add("input", read - began)
-        self._progress.add("transfer", time.monotonic() - read)
-        self._ahead = (batch, rows, self._batches.get_state())
-
-    def take(self) -> tuple[Any, dict[str, np.ndarray]]:
-        """Return the next batch on the devices, and which clips its rows are."""
-        self.fetch()
-        assert self._ahead is not None
-        batch, rows, self.state = self._ahead
-        self._ahead = None
-        return batch, rows
 
 
 @dataclasses.dataclass
@@ -517,12 +456,12 @@ class Loop:
         frontend = self.evaluator.frontend
         load = ClipLoader(self.train, frontend, self.crop)
         batch = load({**rows, "weight": np.ones(len(ids), np.float32)})
+        arrays: dict[str, Any] = {"ids": json.dumps(ids), **batch}
         try:
-            with path.open("wb") as file:
-                arrays: dict[str, Any] = {"ids": json.dumps(ids), **batch}
+            with report_write_errors(path), open_output(path) as file:
                 np.savez(file, **arrays)
-        except OSError as error:
-            return f" (its batch could not be written: {error.strerror or error})"
+        except WriteError as error:
+            return f" (its batch is lost: {error})"
         return f" (its batch is in {path})"
 
     def _check_weights(self, state: TrainState) -> None:
