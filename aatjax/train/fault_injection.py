@@ -106,7 +106,8 @@ class Trial:
         self.found.steps = read_metrics(straight / METRICS)[-1]["step"]
         self._say(f"straight run: {self.found.steps} steps in {self.found.seconds:.0f} s")
         self._interrupt_all(straight, broken, interruptions)
-        self._end(straight, broken)
+        if broken.exists():
+            self._end(straight, broken)
         if interruptions and not self.found.resumes:
             self.found.problems.append("the run never went on from a checkpoint")
         self.found.full_disk = self._fill_disk(straight)
@@ -156,6 +157,9 @@ class Trial:
                 missed = 0
                 self.found.interruptions.append(line)
                 self._say(f"{number + 1:2d}. {line}")
+                if steps[-1] >= self.found.steps:  # nothing is left to be interrupted
+                    self._end(straight, run)
+                    shutil.rmtree(run)
         if missed:
             self.found.problems.append(
                 f"the run ended {missed} times before it could be interrupted: it is too short "
@@ -178,6 +182,7 @@ class Trial:
             What happened, or None where it ended before its moment came; and the steps of its
             checkpoints.
         """
+        before = _find_saves(run)  # left by a save that was killed
         process = self._start(run)
         moment = self._random.uniform(0.05, 1.0) * latest * self.found.seconds
         moment *= 3 if kind == "save" else 1
@@ -187,7 +192,7 @@ class Trial:
         while process.poll() is None and (until is None or time.monotonic() <= until):
             if until is None and _find_steps(run):
                 until = time.monotonic() + moment / 10  # compiled before, so the rest is short
-            if kind == "save" and until is not None and _is_saving(run):
+            if kind == "save" and until is not None and _find_saves(run) - before:
                 during = " while a checkpoint was being written"
                 break
             time.sleep(0.002)
@@ -242,11 +247,13 @@ def _find_steps(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _is_saving(run: Path) -> bool:
+def _find_saves(run: Path) -> set[tuple[str, int]]:
+    """Name and number of the folders in which a checkpoint is being written."""
     try:
-        return any("tmp" in path.name for path in (run / "checkpoints").iterdir())
+        found = [path for path in (run / "checkpoints").iterdir() if "tmp" in path.name]
+        return {(path.name, path.stat().st_ino) for path in found}
     except OSError:
-        return False
+        return set()
 
 
 def _last_line(text: str) -> str:
