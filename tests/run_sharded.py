@@ -14,7 +14,8 @@ from flax import nnx
 from aatjax import fit, petl, surgery
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.models.ast import AST, ASTConfig
-from aatjax.train import distributed
+from aatjax.train.cluster import Processes
+from aatjax.train.distributed import start_processes
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
@@ -91,7 +92,7 @@ if __name__ == "__main__":
     method, sizes, folder = sys.argv[1:4]
     if len(sys.argv) > 4:
         address, count, index = sys.argv[4:7]
-        distributed.start_processes(distributed.Processes(address, int(count), int(index)))
+        start_processes(Processes(address, int(count), int(index)))
     found = run(method, MeshShape(*map(int, sizes.split(","))), Path(folder) / "run")
     np.savez(Path(folder) / f"weights{jax.process_index()}.npz", **found.pop("weights"))
     print(json.dumps(found))

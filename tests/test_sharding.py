@@ -21,9 +21,8 @@ from jax.sharding import PartitionSpec as P
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
-from aatjax.errors import UnavailableError, UsageError
+from aatjax.errors import UsageError
 from aatjax.models.ast import AST
-from aatjax.train import distributed
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape, check_batch, choose_spec, find_local_rows, put_batch
 from aatjax.train.state import cast_frozen, start_state
@@ -246,46 +245,3 @@ def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
         return surgery.join(parts.graphdef, parts.trainable, parts.stats, frozen)(x)
 
     np.testing.assert_array_equal(logits(jax.tree.map(jnp.asarray, held)), logits(parts.frozen))
-
-
-# Starting together.
-
-
-def test_an_unreachable_coordinator_is_named_within_ten_seconds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """F10."""
-    monkeypatch.setattr(distributed, "PREFLIGHT", 1.0)
-    address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(UnavailableError, match=f"{address}: no answer within 1 s") as caught:
-        distributed.start_processes(distributed.Processes(address, 2, 1))
-    assert caught.value.exit_code == 69
-    with pytest.raises(UnavailableError, match=r"no-such-host.invalid:1: the host .* not resolve"):
-        distributed.start_processes(distributed.Processes("no-such-host.invalid:1", 2, 1))
-
-
-def test_a_coordinator_that_is_each_host_itself_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """F11."""
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
-    assert distributed.detect_cluster(os.environ) == (4, 2)
-    for index in (0, 1):
-        with pytest.raises(UnavailableError, match=r"127.0.0.1, which is each host itself"):
-            distributed.start_processes(distributed.Processes("127.0.0.1:1234", 4, index))
-
-
-def test_the_cluster_is_detected_by_its_variables() -> None:
-    assert distributed.detect_cluster({}) is None
-    slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
-    assert distributed.detect_cluster(slurm) == (8, 2)
-    assert distributed.detect_cluster({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None  # no srun
-    assert distributed.detect_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-    assert distributed.detect_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == (2, 2)
-
-
-@pytest.mark.parametrize("given", [("h:1", None, None), (None, 2, None), ("h:1", 2, 2)])
-def test_flags_of_the_processes_go_together(given: Any) -> None:
-    with pytest.raises(UsageError):
-        distributed.Processes(*given)

@@ -1,6 +1,6 @@
 """Detection of stuck processes, with a fake clock. Whole runs: tests/test_distributed.py."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +14,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         monkeypatch.setattr(watchdog.time, "monotonic", lambda: self.now)
-        self.dog = Watchdog(0, stuck=600.0, compiling=3600.0)
+        self.dog = Watchdog(0, 2, stuck=600.0, compiling=3600.0)
         self.dog._peers[1] = watchdog._Peer(phase="start")
         self.ended: list[str] = []
 
@@ -59,13 +59,13 @@ def test_the_first_time_in_a_phase_may_be_spent_on_compiling(watched: Watched) -
 
 
 def test_a_peer_that_has_finished_gets_no_message(watched: Watched) -> None:
-    sent: list[bytes] = []
+    sent: list[dict[str, Any]] = []
 
     class Link:
-        def sendall(self, data: bytes) -> None:
-            sent.append(data)
+        def send(self, message: dict[str, Any]) -> None:
+            sent.append(message)
 
-    watched.dog._links[1] = Link()
+    watched.dog._links[1] = cast(Any, Link())
     watched.dog._send(1, {"rank": 0})
     assert watched.dog._receive(1, {"bye": None})
     watched.dog._send(1, {"rank": 0})  # its link is gone by now: no error ends the heartbeat

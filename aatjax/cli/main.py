@@ -1,6 +1,5 @@
 """The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
-import contextlib
 import os
 import re
 import sys
@@ -92,7 +91,8 @@ def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
     if isinstance(said, DryRun):
         print(said)
         return said.exit_code
-    print(f"aatjax: {spell_flags(' '.join(str(said).splitlines()))}", file=sys.stderr)
+    text = spell_flags(" ".join(str(said).splitlines()))
+    print(f"aatjax: {_name_process()}{text}", file=sys.stderr)
     return said.exit_code
 
 
@@ -135,16 +135,21 @@ def find_command(name: str, *arguments: str) -> Callable[[], None]:
     return bind(module.main, arguments, f"aatjax {name}", module.__doc__ or "")
 
 
+def _name_process() -> str:
+    """Return the name of this process with a colon where it is one of several; else nothing."""
+    distributed = sys.modules.get("aatjax.train.distributed")
+    return "" if distributed is None else distributed.name_process()
+
+
 def _leave(code: int) -> int:
     """Return the exit code; where other processes take part, exit without waiting for them."""
-    if "aatjax.train.distributed" in sys.modules:
-        from aatjax.train.distributed import is_distributed
+    if _name_process():
+        from aatjax.train.distributed import leave
 
-        with contextlib.suppress(RuntimeError, AssertionError):  # no device: no peers
-            if is_distributed():
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+        leave(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -177,4 +182,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises too
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {spell_flags(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"{_name_process()}warning: {spell_flags(str(message))}\n"
+    )

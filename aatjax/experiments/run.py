@@ -30,7 +30,14 @@ from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import adapt
 from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
-from aatjax.train.distributed import agree, gather_bytes, is_distributed, is_main, run_on_main
+from aatjax.train.distributed import (
+    agree,
+    gather_bytes,
+    get_watchdog,
+    is_distributed,
+    is_main,
+    run_on_main,
+)
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.fit_checks import check_changes, check_scoring, check_selection
@@ -165,8 +172,7 @@ def train(
     screen = choose_stream(show) if is_main() else None
     folder = Path(run_dir) if run_dir is not None else name_run_folder(config)
     check_changes(allow_change, config.to_json(), "frontend")
-    watchdog = Watchdog(jax.process_index(), stuck=stuck_after)
-    watchdog.start()
+    watchdog = get_watchdog(stuck_after)
     with contextlib.ExitStack() as held:
         try:
             versions = {"aatjax": version("aatjax"), "jax": jax.__version__}
@@ -181,9 +187,10 @@ def train(
                 short = OutOfMemoryError.explain(str(error), LESS_MEMORY)
                 watchdog.finish(str(short))
                 raise short from error
-            watchdog.blame()
+            if (lost := watchdog.blame(error)) is not None:
+                raise lost from error
             raise
-        watchdog.finish()
+        watchdog.beat("start", 0)
         return result
 
 

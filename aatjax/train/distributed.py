@@ -1,11 +1,9 @@
 """Runs of several processes: joining them, and making sure that they agree."""
 
-import dataclasses
-import ipaddress
 import json
 import os
 import socket
-import time
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,37 +13,14 @@ import numpy as np
 
 from aatjax.errors import AatjaxError, UnavailableError, UsageError
 from aatjax.io.digest import hash_bytes
+from aatjax.train.cluster import Place, Processes, choose_local_devices, find_place
+from aatjax.train.meeting import Coordinator, attend, meet, open_port
+from aatjax.train.watchdog import Watchdog
 
-PREFLIGHT = 10.0  # seconds in which the coordinator must answer
+DAY = 24 * 3600 * 1000  # milliseconds
 
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """The processes of a run. All None: those of the cluster, else this process alone.
-
-    Attributes:
-        coordinator: host:port of process 0, reachable from all.
-        count: number of processes.
-        index: number of this one, from 0.
-    """
-
-    coordinator: str | None = None
-    count: int | None = None
-    index: int | None = None
-
-    def __post_init__(self) -> None:
-        given = dataclasses.astuple(self)
-        if any(value is not None for value in given) and None in given:
-            raise UsageError(
-                "--coordinator, --processes and --process go together: give all three, or none "
-                "under SLURM, Open MPI, GKE and on TPU hosts"
-            )
-        if self.count is None or self.index is None:
-            return
-        if self.count < 1:
-            raise UsageError(f"--processes {self.count} must be at least 1")
-        if not 0 <= self.index < self.count:
-            raise UsageError(f"--process {self.index} must lie between 0 and {self.count - 1}")
+_watchdog = Watchdog()  # of this process
+_meetings = 0  # number of barriers so far, which are told apart by it
 
 
 def is_main() -> bool:
@@ -58,55 +33,85 @@ def is_distributed() -> bool:
     return jax.process_count() > 1
 
 
-def detect_cluster(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Return (processes, hosts) from the variables of SLURM, Open MPI or TPU hosts, or None."""
-
-    def read(name: str, default: int = 0) -> int:
-        text = environment.get(name, "")
-        return int(text) if text.isdigit() else default
-
-    workers = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    if read("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
-        return read("SLURM_STEP_NUM_TASKS"), read("SLURM_STEP_NUM_NODES", 1)
-    if (size := read("OMPI_COMM_WORLD_SIZE")) > 1:
-        return size, -(-size // max(1, read("OMPI_COMM_WORLD_LOCAL_SIZE", size)))
-    hosts = len(workers)
-    if hosts <= 1:
-        slices = read("MEGASCALE_NUM_SLICES")
-        hosts = slices * max(1, hosts) if slices > 1 else 0
-    return (hosts, hosts) if hosts else None
-
-
-def start_processes(given: Processes | None = None) -> None:
+def start_processes(given: Processes | None = None, *, stuck_after: float = 600.0) -> None:
     """Join the other processes, if there are any; call it before anything asks JAX for devices.
 
-    By default the cluster's variables are used (SLURM, Open MPI, TPU VMs, GKE). A single process
-    does nothing.
+    By default the cluster's variables are used (Slurm, Open MPI, TPU hosts, GKE). A single process
+    does nothing. From here on the loss of a process ends all others, which name it.
+
+    Args:
+        given: the processes, where no cluster's variables say it.
+        stuck_after: seconds to wait for the last process to come, and then in which a process that
+            others wait for must make progress.
 
     Raises:
-        UnavailableError: the coordinator does not answer within 10 seconds, or is this very host
-            in a job of several hosts.
+        UnavailableError: the coordinator's port is in use, it does not answer within 10 seconds,
+            another program does, or it is this very host in a job of several; or a process has
+            not come in time.
+        UsageError: the processes were given wrongly.
     """
-    given = given or Processes()
-    cluster = detect_cluster(os.environ)
-    if given.coordinator is None and cluster is None:
+    place = find_place(given or Processes(), os.environ)
+    if place is None:
         return
-    arguments: dict[str, Any] = {}
-    if given.coordinator is not None:
-        _check_coordinator(given.coordinator, given.index or 0, cluster[1] if cluster else 1)
-        arguments = {
-            "coordinator_address": given.coordinator,
-            "num_processes": given.count,
-            "process_id": given.index,
-        }
+    global _watchdog
+    _watchdog = watchdog = Watchdog(place.index, place.count, stuck=stuck_after)
+    watchdog.start(meet(place, stuck_after, print_message))
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=30)
+        jax.distributed.initialize(
+            coordinator_address=place.coordinator,
+            num_processes=place.count,
+            process_id=place.index,
+            local_device_ids=choose_local_devices(place, os.environ),
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=30,
+        )
     except (RuntimeError, ValueError, OSError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"the processes could not be joined: {why}; check that all of them were started and "
-            "that the coordinator's port is open between their hosts"
+            f"the processes could not be joined: {why}; check that the coordinator's port "
+            f"({place.coordinator}) is open between their hosts"
         ) from error
+
+
+def get_watchdog(stuck_after: float) -> Watchdog:
+    """Return the watchdog of this process; one is started where JAX was joined by other means.
+
+    All processes must call it.
+
+    Args:
+        stuck_after: seconds in which a process that others wait for must make progress.
+    """
+    global _watchdog
+    if is_distributed() and not _watchdog.is_watching:
+        rank, count = jax.process_index(), jax.process_count()
+        watchdog = Watchdog(rank, count)
+        listener = open_port(0) if rank == 0 else None
+        own = "" if listener is None else f"{socket.gethostname()}:{listener.getsockname()[1]}"
+        place = Place(rank, count, gather_bytes(own.encode())[0].decode())
+        if listener is None:
+            watchdog.start({0: attend(place, stuck_after, print_message)})
+        else:
+            with listener:
+                watchdog.start(Coordinator(place, stuck_after, print_message).gather(listener))
+        _watchdog = watchdog
+    _watchdog.stuck = stuck_after
+    return _watchdog
+
+
+def name_process() -> str:
+    """Return `process 3 of 8 on host X: ` for the messages of a run of several; else nothing."""
+    name = str(_watchdog)
+    return f"{name}: " if name else ""
+
+
+def print_message(text: str) -> None:
+    """Print a line of this process on standard error."""
+    print(f"aatjax: {name_process()}{text}", file=sys.stderr, flush=True)
+
+
+def leave(code: int) -> None:
+    """Say to the other processes that this one exits."""
+    _watchdog.leave(code)
 
 
 def check_devices() -> None:
@@ -127,41 +132,33 @@ def check_devices() -> None:
         ) from error
 
 
-def _check_coordinator(address: str, index: int, hosts: int) -> None:
-    """Try the coordinator with a plain connection: JAX itself would abort the process."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--coordinator {address!r} is not host:port")
-    try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, int(port))}
-    except OSError as error:
-        raise UnavailableError(
-            f"coordinator {address}: the host name {host!r} does not resolve: {error}"
-        ) from error
-    loopback = all(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found)
-    if loopback and hosts > 1:
-        raise UnavailableError(
-            f"coordinator {address} is {', '.join(sorted(found))}, which is each host itself, and "
-            f"the job has {hosts} hosts: give --coordinator a name or address that all reach"
-        )
-    until = time.monotonic() + PREFLIGHT
-    while index > 0:
+def line_up() -> None:
+    """Wait until all processes are here: the exchanges of JAX on CPUs wait 30 s for the others.
+
+    Without a limit of its own: the watchdog ends the run where a process is lost or stuck.
+
+    Raises:
+        UnavailableError: the connection to process 0 broke.
+    """
+    global _meetings
+    from jax._src import distributed  # JAX has no public barrier that needs no devices
+
+    client = distributed.global_state.client
+    if client is None:  # TPU hosts that were joined by the TPU's own runtime
+        return
+    _meetings += 1
+    with _watchdog.waiting():
         try:
-            socket.create_connection((host, int(port)), timeout=2.0).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise UnavailableError(
-                    f"coordinator {address}: no answer within {PREFLIGHT:.0f} s ({error}): is "
-                    "process 0 running there, and the port open?"
-                ) from error
-            time.sleep(0.2)
+            client.wait_at_barrier(f"aatjax/{_meetings}", DAY)
+        except RuntimeError as error:
+            raise _watchdog.blame(error) or error from error
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
     """Return the data of every process, in their order, on all of them."""
     if not is_distributed():
         return [data]
+    line_up()
     from jax.experimental.multihost_utils import process_allgather
 
     lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).reshape(-1)

@@ -1,30 +1,41 @@
 """Watchdog over the processes of a run: a lost or stuck process ends the run and is named.
 
 JAX itself notices a dead peer after a minute and a half and aborts without naming it. Here every
-process reports to process 0 once per second, and process 0 to all others. A broken connection,
-silence, or no progress ends every remaining process with exit code 69.
+process reports to process 0 once per second, and process 0 to all others, over the connections by
+which they met. A broken connection, silence, or no progress ends every remaining process with exit
+code 69.
 """
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
 import faulthandler
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from aatjax.errors import UnavailableError
-from aatjax.train.distributed import gather_bytes, is_distributed
+from aatjax.train.meeting import SILENCE, Link, Waiting
 
 EXIT = UnavailableError.exit_code
 ALONE = ("start", "report")
-"""Phases without a time limit, as no peer waits in them: decoding a large set, final figures."""
+"""Phases in which a process works for itself, at its own pace: decoding a large set, figures.
+
+They count as stuck only while others wait and this one does not use the processor.
+"""
+WAIT = "wait"
+BLOCKED = ("step", WAIT)
+"""Phases in which a process may be waiting for the others."""
+NETWORK = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination", "NCCL")
+"""Words of JAX's errors about other processes."""
+IDLE = 0.02  # share of a core below which a process does no work
 
 
 @dataclasses.dataclass
@@ -59,22 +70,29 @@ class Watchdog:
 
     Args:
         rank: number of this process.
-        silence: seconds without a heartbeat after which a process counts as lost.
+        count: number of processes.
         stuck: seconds in one phase of one step after which a process counts as stuck.
         compiling: the same for the first time in that phase, which compiles.
     """
 
     def __init__(
-        self, rank: int, *, silence: float = 20.0, stuck: float = 600.0, compiling: float = 3600.0
+        self, rank: int = 0, count: int = 1, *, stuck: float = 600.0, compiling: float = 3600.0
     ) -> None:
-        self._rank, self._silence = rank, silence
-        self._stuck, self._compiling = stuck, compiling
+        self.stuck = stuck
+        self._rank, self._count, self._compiling = rank, count, compiling
         self._own = _Peer(socket.gethostname())
         self._known: set[str] = set()  # phases that were left
         self._peers: dict[int, _Peer] = {}
-        self._links: dict[int, Any] = {}
+        self._links: dict[int, Link] = {}
+        self._awaited = ""
         self._lock = threading.Lock()
         self._done = False
+
+    def __str__(self) -> str:
+        """Name of this process, empty where it is alone."""
+        if self._count == 1:
+            return ""
+        return f"process {self._rank} of {self._count} on host {self._own.host}"
 
     def beat(self, phase: str, step: int) -> None:
         """Record what this process is about to do; cheap, to be called for every part of it."""
@@ -84,26 +102,32 @@ class Watchdog:
             own.warm = phase in self._known
         own.phase, own.step, own.since = phase, step, time.monotonic()
 
-    def start(self) -> None:
-        """Connect all processes; every one must call it."""
-        if not is_distributed():
-            return
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which this process waits for all others to come to the same place."""
+        own = self._own
+        before = own.phase, own.warm
+        own.phase, own.since, own.warm = WAIT, time.monotonic(), True
+        try:
+            yield
+        finally:
+            own.phase, own.warm = before
+            own.since = time.monotonic()
+
+    def start(self, links: Mapping[int, Link]) -> None:
+        """Watch over the processes at the other ends of these connections."""
         _delay_abort()
-        server = socket.create_server(("", 0)) if self._rank == 0 else None
-        offer: dict[str, Any] = {}
-        if server is not None:
-            offer = {
-                "port": server.getsockname()[1],
-                "token": secrets.token_hex(16),
-                "host": self._own.host,
-            }
-        everyone = gather_bytes(json.dumps(offer).encode())
-        offer = json.loads(everyone[0])
-        if server is None:
-            self._connect(offer)
-        else:
-            self._run(self._serve, server, len(everyone), offer["token"])
+        atexit.register(self.leave)
+        self._links = dict(links)
+        self._peers = {rank: _Peer(link.host) for rank, link in links.items()}
+        for rank, link in links.items():
+            self._run(self._read, rank, link.file)
         self._run(self._report)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether it is connected to other processes."""
+        return bool(self._links) and not self._done
 
     def finish(self, reason: str | None = None) -> None:
         """Take this process out of the watch.
@@ -115,61 +139,42 @@ class Watchdog:
             self._done = True
             self._send_all({"rank": self._rank, "bye": reason})
 
-    def blame(self, seconds: float = 25.0) -> None:
-        """After a network error, wait for the watchdog to end the process and name the cause."""
-        if self._links:
+    def leave(self, code: int = 0) -> None:
+        """Take this process out of the watch as it exits, with a code or an uncaught error."""
+        error = getattr(sys, "last_value", None)
+        reason = None if code == 0 else f"exit code {code}"
+        self.finish(reason if error is None else f"{type(error).__name__}: {error}")
+
+    def blame(self, error: Exception, seconds: float = 25.0) -> UnavailableError | None:
+        """After a failed exchange, let the watchdog end the process and name the cause.
+
+        Returns:
+            What to raise where it does not; None where the error is not one of the network.
+        """
+        text = " ".join(str(error).split())
+        if not self._links or not any(word in text for word in NETWORK):
+            return None
+        late = self._name_late()
+        if late is None:
             time.sleep(seconds)
+        whom = "another process was lost or late" if late is None else f"{late} was late"
+        return UnavailableError(
+            f"{whom}, and JAX does not wait longer ({text[:200]}); start all processes again: the "
+            "same command goes on from the last checkpoint"
+        )
 
     @staticmethod
     def _run(target: Any, *args: Any) -> None:
         threading.Thread(target=target, args=args, daemon=True).start()
 
-    def _connect(self, offer: dict[str, Any]) -> None:
-        host = "127.0.0.1" if offer["host"] == self._own.host else offer["host"]
-        try:
-            link = socket.create_connection((host, offer["port"]), timeout=10.0)
-        except OSError as error:
-            raise UnavailableError(
-                f"process 0 at {host}:{offer['port']} does not answer ({error}): hosts must "
-                "reach each other by name, on any port"
-            ) from error
-        link.settimeout(None)
-        self._links[0] = link
-        self._send(0, {"token": offer["token"]})
-        self._peers[0] = _Peer(offer["host"])
-        self._run(self._read, 0, link.makefile("rb"))
-
     def _send(self, peer: int, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, KeyError), self._lock:  # it may have finished
-            self._links[peer].sendall(json.dumps(message).encode() + b"\n")
+            self._links[peer].send(message)
 
     def _send_all(self, message: dict[str, Any], skip: int | None = None) -> None:
         for peer in list(self._links):
             if peer != skip:
                 self._send(peer, message)
-
-    def _serve(self, server: socket.socket, count: int, token: str) -> None:
-        """In process 0, accept the connection of every other process."""
-        while len(self._links) < count - 1:
-            link, _ = server.accept()
-            self._run(self._welcome, link, token)
-            time.sleep(0.01)
-        server.close()
-
-    def _welcome(self, link: socket.socket, token: str) -> None:
-        link.settimeout(10.0)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            file = link.makefile("rb")
-            if not secrets.compare_digest(json.loads(file.readline(4096))["token"], token):
-                link.close()
-                return
-            hello = json.loads(file.readline(4096))
-            rank = int(hello["rank"])
-            link.settimeout(None)
-            self._peers[rank] = _Peer(str(hello["host"]))
-            self._links[rank] = link
-            self._receive(rank, hello)
-            self._read(rank, file)
 
     def _read(self, peer: int, file: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -198,20 +203,52 @@ class Watchdog:
             known.host, known.reported = message["host"], time.monotonic()
             known.phase, known.step = message["phase"], message["step"]
             known.since, known.warm = known.reported - message["age"], message["warm"]
+            self._awaited = message["awaited"]
         return False
 
     def _report(self) -> None:
         """Once per second, report what this process does and check the others."""
+        used, waiting = time.process_time(), Waiting(self._say)
         while not self._done:
             own, now = self._own, time.monotonic()
+            if own.phase in ALONE and time.process_time() - used > IDLE:
+                own.since = now
+            used = time.process_time()
+            if self._rank == 0:
+                self._awaited = self._name_awaited()
             about = {"host": own.host, "phase": own.phase, "step": own.step, "warm": own.warm}
-            self._send_all({"rank": self._rank, "age": now - own.since, **about})
+            about |= {"age": now - own.since, "awaited": self._awaited}
+            self._send_all({"rank": self._rank, **about})
+            if own.phase != WAIT:
+                waiting = Waiting(self._say)
+            elif self._awaited:
+                waiting.report(self._awaited)
             for peer, known in list(self._peers.items()):
-                if now - known.reported > self._silence:
-                    self._end(peer, f"was lost: no heartbeat for {self._silence:.0f} s")
+                if now - known.reported > SILENCE:
+                    self._end(peer, f"was lost: no heartbeat for {SILENCE:.0f} s")
             if self._rank == 0:
                 self._check_stuck(now)
             time.sleep(1.0)
+
+    def _name(self, rank: int) -> str:
+        peer = self._own if rank == self._rank else self._peers.get(rank, _Peer())
+        return f"process {rank} (host {peer.host})"
+
+    def _name_awaited(self) -> str:
+        """Name those that others are waiting for; only process 0 knows all."""
+        everyone = {0: self._own, **self._peers}
+        if all(one.phase != WAIT for one in everyone.values()):
+            return ""
+        ranks = [rank for rank, one in everyone.items() if one.phase != WAIT]
+        more = f" and {len(ranks) - 5} more" if len(ranks) > 5 else ""
+        return ", ".join(map(self._name, ranks[:5])) + more
+
+    def _name_late(self) -> str | None:
+        """Name a process that has not come where this one waited in vain, or None."""
+        for rank, one in list(self._peers.items()):
+            if one.phase not in BLOCKED:
+                return f"{self._name(rank)}, in {one.phase!r} after step {one.step},"
+        return None
 
     def _check_stuck(self, now: float) -> None:
         everyone = {**self._peers, 0: self._own}
@@ -219,7 +256,7 @@ class Watchdog:
             rank: one
             for rank, one in everyone.items()
             if one.phase not in ALONE
-            and now - one.since > (self._stuck if one.warm else self._compiling)
+            and now - one.since > (self.stuck if one.warm else self._compiling)
         }
         if not waiting or len(everyone) == 1:
             return
@@ -228,25 +265,29 @@ class Watchdog:
         outside = {
             rank: one
             for rank, one in everyone.items()
-            if one.phase not in (*ALONE, "step") and now - one.since > self._stuck / 2
+            if one.phase not in BLOCKED and now - one.since > self.stuck / 2
         }
+        if not outside and any(one.phase in ALONE for one in everyone.values()):
+            return  # it is at work, and may take as long as it needs
         rank, one = min((outside or waiting).items(), key=lambda item: item[1].step)
         text = f"is stuck: {now - one.since:.0f} s in {one.phase!r} after step {one.step}"
         self._end(rank, text, stacks=True)
 
     def _end(self, rank: int, what: str, *, stacks: bool = False) -> NoReturn:
-        host = self._own.host if rank == self._rank else self._peers.get(rank, _Peer()).host
         text = (
-            f"process {rank} (host {host}) {what}; the run has ended, and the same command goes on "
-            "from the last checkpoint"
+            f"{self._name(rank)} {what}; the run has ended, and the same command goes on from the "
+            "last checkpoint"
         )
         end = {"text": text, "stacks": stacks}
         self._send_all({"end": end}, skip=None if stacks else rank)
         self._exit(end)
 
+    def _say(self, text: str) -> None:
+        print(f"aatjax: {self}: {text}", file=sys.stderr, flush=True)
+
     def _exit(self, end: dict[str, Any]) -> NoReturn:
         with contextlib.suppress(Exception):
             if end["stacks"]:
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            print(f"aatjax: {end['text']}", file=sys.stderr, flush=True)
+            self._say(end["text"])
         os._exit(EXIT)

@@ -47,7 +47,8 @@ def main(
             MPI, GKE and on TPU hosts
         processes: number of processes
         process: number of this process, from 0
-        stuck_after: seconds without progress of one process after which all are ended
+        stuck_after: seconds to wait for a process that is late or makes no progress, after which
+            all are ended
     """
     settings = config.load("train", fields)
     if protocol is not None:
@@ -56,9 +57,10 @@ def main(
 
     from aatjax.experiments import cross_validation
     from aatjax.experiments import run as experiment
-    from aatjax.train import distributed
+    from aatjax.train import cluster, distributed
 
-    distributed.start_processes(distributed.Processes(coordinator, processes, process))
+    given = cluster.Processes(coordinator, processes, process)
+    distributed.start_processes(given, stuck_after=stuck_after)
     distributed.check_devices()
     more: dict[str, Any] = {
         "run_dir": out,
