@@ -15,10 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aatjax.analysis.flops import count_flops
 from aatjax.analysis.hlo import Program, count_bytes
-from aatjax.analysis.plan import find_devices, parse_overflow, plan_step, read_shape
+from aatjax.analysis.largest_batch import find_largest_batch, search_largest
+from aatjax.analysis.plan import StepPlan, parse_overflow, plan_step, read_shape
+from aatjax.analysis.topology import find_devices
+from aatjax.cli import main
 from aatjax.config import Model, load_config
 from aatjax.errors import DataError, UsageError
-from aatjax.train.sharding import MeshShape
+from aatjax.train.sharding import MeshShape, find_near_batches
 
 SMALL = dataclasses.replace(
     load_config("default"), model=Model(source="random:tiny", frames=98, scan=True)
@@ -116,6 +119,7 @@ def test_topologies_that_do_not_exist():
             find_devices(name)
     with pytest.raises(UsageError, match="give the number of devices"):
         find_devices("cpu:many")
+    jax.devices()
     with pytest.raises(UsageError, match="JAX has started with 4 CPU devices"):
         find_devices("cpu:64")
     with pytest.raises(UsageError, match="no GPU found"):
@@ -138,8 +142,85 @@ def test_a_plan_for_fake_devices(small_ast):
     assert 4 * found.trainable <= moved <= 4 * found.trainable + 64
     assert found.fits and found.memory is None and found.step_s is None
     assert found.arguments > 4 * found.trainable
-    with pytest.raises(UsageError, match="batch_size=32 does not divide over 3"):
-        plan_step(config, "cpu:3")
+    assert found.asked is None
+    near = plan_step(config, "cpu:3", memory=1000)
+    assert (near.asked, near.batch_size) == (32, 33)
+    assert near.memory == 1000 and not near.fits and near.over == near.needed - 1000
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "near"),
+    [(32, 256, [256]), (32, 3, [33, 30]), (10, 4, [8, 12]), (24, 8, [24]), (300, 256, [256, 512])],
+)
+def test_the_sizes_next_to_a_batch(batch_size: int, shards: int, near: list[int]) -> None:
+    assert find_near_batches(batch_size, shards) == near
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2, 3, 37, 64, 100, 777, 1024])
+@pytest.mark.parametrize("kind", ["line", "steps", "curve"])
+def test_the_largest_count_is_found_exactly_and_with_few_trials(largest: int, kind: str) -> None:
+    tried: list[int] = []
+
+    def measure(count: int) -> int:
+        tried.append(count)
+        above = max(0, count - largest)
+        extra = {"line": 7 * count, "steps": 1000 * (count // 8), "curve": count * count // 5}
+        return extra[kind] if not above else 10**6 + extra[kind]
+
+    assert search_largest(measure, 10**6 - 1, most=1024) == largest
+    assert len(tried) == len(set(tried)) <= 2 + 3 * max(1, largest).bit_length()
+    assert max(tried) <= 1024
+
+
+def test_a_straight_line_needs_few_trials() -> None:
+    tried: list[int] = []
+
+    def measure(count: int) -> int:
+        tried.append(count)
+        return 500 + 90 * count
+
+    assert search_largest(measure, 500 + 90 * 789 + 3) == 789
+    assert tried[:11] == [2**n for n in range(11)] and len(tried) <= 15
+
+
+def test_fit_does_not_go_with_a_given_batch(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["plan", "default", "--fit", "--per-device", "2"]) == 2
+    assert "omit --per-device" in capfd.readouterr().err
+
+
+def test_fit_prints_the_largest_batch_with_and_without_rematerialisation(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a compiler that is not there: 1 GiB a clip, a quarter with rematerialisation."""
+
+    def plan(config: Any, topology: str, *, batch_per_device: int, memory: int, **_: Any) -> Any:
+        needed = batch_per_device * 2 ** (28 if config.model.remat else 30)
+        over = max(0, needed - memory)
+        sizes = {"devices": 4, "hosts": 1, "chips": 4, "batch_size": 4 * batch_per_device}
+        times = {"flops": 1.0, "compute_s": None, "temporaries": needed, "over": over}
+        return StepPlan(topology, dtype="float32", trainable=1, memory=memory, **sizes, **times)
+
+    monkeypatch.setattr("aatjax.analysis.largest_batch.plan_step", plan)
+    assert main.run(["plan", "default", "--fit", "--topology", "cpu:4", "--memory", "5.5"]) == 0
+    out = capfd.readouterr().out
+    assert "cpu:4: 4 devices, float32, 5.50 GiB per device" in out
+    assert "--model.remat false  up to 5 clips per device, 20 per step, in 5.00 GiB" in out
+    assert "--model.remat true   up to 22 clips per device, 88 per step, in 5.50 GiB" in out
+    code = main.run(
+        ["plan", "default", "--fit", "--topology", "cpu:4", "--memory", "0.1", "--json"]
+    )
+    found = json.loads(capfd.readouterr().out)
+    assert code == 1 and [one["per_device"] for one in found["largest"]] == [0, 0]
+    assert main.run(["plan", "default", "--fit", "--topology", "cpu:4", "--memory", "0.5"]) == 0
+    assert "does not fit: one clip per device needs 1.00 GiB" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_largest_batch_of_a_model_fits_and_one_clip_more_does_not(small_ast: str) -> None:
+    config = dataclasses.replace(SMALL, model=Model(source=small_ast, frames=64))
+    limit = plan_step(config, "cpu:1", batch_per_device=2).needed + 1000
+    found = find_largest_batch(config, "cpu:1", remat=False, memory=limit)
+    assert found.per_device == 2 and found.plan.fits and found.compiled[3] > limit
 
 
 @pytest.mark.slow

@@ -9,11 +9,8 @@ bounds, not measurements.
 
 import contextlib
 import dataclasses
-import math
-import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from jax.sharding import NamedSharding
 from aatjax import surgery
 from aatjax.analysis.flops import count_flops
 from aatjax.analysis.hlo import Program
+from aatjax.analysis.topology import GIB, Chip, count_chips, find_devices, find_memory
 from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Config, Model
 from aatjax.convert import read_checkpoint
@@ -34,37 +32,15 @@ from aatjax.models.ast import AST, make_abstract
 from aatjax.models.config import ASTConfig
 from aatjax.petl import adapt
 from aatjax.train.optim import make_optimizer
-from aatjax.train.sharding import BATCH, MeshShape, check_batch, count_batch_shards, make_shardings
+from aatjax.train.sharding import (
+    BATCH,
+    MeshShape,
+    count_batch_shards,
+    find_near_batches,
+    make_shardings,
+)
 from aatjax.train.state import cast_frozen, make_abstract_state
 from aatjax.train.step import make_steps
-
-GIB = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak bf16 FLOP/s of a chip, bytes of high-bandwidth memory, and its bytes/s."""
-
-    flops: float
-    memory: float
-    bandwidth: float
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9),
-    "v5e": Chip(197e12, 16 * GIB, 819e9),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9),
-    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9),
-}
-"""Google's figures (docs.cloud.google.com/tpu/docs, pages of each version), whole chips."""
-
-LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""Environment in which libtpu compiles without a TPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +51,8 @@ class StepPlan:
         topology: the chip and its grid.
         devices, hosts, chips: their numbers; a chip of some generations is two devices.
         batch_size: clips per step over all devices.
+        asked: the config's batch, where it does not divide over the devices and `batch_size` is
+            the nearest that does; else None.
         dtype: compute type.
         trainable: trainable parameters.
         arguments, outputs, aliased, temporaries, code: bytes; donated arguments (aliased) are
@@ -111,6 +89,7 @@ class StepPlan:
     traffic: int = 0
     memory_s: float | None = None
     over: int = 0
+    asked: int | None = None
 
     @property
     def needed(self) -> int:
@@ -171,74 +150,13 @@ def infer_num_classes(config: Config) -> int | None:
     return None
 
 
-def hide_accelerators(topologies: Sequence[str]) -> None:
-    """Keep JAX from starting an accelerator, unless the GPU is one of the topologies."""
-    if all(not name.startswith("gpu") for name in topologies):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-
-
-def find_devices(topology: str) -> tuple[list[Any], Chip | None]:
-    """Return the devices of a topology such as `v5e:4x4`, `cpu:8` or `gpu`, and one's figures.
-
-    Raises:
-        UsageError: an unknown name, or a size that libtpu does not support.
-    """
-    kind, _, grid = topology.partition(":")
-    if kind == "cpu":
-        return _find_cpus(topology, grid), None
-    if kind == "gpu":
-        try:
-            devices = jax.devices("gpu")
-        except RuntimeError as error:
-            raise UsageError(f"topology 'gpu': no GPU found: {error}") from error
-        return devices[: int(grid)] if grid.isdigit() else devices, None
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", grid):
-        raise UsageError(
-            f"topology {topology!r}: give a TPU as {', '.join(CHIPS)} with its grid (v5e:16x16, "
-            "v5p:4x4x4), cpu:8, or gpu"
-        )
-    for name, value in LIBTPU.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if "libtpu" in message.lower() or "not implemented" in message:
-            message += "; pip install 'aatjax[tpu]' for the TPU compiler"
-        raise UsageError(f"topology {topology!r}: {message}") from error
-    chip = CHIPS[kind]
-    each = len(devices) / _count_chips(topology, len(devices))  # devices per chip
-    return list(devices), Chip(chip.flops / each, chip.memory / each, chip.bandwidth / each)
-
-
-def _find_cpus(topology: str, count: str) -> list[Any]:
-    if not count.isdigit() or int(count) < 1:
-        raise UsageError(f"topology {topology!r}: give the number of devices, such as cpu:8")
-    with contextlib.suppress(RuntimeError):  # the backend has started already
-        jax.config.update("jax_num_cpu_devices", int(count))
-    devices = jax.devices("cpu")
-    if len(devices) < int(count):
-        raise UsageError(
-            f"topology {topology!r}: JAX has started with {len(devices)} CPU devices: run it in a "
-            f"new process, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
-        )
-    return devices[: int(count)]
-
-
-def _count_chips(topology: str, devices: int) -> int:
-    kind, _, grid = topology.partition(":")
-    return math.prod(map(int, grid.split("x"))) if kind in CHIPS else devices
-
-
 def plan_step(
     config: Config,
     topology: str,
     *,
     num_classes: int = 50,
     batch_per_device: int | None = None,
+    memory: int | None = None,
 ) -> StepPlan:
     """Compile a config's train step for a topology and return what it needs.
 
@@ -246,17 +164,19 @@ def plan_step(
         config: the experiment; its data is not read.
         topology: `v5e:16x16` and the like, `cpu:8`, or `gpu`.
         num_classes: outputs of the head.
-        batch_per_device: clips per device; by default `training.batch_size` over all devices.
+        batch_per_device: clips per device; by default `training.batch_size` over all devices, or
+            the nearest batch that divides over them.
+        memory: bytes of a device; by default those of the chip or the GPU.
 
     Raises:
         UsageError: an impossible topology or mesh.
     """
     devices, chip = find_devices(topology)
     mesh = config.mesh.make(devices)
-    batch_size = config.training.batch_size
+    shards, asked = count_batch_shards(mesh), config.training.batch_size
+    batch_size = find_near_batches(asked, shards)[0]
     if batch_per_device is not None:
-        batch_size = batch_per_device * count_batch_shards(mesh)
-    check_batch(mesh, batch_size)
+        batch_size = asked = batch_per_device * shards
     shape = read_shape(config.model, num_classes, devices[0])
     step, arguments, trainable = _make_step(config, shape, mesh, batch_size)
     # Traced without a mesh, the jaxpr has the whole batch in one piece.
@@ -266,13 +186,14 @@ def plan_step(
         topology=topology,
         devices=len(devices),
         hosts=len({device.process_index for device in devices}),
-        chips=_count_chips(topology, len(devices)),
+        chips=count_chips(topology, len(devices)),
         batch_size=batch_size,
         dtype=shape.dtype,
         trainable=trainable,
         flops=flops,
-        memory=None if chip is None else int(chip.memory),
+        memory=memory or find_memory(devices, chip),
         compute_s=None if chip is None else flops / chip.flops,
+        asked=None if asked == batch_size else asked,
     )
     return _compile(plan, step, arguments, mesh, chip)
 
@@ -362,7 +283,12 @@ def _make_step(
 
 
 def suggest_changes(
-    config: Config, plan: StepPlan, *, num_classes: int, batch_per_device: int | None
+    config: Config,
+    plan: StepPlan,
+    *,
+    num_classes: int,
+    batch_per_device: int | None,
+    memory: int | None = None,
 ) -> list[tuple[str, StepPlan]]:
     """Plan what could be changed: bfloat16, recomputation, sharded weights, a smaller batch.
 
@@ -387,6 +313,7 @@ def suggest_changes(
     rows = []
     for what, changed, batch in tried:
         with contextlib.suppress(DataError, UsageError):
-            more = {"num_classes": num_classes, "batch_per_device": batch}
-            rows.append((what, plan_step(changed, plan.topology, **more)))
+            more = {"batch_per_device": batch, "memory": memory}
+            found = plan_step(changed, plan.topology, num_classes=num_classes, **more)
+            rows.append((what, found))
     return rows

@@ -144,6 +144,16 @@ def count_batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def find_near_batches(batch_size: int, shards: int) -> list[int]:
+    """Return the sizes next below and above one that a number of devices divides, nearest first.
+
+    The size itself where it divides; of two as near, the smaller.
+    """
+    below = batch_size // shards * shards
+    near = {size for size in (below, -(-batch_size // shards) * shards) if size}
+    return sorted(near, key=lambda size: (abs(size - batch_size), size))
+
+
 def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") -> None:
     """Refuse a batch that does not divide over the devices.
 
@@ -152,8 +162,7 @@ def check_batch(mesh: Mesh, batch_size: int, name: str = "training.batch_size") 
     """
     size = count_batch_shards(mesh)
     if batch_size % size:
-        below, above = batch_size // size * size, -(-batch_size // size) * size
-        near = f"{below} or {above}" if below else f"{above}"
+        near = " or ".join(map(str, sorted(find_near_batches(batch_size, size))))
         raise UsageError(
             f"{name}={batch_size} does not divide over {size} devices (mesh axes data and fsdp): "
             f"take {near}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aatjax.analysis.hlo import Program
-from aatjax.analysis.plan import LIBTPU
+from aatjax.analysis.topology import LIBTPU
 from benchmarks import programs
 from benchmarks.programs import Job
 
