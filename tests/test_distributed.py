@@ -192,6 +192,54 @@ loop.Feed.fetch = fetch
     assert "in fetch" in found[1][1]  # where it was
 
 
+def join(action: str, stuck_after: float, late: int = 1) -> list[Any]:
+    """Two processes that join and exchange a byte; one of them does something before."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = f"""
+import os, time
+from aatjax.train.cluster import Processes
+from aatjax.train.distributed import check_devices, gather_bytes, start_processes
+place = Processes("localhost:{port}", 2, INDEX)
+start_processes(place, stuck_after={stuck_after})
+check_devices()
+if INDEX == {late}:
+    {action}
+assert gather_bytes(bytes([INDEX])) == [bytes([0]), bytes([1])]
+"""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program.replace("INDEX", str(index))],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+
+
+def test_a_process_that_is_late_at_the_first_exchange_is_waited_for() -> None:
+    """Longer than the 30 s of JAX's exchanges on CPUs."""
+    found = [finish(process) for process in join("time.sleep(33)", 600)]
+    assert [code for code, _ in found] == [0, 0], found
+    assert re.search(r"process 0 of 2 on host \S+: waiting for process 1 \(host \S+\)", found[0][1])
+
+
+def test_a_process_that_does_not_come_to_the_first_exchange_is_named() -> None:
+    found = [finish(process) for process in join("time.sleep(300)", 5)]
+    assert [code for code, _ in found] == [69, 69], found
+    for _, said in found:
+        assert re.search(r"process 1 \(host \S+\) is stuck: \d+ s in 'start'", said), said
+
+
+def test_a_process_0_that_is_killed_before_the_first_exchange_is_named() -> None:
+    found = [finish(process, 60) for process in join("os.kill(os.getpid(), 9)", 600, late=0)]
+    assert [code for code, _ in found] == [-9, 69], found
+    assert re.search(r"process 0 \(host \S+\) was lost: its connection ended", found[1][1])
+
+
 def test_processes_with_other_settings_are_refused(cache: Path, tmp_path: Path) -> None:
     """F12."""
     code = "import aatjax.experiments.run as e; first = e.train; import dataclasses\n"

@@ -70,3 +70,74 @@ def test_a_peer_that_has_finished_gets_no_message(watched: Watched) -> None:
     assert watched.dog._receive(1, {"bye": None})
     watched.dog._send(1, {"rank": 0})  # its link is gone by now: no error ends the heartbeat
     assert len(sent) == 1
+
+
+def make_others(watched: Watched, *phases: str) -> None:
+    watched.dog._peers = {
+        rank: watchdog._Peer(f"h{rank}", phase, since=watched.now, warm=True)
+        for rank, phase in enumerate(phases, 1)
+    }
+
+
+def test_one_that_others_wait_for_and_that_does_nothing_is_named(watched: Watched) -> None:
+    make_others(watched, "start", "wait")
+    with watched.dog.waiting():
+        assert watched.after(599) == []
+        assert watched.after(2) == ["1 is stuck: 601 s in 'start' after step 0"]
+
+
+def test_one_that_others_wait_for_may_work_for_as_long_as_it_needs(watched: Watched) -> None:
+    make_others(watched, "start", "wait")
+    with watched.dog.waiting():
+        for _ in range(9):
+            watched.dog._peers[1].since = watched.now + 500  # it used the processor
+            assert watched.after(500) == []
+        assert watched.after(601) != []
+
+
+def test_those_who_are_awaited_are_named(watched: Watched) -> None:
+    make_others(watched, "wait", "input", "start")
+    assert watched.dog._name_awaited() == (
+        f"process 0 (host {watched.dog._own.host}), process 2 (host h2), process 3 (host h3)"
+    )
+    with watched.dog.waiting():
+        assert watched.dog._name_awaited() == "process 2 (host h2), process 3 (host h3)"
+    assert watched.dog._own.phase == "input"
+    make_others(watched, "step", "input")
+    assert watched.dog._name_awaited() == ""
+
+
+def test_an_error_of_the_network_names_the_one_that_is_late(watched: Watched) -> None:
+    watched.dog._links[1] = cast(Any, None)
+    make_others(watched, "step", "input")
+    error = watched.dog.blame(RuntimeError("Gloo context initialization failed: 30 s"))
+    assert error is not None and error.exit_code == 69
+    assert str(error).startswith("process 2 (host h2), in 'input' after step 0, was late")
+    assert watched.dog.blame(RuntimeError("an error of the program")) is None
+    make_others(watched, "step", "wait")
+    error = watched.dog.blame(RuntimeError("UNAVAILABLE: socket closed"), seconds=0)
+    assert str(error).startswith("another process was lost or late")
+
+
+def test_work_is_told_from_idleness_by_the_processor_time(watched: Watched, monkeypatch) -> None:
+    """A process that reads its data reports progress; one that sleeps does not."""
+    times = iter([0.0, 0.5, 0.5, 0.505, 0.505])
+    monkeypatch.setattr(watchdog.time, "process_time", lambda: next(times))
+    ages: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        ages.append(watched.now - watched.dog._own.since)
+        watched.now += 10.0
+        watched.dog._done = len(ages) == 2
+
+    monkeypatch.setattr(watchdog.time, "sleep", sleep)
+    watched.dog._peers.clear()
+    watched.dog.beat("start", 0)
+    watched.now += 5.0
+    watched.dog._report()
+    assert ages == [0.0, 10.0]
+
+
+def test_a_process_names_itself_where_it_is_one_of_several() -> None:
+    assert str(Watchdog()) == ""
+    assert str(Watchdog(3, 8)).startswith("process 3 of 8 on host ")

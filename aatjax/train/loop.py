@@ -25,7 +25,7 @@ from aatjax.io.progress import TextStream
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
-from aatjax.train.distributed import any_process, is_distributed, is_main
+from aatjax.train.distributed import any_process, is_distributed, is_main, line_up
 from aatjax.train.evaluation import Evaluator, ScoredClips, Weights
 from aatjax.train.feed import Feed, LoopProgress
 from aatjax.train.forward import make_inputs
@@ -117,6 +117,7 @@ class Loop:
             step) and the weights.
         done: steps done.
         ended: whether the last step ended an epoch whose row is still to be written.
+        compiled: shapes of the batches that the step is compiled for, where processes line up.
         best: the weights with the best validation score.
         logits: logits of the validation windows of the last and the best weights, by name.
     """
@@ -141,6 +142,7 @@ class Loop:
     on_epoch: Callback | None = None
     done: int = 0
     ended: bool = False
+    compiled: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
     best: Weights | None = None
     logits: dict[Select, np.ndarray] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -223,7 +225,10 @@ class Loop:
         self.beat("input", self.done)
         batch, rows = feed.take()
         self.beat("step", self.done)
-        state, sums = self.steps.train(state, self.evaluator.frozen, batch, key)
+        arguments = (state, self.evaluator.frozen, batch, key)
+        if is_distributed():
+            self._compile(arguments)
+        state, sums = self.steps.train(*arguments)
         self.pending.append((sums, rows))
         self.done += 1
         self.ended = self.done % self.per_epoch == 0
@@ -240,6 +245,17 @@ class Loop:
         self.progress.seconds += spent
         self.progress.add("all", spent)
         return state
+
+    def _compile(self, arguments: tuple[Any, ...]) -> None:
+        """Compile the step for a new length of batches; all processes then begin it together.
+
+        Hosts with and without the program in their cache may be minutes apart.
+        """
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[2]))
+        if shapes not in self.compiled:
+            self.steps.train.lower(*arguments).compile()
+            self.compiled.add(shapes)
+            line_up()
 
     def _agree_to_stop(self, stop: StopRequest) -> bool:
         """Return whether to stop now; where several processes run, all stop at the same step."""
