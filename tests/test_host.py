@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -149,3 +150,33 @@ def test_the_cores_that_a_batch_is_split_over(monkeypatch):
     assert len(choose_devices(12, 1, other)) == 6
     chips = [SimpleNamespace(platform="tpu", process_index=0)] * 8
     assert choose_devices(3, 1, chips) == chips  # refused later: chips are not left idle
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The installed packages that JAX finds its platforms by."""
+    found = {"libtpu"}
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: name in found or None)
+    monkeypatch.setattr(host, "entry_points", lambda group: [])
+    return found
+
+
+def test_a_tpu_that_is_not_there_is_not_tried(plugins: set[str], tmp_path: Path) -> None:
+    assert host.choose_platforms({}, tmp_path) == "cpu"
+    assert host.choose_platforms({"JAX_PLATFORMS": "tpu"}, tmp_path) is None
+    for name in ("TPU_WORKER_ID", "TPU_NAME", "MEGASCALE_NUM_SLICES", "JAX_FORCE_TPU_INIT"):
+        assert host.choose_platforms({name: "0"}, tmp_path) is None
+    plugins.add("jax_plugins")  # of a GPU
+    assert host.choose_platforms({}, tmp_path) is None
+    plugins.clear()
+    assert host.choose_platforms({}, tmp_path) is None  # nothing to keep JAX from
+
+
+@pytest.mark.parametrize("path", ["dev/accel0", "dev/vfio/0", "sys/bus/pci/devices/1/vendor"])
+def test_a_tpu_that_is_there_is_tried(plugins: set[str], tmp_path: Path, path: str) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text("0x1234\n")
+    assert host.choose_platforms({}, tmp_path) == ("cpu" if "pci" in path else None)
+    file.write_text("0x1ae0\n")
+    assert host.choose_platforms({}, tmp_path) is None

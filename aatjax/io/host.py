@@ -8,17 +8,19 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib.util
 import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
 # Parameters of glibc's mallopt (malloc.h).
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+GOOGLE = "0x1ae0"  # vendor of TPUs on the PCI bus
 
 
 @functools.cache
@@ -70,10 +72,33 @@ def prepare_process() -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+    if (platforms := choose_platforms(os.environ)) is not None:
+        wanted["JAX_PLATFORMS"] = platforms
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         wanted["JAX_NUM_CPU_DEVICES"] = str(count_cores())
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def choose_platforms(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
+    """Return `cpu` where the TPU is all that JAX could use besides, and this machine has none.
+
+    With the TPU's compiler installed (`aatjax[tpu]`) JAX would try it, which prints alarms and may
+    wait for a metadata server. None where JAX is to choose: a platform is asked for, variables or
+    devices of a TPU are there, or a plugin of another accelerator.
+    """
+    if importlib.util.find_spec("libtpu") is None or environment.get("JAX_PLATFORMS"):
+        return None
+    if importlib.util.find_spec("jax_plugins") or entry_points(group="jax_plugins"):
+        return None
+    signs = ("TPU_", "CLOUD_TPU", "COLAB_TPU", "MEGASCALE_", "JAX_FORCE_TPU", "PJRT_")
+    if any(name.startswith(signs) for name in environment):
+        return None
+    patterns = ("dev/accel*", "dev/vfio/*")
+    if any(True for pattern in patterns for _ in root.glob(pattern)):
+        return None
+    vendors = (file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor"))
+    return None if GOOGLE in vendors else "cpu"
 
 
 def find_user_cache() -> Path:

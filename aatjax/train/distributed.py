@@ -125,6 +125,8 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS") or "the default"
         why = (str(error).strip().splitlines() or ["no such platform"])[0]
+        if (shown := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+            why += f" (CUDA_VISIBLE_DEVICES={shown!r} hides all other GPUs)"
         raise UnavailableError(
             f"JAX finds no device on platform {asked!r}: {why}; install the plugin that matches "
             "the driver (aatjax[cuda12], aatjax[cuda13] or aatjax[tpu]), or set JAX_PLATFORMS=cpu "
