@@ -1,8 +1,9 @@
 """A small run for `test_sharding`, in a process of its own: prints its result as JSON.
 
-usage: run_sharded.py METHOD DATA,FSDP,MODEL RUN_DIR [HOST:PORT PROCESSES PROCESS]
+usage: run_sharded.py METHOD DATA,FSDP,MODEL[/DATA,FSDP,MODEL] RUN_DIR [HOST:PORT PROCESSES PROCESS]
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from aatjax import fit, petl, surgery
+from aatjax import evaluate, fit, petl, surgery
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.cluster import Processes
@@ -56,7 +57,25 @@ def tones(count, first=0):
     return Source(clips, ["a", "b", "c"], name="tones", reader=Tones())
 
 
-def run(method, mesh, run_dir=None, **training):
+class Stopped(Exception):
+    """The run was stopped after an epoch."""
+
+
+def run_in_turn(method, meshes, run_dir):
+    """Each mesh but the last trains for one epoch and leaves its checkpoint to the next."""
+
+    def stop(moment):
+        raise Stopped
+
+    *first, last = meshes
+    for mesh in first:
+        with contextlib.suppress(Stopped):
+            run(method, mesh, run_dir, on_epoch=stop)
+            raise AssertionError("it was not stopped")
+    return run(method, last, run_dir)
+
+
+def run(method, mesh, run_dir=None, on_epoch=None, **training):
     """Twenty clips in batches of eight, the last one half padding: three steps an epoch."""
     model = petl.adapt(AST(CONFIG, rngs=nnx.Rngs(0)), METHODS[method])
     options = {"epochs": 2, "batch_size": 8, "threads": 0, **training}
@@ -69,6 +88,7 @@ def run(method, mesh, run_dir=None, **training):
         optim=Optim(lr=1e-3),
         mesh=mesh,
         run_dir=run_dir,
+        on_epoch=on_epoch,
         windows="random",
         show=None,
     )
@@ -80,6 +100,7 @@ def run(method, mesh, run_dir=None, **training):
     }
     return {
         "losses": [row["train/loss"] for row in done.history],
+        "evaluated": evaluate(done.model, tones(5, first=50)).accuracy,
         "valid": [row["valid/accuracy"] for row in done.history],
         "seen": source.reader.seen,
         "weights": weights,
@@ -93,6 +114,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 4:
         address, count, index = sys.argv[4:7]
         start_processes(Processes(address, int(count), int(index)))
-    found = run(method, MeshShape(*map(int, sizes.split(","))), Path(folder) / "run")
+    meshes = [MeshShape(*map(int, one.split(","))) for one in sizes.split("/")]
+    found = run_in_turn(method, meshes, Path(folder) / "run")
     np.savez(Path(folder) / f"weights{jax.process_index()}.npz", **found.pop("weights"))
     print(json.dumps(found))

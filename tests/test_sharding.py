@@ -46,6 +46,7 @@ def run_one_device(method: str) -> dict[str, Any]:
 def assert_alike(found: dict[str, Any], wanted: dict[str, Any], tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(found["losses"], wanted["losses"], atol=tolerance)
     assert found["valid"] == wanted["valid"]
+    assert found["evaluated"] == wanted["evaluated"]
     assert set(found["weights"]) == set(wanted["weights"])
     for path, value in wanted["weights"].items():
         if path.endswith("attn/k/bias"):
@@ -69,6 +70,27 @@ def test_several_devices_train_as_one_does(method: str, shape: tuple[int, int, i
     found = run_sharded.run(method, mesh_of(*shape))
     assert_alike(found, wanted)
     assert found["seen"] == wanted["seen"]
+
+
+IN_TURN = [
+    ("full", [(1, 2, 2), (2, 1, 1)]),
+    ("full", [(4, 1, 1), (1, 4, 1)]),
+    ("soft_moa", [(1, 2, 2), (1, 4, 1)]),
+    ("aat", [(2, 1, 2), (1, 1, 1)]),
+    ("conformer", [(1, 1, 1), (1, 2, 2)]),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "shapes"),
+    [pytest.param(*one, marks=() if not n else pytest.mark.slow) for n, one in enumerate(IN_TURN)],
+    ids=str,
+)
+def test_a_checkpoint_goes_on_on_any_mesh(
+    method: str, shapes: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    found = run_sharded.run_in_turn(method, [mesh_of(*shape) for shape in shapes], tmp_path)
+    assert_alike(found, run_one_device(method))
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -110,9 +132,18 @@ def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["aat", "conformer", "soft_moa"])
-def test_eight_devices_train_as_one_does(method: str, tmp_path: Path) -> None:
-    (found,) = launch(tmp_path, method, "-1,1,1", 8)
+@pytest.mark.parametrize(
+    ("method", "sizes"),
+    [
+        ("aat", "-1,1,1"),
+        ("conformer", "-1,1,1"),
+        ("soft_moa", "1,-1,2"),
+        ("full", "2,2,2/1,4,2"),
+        ("soft_moa", "2,2,2/8,1,1"),
+    ],
+)
+def test_eight_devices_train_as_one_does(method: str, sizes: str, tmp_path: Path) -> None:
+    (found,) = launch(tmp_path, method, sizes, 8)
     assert found["devices"] == 8
     assert_alike(found, run_one_device(method))
 
