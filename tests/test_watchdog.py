@@ -95,6 +95,14 @@ def test_one_that_others_wait_for_may_work_for_as_long_as_it_needs(watched: Watc
         assert watched.after(601) != []
 
 
+def test_one_that_compiles_is_waited_for(watched: Watched) -> None:
+    make_others(watched, "compile", "wait")
+    watched.dog._peers[1].warm = False
+    with watched.dog.waiting():
+        assert watched.after(1799) == []
+        assert watched.after(2) == ["1 is stuck: 1801 s in 'compile' after step 0"]
+
+
 def test_those_who_are_awaited_are_named(watched: Watched) -> None:
     make_others(watched, "wait", "input", "start")
     assert watched.dog._name_awaited() == (

@@ -253,9 +253,11 @@ class Loop:
         """
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[2]))
         if shapes not in self.compiled:
+            self.beat("compile", self.done)
             self.steps.train.lower(*arguments).compile()
             self.compiled.add(shapes)
             line_up()
+            self.beat("step", self.done)
 
     def _agree_to_stop(self, stop: StopRequest) -> bool:
         """Return whether to stop now; where several processes run, all stop at the same step."""

@@ -252,24 +252,26 @@ class Watchdog:
 
     def _check_stuck(self, now: float) -> None:
         everyone = {**self._peers, 0: self._own}
-        waiting = {
+
+        def find_limit(one: _Peer) -> float:
+            return self.stuck if one.warm or one.phase in ALONE else self._compiling
+
+        late = {
             rank: one
             for rank, one in everyone.items()
-            if one.phase not in ALONE
-            and now - one.since > (self.stuck if one.warm else self._compiling)
+            if one.phase not in ALONE and now - one.since > find_limit(one)
         }
-        if not waiting or len(everyone) == 1:
+        if not late or len(everyone) == 1:
             return
-        # Those in a step wait for one that is not: that one is to be named, though it may have
-        # stopped a little later than they began to wait.
-        outside = {
-            rank: one
-            for rank, one in everyone.items()
-            if one.phase not in BLOCKED and now - one.since > self.stuck / 2
+        # Those that may be blocked wait for one that is not: that one is to be named, though it
+        # may have stopped a little later than they began to wait, unless it is at work.
+        outside = {rank: one for rank, one in everyone.items() if one.phase not in BLOCKED}
+        stopped = {
+            rank: one for rank, one in outside.items() if now - one.since > find_limit(one) / 2
         }
-        if not outside and any(one.phase in ALONE for one in everyone.values()):
-            return  # it is at work, and may take as long as it needs
-        rank, one = min((outside or waiting).items(), key=lambda item: item[1].step)
+        if outside and not stopped:
+            return
+        rank, one = min((stopped or late).items(), key=lambda item: item[1].step)
         text = f"is stuck: {now - one.since:.0f} s in {one.phase!r} after step {one.step}"
         self._end(rank, text, stacks=True)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One process per node with all its GPUs; JAX finds the other processes through SLURM.
+# One process per node with all its GPUs; the processes find each other by Slurm's variables. (With
+# several tasks per node each has the GPU of its number there.)
 #
 #   sbatch --nodes=4 tools/launch/slurm.sh folder --data.path /data/sounds --out /shared/runs/one
 #

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice: creates it if necessary, installs aatjax on every host, and starts the same
-# command on all of them. JAX finds the hosts through the TPU's metadata.
+# command on all of them, with the hosts' numbers and addresses from the TPU's metadata.
 #
 #   NAME=ast ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://mine \
 #       tools/launch/tpu_vm.sh folder --data.path /mnt/bucket/sounds --out /mnt/bucket/runs/one
@@ -28,4 +28,21 @@ if [ -n "${BUCKET:-}" ]; then
     everywhere "sudo mkdir -p /mnt/bucket && sudo chmod 777 /mnt/bucket && \
         (mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs '${BUCKET#gs://}' /mnt/bucket)"
 fi
-everywhere "~/aatjax/bin/aatjax train $(printf '%q ' "$@")"
+# On each host: `worker-network-endpoints` lists the hosts in order, as names or as name:id:address.
+START=$(cat <<'REMOTE'
+read_metadata() {
+    curl -sf -H 'Metadata-Flavor: Google' \
+        "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+hosts=$(read_metadata worker-network-endpoints)
+first=${hosts%%,*}
+commas=${hosts//[^,]/}
+joined=()
+if [ -n "$commas" ]; then
+    joined=(--coordinator "${first##*:}:8482" --processes "$((${#commas} + 1))"
+        --process "$(read_metadata agent-worker-number)")
+fi
+~/aatjax/bin/aatjax train "${joined[@]}"
+REMOTE
+)
+everywhere "$START $(printf '%q ' "$@")"
