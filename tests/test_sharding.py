@@ -1,5 +1,6 @@
 """Several devices and several processes: the same numbers, the same order, nothing gathered."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,8 +22,11 @@ from jax.sharding import PartitionSpec as P
 from aatjax import petl, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.config import load_config
 from aatjax.errors import UsageError
+from aatjax.experiments import run as experiment
 from aatjax.models.ast import AST
+from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape, check_batch, choose_spec, find_local_rows, put_batch
 from aatjax.train.state import cast_frozen, start_state
@@ -256,13 +260,22 @@ def test_sizes_that_do_not_fit_say_so() -> None:
         check_batch(mesh_of(4), 2)
 
 
+def test_a_batch_that_does_not_divide_is_refused_before_the_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(load_config("default"), mesh=MeshShape(data=4))
+    config = dataclasses.replace(config, training=Training(batch_size=10))
+    monkeypatch.setattr(experiment, "make_partition", None)
+    with pytest.raises(UsageError, match=r"batch_size=10 does not divide .* take 8 or 12"):
+        experiment.train(config, run_dir=tmp_path / "run", show=None)
+    assert not list(tmp_path.glob("run/[!.]*"))
+
+
 def test_a_process_reads_the_rows_of_its_own_devices() -> None:
     assert find_local_rows(mesh_of(2, 1, 2), 6).tolist() == list(range(6))
 
 
 def test_the_frozen_weights_in_bfloat16_change_nothing() -> None:
-    import dataclasses
-
     config = dataclasses.replace(run_sharded.CONFIG, dtype="bfloat16")
     model = petl.adapt(AST(config, rngs=nnx.Rngs(0)), petl.AAT())
     parts = surgery.split(model)

@@ -45,6 +45,7 @@ from aatjax.train.logging import Show, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import Metrics, format_clips
 from aatjax.train.run_dir import RunClaims, has_checkpoint, restore_result
+from aatjax.train.sharding import MeshShape, check_batch
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -213,6 +214,8 @@ def _train(
             print(f"{folder}: keeps its split (data.split_method='stratified')", file=screen)
     done = run_on_main(lambda: _check_config(claims, config))
     is_new = run_on_main(lambda: not claims.is_started)
+    if done is None and (config.mesh != MeshShape() or jax.devices()[0].platform != "cpu"):
+        check_batch(config.mesh.make(), config.training.batch_size)  # before hours of reading
     quarantine = folder / "quarantine.jsonl" if is_main() else None
     # A folder with a run in it is written to only when everything agrees.
     peers = None
