@@ -1,6 +1,7 @@
 """The page: its server answers as `predict`, its files are complete, browsers run it."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ pytest.importorskip("httpx", reason="starlette's test client needs httpx")
 
 from fastapi.testclient import TestClient
 
-from aatjax.inference.demo.server import make_page_app
+from aatjax.inference.demo.server import Page
 from aatjax.inference.server.serve import open_socket
 
 CONFIG = tiny_config(mels=64)
@@ -83,8 +85,13 @@ def classifier(adapter: Path) -> Classifier:
     return Classifier.load(adapter)
 
 
-def connect(classifier: Classifier) -> TestClient:
-    return TestClient(make_page_app(classifier, "<b>t</b>")[0], base_url="http://localhost")
+@contextlib.contextmanager
+def connect(classifier: Classifier) -> Iterator[TestClient]:
+    page = Page(classifier, "<b>t</b>")
+    with TestClient(page.make_app(page.start), base_url="http://localhost") as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.05)
+        yield client
 
 
 @pytest.fixture(scope="module")

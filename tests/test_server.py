@@ -45,6 +45,7 @@ from aatjax.inference.server.app import find_adapters, make_app
 from aatjax.inference.server.batching import Batcher
 from aatjax.inference.server.limits import ServerLimits
 from aatjax.inference.server.metrics import ServerMetrics
+from aatjax.inference.server.stacked import list_batch_sizes
 from aatjax.train.forward import split_model
 
 CONFIG = ASTConfig(
@@ -192,9 +193,8 @@ def assert_alike(found: Any, want: Any) -> None:
 
 def make_client(folder: Path, *, names: list[str] | None = None, **limits: Any) -> TestClient:
     store = AdapterStore(largest=4)
-    for name, path in find_adapters(folder).items():
-        if names is None or name in names:
-            store.load(name, path)
+    files = find_adapters(folder).items()
+    store.load_all({n: path for n, path in files if names is None or n in names}, print)
     app = make_app(store, ServerLimits(**limits), folder=folder)
     return TestClient(app, raise_server_exceptions=False)
 
@@ -253,11 +253,10 @@ def test_many_adapters_in_mixed_batches_keep_their_own_results(
     for i in range(MANY):
         like = folder / ("conformer.safetensors" if i % 4 == 0 else "soft_moa.safetensors")
         vary(like, tmp_path / f"a{i:03d}.safetensors", 1000 + i, classes=2 + i % 3)
-    store = AdapterStore(largest=8)
-    for name, path in find_adapters(tmp_path).items():
-        store.load(name, path)
+    store, failed = AdapterStore(largest=8), []
+    store.load_all(find_adapters(tmp_path), failed.append)
     adapters = store.list_adapters()
-    assert len(adapters) == MANY
+    assert len(adapters) == len(failed) == MANY
     arrays = [surgery.arrays(one.classifier.model)["blocks/0/mlp/up/kernel"] for one in adapters]
     assert len({id(array) for array in arrays}) == 1, "the backbone is in memory more than once"
     sizes: list[int] = []
@@ -351,18 +350,35 @@ def test_requests_are_answered_while_an_adapter_loads(
         assert loaded.result().status_code == 200
 
 
-def test_one_more_adapter_compiles_nothing(folder: Path, tmp_path: Path) -> None:
+def test_one_more_adapter_compiles_no_forward_pass(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(folder / "base")
-    store, adapters = AdapterStore(largest=8), []
-    for i in range(4):
+    store, programs = AdapterStore(largest=2), []
+    for i in range(3):
         vary(folder / "lora.safetensors", tmp_path / f"{i}.safetensors", i, classes=3)
-        adapters.append(store.load(str(i), tmp_path / f"{i}.safetensors"))
-        frontend = adapters[0].classifier.frontend
-        window = next(cut_windows([decode(SOUNDS[0]).waveform], frontend, 16000))
-        for one in adapters:
-            one.group.compute_logits(one.group.stack(), [one.key], [window])
-    (group,) = {one.group for one in adapters}
-    assert group._forward._cache_size() == 1
+        group = store.load(str(i), tmp_path / f"{i}.safetensors").group
+        programs.append([program.forward for program in group.stack().programs.values()])
+    assert len({one.group for one in store.list_adapters()}) == 1
+    assert programs[0] == programs[1] == programs[2] and len(programs[0]) == 2
+
+
+def test_every_batch_size_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [list_batch_sizes(n) for n in (1, 2, 12, 16)] == [
+        (1,),
+        (1, 2),
+        (1, 2, 4, 8, 12),
+        (1, 2, 4, 8, 16),
+    ]
+    served = AdapterStore(largest=3).load("lora", folder / "lora.safetensors")
+    monkeypatch.setattr(served.group, "_compile", None)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    window = next(cut_windows([decode(SOUNDS[0]).waveform], served.classifier.frontend, 16000))
+    want = compute_logits(served.classifier, window)
+    for count in range(1, 8):
+        rows = served.group.compute_logits(
+            served.group.stack(), [served.key] * count, [window] * count
+        )
+        assert len(rows) == count
+        np.testing.assert_allclose(rows, [want] * count, rtol=1e-5, atol=1e-5)
 
 
 # --- limits --------------------------------------------------------------------------------------

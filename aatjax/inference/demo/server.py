@@ -50,35 +50,53 @@ def serve_page(
         DataError: the source cannot be read.
     """
     listening = open_socket("127.0.0.1", port)
-    app, limits = make_page_app(Classifier.load(source, base=base), find_title(source))
+    page = Page(Classifier.load(source, base=base), find_title(source))
     address = f"http://localhost:{listening.getsockname()[1]}/"
     report(f"{address} (Ctrl-C ends)")
     if browser:
         webbrowser.open(address)
-    run_server(app, listening, limits)
+    run_server(page.make_app, page.start, listening, page.limits)
 
 
-def make_page_app(classifier: Classifier, title: str) -> tuple[FastAPI, ServerLimits]:
-    """Return the application that serves the page and predicts by one classifier."""
-    windows = math.ceil(MAX_SECONDS * RATE / classifier.frontend.samples)
-    limits = ServerLimits(
-        max_bytes=64 * 2**20, max_seconds=MAX_SECONDS, timeout=600.0, queue=max(1024, 2 * windows)
-    )
-    store = AdapterStore(largest=limits.batch_size)
-    method = store.add(NAME, classifier).method
-    app = make_app(store, limits, hosts=LOCAL_HOSTS)
-    pages = {name: read_page_file(name) for name in PAGE}
-    config = make_page_config(classifier, title=title, method=method, backend="server")
-    pages["config.json"] = config.encode()
+class Page:
+    """The page's application, which predicts by one classifier.
 
-    async def send_page(name: str) -> Response:
-        if name not in pages:
+    Args:
+        classifier: the model.
+        title: heading of the page.
+    """
+
+    def __init__(self, classifier: Classifier, title: str) -> None:
+        windows = math.ceil(MAX_SECONDS * RATE / classifier.frontend.samples)
+        self.limits: ServerLimits = ServerLimits(
+            max_bytes=64 * 2**20,
+            max_seconds=MAX_SECONDS,
+            timeout=600.0,
+            queue=max(1024, 2 * windows),
+        )
+        self._classifier = classifier
+        self._store = AdapterStore(largest=self.limits.batch_size)
+        method = getattr(classifier.model.method, "name", "no adapter")
+        config = make_page_config(classifier, title=title, method=method, backend="server")
+        self._files: dict[str, bytes] = {name: read_page_file(name) for name in PAGE}
+        self._files["config.json"] = config.encode()
+
+    def start(self) -> None:
+        """Compile the classifier; predictions are refused before."""
+        self._store.add(NAME, self._classifier)
+
+    def make_app(self, start: Callable[[], object]) -> FastAPI:
+        """Return the application, which begins with `start`."""
+        app = make_app(self._store, self.limits, hosts=LOCAL_HOSTS, start=start)
+        app.get("/", include_in_schema=False)(self._send_index)
+        app.get("/{name}", include_in_schema=False)(self._send_file)
+        return app
+
+    async def _send_file(self, name: str) -> Response:
+        if name not in self._files:
             raise RefusedError(404, "there is no such page")
-        return Response(pages[name], media_type=TYPES[Path(name).suffix], headers=HEADERS)
+        kind = TYPES[Path(name).suffix]
+        return Response(self._files[name], media_type=kind, headers=HEADERS)
 
-    async def send_index() -> Response:
-        return await send_page("index.html")
-
-    app.get("/", include_in_schema=False)(send_index)
-    app.get("/{name}", include_in_schema=False)(send_page)
-    return app, limits
+    async def _send_index(self) -> Response:
+        return await self._send_file("index.html")

@@ -4,35 +4,44 @@ import asyncio
 import contextlib
 import difflib
 import re
-import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aatjax.audio.decode import decode
 from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import RATE, Window, compute_step, count_windows, cut_windows
-from aatjax.errors import AatjaxError
+from aatjax.errors import AatjaxError, suggest
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.prediction import WindowLogits
-from aatjax.inference.server.adapters import AdapterStore, ServedAdapter
+from aatjax.inference.server.adapters import AdapterStore, ClosedError, ServedAdapter
 from aatjax.inference.server.batching import Batcher, QueueFullError
+from aatjax.inference.server.gate import RETRY, Gate, format_error
 from aatjax.inference.server.limits import CLOSE, RefusedError, ServerLimits, read_body
 from aatjax.inference.server.metrics import ServerMetrics
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-PORT = re.compile(r":\d+$")
 FILE = "adapter.safetensors"
-RETRY = {"Retry-After": "1"}
+MOST_LOADS = 8
+"""Adapters that may be loading, or wait for it."""
+SOUND = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("audio/*", "application/octet-stream")
+        },
+    }
+}
+"""The body of a prediction, for OpenAPI."""
 
 
 def find_adapters(folder: Path) -> dict[str, Path]:
@@ -48,6 +57,7 @@ def make_app(
     *,
     folder: Path | None = None,
     hosts: list[str] | None = None,
+    start: Callable[[], object] | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -56,27 +66,44 @@ def make_app(
         limits: limits of requests.
         folder: from where requests may load more adapters, and drop any; None: they may not.
         hosts: names by which requests may call this host; None for any.
+        start: loads the first adapters, in a thread of its own; `/readyz` waits for it.
     """
-    service = _Service(store, limits, folder)
-    app = FastAPI(title="aatjax", lifespan=service.run)
+    service = _Service(store, limits, folder, start)
+    # Pages of documentation would fetch their scripts from another host.
+    app = FastAPI(title="aatjax", lifespan=service.run, docs_url=None, redoc_url=None)
     for kind in (RefusedError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
+    app.get("/livez")(service.get_life)
+    app.get("/readyz")(service.get_readiness)
     app.get("/healthz")(service.get_health)
     app.get("/metrics")(service.get_metrics)
-    app.get("/v1/adapters")(service.get_adapters)
-    app.post("/v1/adapters/{name}/predict")(service.predict)
+    routes = APIRouter(prefix="/v1/adapters", dependencies=[Depends(_check_query)])
+    routes.get("")(service.get_adapters)
+    routes.get("/{name}")(service.get_adapter)
+    routes.post("/{name}/predict", openapi_extra=SOUND)(service.predict)
     if folder is not None:
-        app.put("/v1/adapters/{name}")(service.load_adapter)
-        app.delete("/v1/adapters/{name}")(service.drop_adapter)
-    app.add_middleware(_Gate, service.metrics, limits, hosts)
+        routes.put("/{name}")(service.load_adapter)
+        routes.delete("/{name}")(service.drop_adapter)
+    app.include_router(routes)
+    app.add_middleware(Gate, service.metrics, limits, hosts)
     return app
 
 
 class _Service:
     """The handlers of the routes."""
 
-    def __init__(self, store: AdapterStore, limits: ServerLimits, folder: Path | None) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        limits: ServerLimits,
+        folder: Path | None,
+        start: Callable[[], object] | None,
+    ) -> None:
         self._store, self._limits, self._folder = store, limits, folder
+        self._start, self._ready = start, start is None
+        # Loads wait for each other here, and take no thread from the requests.
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._loads = 0
         self.metrics = ServerMetrics()
         self._batcher = Batcher(self.metrics, limits)
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
@@ -92,8 +119,26 @@ class _Service:
 
     @contextlib.asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        self._loader.submit(self._load_first)
         yield
+        self._store.close()
+        await run_in_threadpool(self._loader.shutdown, cancel_futures=True)
         await run_in_threadpool(self._batcher.close)
+
+    def _load_first(self) -> None:
+        if self._start is not None:
+            self._start()
+        self._ready = True
+
+    async def get_life(self) -> dict[str, Any]:
+        return {"status": "ok"}
+
+    async def get_readiness(self) -> Response:
+        if self._ready:
+            return JSONResponse({"status": "ready", "adapters": len(self._store.list_adapters())})
+        compiled, total = self._store.progress
+        answer = {"error": f"not ready: {compiled} of {total} compiled"}
+        return JSONResponse({**answer, "compiled": compiled, "of": total}, 503, RETRY)
 
     async def get_health(self) -> dict[str, Any]:
         return {"status": "ok", "adapters": len(self._store.list_adapters())}
@@ -104,16 +149,40 @@ class _Service:
     async def get_adapters(self) -> dict[str, Any]:
         return {"adapters": [_describe(served) for served in self._store.list_adapters()]}
 
+    async def get_adapter(self, name: str) -> dict[str, Any]:
+        with self._store.use(name) as served:
+            return _describe(self._check_served(name, served))
+
     async def load_adapter(self, name: str) -> dict[str, Any]:
+        """Load an adapter of the folder, or load it again; answers once requests can use it."""
         _check_name(name)
         assert self._folder is not None
         path = find_adapters(self._folder).get(name)
         if path is None:
             raise RefusedError(404, f"no file {name}.safetensors or {name}/{FILE} is served")
+        if self._loads >= MOST_LOADS:
+            raise RefusedError(429, f"{self._loads} adapters are being loaded: try again", RETRY)
+        self._loads += 1
         try:
-            return _describe(await run_in_threadpool(self._store.load, name, path))
+            loop = asyncio.get_running_loop()
+            served = await loop.run_in_executor(self._loader, self._store.load, name, path)
+        except ClosedError as error:
+            raise RefusedError(503, str(error), CLOSE) from error
         except AatjaxError as error:
             raise RefusedError(422, str(error)) from error
+        finally:
+            self._loads -= 1
+        return _describe(served)
+
+    def _check_served(self, name: str, served: ServedAdapter | None) -> ServedAdapter:
+        if served is not None:
+            return served
+        _check_name(name)
+        if name in self._store.pending:
+            compiled, total = self._store.progress
+            reason = f"adapter {name!r} is being loaded, {compiled} of {total} compiled: try again"
+            raise RefusedError(503, reason, RETRY)
+        raise _refuse_unknown(name, self._store)
 
     async def drop_adapter(self, name: str) -> dict[str, Any]:
         _check_name(name)
@@ -138,11 +207,9 @@ class _Service:
             partial: accept a truncated file, and the start of a too long one, with a `note`.
             detail: return the probabilities of every window too.
         """
-        _check_name(name)
         limits = self._limits
         with self._store.use(name) as served:
-            if served is None:
-                raise _refuse_unknown(name, self._store)
+            served = self._check_served(name, served)
             body = await read_body(request, limits)
             try:
                 async with asyncio.timeout(limits.timeout):
@@ -154,64 +221,13 @@ class _Service:
             except TimeoutError:
                 reason = f"no answer within {limits.timeout:g} s: try again"
                 raise RefusedError(504, reason) from None
-            except QueueFullError:
-                reason = f"{limits.queue} windows of sound wait: try again"
-                raise RefusedError(429, reason, RETRY) from None
+            except QueueFullError as error:
+                raise RefusedError(429, f"{error}: try again", RETRY) from None
             found = WindowLogits.from_windows(logits, windows)
             prediction = served.classifier.summarize("", found, notes)
         answer = {"adapter": name, **prediction.to_json(detail=detail), **note}
         del answer["path"]
         return answer
-
-
-class _Gate:
-    """ASGI middleware: counts requests, refuses other host names and too many at once.
-
-    The body of a refused request is never read.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: ServerMetrics,
-        limits: ServerLimits,
-        hosts: list[str] | None,
-    ) -> None:
-        self._app, self._metrics = app, metrics
-        self._most, self._hosts = limits.concurrency, hosts
-        self._in_progress = 0
-        metrics.add_gauge("requests_under_way", "Requests in progress.", lambda: self._in_progress)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.perf_counter(), 500
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        refusal = self._find_refusal(scope)
-        self._in_progress += 1
-        try:
-            app = self._app if refusal is None else _format_error(refusal)
-            await app(scope, receive, send_and_note)
-        finally:
-            self._in_progress -= 1
-            self._metrics.count_request(status, time.perf_counter() - began)
-
-    def _find_refusal(self, scope: Scope) -> RefusedError | None:
-        host = PORT.sub("", Headers(scope=scope).get("host", "")).lower()
-        if self._hosts is not None and host not in self._hosts:  # DNS rebinding
-            reason = f"host {host!r} is refused: use {' or '.join(self._hosts)}"
-            return RefusedError(400, f"{reason}; aatjax serve --host allows others", CLOSE)
-        if self._in_progress >= self._most and scope["path"] not in ("/healthz", "/metrics"):
-            reason = f"{self._most} requests are in progress: try again"
-            return RefusedError(429, reason, RETRY | CLOSE)
-        return None
 
 
 def _read_windows(
@@ -253,6 +269,15 @@ def _read_windows(
     return windows, {"note": notes[0]} if notes else {}, sound.notes
 
 
+def _check_query(request: Request) -> None:
+    """Refuse parameters of the address that the route does not have."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            there = suggest(name, known) or f": there are {', '.join(known) or 'none'}"
+            raise RefusedError(400, f"unknown parameter {name!r}{there}")
+
+
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         reason = "the name of an adapter has letters, digits, '.', '_' and '-', and no path"
@@ -286,8 +311,4 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         error = RefusedError(422, "; ".join(parts))
     elif not isinstance(error, RefusedError):
         error = RefusedError(500, "the server failed at this request; see its log")
-    return _format_error(error)
-
-
-def _format_error(error: RefusedError) -> JSONResponse:
-    return JSONResponse({"error": error.message}, error.status, error.headers)
+    return format_error(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import queue
 import threading
 import time
@@ -17,11 +18,13 @@ from aatjax.inference.server.adapters import ServedAdapter
 from aatjax.inference.server.limits import ServerLimits
 from aatjax.inference.server.metrics import ServerMetrics
 
+AVERAGING = 0.1
+"""Weight of the last round in the moving average of their duration."""
 Logits = Float[np.ndarray, " c"]
 
 
 class QueueFullError(Exception):
-    """More windows wait than `ServerLimits.queue` allows."""
+    """More windows wait than `ServerLimits` allow, or than can be computed in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +39,12 @@ class Batcher:
 
     Args:
         metrics: counts the batches.
-        limits: `batch_size`, `wait` and `queue`.
+        limits: `batch_size`, `wait`, `queue` and `timeout`.
     """
 
     def __init__(self, metrics: ServerMetrics, limits: ServerLimits) -> None:
         self._metrics, self._limits = metrics, limits
+        self._seconds = 0.0  # of a round of the thread, a moving average
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
@@ -56,10 +60,14 @@ class Batcher:
         """Return the logits of every window of a request.
 
         Raises:
-            QueueFullError: too many windows wait.
+            QueueFullError: too many windows wait, or for too long.
         """
-        if self.waiting + len(windows) > self._limits.queue:
-            raise QueueFullError
+        count = self.waiting + len(windows)
+        if count > self._limits.queue:
+            raise QueueFullError(f"{self._limits.queue} windows of sound wait")
+        seconds = math.ceil(count / self._limits.batch_size) * self._seconds
+        if seconds > self._limits.timeout:
+            raise QueueFullError(f"{count} windows of sound need about {seconds:.0f} s")
         jobs = [_Job(served, window, Future()) for window in windows]
         for job in jobs:
             self._jobs.put(job)
@@ -83,12 +91,14 @@ class Batcher:
                     self._jobs.put(None)
                     break
                 jobs.append(job)
+            began = time.perf_counter()
             by_group: dict[int, list[_Job]] = defaultdict(list)
             for job in jobs:
                 if job.answer.set_running_or_notify_cancel():
                     by_group[id(job.served.group)].append(job)
             for group_jobs in by_group.values():
                 self._compute(group_jobs)
+            self._seconds += AVERAGING * (time.perf_counter() - began - self._seconds)
 
     def _compute(self, jobs: list[_Job]) -> None:
         began = time.perf_counter()

@@ -24,6 +24,7 @@ class ServerLimits:
         body_timeout: seconds for the headers, and for the body, to arrive.
         timeout: seconds from then to the answer.
         concurrency: requests in progress; one more is answered with 429.
+        connections: open connections; one more is answered with 503.
         queue: windows that may wait.
         batch_size: windows per batch.
         wait: seconds that a batch waits for more windows.
@@ -34,6 +35,7 @@ class ServerLimits:
     body_timeout: Seconds = 20.0
     timeout: Seconds = 60.0
     concurrency: Count = 64
+    connections: Count = 4096
     queue: Count = 1024
     batch_size: Count = 16
     wait: Annotated[float, Range(0)] = 0.005
@@ -62,8 +64,8 @@ async def read_body(request: Any, limits: ServerLimits) -> bytes:
     """Return the body of a request, holding at most `max_bytes` and a chunk of it in memory.
 
     Raises:
-        RefusedError: 415 for a wrong content type, 413 for too many bytes, 408 if it takes too
-            long, 400 if the client closed the connection or sent nothing.
+        RefusedError: 415 for a wrong content type or a compressed body, 413 for too many bytes, 408
+            if it takes too long, 400 if the client closed the connection or sent nothing.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if not kind.startswith(AUDIO_TYPES):
@@ -72,6 +74,10 @@ async def read_body(request: Any, limits: ServerLimits) -> bytes:
             f"content type {kind or 'none'!r}: send the bytes of a sound file as audio/* or "
             "application/octet-stream",
         )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        reason = f"content encoding {coding!r}: send the bytes of the sound file as they are"
+        raise RefusedError(415, reason, {"Accept-Encoding": "identity"})
     too_large = RefusedError(
         413,
         f"the body has more than {limits.max_bytes} bytes: send a shorter sound, or raise "

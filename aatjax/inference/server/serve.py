@@ -2,16 +2,21 @@
 
 import math
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aatjax.errors import AatjaxError, UsageError
+from aatjax.errors import AatjaxError, UsageError, format_count, printable
 from aatjax.inference.server.limits import ServerLimits
 from aatjax.io.optional import need
 
 LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 """Names by which requests may call a local server."""
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+SWITCH_SECONDS = 0.001
+"""Seconds for which a thread that traces a model may keep the others waiting."""
 REQUIRED = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -32,14 +37,15 @@ def serve_adapters(
         port: 0 for a free one.
         base: the backbone's weights if they moved since training.
         limits: limits of requests.
-        report: gets a line per adapter that is loaded or skipped, and the address.
+        report: gets a line per adapter that is compiled or skipped, and the address; from
+            another thread.
 
     Raises:
         UsageError: no adapter in the folder can be loaded, or the address is in use.
         UnavailableError: the extra `serve` is not installed.
     """
     need(*REQUIRED, extra="serve")
-    from aatjax.inference.server.adapters import AdapterStore
+    from aatjax.inference.server.adapters import AdapterStore, ServedAdapter
     from aatjax.inference.server.app import find_adapters, make_app
 
     limits = limits or ServerLimits()
@@ -50,43 +56,80 @@ def serve_adapters(
             "NAME/adapter.safetensors in it"
         )
     listening = open_socket(host, port)
-    store = AdapterStore(base, largest=limits.batch_size)
-    for name, path in files.items():
-        try:
-            served = store.load(name, path)
-            classes = len(served.classifier.classes)
-            report(f"{name}: {served.method}, {classes} classes, {served.parameters:,} parameters")
-        except AatjaxError as error:
-            report(f"skipped: {error}")
-    count = len(store.list_adapters())
-    if not count:
-        raise UsageError(f"{folder}: 0 of {len(files)} adapter files could be loaded")
     local = host in ("127.0.0.1", "localhost", "::1")
     if not local:
         report(f"warning: {host} is open to other machines, and there is no password")
-    app = make_app(store, limits, folder=folder, hosts=LOCAL_HOSTS if local else None)
     address = f"[{host}]" if ":" in host else host
-    adapters = "1 adapter" if count == 1 else f"{count} adapters"
-    report(f"serving {adapters} at http://{address}:{listening.getsockname()[1]}")
-    run_server(app, listening, limits)
+    address = f"http://{address}:{listening.getsockname()[1]}"
+    report(f"loading and compiling; {address}/readyz answers 200 when that is done")
+    store = AdapterStore(base, largest=limits.batch_size)
+
+    def report_adapter(found: ServedAdapter | AatjaxError) -> None:
+        if isinstance(found, AatjaxError):
+            report(f"skipped: {printable(str(found))}")
+        else:
+            classes, size = len(found.classifier.classes), f"{found.parameters:,}"
+            report(f"{found.name}: {found.method}, {classes} classes, {size} parameters")
+
+    def start() -> None:
+        store.load_all(files, report_adapter)
+        count = len(store.list_adapters())
+        if not count:
+            raise UsageError(f"{folder}: 0 of {len(files)} adapter files could be loaded")
+        report(f"serving {format_count(count, 'adapter')} at {address}")
+
+    hosts = LOCAL_HOSTS if local else None
+    run_server(
+        lambda start: make_app(store, limits, folder=folder, hosts=hosts, start=start),
+        start,
+        listening,
+        limits,
+    )
 
 
-def run_server(app: Any, listening: socket.socket, limits: ServerLimits) -> None:
-    """Run an application on a socket until SIGINT or SIGTERM."""
+def run_server(
+    make: Callable[[Callable[[], None]], Any],
+    start: Callable[[], None],
+    listening: socket.socket,
+    limits: ServerLimits,
+) -> None:
+    """Run an application on a socket until SIGINT or SIGTERM.
+
+    Args:
+        make: makes the application, of the function that it starts with.
+        start: loads the adapters; an error ends the server, and is raised.
+        listening: from `open_socket`.
+        limits: `body_timeout`, `timeout` and `connections`.
+    """
     import uvicorn
 
     from aatjax.inference.server.protocol import make_protocol
 
+    errors: list[Exception] = []
+
+    def start_or_end() -> None:
+        try:
+            start()
+        except Exception as error:
+            errors.append(error)
+            server.should_exit = True
+            raise
+
     config = uvicorn.Config(
-        app,
-        http=make_protocol(limits.body_timeout),
+        make(start_or_end),
+        http=make_protocol(limits),
         ws="none",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=math.ceil(limits.body_timeout + limits.timeout),
         h11_max_incomplete_event_size=16 * 1024,
+        backlog=BACKLOG,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    server.run(sockets=[listening])
+    for error in errors:
+        raise error
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -100,7 +143,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise UsageError(f"--port {port} must be between 0 and 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(

@@ -1,7 +1,8 @@
 """Adapters of one structure: their stacked parameters and one forward pass for all of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,22 +42,41 @@ def find_structure(classifier: Classifier) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchProgram:
+    """The compiled forward pass for one batch size.
+
+    Attributes:
+        choose: takes the parameters of each row of the batch from a stack.
+        forward: frozen arrays, those parameters, audio `[b, s]` and lengths `[b]` to logits.
+    """
+
+    choose: Any
+    forward: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterStack:
-    """Stacked parameters on the device.
+    """Stacked parameters on the device, with the programs that take them.
 
     Attributes:
         members: the adapters that were stacked.
         rows: row and number of classes of each adapter, by key.
         arrays: parameters `[a, ...]`, means `[a]` and standard deviations `[a]`.
+        shape: adapters `a` and classes for which there is room.
+        programs: by batch size, ascending.
     """
 
     members: Mapping[int, Member]
     rows: dict[int, tuple[int, int]]
     arrays: Any
+    shape: tuple[int, int]
+    programs: dict[int, BatchProgram]
 
 
 class AdapterGroup:
     """Adapters of one structure.
+
+    Adapters are compiled for before they are in the stack: `compute_logits` never compiles.
 
     Args:
         first: one of them; its frozen arrays are used.
@@ -65,9 +85,11 @@ class AdapterGroup:
 
     def __init__(self, first: Classifier, largest: int) -> None:
         self._first, self._structure = first.model, find_structure(first)
-        self._members: Mapping[int, Member] = {}
-        self._stack: AdapterStack | None = None
-        self._largest = largest
+        self._samples: int = first.frontend.samples
+        self._members: Mapping[int, Member] = {}  # replaced, never changed
+        self._stack = AdapterStack(self._members, {}, None, (0, 0), {})
+        self._lock = threading.Lock()
+        self.sizes: tuple[int, ...] = list_batch_sizes(largest)
         shape = surgery.clone(first.model)
         shape.eval()
         trained = collect_trained(shape)
@@ -102,35 +124,79 @@ class AdapterGroup:
     def __len__(self) -> int:
         return len(self._members)
 
-    def add(self, key: int, classifier: Classifier) -> None:
-        """Add an adapter under its own key."""
-        frontend = classifier.frontend
-        member = collect_trained(classifier.model), frontend.mean, frontend.std
-        self._members = {**self._members, key: member}
+    def add(self, added: Mapping[int, Classifier], report: Callable[[], None]) -> None:
+        """Add adapters under their own keys, after every batch size is compiled.
+
+        Called from one thread at a time; batches run meanwhile.
+
+        Args:
+            added: adapters by key.
+            report: called after each batch size; an error that it raises ends this, and nothing
+                is added.
+        """
+        new = {
+            key: (collect_trained(one.model), one.frontend.mean, one.frontend.std)
+            for key, one in added.items()
+        }
+        current = self._stack
+        stack = _stack_members({**self._members, **new}, current)
+        if stack.shape != current.shape:
+            programs = {}
+            for size in self.sizes:
+                programs[size] = self._compile(size, stack, current)
+                report()
+            stack = dataclasses.replace(stack, programs=programs)
+        while True:
+            with self._lock:
+                members = {**self._members, **new}
+                if members.keys() == stack.members.keys():
+                    self._members, self._stack = stack.members, stack
+                    return
+            stack = _stack_members(members, stack)  # some were removed meanwhile
+
+    def _compile(self, size: int, stack: AdapterStack, current: AdapterStack) -> BatchProgram:
+        rows = jax.ShapeDtypeStruct((size,), np.int32)
+        choose = self._choose.lower(stack.arrays, rows).compile()
+        if current.shape[1] == stack.shape[1]:
+            return BatchProgram(choose, current.programs[size].forward)
+        chosen = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), stack.arrays
+        )
+        audio = jax.ShapeDtypeStruct((size, self._samples), np.int16)
+        forward = self._forward.lower(self._frozen, chosen, audio, rows).compile()
+        return BatchProgram(choose, forward)
 
     def remove(self, key: int) -> None:
         """Remove an adapter."""
-        self._members = {k: member for k, member in self._members.items() if k != key}
+        with self._lock:
+            self._members = {k: member for k, member in self._members.items() if k != key}
 
     def stack(self) -> AdapterStack:
-        """Return the current parameters of all adapters; called from one thread, without a lock."""
-        members = self._members  # replaced, never changed
-        if self._stack is None or self._stack.members is not members:
-            self._stack = _stack_members(members)
-        return self._stack
+        """Return the current parameters of all adapters."""
+        with self._lock:
+            members, stack = self._members, self._stack
+        if stack.members is members:
+            return stack
+        stack = _stack_members(members, stack)  # some were removed: the shape is the same
+        with self._lock:
+            if self._members is members:
+                self._stack = stack
+        return stack
 
     def compute_logits(
         self, stack: AdapterStack, keys: Sequence[int], windows: Sequence[Window]
     ) -> list[Float[np.ndarray, " c"]]:
         """Return the logits of each window by the adapter of its key."""
         results: list[np.ndarray] = []
-        for start in range(0, len(keys), self._largest):
-            chosen = range(start, min(start + self._largest, len(keys)))
-            padded = [*chosen, *[chosen[-1]] * (_round_up_to_power(len(chosen)) - len(chosen))]
+        for start in range(0, len(keys), self.sizes[-1]):
+            chosen = range(start, min(start + self.sizes[-1], len(keys)))
+            size = next(size for size in self.sizes if size >= len(chosen))
+            padded = [*chosen, *[chosen[-1]] * (size - len(chosen))]
             rows = np.array([stack.rows[keys[i]][0] for i in padded], np.int32)
-            logits = self._forward(
+            program = stack.programs[size]
+            logits = program.forward(
                 self._frozen,
-                self._choose(stack.arrays, rows),
+                program.choose(stack.arrays, rows),
                 np.stack([windows[i].audio for i in padded]),
                 np.array([windows[i].length for i in padded], np.int32),
             )
@@ -139,13 +205,24 @@ class AdapterGroup:
         return results
 
 
-def _stack_members(members: Mapping[int, Member]) -> AdapterStack:
+def list_batch_sizes(largest: int) -> tuple[int, ...]:
+    """Return the batch sizes that are compiled: powers of two, and the largest."""
+    powers = (1 << n for n in range(largest.bit_length()))
+    return (*(size for size in powers if size < largest), largest)
+
+
+def _stack_members(members: Mapping[int, Member], current: AdapterStack) -> AdapterStack:
+    """The stack of some adapters, with the room and the programs of the current one, or more room.
+
+    Room for adapters grows in powers of two, so that few programs are compiled.
+    """
     if not members:  # all were removed
-        return AdapterStack(members, {}, None)
+        return dataclasses.replace(current, members=members, rows={}, arrays=None)
     states, means, stds = zip(*members.values(), strict=True)
     classes = [state[HEAD[1]].shape[0] for state in states]
-    widest = CLASS_MULTIPLE * -(-max(classes) // CLASS_MULTIPLE)
-    padding = _round_up_to_power(len(members)) - len(members)
+    widest = max(CLASS_MULTIPLE * -(-max(classes) // CLASS_MULTIPLE), current.shape[1])
+    room = max(1 << (len(members) - 1).bit_length(), current.shape[0])
+    padding = room - len(members)
 
     def pad(path: str, value: np.ndarray) -> np.ndarray:
         if path not in HEAD:
@@ -158,8 +235,5 @@ def _stack_members(members: Mapping[int, Member]) -> AdapterStack:
     }
     mean, std = (np.array(values + values[-1:] * padding, np.float32) for values in (means, stds))
     rows = {key: (i, count) for i, (key, count) in enumerate(zip(members, classes, strict=True))}
-    return AdapterStack(members, rows, jax.device_put((arrays, mean, std)))
-
-
-def _round_up_to_power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+    placed = jax.device_put((arrays, mean, std))
+    return AdapterStack(members, rows, placed, (room, widest), current.programs)

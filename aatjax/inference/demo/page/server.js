@@ -40,7 +40,20 @@ export function readAnswer(answer, classes) {
   };
 }
 
-export async function open(config) {
+// Waits until the server has compiled the model; `report` gets its progress in words.
+async function ready(report) {
+  for (;;) {
+    const response = await fetch("readyz");
+    const answer = await response.json();
+    if (response.ok) return;
+    if (response.status !== 503) throw new Error(answer.error);
+    report(answer.error);
+    await new Promise((done) => setTimeout(done, 500));
+  }
+}
+
+export async function open(config, report) {
+  await ready(report);
   async function ask(body) {
     const response = await fetch(ROUTE, {
       method: "POST", body, headers: { "Content-Type": "application/octet-stream" },
