@@ -119,6 +119,7 @@ def run_server(
         make(start_or_end),
         http=make_protocol(limits),
         ws="none",
+        log_config=None,  # as the process has it: errors go to standard error
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=math.ceil(limits.body_timeout + limits.timeout),
