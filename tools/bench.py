@@ -30,6 +30,7 @@ COMMANDS = {
     "reading": ("data", "clips per second: decoded, cached, prepared"),
     "scale": ("scale", "time and memory of a start with a million rows, thousands of classes"),
     "serve": ("serving", "clips per second for many adapters"),
+    "serve-latency": ("latency", "latency and memory of `aatjax serve` under load"),
     "coverage": ("coverage", "how often conformal sets contain the true class"),
     "intervals": ("intervals", "coverage of the intervals, false alarms and power of the tests"),
     "doctor-scores": ("doctor_scores", "precision and recall of `aatjax doctor` on planted faults"),
