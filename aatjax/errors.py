@@ -14,9 +14,18 @@ from typing import Annotated, Any, Literal, Self
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """Return text for one line of a message: control characters, broken encoding escaped."""
-    decoded = os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
+    """Return text for one line of a terminal or page, with what does not print escaped.
+
+    That is controls (escape sequences of terminals), marks that turn the order of the text around
+    or have no width, and bytes of a broken encoding.
+    """
+    return "".join(c if c.isprintable() else _escape(c) for c in os.fspath(text))
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def format_count(number: int, noun: str) -> str:

@@ -354,7 +354,7 @@ def test_a_comparison_is_resumed_and_reported(tmp_path, capsys, monkeypatch) -> 
 def test_names_are_escaped_everywhere(tmp_path) -> None:
     config = load_config("default")
     entries = make_entries([config], ["linear", "bitfit"], None)
-    evil = "=a<b>&_%|"
+    evil = "=a<b>&_%|\u202e"
     entries = [dataclasses.replace(entries[0], name=evil), entries[1]]
     cells = [
         runs.CompareCell(e.name, 0, None, "accuracy", 0.5, 0.1, ((1, 2.0, None),), {})
@@ -367,6 +367,11 @@ def test_names_are_escaped_everywhere(tmp_path) -> None:
     )
     assert r"\_\%" in format_latex(found) and r"\|" in format_markdown(found)
     assert f"\n'{evil}," in format_csv(found)  # no formula in a spreadsheet
+    title = "\x1b[31m[x](http://y) `*`\n<img src=x> \u202e"
+    text = format_markdown(dataclasses.replace(found, title=title, notes=(title, *found.notes)))
+    shown = r"\\x1b[31m[x]\(http://y) \`\*\`\\n&lt;img src=x&gt; \\u202e"
+    assert text.startswith(f"# {shown}\n\n=a&lt;b&gt;&amp;_%|") and f"\n- {shown}\n" in text
+    assert all(c.isprintable() or c == "\n" for c in text + format_latex(found))
     assert list_records(found)[0]["trainable"] > 0
 
 

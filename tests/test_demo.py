@@ -40,6 +40,7 @@ from aatjax.inference.calibration import Calibration, apply_calibration
 from aatjax.inference.classifier import Classifier
 from aatjax.inference.demo import ONNX, PAGE, read_page_file
 from aatjax.models.ast import AST
+from aatjax.reports.html.page import clean
 from aatjax.train.adapter_file import save_adapter
 
 pytest.importorskip(
@@ -190,15 +191,18 @@ def test_refusals(client: TestClient, adapter: Path, capfd: pytest.CaptureFixtur
         assert client.get("/", headers={"Host": host}).status_code == 400
     assert post(client, sound, Content_Type="text/plain").status_code == 415
     assert post(client, sound, "/elsewhere").status_code == 405
-    assert client.delete("/v1/adapters/demo").status_code == 404
+    assert client.delete("/v1/adapters/demo").status_code == 405
     assert post(client, b"").status_code == 400
     refused = post(client, b"no sound at all")
     assert refused.status_code == 422 and "<bytes>" not in refused.json()["error"]
     assert post(client, sound, Content_Length=str(2**26 + 1)).status_code == 413
     with open_socket("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
-        for wrong, reason in ((port, "give another --port"), ("99999", "between 0 and 65535")):
-            assert main.run(["demo", str(adapter), "--port", wrong, "--no-browser"]) == 2
+        for wrong, code, reason in (
+            (port, 69, "give another --port"),
+            ("99999", 2, "--port 99999 must be at least 0 and at most 65535"),
+        ):
+            assert main.run(["demo", str(adapter), "--port", wrong, "--no-browser"]) == code
             assert reason in capfd.readouterr().err
 
 
@@ -357,15 +361,71 @@ def test_the_page_reads_the_servers_answers(
     assert window["end"] == 0.9
 
 
+NAMED = """
+import { shown } from "./names.js";
+console.log(JSON.stringify(given.map(shown)));
+"""
+
+
+@needs_node
+def test_names_of_any_script_leave_the_page_in_order(tmp_path: Path) -> None:
+    """As the reports show them: bidi marks, zero width and controls escaped, Hebrew isolated."""
+    names = ["dog", "a\u202eb", "\u200b\ufeff\x1b[31m", "\t\r\x00\u2028\xa0", "\u72d7 \U0001f600"]
+    names += ["\u05d0\u05d1 1", "\u0633\u06af", "\U0001e900", "\u2066x\u2069", "\U000e0001"]
+    found = run_node(tmp_path, NAMED, names)
+    assert found == [clean(name) for name in names]
+    assert found[1] == "a\\u202eb" and found[5] == "\u2068\u05d0\u05d1 1\u2069"
+
+
+READ = """
+import { Reader } from "./sound.js";
+const touched = [];
+const channel = (samples) => ({
+  length: samples.length,
+  subarray(a, b) { touched.push(Math.min(b, samples.length)); return samples.subarray(a, b); },
+});
+const read = (rate, which, spans) => {
+  const reader = new Reader(
+    { channels: given.channels.map((c) => channel(Float32Array.from(c))), rate }, 16000, which);
+  return spans.map(([start, size]) => [...reader.read(start, size)]);
+};
+const [first] = read(44100, "mean", [[0, 1600]]);
+const used = Math.max(...touched);
+const whole = (rate) => read(rate, "mean", [[0, 1e9]])[0];
+console.log(JSON.stringify({
+  first, used, wholes: [16000, 44100, 8000].map(whole),
+  windows: read(44100, "mean", given.spans), left: read(16000, "left", [[0, 50]])[0],
+}));
+"""
+
+
+@needs_node
+def test_the_page_resamples_no_more_of_a_file_than_it_shows(tmp_path: Path) -> None:
+    channels = 0.1 * np.random.default_rng(0).normal(size=(2, 2 * 44100))
+    spans = [(0, 16000), (8000, 16000), (20000, 100), (31000, 16000)]
+    found = run_node(tmp_path, READ, {"channels": channels.tolist(), "spans": spans})
+    same, whole, slow = map(np.asarray, found["wholes"])
+    assert len(whole) == 2 * 16000 and len(slow) == 4 * 44100 and len(same) == 2 * 44100
+    np.testing.assert_array_equal(found["first"], whole[:1600])
+    assert found["used"] <= 44100, "a tenth of a second needs less than a second of the file"
+    for (start, size), window in zip(spans, found["windows"], strict=True):
+        np.testing.assert_array_equal(window, whole[start : start + size])
+    np.testing.assert_allclose(same, 32768 * channels.mean(0), atol=0.6)
+    want = soxr.resample(np.float32(channels.mean(0)), 44100, 16000, "HQ")[300:-300] * 32768
+    assert np.sqrt(np.mean((whole[300:-300] - want) ** 2)) < 0.03 * np.sqrt(np.mean(want**2))
+
+
 RESAMPLED = """
-import { Resampler, rateOf, resample } from "./resample.js";
+import { Resampler, rateOf } from "./resample.js";
 console.log(JSON.stringify(given.map(({ samples, from, file }) => {
   const filter = new Resampler(from, 16000), parts = [];
   for (let i = 0; i < samples.length; i += 700) {
     parts.push(...filter.push(samples.slice(i, i + 700)));
   }
+  const whole = new Resampler(from, 16000), count = whole.count(samples.length);
+  const all = [...whole.push([...samples, ...new Array(2 * whole.reach).fill(0)])].slice(0, count);
   const bytes = Uint8Array.from(file).buffer;
-  return { whole: [...resample(samples, from, 16000)], parts, rate: rateOf(bytes) };
+  return { whole: all, parts, rate: rateOf(bytes) };
 })));
 """
 

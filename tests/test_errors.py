@@ -7,7 +7,45 @@ from typing import Annotated, Literal
 import numpy as np
 import pytest
 
-from aatjax.errors import Range, UsageError, check_fields
+from aatjax.cli import main
+from aatjax.cli.output import format_table
+from aatjax.errors import Range, UsageError, check_fields, printable
+from aatjax.inference.prediction import Prediction
+from aatjax.inference.prediction_formats import format_prediction
+from aatjax.inference.segment_formats import format_segments
+from aatjax.inference.segmentation import Segment, Track
+from aatjax.train.metrics.evaluate import compute_metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("dog caf\u00e9 \u72d7 \u05d0\u0634", "dog caf\u00e9 \u72d7 \u05d0\u0634"),
+        ("\x1b]0;title\x07\x9b31m\r\n\t", r"\x1b]0;title\x07\x9b31m\r\n\t"),
+        ("\u202ea\u200b\u2066\ufeff\U000e0001", r"\u202ea\u200b\u2066\ufeff\U000e0001"),
+        ("\udcff \ud800", r"\xff \ud800"),
+    ],
+)
+def test_text_for_a_terminal_holds_nothing_that_acts_on_it(text, shown):
+    assert printable(text) == shown == printable(shown)
+    prediction = Prediction(text, text, 0.5, (0.5,), (text,), (), (), (text,), 0.9)
+    silent = dataclasses.replace(prediction, label=None, reason=text)
+    track = Track(text, 1.0, (Segment(0, 1, text, 0.5),))
+    metrics = compute_metrics(np.eye(2), np.eye(2), classes=(text, "b"), multi_label=False)
+    for table in (
+        format_prediction(prediction, "table"),
+        format_prediction(silent, "table"),
+        format_segments(track, "table"),
+        format_table([text], [[text]]),
+        metrics.table(),
+    ):
+        assert shown in table and all(line.isprintable() for line in table.splitlines())
+
+
+def test_an_error_reaches_the_terminal_as_one_printable_line(capsys):
+    assert main.run(["\x1b[31m\u202e"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ from aatjax.petl.lora import LoRA
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.reports.html import charts
 from aatjax.reports.html.collect import Evaluation, ReportData, collect_report
-from aatjax.reports.html.page import clean, render_page
+from aatjax.reports.html.page import clean, join_names, render_page
 from aatjax.reports.html.report import rank_confusions, render_report
 from aatjax.train.adapter_file import find_adapter, load_adapter, read_info
 from aatjax.train.evaluation import evaluate, score_clips
@@ -413,6 +413,8 @@ def test_the_default_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_text_of_any_kind_is_escaped() -> None:
     assert clean("a\x00b\u202ec\udcff\nd") == "a\\x00b\\u202ec\\xff\nd"
+    assert clean("a\n\u05d0 1") == "a\n\u2068\u05d0 1\u2069", "the order of the page is kept"
+    assert join_names(["<b>", "\u05d0", "\u202e"]) == "&lt;b&gt;, \u2068\u05d0\u2069, \\u202e"
     assert clean(Markup("<i>")) == "<i>" and clean(3) == 3
     text = render_page("compare.html", **COMPARE, title=EVIL, heads=[EVIL, "\u202e"])
     page = check(text)

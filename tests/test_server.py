@@ -601,7 +601,7 @@ def test_a_start_that_fails_is_explained_in_one_line(folder: Path, tmp_path: Pat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         code, message = serve(folder, "--port", taken.getsockname()[1])
-    assert code == 2 and "give another --port" in message and "Traceback" not in message
+    assert code == 69 and "give another --port" in message and "Traceback" not in message
     for flags in ["--timeout inf", "--port 99999", "--max-bytes 0", "--wait -1"]:
         code, message = serve(folder, *flags.split())
         assert code == 2 and flags in message

@@ -11,7 +11,7 @@ from pathlib import Path
 from aatjax.cli.failures import check_working_folder, explain
 from aatjax.cli.spelling import spell_flags
 from aatjax.cli.streams import discard_output, prepare_streams
-from aatjax.errors import AatjaxError, DryRun, UsageError, WriteError, suggest
+from aatjax.errors import AatjaxError, DryRun, UsageError, WriteError, printable, suggest
 from aatjax.io.host import prepare_process
 from aatjax.io.signals import catch_ends
 
@@ -91,7 +91,7 @@ def _report(error: Exception, arguments: Sequence[str] = ()) -> int:
     if isinstance(said, DryRun):
         print(said)
         return said.exit_code
-    text = spell_flags(" ".join(str(said).splitlines()))
+    text = spell_flags(printable(" ".join(str(said).splitlines())))
     print(f"aatjax: {_name_process()}{text}", file=sys.stderr)
     return said.exit_code
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aatjax.errors import printable
+
 Headline = tuple[str, float | None, float | None, float | None]
 
 
@@ -23,7 +25,8 @@ def fill_rows(columns: Columns, items: Iterable[Any]) -> list[list[str]]:
 
 
 def format_table(heads: list[str], rows: list[list[str]]) -> str:
-    """Return the rows with aligned columns."""
+    """Return the rows with aligned columns; what does not print is escaped."""
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

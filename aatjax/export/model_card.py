@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeGuard
 
+from aatjax.errors import printable
+
 MOST_CLASSES = 50
 METRICS = {
     "accuracy": "accuracy",
@@ -212,20 +214,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def escape_invisible(text: str) -> str:
-    """Return the text in one line: invisible and broken characters as \\x, \\u or \\U."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
-
-
 def markdown(text: str) -> str:
     """Return the text escaped for Markdown: no mark-up, no link, no HTML."""
     entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
     return "".join(
         entities.get(c) or (f"\\{c}" if c in "\\`*_{}[]()#+-.!|~$:\"'=^" else c)
-        for c in escape_invisible(text)
+        for c in printable(text)
     )
 
 

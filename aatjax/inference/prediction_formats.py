@@ -27,9 +27,9 @@ def format_prediction(
             return _format_csv(prediction, first)
         case "json":
             return json.dumps(prediction.to_json()) + "\n"
-    best = "  ".join(f"{label} {p:.3f}" for label, p in prediction.top(top))
+    best = "  ".join(f"{printable(label)} {p:.3f}" for label, p in prediction.top(top))
     if prediction.label is None:
-        best = f"no class ({prediction.reason})"
+        best = f"no class ({printable(prediction.reason or '')})"
     return f"{printable(prediction.path)}  {best}{format_unsure(prediction)}\n"
 
 
@@ -39,7 +39,7 @@ def format_unsure(prediction: Prediction, most: int = 5) -> str:
     if prediction.label is None or not prediction.unsure or possible is None:
         return ""
     more = len(possible) - most
-    named = ", ".join(possible[:most]) + (f" and {more} more" if more > 0 else "")
+    named = ", ".join(map(printable, possible[:most])) + (f" and {more} more" if more > 0 else "")
     if len(possible) == len(prediction.classes):
         named = "any class"
     return f"  unsure: {named} ({prediction.coverage:.0%})"

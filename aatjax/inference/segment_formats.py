@@ -65,10 +65,6 @@ def _remove_controls(label: str) -> str:
     return "".join(c if c.isprintable() else " " for c in label)
 
 
-def _escape(label: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
-
-
 def _format_table(track: Track) -> str:
     count = len(track.segments)
     plural = "" if count == 1 else "s"
@@ -76,7 +72,7 @@ def _format_table(track: Track) -> str:
     width = max((len(format_clock(s.end)) for s in track.segments), default=0)
     lines += [
         f"  {format_clock(s.start):>{width}}  {format_clock(s.end):>{width}}  "
-        f"{s.probability:.3f}  {_escape(s.label)}"
+        f"{s.probability:.3f}  {printable(s.label)}"
         for s in track.segments
     ]
     return "".join(f"{line}\n" for line in lines)

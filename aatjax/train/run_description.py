@@ -1,6 +1,6 @@
 """What a run is made of, as JSON that can be compared: weights, updates, loss and clips."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax

@@ -9,7 +9,7 @@ from tyro.conf import UseAppendAction
 from aatjax.cli.arguments import ConfigChoice, Count
 from aatjax.cli.dry_run import make_begin
 from aatjax.cli.output import format_table
-from aatjax.errors import Seed, UsageError
+from aatjax.errors import Seed, UsageError, printable
 
 GROUP = "train"
 
@@ -66,7 +66,7 @@ def main(
         seeds=seeds,
         folds=cross_validate,
         show=sys.stderr if verbose else None,
-        report=lambda line: quiet or print(line, file=sys.stderr, flush=True),
+        report=lambda line: quiet or print(printable(line), file=sys.stderr, flush=True),
         allow_change=allow_change,
         begin=make_begin(dry_run, "nothing was trained"),
     )
@@ -75,7 +75,7 @@ def main(
         print((out / "results.json").read_text(encoding="utf-8"), end="")
         return
     print(format_table(*format_comparison(found)))
-    print(describe_best(found))
+    print(printable(describe_best(found)))
     for note in found.notes:
-        print(f"- {note}")
+        print(f"- {printable(note)}")
     print(f"report: {files[-1]}")

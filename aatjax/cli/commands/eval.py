@@ -4,6 +4,7 @@ from pathlib import Path
 
 from aatjax.cli.arguments import OtherSounds
 from aatjax.cli.dry_run import make_begin
+from aatjax.errors import printable
 
 GROUP = "train"
 
@@ -36,5 +37,5 @@ def main(
     if json:
         print(dumps(result.to_json(), indent=2))
     else:
-        print(f"{adapter} on {source.name}")
+        print(f"{printable(adapter)} on {printable(source.name)}")
         print(result.table())

@@ -304,7 +304,7 @@ def _find_form(options: PredictOptions) -> SegmentFormat:
 def _print_notes(path: str, notes: Sequence[str]) -> None:
     """Print what is odd with a file."""
     if notes:
-        print(f"aatjax: {printable(path)}: {', '.join(notes)}", file=sys.stderr)
+        print(f"aatjax: {printable(path)}: {printable(', '.join(notes))}", file=sys.stderr)
 
 
 class _Problems:
@@ -322,7 +322,7 @@ class _Problems:
             note = "; the part before is used"
         elif error.reason == "truncated" and error.__cause__ is None:
             note = "; --batch-size or --segments use the part before"
-        print(f"aatjax: {error}{note}", file=sys.stderr)
+        print(f"aatjax: {printable(str(error))}{note}", file=sys.stderr)
 
     def raise_if_none_read(self) -> None:
         """Raise DataError if no file could be read, so that nothing is written."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median_high
 from typing import Any
 
-from aatjax.errors import format_count
+from aatjax.errors import format_count, printable
 from aatjax.experiments.compare.runs import Comparison
 from aatjax.io.csv_text import format_csv_rows
 
@@ -15,6 +15,9 @@ LEVEL = 0.05
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
+MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "*": r"\*", "`": r"\`", "\\": r"\\"}
 )
 
 
@@ -119,16 +122,27 @@ def make_markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def format_markdown(comparison: Comparison) -> str:
     """The table for a README, with its notes below."""
-    table = make_markdown_table(*format_comparison(comparison))
-    notes = "\n".join(f"- {note}" for note in comparison.notes)
-    return f"# {comparison.title}\n\n{describe_best(comparison)}\n\n{table}\n\n{notes}\n"
+    heads, rows = format_comparison(comparison)
+    cells = [[escape_markdown(cell) for cell in row] for row in (heads, *rows)]
+    table = make_markdown_table(cells[0], cells[1:])
+    title, best, *notes = map(
+        escape_markdown, (comparison.title, describe_best(comparison), *comparison.notes)
+    )
+    items = "\n".join(f"- {note}" for note in notes)
+    return f"# {title}\n\n{best}\n\n{table}\n\n{items}\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Return a line of text for Markdown, in which it is no mark-up, link or HTML."""
+    return printable(text).translate(MARKDOWN).replace("](", "]\\(")
 
 
 def format_latex(comparison: Comparison) -> str:
     """A booktabs table for a paper."""
     heads, rows = format_comparison(comparison)
     head, *body = [
-        " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (heads, *rows)
+        " & ".join(printable(cell).translate(LATEX) for cell in line) + r" \\"
+        for line in (heads, *rows)
     ]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
     rules = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]

@@ -18,6 +18,7 @@ PAGE = (
     "page.css",
     "page.js",
     "decide.js",
+    "names.js",
     "sound.js",
     "resample.js",
     "recorder.js",

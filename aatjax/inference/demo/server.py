@@ -46,7 +46,8 @@ def serve_page(
         report: gets the address.
 
     Raises:
-        UsageError: the port is invalid or in use.
+        UsageError: the port is invalid.
+        UnavailableError: it is in use.
         DataError: the source cannot be read.
     """
     listening = open_socket("127.0.0.1", port)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aatjax.errors import AatjaxError, UsageError, format_count, printable
+from aatjax.errors import AatjaxError, UnavailableError, UsageError, format_count, printable
 from aatjax.inference.server.limits import ServerLimits
 from aatjax.io.optional import need
 
@@ -41,8 +41,8 @@ def serve_adapters(
             another thread.
 
     Raises:
-        UsageError: no adapter in the folder can be loaded, or the address is in use.
-        UnavailableError: the extra `serve` is not installed.
+        UsageError: no adapter in the folder can be loaded.
+        UnavailableError: the address is in use, or the extra `serve` is not installed.
     """
     need(*REQUIRED, extra="serve")
     from aatjax.inference.server.adapters import AdapterStore, ServedAdapter
@@ -137,7 +137,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Return a listening socket.
 
     Raises:
-        UsageError: the port is invalid or in use.
+        UsageError: the port is invalid.
+        UnavailableError: it is in use, or the host is not of this machine.
     """
     _raise_file_limit()
     if not 0 <= port <= 65535:
@@ -147,7 +148,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(
+        raise UnavailableError(
             f"cannot listen at {host}:{port}: {reason}; give another --port (0 takes a free one)"
         ) from error
 

@@ -29,8 +29,8 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from aatjax.audio.fbank import LOW_HZ, hertz_to_mel
+from aatjax.errors import printable
 from aatjax.inference.calibration import Reliability
-from aatjax.reports.html.page import clean
 
 INK, QUIET, RULE = "#1b1d21", "#5b626c", "#d5d9df"
 SERIES = ("#0072b2", "#c44e00", "#007a5a", "#8f4a7a")
@@ -113,7 +113,7 @@ def embed_figure(figure: Figure, title: str) -> Markup:
         "class": "figure",
         "style": f"max-width: {7 * figure.get_figwidth():.0f}rem",
         "role": "img",
-        "aria-label": clean(title),
+        "aria-label": printable(title),
     }
     root.remove(root[0])  # a style for the whole document; style.css has it
     for node in root.iter():
@@ -140,7 +140,7 @@ def draw_curves(
 
     def build(axes: Axes) -> None:
         for number, curve in enumerate(curves):
-            axes.plot(curve.x, curve.y, label=clean(curve.name), **choose_style(number))
+            axes.plot(curve.x, curve.y, label=printable(curve.name), **choose_style(number))
         axes.set(xlabel="epoch", ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")
@@ -185,7 +185,7 @@ def draw_confusion(matrix: Int[np.ndarray, "c c"], names: Sequence[str]) -> Mark
         image = axes.imshow(share, vmin=0, vmax=1)
         axes.set(xlabel="predicted class", ylabel="true class")
         if size <= MOST_NAMED:
-            short = [shorten(clean(name), 15) for name in names]
+            short = [shorten(printable(name), 15) for name in names]
             axes.set_xticks(range(size), short, rotation=50, ha="right", rotation_mode="anchor")
             axes.set_yticks(range(size), short)
         if size <= MOST_COUNTED:

@@ -46,7 +46,7 @@ class Mistake:
 
     Attributes:
         clip: name of the clip, and `path` of its file where it has one.
-        predicted, truth: the prediction, and the labels.
+        predicted, truth: the prediction, and the labels, if any.
         probability: calibrated probability of the prediction.
         possible: the conformal set; None without decisions.
         samples: the beginning of the model's input.
@@ -57,7 +57,7 @@ class Mistake:
     clip: str
     path: str | None
     predicted: str
-    truth: str
+    truth: tuple[str, ...]
     probability: float
     possible: tuple[str, ...] | None
     samples: Int16[np.ndarray, " s"]
@@ -258,7 +258,7 @@ def _find_mistakes(
                 clip=clip.id,
                 path=clip.path,
                 predicted=predicted,
-                truth=", ".join(source.classes[c] for c in clip.label) or "none of the classes",
+                truth=tuple(source.classes[c] for c in clip.label),
                 probability=float(confidence[row, c]),
                 possible=None
                 if possible is None

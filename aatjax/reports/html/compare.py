@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from aatjax.errors import printable
 from aatjax.experiments.compare import tables
 from aatjax.experiments.compare.runs import Comparison
 from aatjax.io.atomic import write_file, write_text
 from aatjax.reports.html.charts import QUIET, choose_style, embed_figure, make_figure, save_figure
-from aatjax.reports.html.page import clean, render_page
+from aatjax.reports.html.page import render_page
 
 PARETO = "The metric against {}; the dashed line is the Pareto front."
 CAPTIONS = {
@@ -106,13 +107,15 @@ def _draw_pareto(comparison: Comparison, costs: list[float], label: str, scale: 
             if summary.low is not None and summary.high is not None:
                 reach = [[values[i] - 100 * summary.low], [100 * summary.high - values[i]]]
             style = {**choose_style(i), "linestyle": "none", "markersize": 7}
-            axes.errorbar(costs[i], values[i], yerr=reach, capsize=3, label=clean(name), **style)
+            axes.errorbar(
+                costs[i], values[i], yerr=reach, capsize=3, label=printable(name), **style
+            )
         front = find_pareto_front(costs, values)
         x, y = [costs[i] for i in front], [values[i] for i in front]
         axes.plot(x, y, color=QUIET, linewidth=1, linestyle="--", zorder=0, label="Pareto front")
         axes.set(xlabel=label, ylabel=f"{comparison.metric} (%)", xscale=scale)
         axes.xaxis.set_major_formatter("{x:,g}")
-        axes.set_title(clean(comparison.title))
+        axes.set_title(printable(comparison.title))
         axes.grid()
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
@@ -130,7 +133,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
                 values = np.array([[p[column] for p in curve[:length]] for curve in curves], float)
                 style = {**choose_style(i), "markevery": max(1, length // 6)}
                 epochs = [point[0] for point in curves[0][:length]]
-                axes.plot(epochs, np.nanmean(values, axis=0), label=clean(name), **style)
+                axes.plot(epochs, np.nanmean(values, axis=0), label=printable(name), **style)
             axes.set(xlabel="epoch", ylabel=("training loss", "validation metric")[column - 1])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid()

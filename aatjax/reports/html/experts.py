@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup
 
 from aatjax.reports.html import charts
+from aatjax.reports.html.page import clean
 from aatjax.reports.routing_maps import ExpertMap, MixtureMap, RoutingMap
 
 MOST_MAPS = 240  # maps in a report: beyond, evenly spaced mixtures are shown
@@ -66,7 +68,10 @@ def _describe_mixture(mixture: MixtureMap) -> str:
 
 def _describe_expert(routing: RoutingMap, expert: ExpertMap) -> dict[str, Any]:
     entropy = "" if expert.entropy is None else f", dispatch entropy {expert.entropy:.2f}"
-    classes = ", ".join(f"{name} (x{lift:.2f})" for name, lift in routing.rank_classes(expert))
+    ranked = routing.rank_classes(expert)
+    classes = Markup(", ").join(
+        Markup("{} (x{:.2f})").format(clean(name), lift) for name, lift in ranked
+    )
     grids = [
         ("reads", expert.read, expert.read_special),
         ("writes", expert.write, expert.write_special),
@@ -78,7 +83,7 @@ def _describe_expert(routing: RoutingMap, expert: ExpertMap) -> dict[str, Any]:
             for verb, grid, special in grids
             if grid is not None
         ],
-        "classes": f"used most for {classes}" if classes else "used equally for all classes",
+        "classes": classes,
     }
 
 

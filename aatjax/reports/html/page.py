@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from aatjax.errors import printable
+
+RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
+"""Letters that are written from right to left, by Unicode's blocks."""
 
 
 def render_page(template: str, **context: Any) -> str:
@@ -19,12 +26,25 @@ def render_page(template: str, **context: Any) -> str:
 
 
 def clean(value: Any) -> Any:
-    """Escape what does not print in a text, line by line: control characters, bidi marks, bytes."""
+    """Escape what does not print in a text, line by line: control characters, bidi marks, bytes.
+
+    A line with letters that are written from right to left stands between Unicode's isolates, so
+    that the text around it keeps its order.
+    """
     if isinstance(value, Path):
         value = str(value)
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return "\n".join(printable(line) for line in value.split("\n"))
+    return "\n".join(_isolate(printable(line)) for line in value.split("\n"))
+
+
+def join_names(names: Iterable[str]) -> Markup:
+    """Return names separated by commas, each cleaned and escaped by itself."""
+    return Markup(", ").join(map(clean, names))
+
+
+def _isolate(line: str) -> str:
+    return f"\u2068{line}\u2069" if RIGHT_TO_LEFT.search(line) else line
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -48,6 +68,7 @@ _ENVIRONMENT = jinja2.Environment(
 _ENVIRONMENT.filters |= {
     "number": format_number,
     "interval": format_interval,
+    "names": join_names,
     "median": statistics.median,
     "thousands": "{:,}".format,
 }

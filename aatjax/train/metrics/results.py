@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from aatjax.errors import format_count
+from aatjax.errors import format_count, printable
 
 NAMES = {
     "accuracy": "accuracy",
@@ -128,13 +128,14 @@ class Metrics:
             extra = f"  [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
             lines.append(f"{shown:<18}{_show(getattr(self, name))}{extra}")
         lines[0] += f"  ({self.counts}; {self.interval:.0%} intervals)"
-        width = max(5, *(len(row.name) for row in self.per_class))
+        names = [printable(row.name) for row in self.per_class]
+        width = max(5, *map(len, names))
         heads = "".join(f"{h:>10}" for h in ("support", "precision", "recall", "F1", "AP", "AUC"))
         lines += ["", f"{'class':<{width}}{heads}"]
-        for row in self.per_class[:most]:
+        for name, row in zip(names[:most], self.per_class, strict=False):
             numbers = (row.precision, row.recall, row.f1, row.average_precision, row.auc)
             cells = "".join(f"{_show(number):>10}" for number in numbers)
-            lines.append(f"{row.name:<{width}}{row.support:>10}{cells}")
+            lines.append(f"{name:<{width}}{row.support:>10}{cells}")
         if most is not None and len(self.per_class) > most:
             lines.append(f"... and {len(self.per_class) - most} more classes")
         lines.append(f"note: {self.method}")

@@ -1,7 +1,7 @@
 // Answers of the ONNX model beside this page, by onnxruntime-web, without a server.
 import * as ort from "./runtime/ort.wasm.min.mjs";
 import { answer, isSilent, starts, summary, unscored } from "./decide.js";
-import { decode } from "./sound.js";
+import { Reader, decode } from "./sound.js";
 
 export async function open(config) {
   ort.env.wasm.wasmPaths = new URL("runtime/", location.href).href;
@@ -35,17 +35,18 @@ export async function open(config) {
       return isSilent(samples) ? unscored("silent", config) : answer(await run(samples), config);
     },
     async file(file) {
-      const samples = await decode(await file.arrayBuffer(), config.rate, config.channels);
+      const sound = new Reader(await decode(await file.arrayBuffer()), config.rate, config.channels);
       const windows = [];
       const step = config.scoring.hop ? Math.round(config.scoring.hop * config.rate) : config.samples;
-      for (const start of starts(samples.length, config.samples, step)) {
-        const part = samples.subarray(start, start + config.samples);
+      for (const start of starts(sound.samples, config.samples, step)) {
+        const part = sound.read(start, config.samples);
         const logits = await run(part);
         const end = (start + part.length) / config.rate;
         const { calibrated } = answer(logits, config);
         windows.push({ start: start / config.rate, end, logits, calibrated, silent: isSilent(part) });
+        await new Promise((done) => setTimeout(done)); // the page stays usable between windows
       }
-      return { ...summary(windows, samples.length, config), windows };
+      return { ...summary(windows, sound.samples, config), windows };
     },
   };
 }

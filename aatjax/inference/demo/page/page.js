@@ -1,5 +1,7 @@
-// The page: microphone or files in, predicted classes out. Names are only ever set as text.
-import { decode, logMel, microphone } from "./sound.js";
+// The page: microphone or files in, predicted classes out. Names are only ever set as text, and as
+// names.js shows them.
+import { shown } from "./names.js";
+import { Reader, decode, logMel, microphone } from "./sound.js";
 
 const HOP = 0.5; // seconds between answers
 const KEPT = 120; // answers in the chart
@@ -9,7 +11,7 @@ const COLOURS = matchMedia("(prefers-color-scheme: dark)").matches
 const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]];
 const $ = (id) => document.getElementById(id);
 
-let config, backend, recording = null, last = null;
+let config, names, backend, recording = null, last = null;
 const history = [];
 
 function text(parent, tag, content, className = "") {
@@ -26,7 +28,7 @@ function problem(error) {
 }
 
 const percent = (p) => `${Math.round(100 * p)} %`;
-const named = (mask) => config.classes.filter((_, i) => mask[i]);
+const named = (mask) => names.filter((_, i) => mask[i]);
 
 // The text for an answer, at the threshold of the slider.
 function verdict({ calibrated, given, possible, reason }) {
@@ -51,7 +53,7 @@ function show(answer) {
   $("classes").replaceChildren();
   for (const [p, i] of order) {
     const item = text($("classes"), "li", "");
-    text(item, "span", config.classes[i], "name");
+    text(item, "span", names[i], "name");
     text(item, "span", percent(p), "share");
     const bar = document.createElement("meter");
     bar.value = p;
@@ -105,7 +107,7 @@ function chart() {
     context.stroke();
     const swatch = text($("legend"), "span", "", "swatch");
     swatch.style.background = COLOURS[k];
-    text($("legend"), "span", config.classes[i]);
+    text($("legend"), "span", names[i]);
   });
 }
 
@@ -155,15 +157,15 @@ async function open(file) {
   const box = document.createElement("article");
   box.className = "file";
   $("list").prepend(box);
-  text(box, "h3", file.name);
+  text(box, "h3", shown(file.name));
   const status = text(box, "p", "analysing");
   try {
     const answer = await backend.file(file);
     const result = verdict(answer);
     const top = Math.max(...answer.calibrated);
-    const best = config.classes[answer.calibrated.indexOf(top)];
-    status.textContent = answer.reason ? result.text : `${result.text} (${best} ${percent(top)})`;
-    box.dataset.top = answer.reason ? "" : best;
+    const best = answer.calibrated.indexOf(top);
+    status.textContent = answer.reason ? result.text : `${result.text} (${names[best]} ${percent(top)})`;
+    box.dataset.top = answer.reason ? "" : config.classes[best];
     if (result.note) text(box, "p", result.note, "quiet");
     if (answer.note) text(box, "p", answer.note, "quiet");
     if (answer.windows.length > 1) strip(box, answer);
@@ -176,7 +178,8 @@ async function open(file) {
     return;
   }
   try {
-    picture((await decode(await file.arrayBuffer(), config.rate, config.channels)).subarray(0, config.samples));
+    const sound = new Reader(await decode(await file.arrayBuffer()), config.rate, config.channels);
+    picture(sound.read(0, config.samples));
   } catch { // aatjax decodes more formats than browsers do
     text(box, "p", "No picture: this browser cannot decode the file.", "quiet");
   }
@@ -187,7 +190,7 @@ function strip(box, answer) {
   const best = answer.calibrated.indexOf(Math.max(...answer.calibrated));
   const bar = text(box, "div", "", "strip");
   bar.setAttribute("role", "img");
-  bar.setAttribute("aria-label", `${config.classes[best]} over ${answer.windows.length} windows`);
+  bar.setAttribute("aria-label", `${names[best]} over ${answer.windows.length} windows`);
   for (const w of answer.windows) {
     const mark = text(bar, "span", "");
     mark.style.flexGrow = w.end - w.start;
@@ -206,14 +209,15 @@ async function start() {
       "`python -m http.server` in this folder and open http://localhost:8000");
   }
   config = await (await fetch("config.json")).json();
-  $("title").textContent = config.title;
-  document.title = config.title;
+  names = config.classes.map(shown);
+  $("title").textContent = document.title = shown(config.title);
   const seconds = config.samples / config.rate;
-  $("about").textContent =
-    `${config.method}, ${config.classes.length} classes, windows of ${seconds.toFixed(2)} s`;
+  const about = `${config.method}, ${names.length} classes, windows of ${seconds.toFixed(2)} s`;
   $("threshold").value = config.threshold;
   $("shown").textContent = Number(config.threshold).toFixed(2);
-  backend = await (await import(config.backend === "onnx" ? "./onnx.js" : "./server.js")).open(config);
+  const { open } = await import(config.backend === "onnx" ? "./onnx.js" : "./server.js");
+  backend = await open(config, (progress) => { $("about").textContent = `${about}; ${progress}`; });
+  $("about").textContent = about;
   $("record").disabled = $("file").disabled = false;
   $("record").addEventListener("click", record);
   $("file").addEventListener("change", () => { files([...$("file").files]); $("file").value = ""; });

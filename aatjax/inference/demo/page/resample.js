@@ -40,6 +40,11 @@ export class Resampler {
     this.given = 0;
   }
 
+  // The samples at `to` Hz of a whole sound of `samples` at `from` Hz.
+  count(samples) {
+    return this.same ? samples : Math.max(1, Math.round((samples * this.up) / this.down));
+  }
+
   push(block) {
     if (this.same) return block;
     const input = new Float32Array(this.held.length + block.length);
@@ -62,15 +67,6 @@ export class Resampler {
     this.first += past;
     return Float32Array.from(found);
   }
-}
-
-// A whole sound.
-export function resample(samples, from, to) {
-  if (from === to) return samples;
-  const filter = new Resampler(from, to);
-  const padded = new Float32Array(samples.length + 2 * filter.reach);
-  padded.set(samples);
-  return filter.push(padded).subarray(0, Math.max(1, Math.round((samples.length * to) / from)));
 }
 
 const ANY = 48000;

@@ -1,5 +1,5 @@
 // Sound in the browser: files, microphone, log-mel spectrogram.
-import { Resampler, rateOf, resample } from "./resample.js";
+import { Resampler, rateOf } from "./resample.js";
 
 export function toInt16(samples) {
   return Int16Array.from(samples, (x) => Math.max(-32768, Math.min(32767, Math.round(x * 32768))));
@@ -17,8 +17,8 @@ function downmix(channels, rule) {
   return mono;
 }
 
-// A sound file as mono int16 at `rate`; `which` channel is "mean", "left" or an index.
-export async function decode(bytes, rate, which) {
+// The channels of a sound file and their rate; the browser decodes it in a thread of its own.
+export async function decode(bytes) {
   let buffer;
   try {
     buffer = await new OfflineAudioContext(1, 1, rateOf(bytes)).decodeAudioData(bytes);
@@ -27,7 +27,46 @@ export async function decode(bytes, rate, which) {
   }
   if (!buffer.length) throw new Error("the file has no samples");
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i));
-  return toInt16(resample(downmix(channels, which), buffer.sampleRate, rate));
+  return { channels, rate: buffer.sampleRate };
+}
+
+const BLOCK = 32768; // samples that are resampled at a time
+
+// Reads a decoded sound from its start on, as mono int16 at `rate`; `which` channel is "mean",
+// "left" or an index. Only what is read is resampled: a whole long file would freeze the page.
+export class Reader {
+  constructor(sound, rate, which) {
+    this.channels = sound.channels;
+    this.which = which;
+    this.filter = new Resampler(sound.rate, rate);
+    this.samples = this.filter.count(sound.channels[0].length);
+    this.taken = 0; // of the channels
+    this.first = 0; // place of the first sample in `held`
+    this.held = new Int16Array(0);
+  }
+
+  // Up to `size` samples from `start` on, which never lies before that of the last call.
+  read(start, size) {
+    const parts = [this.held];
+    let end = this.first + this.held.length;
+    while (end < Math.min(start + size, this.samples)) {
+      parts.push(this.next());
+      end += parts.at(-1).length;
+    }
+    const skipped = start - this.first, joined = new Int16Array(end - this.first);
+    let at = 0;
+    for (const part of parts) { joined.set(part, at); at += part.length; }
+    this.held = joined.slice(skipped);
+    this.first = start;
+    return this.held.slice(0, Math.max(0, Math.min(size, this.samples - start)));
+  }
+
+  next() {
+    const from = this.taken, to = from + BLOCK;
+    this.taken = to;
+    if (from >= this.channels[0].length) return toInt16(this.filter.push(new Float32Array(BLOCK)));
+    return toInt16(this.filter.push(downmix(this.channels.map((c) => c.subarray(from, to)), this.which)));
+  }
 }
 
 // The microphone's last `size` samples at `rate`, until stopped.
