@@ -360,3 +360,12 @@ def test_only_what_c_prints_meanwhile_is_dropped(capfd: pytest.CaptureFixture[st
         print_in_c(b"inside ")
     print_in_c(b"after")
     assert capfd.readouterr().err == "before after"
+
+
+def test_a_flac_that_states_too_few_samples_is_noted() -> None:
+    whole = bytearray(content(speech(100000), "FLAC"))
+    whole[22:26] = (10000).to_bytes(4, "big")
+    clip = decode(bytes(whole))
+    (note,) = clip.notes
+    assert clip.frames == 10000
+    assert re.fullmatch(r"\d+,\d{3} bytes after the sound not decoded", note)

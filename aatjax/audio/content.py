@@ -99,10 +99,22 @@ def _shift(container: Container, start: int, size: int) -> Container:
     return dataclasses.replace(container, pieces=tuple(moved), end=end)
 
 
-def find_end(file: BufferedIOBase, size: int, container: Container, start: int) -> int:
-    """Return the offset behind the sound that begins at an offset."""
+def find_end(
+    file: BufferedIOBase, size: int, container: Container, start: int, position: int
+) -> int:
+    """Return the offset behind the sound that begins at `start`.
+
+    Args:
+        file: an open file, of `size` bytes.
+        container: the structure of the sound.
+        start: its offset.
+        position: bytes of it that its decoder has read.
+    """
     if container.end is not None:
         return container.end
     inside = SplicedFile(file, ((start, size),))
-    find = {"ogg": find_ogg_end, "flac": find_flac_end}.get(container.kind)
-    return start + find(inside, size - start) if find else size
+    if container.kind == "ogg":
+        return start + find_ogg_end(inside, size - start)
+    if container.kind == "flac":
+        return start + find_flac_end(inside, size - start, position)
+    return size

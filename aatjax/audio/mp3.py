@@ -143,7 +143,7 @@ def inspect_mp3(file: BufferedIOBase, size: int, start: int, seconds: float | No
     pieces: list[Piece] = list(walk.pieces)
     if stopped := walk.frames >= most:
         pieces[-1] = (walk.pieces[-1][0], size)
-    count = _read_count(first, head)
+    count = _read_count(first, head) if layer == 3 else None
     if count is None:
         mean = max(1, sum(end - at for at, end in walk.pieces) // walk.frames)
         found, stated = walk.frames, walk.frames + math.ceil(walk.skipped / mean)
@@ -175,9 +175,9 @@ def _walk_frames(file: BufferedIOBase, start: int, size: int, most: int) -> _Wal
             base, data = at, file.read(_CHUNK)
         head = parse_header(data[at - base : at - base + 4])
         if head is not None and walk.form in (None, head.form) and at + head.length <= size:
-            if walk.frames and _read_count(data[at - base : at - base + 256], head) is not None:
+            if walk.frames and _read_count(data, head, at - base) is not None:
                 break
-            if walk.pieces and walk.pieces[-1][1] == at:
+            if walk.end == at and walk.pieces:
                 walk.pieces[-1] = (walk.pieces[-1][0], at + head.length)
             else:
                 walk.pieces.append((at, at + head.length))
@@ -216,16 +216,14 @@ def _find_again(file: BufferedIOBase, at: int, size: int) -> int:
     return -1
 
 
-def _read_count(frame: bytes, head: Header) -> int | None:
+def _read_count(data: bytes, head: Header, start: int = 0) -> int | None:
     """Return the number of frames that a first frame states; None where it states none."""
-    if head.form[1] != 3:
-        return None
-    at = 4 + head.side
-    if frame[at : at + 4] in (b"Xing", b"Info") and len(frame) >= at + 12:
-        flags, count = struct.unpack(">II", frame[at + 4 : at + 12])
+    at = start + 4 + head.side
+    if data[at : at + 4] in (b"Xing", b"Info") and len(data) >= at + 12:
+        flags, count = struct.unpack(">II", data[at + 4 : at + 12])
         return count if flags & 1 else 0
-    if frame[36:40] == b"VBRI" and len(frame) >= 54:
-        return int(struct.unpack(">I", frame[50:54])[0])
+    if data[start + 36 : start + 40] == b"VBRI" and len(data) >= start + 54:
+        return int(struct.unpack(">I", data[start + 50 : start + 54])[0])
     return None
 
 

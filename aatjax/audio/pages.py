@@ -7,6 +7,7 @@ from aatjax.audio.containers import Container, detect_kind
 
 _CHUNK = 1 << 20
 _LONGEST_PAGE = 65307
+_READ_AHEAD = 1 << 16
 _STARTS = {b"fLaC\0\0\0\x22": 0, b"OggS\0\2" + bytes(8): 0, b"WAVEfmt ": 8, b"WAVEJUNK": 8}
 """Bytes that other data hardly has, and how far behind the start of a sound they lie."""
 
@@ -52,9 +53,18 @@ def find_ogg_end(file: BufferedIOBase, size: int) -> int:
     return end
 
 
-def find_flac_end(file: BufferedIOBase, size: int) -> int:
-    """Return the offset of the next FLAC, Ogg or WAV in a file; its size without one."""
-    return _search(file, 4, size, _STARTS)
+def find_flac_end(file: BufferedIOBase, size: int, position: int) -> int:
+    """Return the offset behind a FLAC, which states the number of its samples but no length.
+
+    It is that of the next FLAC, Ogg or WAV, else of what the decoder did not come to.
+
+    Args:
+        file: a file that begins with a FLAC.
+        size: its bytes.
+        position: up to which its decoder has read; that is at most 64 kB behind the last frame.
+    """
+    end = _search(file, max(4, position - _READ_AHEAD), size, _STARTS)
+    return position if end == size > position + _READ_AHEAD else end
 
 
 def _search(file: BufferedIOBase, at: int, size: int, starts: Mapping[bytes, int]) -> int:

@@ -110,7 +110,8 @@ class Sound:
 
     def _open_next(self, part: int) -> bool:
         """Open the sound behind the one that was read, if there is one."""
-        end = find_end(self._file, self._size, self._container, self._start)
+        position = self._stream.position
+        end = find_end(self._file, self._size, self._container, self._start, position)
         end = skip_tags(self._file, max(end, self._start + 1), self._size)
         rest = self._size - end
         if rest <= 0:

@@ -44,11 +44,13 @@ class Stream(Protocol):
         rate: sampling rate in Hz.
         channels: number of channels.
         frames: sample frames that the decoder expects, None if not known.
+        position: bytes that the decoder has read.
     """
 
     rate: int
     channels: int
     frames: int | None
+    position: int
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
         """Yield (frames, channels) in [-1, 1]; raise DecoderError after the last good block."""
@@ -78,7 +80,8 @@ def open_stream(file: BufferedIOBase, container: Container, source: SoundFile) -
 class _Sndfile:
     """libsndfile on a Python file object."""
 
-    def __init__(self, file: Any, kind: str) -> None:
+    def __init__(self, file: SplicedFile, kind: str) -> None:
+        self._file = file
         is_quiet = kind not in ("mp3", "other")
         self._screen = contextlib.nullcontext if is_quiet else silence_libraries
         with self._screen():
@@ -92,6 +95,10 @@ class _Sndfile:
         self.frames: int | None = frames if 0 < frames < 1 << 62 else None
         # Behind its last frame libsndfile would take a tag for a damaged one.
         self._last = self.frames if kind == "flac" else None
+
+    @property
+    def position(self) -> int:
+        return self._file.tell()
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
         size = max(1024, _BLOCK_SAMPLES // self.channels)
@@ -146,6 +153,7 @@ class _Ffmpeg:
         self.rate = int(process.samplerate)
         self.channels = int(process.channels)
         self.frames: int | None = None
+        self.position = 0
         if self.channels < 1:
             self.close()
             raise ValueError("no sound in the file")
