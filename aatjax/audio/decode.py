@@ -60,7 +60,10 @@ class Decoded:
         notes: 'clipped' (samples beyond full scale, or at least 1 % of them at full scale),
             'full scale is 1, the loudest sample 1e+30', 'padded from 37 samples', 'silent'
             (constant within 2 steps of int16), 'channels cancel out' (no channel is silent),
-            'truncated 80000/160000 frames' (the second estimated for compressed WAV, or '?').
+            'truncated 80000/160000 frames' (the second estimated for compressed WAV, or '?'),
+            '1 of 16000 frames missing' (at most 1 % of the clip and 0.1 s), 'data chunk of 32000
+            bytes states 16000' (all were read), '5,000 bytes after the sound not decoded', '5,000
+            bytes of another sound joined to this one not decoded (44100 Hz, 1 channel)'.
     """
 
     waveform: Int16[np.ndarray, " n"]
@@ -81,9 +84,13 @@ def decode(
 ) -> Decoded:
     """Decode one clip.
 
-    Truncation is detected where the file states its length: WAV, RF64, W64, AIFF, AU, FLAC, OGG
-    (the end-of-stream flag), and MP3 with a frame count (Xing, Info or VBRI); not in an MP3 without
-    one, nor after `max_seconds`.
+    The content decides what a file is, behind any tags of metadata. Files that were joined are
+    decoded one after the other if they have one rate and the same channels.
+
+    Missing sound is detected where the file states its length (WAV, RF64, W64, AIFF, AU, CAF, FLAC,
+    Ogg, and MP3 with a frame count), at the end of an Ogg (its end-of-stream flag) and between the
+    frames of an MP3; not after `max_seconds`. What is there is read. A small shortage, of at most
+    1 % and 0.1 s, is a note; a larger one makes the clip truncated.
 
     Args:
         path_or_bytes: path of a file, or its content.

@@ -29,7 +29,7 @@ from aatjax.io.atomic import open_output, remove_leftovers, report_write_errors
 from aatjax.io.digest import hash_bytes, hash_file
 from aatjax.io.index import Index
 
-FORMAT = 1  # raise it whenever the same file and options give other samples or another layout
+FORMAT = 2  # raise it whenever the same file and options give other samples or another layout
 CHECKSUM = hashlib.sha256().digest_size
 ABANDONED = 3600  # seconds after which the temporary file of a killed run is removed
 
