@@ -64,7 +64,8 @@ def _measure(path: Path) -> None:
 
 def content(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
     rng = np.random.default_rng(channels)
-    sound = 0.2 * rng.normal(0, 0.5, (3200, channels)).clip(-2, 2)
+    samples = 16_000 if kind in ("FLAC", "OGG") else 3200  # several frames or pages
+    sound = 0.2 * rng.normal(0, 0.5, (samples, channels)).clip(-2, 2)
     file = io.BytesIO()
     soundfile.write(file, sound, RATE, format=kind, subtype=subtype)
     return file.getvalue()
