@@ -151,7 +151,7 @@ class Data:
         known = ("model", "train", *PRESETS)
         if self.statistics not in known:
             raise UsageError(
-                f"data.statistics={self.statistics!r} is not one of {', '.join(known)}"
+                f"data.statistics={shorten(self.statistics)} is not one of {', '.join(known)}"
             )
         if self.path == {} or self.columns == {}:
             raise UsageError("data.path and data.columns name one or more: NAME=VALUE ...")

@@ -28,6 +28,11 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def _make_line(message: str, most: int = 4000) -> str:
+    line = printable(message)
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
 def format_count(number: int, noun: str) -> str:
     """Return a number and its noun in singular or plural: `1 clip`, `1,200 clips`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -51,10 +56,14 @@ def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 class AatjaxError(Exception):
     """Base of every error that is explained to the user in one line.
 
-    The message says what was wrong, where (file, row, parameter), and what to do.
+    The message says what was wrong, where (file, row, parameter), and what to do. It is one line:
+    what it quotes of a file is escaped where it cannot be printed, and a very long one is cut.
     """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_make_line(one) if isinstance(one, str) else one for one in args))
 
 
 class UsageError(AatjaxError, ValueError):

@@ -1,18 +1,18 @@
 """Metadata of an adapter file: one digest, one schema, and nothing followed that it names."""
 
-import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from adapter_files import CLASSES, rewrite, save, trained, write_base
+from json_attacks import DEEP, WRONG, list_places, put
 from safetensors.numpy import load_file, save_file
 
 import aatjax
@@ -183,33 +183,6 @@ def test_the_order_in_which_metadata_were_put_together_does_not_matter(written: 
 # The schema.
 
 
-def list_places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The places of all fields, and of the first item of each list."""
-    if place:
-        yield place
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from list_places(item, (*place, key))
-    elif isinstance(value, list) and value:
-        yield from list_places(value[0], (*place, 0))
-
-
-def put(info: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(info)
-    inside: Any = changed
-    for part in place[:-1]:
-        inside = inside[part]
-    inside[place[-1]] = value
-    return changed
-
-
-DEEP: Any = []
-for _ in range(500):
-    DEEP = [DEEP]
-WRONG = [
-    *(10**7, -1, 0, 10**30, 10**400, 1.5, -0.5, 1e300, float("nan"), float("inf"), True, None),
-    *("", "x", "\0", "x" * 10**5, [], [[]], [1, 2, 3], [None] * 9, {}, {"name": "stacked"}, DEEP),
-]
 FREE = ("about", "config", "versions", "data", "weights")
 """Nothing is made of these but text."""
 

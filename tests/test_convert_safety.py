@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_a_pickle_of_too_many_values_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_pickle, "MOST_OPCODES", 2000)
     content = b"\x80\x02" + 2001 * b"}" + b"."
     assert "more than 2,000 opcodes" in refusal(zipped(tmp_path / "a.pth", content))
+
+
+@pytest.mark.parametrize("part", [b"}", b"]", b"(", b"N", b")", b"}(", b"K\x00\x85"])
+def test_a_pickle_that_fills_the_memory_is_refused_at_once(part, tmp_path):
+    """Neither values nor levels without end: the rest of such a pickle is not looked at."""
+    content = b"\x80\x02" + part * (2**22 // len(part)) + b"."
+    path = zipped(tmp_path / "a.pth", content)
+    start = time.process_time()
+    assert "values or 100 levels at a time" in refusal(path)
+    assert time.process_time() - start < 2
+
+
+def test_the_header_of_a_safetensors_file_is_read_in_linear_time(tmp_path):
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    names = [f'"k{i}":{entry}' for i in range(100_000)]
+    path = tmp_path / "a.safetensors"
+    for listed, why in ((names, "100000 entries"), ([*names, names[7]], "'k7' appears twice")):
+        text = f"{{{','.join(listed)}}}".encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text)
+        start = time.process_time()
+        with pytest.raises(DataError, match=why):
+            open_tensors(path)
+        assert time.process_time() - start < 4
 
 
 def tensor_pickle(shape, strides, offset=0, count=4, key="0", storage="FloatStorage"):

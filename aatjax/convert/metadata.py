@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +10,14 @@ from typing import Any, cast
 from aatjax.convert.detect import EXPECTED, guess_origin
 from aatjax.convert.infer_config import Sizes
 from aatjax.convert.rules import WeightLayout
-from aatjax.errors import DataError, UsageError
+from aatjax.errors import DataError, UsageError, printable
+from aatjax.io.json_fields import shorten
+from aatjax.io.json_file import parse_json
 from aatjax.models.config import ASTConfig
 from aatjax.models.positions import RULES, PositionRule
 
 FORMAT = 1
+MOST_STATISTICS = 1e6
 Statistics = tuple[float, float]
 _MODELS = {"hf-ast": "audio-spectrogram-transformer", "hf-deit": "deit", "hf-vit": "vit"}
 _INTEGERS = (
@@ -83,12 +85,16 @@ class HfDescription:
             if self.fields.get(name, value) != value
         ]
         if self.fields.get("hidden_act", "gelu") != "gelu":
-            found.append(f"config.json has activation {self.fields['hidden_act']!r}, not gelu")
+            found.append(
+                f"config.json has activation {shorten(self.fields['hidden_act'])}, not gelu"
+            )
         labels = self.fields.get("id2label")
         if self.is_ast and sizes.classes and isinstance(labels, dict):
             if len(labels) != sizes.classes:
                 found.append(f"config.json names {len(labels)} labels, the head {sizes.classes}")
-            elif any(not key.isdecimal() or int(key) >= len(labels) for key in labels):
+            elif any(
+                not key.isdecimal() or len(key) > 9 or int(key) >= len(labels) for key in labels
+            ):
                 found.append(f"the keys of id2label are not 0 to {len(labels) - 1}")
             elif wrong := find_wrong_label(list(map(str, labels.values()))):
                 found.append(f"id2label has {wrong}")
@@ -109,13 +115,13 @@ def read_hf_description(
     allowed = ("deit", "vit") if layout.rule == "imagenet" else (_MODELS[layout.name],)
     if kind not in allowed:
         raise DataError(
-            f"{path}: config.json says model_type {str(kind)[:60]!r}, the tensors are named as "
+            f"{path}: config.json says model_type {shorten(kind)}, the tensors are named as "
             f"in {layout.title}: the two do not belong together"
         )
     for name in _INTEGERS:
         value = config.get(name, 1)
         if not _is_size(value):
-            raise DataError(f"{path}: config.json has {name}={str(value)[:40]}, not a size")
+            raise DataError(f"{path}: config.json has {name}={shorten(value)}, not a size")
     return HfDescription(config, layout.name == "hf-ast")
 
 
@@ -136,9 +142,10 @@ def read_statistics(value: Any) -> Statistics:
     """
     if isinstance(value, list | tuple) and len(value) == 2:
         mean, std = value
-        if all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) and std > 0:
+        numbers = all(type(x) in (int, float) and abs(x) <= MOST_STATISTICS for x in (mean, std))
+        if numbers and std > 0:
             return float(mean), float(std)
-    raise DataError(f"statistics {str(value)[:60]} are not a mean and a standard deviation")
+    raise DataError(f"statistics {shorten(value)} are not a mean and a standard deviation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +166,7 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
         DataError: not one, of a newer format, or of an adapter instead of a whole model.
     """
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         version = entries.get("format")
     except (ValueError, RecursionError, AttributeError):
         raise DataError(f"{path}: its aatjax entry is not readable as JSON") from None
@@ -168,9 +175,9 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
         raise DataError(
             f"{path}: not the weights of a whole model: {origin}; load it as an adapter; {EXPECTED}"
         )
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise DataError(
-            f"{path}: format {str(version)[:20]}, this version reads format {FORMAT}: update aatjax"
+            f"{path}: format {shorten(version)}, this version reads format {FORMAT}: update aatjax"
         )
     try:
         config = ASTConfig.from_json(entries["config"])
@@ -183,7 +190,9 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
         rows, columns = entries.get("grid") or config.grid
         rule = entries.get("rule", "audioset")
         if rule not in RULES or type(rows) is not int or type(columns) is not int:
-            raise DataError(f"grid {rows} x {columns} with position rule {rule!r}")
+            raise DataError(
+                f"grid {shorten(rows)} x {shorten(columns)} with position rule {shorten(rule)}"
+            )
         if not (1 <= rows <= 10**5 and 1 <= columns <= 10**5):
             raise DataError(f"a position grid of {rows} x {columns}")
         return NativeDescription(
@@ -194,7 +203,9 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
             None if statistics is None else read_statistics(statistics),
         )
     except (UsageError, DataError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: its aatjax entry describes no AST ({error})") from None
+        raise DataError(
+            f"{path}: its aatjax entry describes no AST ({printable(str(error)[:300])})"
+        ) from None
 
 
 def _is_size(value: Any) -> bool:

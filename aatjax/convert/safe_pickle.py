@@ -29,7 +29,9 @@ _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(f"torch.{name}" for name in STORAGES)}
 
-MOST_OPCODES = 2_000_000
+MOST_OPCODES = 500_000  # a tensor takes about 40
+MOST_VALUES = 20_000  # on the stack; pickle writes items in groups of 1,000
+MOST_LEVELS = 100  # of open marks
 _PUSH = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
@@ -107,6 +109,10 @@ class _Machine:
             if count > MOST_OPCODES:
                 raise self.refuse(f"has more than {MOST_OPCODES:,} opcodes")
             self.step(opcode.name, argument)
+            if len(self.stack) > MOST_VALUES or len(self.marks) > MOST_LEVELS:
+                raise self.refuse(
+                    f"has more than {MOST_VALUES:,} values or {MOST_LEVELS} levels at a time"
+                )
         raise ValueError("no STOP")
 
     def pop(self) -> Any:

@@ -1,9 +1,7 @@
 """Opens a file or folder of tensors in any form, without reading the numbers."""
 
-import collections
 import dataclasses
 import functools
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +13,12 @@ from aatjax.convert.detect import guess_origin
 from aatjax.convert.lazy_tensor import StoredTensor, read_array
 from aatjax.convert.orbax import is_orbax, read_orbax
 from aatjax.convert.torch_file import LEGACY_START, read_torch_legacy, read_torch_zip
-from aatjax.errors import DataError
+from aatjax.errors import DataError, printable
 from aatjax.io.foreign import HEAD, describe_foreign
-from aatjax.io.json_file import read_json_object
+from aatjax.io.json_file import parse_json, read_json_object
 
 HEADER_LIMIT = 16 * 2**20
+MOST_TENSORS = 20_000  # an AST of 64 blocks has about a thousand
 JSON_LIMIT = 8 * 2**20
 WEIGHT_FILES = (
     "model.safetensors",
@@ -173,9 +172,14 @@ def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, st
             raise DataError(f"{path}: truncated inside its header: fetch the file again")
         header = file.read(length)
     try:
-        entries = json.loads(header, object_pairs_hook=_refuse_repeated)
+        entries = parse_json(header)
+        if len(entries) > MOST_TENSORS:
+            raise DataError(
+                f"{path}: has {len(entries)} entries in its header, at most {MOST_TENSORS} are "
+                "read: not a file of weights"
+            )
         kinds = {k: v["dtype"] for k, v in entries.items() if k != "__metadata__"}
-        if unknown := [f"{k[:80]} ({v})" for k, v in kinds.items() if v not in _DTYPES]:
+        if unknown := [f"{k[:80]} ({str(v)[:40]})" for k, v in kinds.items() if v not in _DTYPES]:
             raise DataError(
                 f"{path}: {len(unknown)} tensors of a type that weights of AST never have, "
                 f"{unknown[0]} first: convert them to float32"
@@ -188,7 +192,9 @@ def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, st
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{path}: damaged .safetensors header ({reason})") from None
     except SafetensorError as error:
-        raise DataError(f"{path}: damaged or truncated .safetensors ({error})") from None
+        raise DataError(
+            f"{path}: damaged or truncated .safetensors ({printable(str(error)[:200])})"
+        ) from None
     tensors = {}
     for key, kind in kinds.items():
         shape = tuple(entries[key]["shape"])
@@ -196,14 +202,6 @@ def _open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, st
         load = functools.partial(read_array, path, begin, end - begin, _DTYPES[kind], shape)
         tensors[key] = StoredTensor(shape, _DTYPES[kind], load)
     return tensors, metadata
-
-
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{name[:80]!r} appears twice")
-    return found
 
 
 def _state_dict(path: Path, value: Any) -> dict[str, StoredTensor]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from aatjax.data.benchmarks import BENCHMARKS
-from aatjax.data.tables import Problems, read_rows
+from aatjax.data.tables import Problems, is_number, read_rows
 from aatjax.errors import DataError, UsageError, suggest
 
 
@@ -37,7 +37,7 @@ def read_class_names(source: str) -> tuple[str, ...]:
     names: dict[int, str] = {}
     for number, row in read_rows(path, ",", problems):
         index, name = str(row.get("index", "")), row.get("display_name")
-        if not index.isdecimal() or not name or int(index) in names:
+        if not is_number(index) or not name or int(index) in names:
             raise DataError(
                 f"{path}, row {number}: index {index[:20]!r} and display_name {str(name)[:40]!r} "
                 "are not a new number and a name"

@@ -13,7 +13,7 @@ from aatjax.data.class_folders import check_class_folders, is_system_path
 from aatjax.data.groups import parse_speaker
 from aatjax.data.source import Clip, Progress, Source
 from aatjax.data.splits import order_names
-from aatjax.data.tables import read_table
+from aatjax.data.tables import is_number, read_table
 from aatjax.errors import DataError, UsageError, format_count
 
 NOISE_FOLDER = "_background_noise_"
@@ -174,7 +174,7 @@ class ESC(Source):
         table, audio = root / "meta/esc50.csv", root / "audio"
         rows = list(read_table(table, ESC_COLUMNS))
         for row in rows:
-            if not row["target"].isdigit():
+            if not is_number(row["target"]):
                 raise row.error(f"non-numeric target {row['target']!r}")
         if esc10 is not None:
             rows = [row for row in rows if (row["esc10"].lower() == "true") is esc10]

@@ -13,7 +13,7 @@ from aatjax.data.class_folders import fold_spelling
 from aatjax.data.groups import parse_speaker
 from aatjax.data.source import Clip, Progress, Source
 from aatjax.data.splits import SPLITS, order_names
-from aatjax.data.tables import Problems, pick_column, read_rows
+from aatjax.data.tables import Problems, is_number, pick_column, read_rows
 from aatjax.errors import DataError, UsageError
 
 Column = Literal["path", "label", "labels", "fold", "split", "group"]
@@ -233,7 +233,7 @@ def _index_labels(
     """The classes, and the class indices of every row whose labels are right."""
     known = [unicodedata.normalize("NFC", name) for name in classes or ()]
     names = list(dict.fromkeys(name for row in rows for name in row.labels))
-    numeric = set() if any(map(_is_number, known)) else {n for n in names if _is_number(n)}
+    numeric = set() if any(map(is_number, known)) else {n for n in names if is_number(n)}
     wrong: dict[str, str] = {}  # label: what is wrong with it
     if numeric and len(numeric) < len(names):
         few = 2 * sum(bool(numeric.intersection(row.labels)) for row in rows) <= len(rows)
@@ -265,10 +265,6 @@ def _index_labels(
             found = tuple(sorted({position[name] for name in row.labels}))
             labelled[row.number] = shared.setdefault(found, found)
     return order, labelled
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
 
 
 def _describe_unknown(name: str, order: tuple[str, ...], number: bool) -> str:

@@ -45,9 +45,10 @@ def write_quarantine(
 def _parse_path(line: str) -> object:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record.get("path") if isinstance(record, dict) else None
+    path = record.get("path") if isinstance(record, dict) else None
+    return path if isinstance(path, str) else None
 
 
 def check_failures(source: Source, errors: Sequence[str], max_bad: float | int) -> None:

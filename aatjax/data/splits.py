@@ -278,7 +278,7 @@ def draw_shots(
 
 def order_names(names: set[str]) -> tuple[str, ...]:
     """Sort names: whole numbers by value if all are, else as text."""
-    if names and all(name.isascii() and name.isdigit() for name in names):
+    if names and all(n.isascii() and n.isdigit() and len(n) < 19 for n in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 

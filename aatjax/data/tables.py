@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aatjax.errors import DataError, UsageError, suggest
+from aatjax.io.json_fields import shorten
+from aatjax.io.json_file import parse_json
 
 Row = tuple[int, dict[str, Any]]
 Problems = list[tuple[int, str]]
+MOST_DIGITS = 18
 
 
 def read_rows(path: Path, sep: str | None, problems: Problems) -> list[Row]:
@@ -48,14 +52,21 @@ def _read_json(text: str, problems: Problems) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             problems.append((number, f"not JSON: {error}"))
             continue
-        if isinstance(row, dict):
-            yield number, {key.strip().lower(): value for key, value in row.items()}
-        else:
+        if not isinstance(row, dict):
             problems.append((number, 'not a JSON object such as {"path": ..., "label": ...}'))
+            continue
+        found = {key.strip().lower(): value for key, value in row.items()}
+        odd = [k for k, v in found.items() if isinstance(v, float) and not math.isfinite(v)]
+        if len(found) < len(row):
+            problems.append((number, "two names differ only in capitals or spaces"))
+        elif odd:
+            problems.append((number, f"{odd[0]!r} is not a finite number"))
+        else:
+            yield number, found
 
 
 def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> list[Row]:
@@ -74,7 +85,7 @@ def _read_csv(path: Path, text: str, sep: str | None, problems: Problems) -> lis
                 continue
             if not keys:
                 keys = [cell.strip().lower() for cell in cells]
-                twice = {key for key in keys if key and keys.count(key) > 1}
+                twice = [key for key, count in Counter(keys).items() if key and count > 1]
                 if twice:
                     raise DataError(f"{path}: column {min(twice)!r} occurs twice in the header")
             elif len(cells) > len(keys) and any(cell.strip() for cell in cells[len(keys) :]):
@@ -111,6 +122,11 @@ def pick_column(path: Path, columns: Sequence[str], names: Sequence[str], asked:
     )
 
 
+def is_number(text: str) -> bool:
+    """Whether text is a whole number in plain digits, not longer than any number of classes."""
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 class TableRow(dict[str, str]):
     """Stripped cells of one row of an official table, by column."""
 
@@ -129,8 +145,8 @@ class TableRow(dict[str, str]):
             DataError: no class of this number, or one of another name.
         """
         cell = self[number]
-        if not cell.isdigit() or int(cell) >= len(classes):
-            raise self.error(f"{number} {cell!r} is not 0 to {len(classes) - 1}")
+        if not is_number(cell) or int(cell) >= len(classes):
+            raise self.error(f"{number} {shorten(cell)} is not 0 to {len(classes) - 1}")
         if classes[int(cell)] != self[name]:
             wrong = f"{name} {self[name]!r} of {number} {cell}"
             raise self.error(f"{wrong} is {classes[int(cell)]!r} in {title}")

@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int16
@@ -24,9 +24,11 @@ from jaxtyping import Int16
 from aatjax.data.source import Clip, Progress, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.io.digest import hash_bytes, hash_file
-from aatjax.io.json_file import read_json_object, write_json
+from aatjax.io.json_fields import read_json_fields, shorten
+from aatjax.io.json_file import parse_json, read_json_object, write_json
 from aatjax.io.optional import need
 
+T = TypeVar("T")
 VERSION = "1.0.0"
 CLIPS, FACTS = "clips.jsonl", "prepared.json"
 FORMAT = 1
@@ -51,8 +53,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     form = found.get("format")
     if form != FORMAT:
         raise DataError(
-            f"{place}: was prepared in format {form}, this version reads {FORMAT}: {AGAIN}"
+            f"{place}: was prepared in format {shorten(form)}, this version reads {FORMAT}: {AGAIN}"
         )
+    if not isinstance(found.setdefault("duplicates", []), list):
+        raise DataError(f"{place / FACTS}: duplicates is not a list: {AGAIN}")
     return found
 
 
@@ -179,22 +183,71 @@ class Prepared(Source):
             content = (place / CLIPS).read_bytes()
         except OSError as error:
             raise DataError(f"{place / CLIPS}: cannot be read: {error}; {AGAIN}") from error
-        if hash_bytes(content) != facts["clips_sha256"]:
+        known = _read_fields(place / FACTS, facts, PreparedFacts)
+        if hash_bytes(content) != known.clips_sha256:
             raise DataError(f"{place / CLIPS}: is damaged (its checksum differs): {AGAIN}")
-        rows = [json.loads(line) for line in content.decode().splitlines()]
+        rows = list(_read_rows(place / CLIPS, content))
         super().__init__(
-            (_parse_row(row) for row in rows),
-            facts["classes"],
-            name=facts["name"],
-            multi_label=facts["multi_label"],
+            (
+                Clip(r.id, r.label, None, r.fold, r.split, r.group, observed=r.observed)
+                for r in rows
+            ),
+            known.classes,
+            name=known.name,
+            multi_label=known.multi_label,
             reader=PreparedReader(
                 place,
-                {row["id"]: (row["part"], row["at"]) for row in rows},
-                {row["id"]: row["sha256"] for row in rows},
+                {row.id: (row.part, row.at) for row in rows},
+                {row.id: row.sha256 for row in rows},
             ),
-            skipped=[(what, why) for what, why in facts["skipped"]],
-            notes=[(what, why) for what, why in facts["notes"]],
+            skipped=known.skipped,
+            notes=known.notes,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedFacts:
+    """What `prepared.json` states of a set; `aatjax.data.prepare` adds more."""
+
+    name: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    clips_sha256: str
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRow:
+    """A clip of a prepared set: what a `Clip` has, and where its record is."""
+
+    id: str
+    label: tuple[int, ...]
+    fold: str | None
+    split: str | None
+    group: str | None
+    part: str
+    at: int
+    sha256: str
+    observed: tuple[int, ...] | None = None
+
+
+def _read_fields(path: Path, fields: Any, cls: type[T]) -> T:
+    try:
+        return read_json_fields("entry", fields, cls, ignore_others=True)
+    except UsageError as error:
+        raise DataError(f"{path}: {error}: {AGAIN}") from error
+
+
+def _read_rows(path: Path, content: bytes) -> Iterator[PreparedRow]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number}: not JSON: {error}: {AGAIN}") from error
+        yield _read_fields(path, fields, PreparedRow)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,13 +313,6 @@ def _name_split(clip: Clip) -> str:
 def _make_row(clip: Clip) -> dict[str, Any]:
     row = {key: getattr(clip, key) for key in ("id", "label", "fold", "split", "group")}
     return row if clip.observed is None else {**row, "observed": clip.observed}
-
-
-def _parse_row(row: dict[str, Any]) -> Clip:
-    observed = row.get("observed")
-    parts = {key: row[key] for key in ("fold", "split", "group")}
-    kept = None if observed is None else tuple(observed)
-    return Clip(row["id"], tuple(row["label"]), None, **parts, observed=kept)
 
 
 def _make_record(clip: Clip, waveform: np.ndarray, multi_label: bool) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from aatjax.data.source import Source
-from aatjax.errors import DataError
+from aatjax.errors import DataError, UsageError
+from aatjax.io.json_fields import read_json_fields
 from aatjax.io.json_file import read_json_object, write_json
 from aatjax.train.metrics.intervals import Units, estimate_interval, mean_interval
 from aatjax.train.metrics.results import Metrics, format_clips
@@ -58,12 +59,15 @@ def read_clip_scores(folder: Path) -> ClipScores | None:
     path = folder / CLIP_SCORES
     if not path.exists():
         return None
-    found = read_json_object(path, advice="delete it")
-    columns = [found.get(field.name) for field in dataclasses.fields(ClipScores)]
-    ids, groups, influence = (tuple(c) if isinstance(c, list) else () for c in columns)
-    if not len(ids) == len(groups) == len(influence) > 0:
+    try:
+        found = read_json_fields(
+            "clip scores", read_json_object(path, advice="delete it"), ClipScores
+        )
+    except UsageError as error:
+        raise DataError(f"{path}: {error}: delete it") from error
+    if not len(found.ids) == len(found.groups) == len(found.influence) > 0:
         raise DataError(f"{path}: holds no clip scores: delete it")
-    return ClipScores(ids, groups, influence)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The manifest of an export: its entries and the hashes of its files, in `export.json`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from aatjax.errors import DataError, printable
+from aatjax.errors import DataError, UsageError, printable
 from aatjax.io.digest import hash_file, hash_json
+from aatjax.io.json_fields import read_json_fields, shorten
 from aatjax.io.json_file import read_json_object, write_json
 
 FORMAT = 1
@@ -12,6 +14,14 @@ MANIFEST = "export.json"
 CARD = "README.md"
 MOST_BYTES = 64_000_000  # of `export.json`
 AGAIN = "export the adapter again"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """Size and SHA-256 of a file of an export."""
+
+    bytes: int
+    sha256: str
 
 
 def seal_bundle(folder: Path, entries: dict[str, Any]) -> None:
@@ -47,25 +57,32 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
     if entries.get("kind") != "export":
         raise DataError(f"{name}: {MANIFEST} is not that of an aatjax export")
     found = entries.get("format")
-    if found != FORMAT:
-        newer = isinstance(found, int) and found > FORMAT
+    if type(found) is not int or found != FORMAT:
+        newer = type(found) is int and found > FORMAT
         age, advice = ("newer", "install a newer aatjax") if newer else ("older", AGAIN)
         raise DataError(
-            f"{name}: export format {str(found)[:20]} is {age} than this aatjax reads ({FORMAT}): "
+            f"{name}: export format {shorten(found)} is {age} than this aatjax reads ({FORMAT}): "
             f"{advice}"
         )
     if entries.pop("sha256", None) != hash_json(entries):
         raise DataError(f"{name}: {MANIFEST} was changed after the export: {AGAIN}")
-    for file, expected in entries["files"].items():
+    files = entries.get("files")
+    if not isinstance(files, dict):
+        raise DataError(f"{name}: {MANIFEST} has no list of files: {AGAIN}")
+    for file, fields in files.items():
+        try:
+            expected = read_json_fields(f"files.{printable(file)[:80]}", fields, StoredFile)
+        except UsageError as error:
+            raise DataError(f"{name}: {MANIFEST}: {error}: {AGAIN}") from error
         _check_file(folder, file, expected)
     return entries
 
 
-def _check_file(folder: Path, file: str, expected: dict[str, Any]) -> None:
+def _check_file(folder: Path, file: str, expected: StoredFile) -> None:
     path = folder / file
-    if Path(file).is_absolute() or ".." in Path(file).parts:
+    if Path(file).is_absolute() or ".." in Path(file).parts or "\0" in file:
         raise DataError(f"{printable(folder)}: {MANIFEST} names a file outside: {printable(file)}")
     if not path.is_file():
         raise DataError(f"{printable(path)}: is missing from the export: {AGAIN}")
-    if path.stat().st_size != expected["bytes"] or hash_file(path) != expected["sha256"]:
+    if path.stat().st_size != expected.bytes or hash_file(path) != expected.sha256:
         raise DataError(f"{printable(path)}: was changed after the export (hash): {AGAIN}")

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from aatjax.errors import UsageError, printable, suggest
 
+T = TypeVar("T")
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -45,6 +46,38 @@ def check_json_fields(
             )
         if most is not None and name in most:
             _check_most(f"{where}.{name}", value, most[name])
+
+
+def read_json_fields(
+    where: str,
+    fields: Any,
+    cls: type[T],
+    *,
+    most: Mapping[str, float] | None = None,
+    ignore_others: bool = False,
+) -> T:
+    """Make a dataclass of a JSON object, lists as tuples; its own checks follow.
+
+    Args:
+        where, fields, cls, most: see `check_json_fields`.
+        ignore_others: leave fields out that the dataclass does not have.
+
+    Raises:
+        UsageError: a field is missing, unknown or does not fit: `row.at is missing`.
+    """
+    known = _find_hints(cls)
+    if ignore_others and isinstance(fields, dict):
+        fields = {name: value for name, value in fields.items() if name in known}
+    check_json_fields(where, fields, cls, most=most)
+    for field in dataclasses.fields(cast(Any, cls)):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in fields:
+            raise UsageError(f"{where}.{field.name} is missing")
+    return cls(**{name: _make_tuple(value) for name, value in fields.items()})
+
+
+def _make_tuple(value: Any) -> Any:
+    return tuple(map(_make_tuple, value)) if isinstance(value, list) else value
 
 
 def shorten(value: Any) -> str:
@@ -90,5 +123,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
-        return isinstance(value, int | float) and -math.inf < value < math.inf
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return not isinstance(hint, type) or isinstance(value, hint)

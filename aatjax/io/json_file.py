@@ -1,5 +1,6 @@
 """JSON files: written completely or not at all, read with limits."""
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,24 @@ def write_json(path: Path, value: Any) -> None:
         WriteError: it cannot be written.
     """
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return JSON text as a value.
+
+    Raises:
+        ValueError: it is none, or a name stands twice in an object.
+        RecursionError: objects or lists lie in each other many times.
+    """
+    return json.loads(text, object_pairs_hook=_collect)
+
+
+def _collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name[:80]!r} appears twice")
+    return found
 
 
 def read_json(path: Path, *, limit: int = LIMIT, advice: str = "write the file again") -> Any:

@@ -1,6 +1,7 @@
 """Routing of mixtures of adapters: weights, use of the experts, similarity of the slots."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -108,7 +109,7 @@ def measure_entropy(weights: Float[Array, "*_"], axes: tuple[int, ...]) -> Float
     """Return the entropy over some axes divided by its maximum: 1 is uniform, 0 is one choice."""
     size = int(np.prod([weights.shape[axis] for axis in axes]))
     entropy = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=axes)
-    return entropy / np.log(size) if size > 1 else jnp.ones_like(entropy)
+    return entropy / math.log(size) if size > 1 else jnp.ones_like(entropy)
 
 
 def measure_similarity(slots: Float[Array, "b e p d"]) -> Float[Array, ""]:

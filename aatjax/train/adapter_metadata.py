@@ -1,7 +1,6 @@
 """The schema of an adapter file's metadata: every field with its type and bounds."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,8 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.scoring import Scoring
 from aatjax.data.synthetic.synthesize import MAKERS
 from aatjax.errors import Range, UsageError, check_fields, printable
-from aatjax.io.json_fields import check_json_fields, shorten
+from aatjax.io.json_fields import check_json_fields, read_json_fields, shorten
+from aatjax.io.json_file import parse_json
 from aatjax.models.config import ASTConfig
 from aatjax.models.provenance import Origin
 from aatjax.petl import Method
@@ -137,10 +137,10 @@ class AdapterMetadata:
         fields["method"] = Method.from_json(fields["method"])
         for name, part in (("base", Origin), ("golden", GoldenSample), ("scoring", Scoring)):
             if fields.get(name) is not None:
-                fields[name] = _read(name, fields[name], part)
+                fields[name] = read_json_fields(name, fields[name], part, most=MOST)
         for name in ("test", "valid"):
             if fields.get(name) is not None:
-                fields[name] = _read(name, fields[name], StoredFigure)
+                fields[name] = read_json_fields(name, fields[name], StoredFigure, most=MOST)
         if fields.get("decisions") is not None:
             fields["decisions"] = Calibration.from_json(fields["decisions"])
         found = cls(**fields)
@@ -192,25 +192,11 @@ class AdapterMetadata:
         return self.classes[int(scores[0].argmax())], found
 
 
-def _read(name: str, fields: Any, cls: type[Any]) -> Any:
-    check_json_fields(name, fields, cls, most=MOST)
-    for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING and field.name not in fields:
-            raise UsageError(f"{name}.{field.name} is missing")
-    return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
-
-
 def parse_metadata(text: str) -> Any:
     """Return JSON text as a value; None where it is none, or a name stands twice in an object."""
 
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name stands twice")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=collect) if len(text) <= MOST_BYTES else None
+        return parse_json(text) if len(text) <= MOST_BYTES else None
     except (ValueError, RecursionError):
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tokenize
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,9 @@ from aatjax.petl.base import find_first_trained
 from aatjax.train.distributed import is_distributed
 from aatjax.train.forward import ModelState, make_forward
 from aatjax.train.sharding import fetch, put_batch
+
+DAMAGED = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError)
+"""What NumPy raises for a damaged .npy file."""
 
 
 def check_prefix(model: AST, augment: Augment, crop: Crop, longest: int, samples: int) -> int:
@@ -210,11 +214,11 @@ def _read(place: Path) -> StoredTokens | None:
     try:
         about = read_json(place / "about.json")
         tokens = np.load(place / "tokens.npy", mmap_mode="r")
-        length = np.load(place / "length.npy")
+        length = np.load(place / "length.npy", mmap_mode="r")
         if about["sha256"] != hash_arrays({"tokens": tokens, "length": length}):
             raise ValueError("its checksum does not match")
         return StoredTokens(tokens.view(jnp.dtype(about["dtype"])), length)
-    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+    except (*DAMAGED, KeyError, TypeError, DataError) as error:
         warnings.warn(f"{place}: damaged ({error}); computed again", stacklevel=2)
         shutil.rmtree(place, ignore_errors=True)
         return None
