@@ -81,7 +81,7 @@ def prepare_process() -> None:
 
 
 def choose_platforms(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
-    """Return `cpu` where the TPU is all that JAX could use besides, and this machine has none.
+    """Return `cpu` where the TPU is the only accelerator that JAX could use, and there is none.
 
     With the TPU's compiler installed (`aatjax[tpu]`) JAX would try it, which prints alarms and may
     wait for a metadata server. None where JAX is to choose: a platform is asked for, variables or

@@ -20,7 +20,7 @@ from aatjax.train.watchdog import Watchdog
 DAY = 24 * 3600 * 1000  # milliseconds
 
 _watchdog = Watchdog()  # of this process
-_meetings = 0  # number of barriers so far, which are told apart by it
+_meetings = 0  # number of barriers so far, each of which has its own name
 
 
 def is_main() -> bool:

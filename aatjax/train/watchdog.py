@@ -33,7 +33,7 @@ They count as stuck only while others wait and this one does not use the process
 WAIT = "wait"
 BLOCKED = ("step", WAIT)
 """Phases in which a process may be waiting for the others."""
-NETWORK = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination", "NCCL")
+NETWORK = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")
 """Words of JAX's errors about other processes."""
 IDLE = 0.02  # share of a core below which a process does no work
 
@@ -152,7 +152,7 @@ class Watchdog:
             What to raise where it does not; None where the error is not one of the network.
         """
         text = " ".join(str(error).split())
-        if not self._links or not any(word in text for word in NETWORK):
+        if not self._links or not any(word in text.lower() for word in NETWORK):
             return None
         late = self._name_late()
         if late is None:
@@ -244,7 +244,7 @@ class Watchdog:
         return ", ".join(map(self._name, ranks[:5])) + more
 
     def _name_late(self) -> str | None:
-        """Name a process that has not come where this one waited in vain, or None."""
+        """Name a process that this one has waited for too long, or None."""
         for rank, one in list(self._peers.items()):
             if one.phase not in BLOCKED:
                 return f"{self._name(rank)}, in {one.phase!r} after step {one.step},"
