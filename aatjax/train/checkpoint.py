@@ -158,7 +158,8 @@ class Checkpoints:
             return error  # a lost peer fails here too: the watchdog names it
         why = "No space left on device" if "No space left" in str(error) else _first_line(error)
         return WriteError(
-            f"{self.directory}: the checkpoint of step {step} could not be written: {why}; free some space or choose another run folder"
+            f"{self.directory}: the checkpoint of step {step} could not be written: {why}; "
+            "free some space or choose another run folder"
         )
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
