@@ -232,6 +232,18 @@ def read_source(
     return Checkpoint(config, params, config.grid, "audioset", None, name, True, config.num_prefix)
 
 
+def check_source(name: str, revision: str | None = None) -> None:
+    """Check that there are weights of this name, without reading them.
+
+    Raises:
+        UsageError, DataError, UnavailableError: as of `load`.
+    """
+    if name.startswith("random:"):
+        ASTConfig.from_text(name.removeprefix("random:"))
+    else:
+        locate_weights(name, revision)
+
+
 def locate_weights(name: str, revision: str | None = None) -> Path:
     """Find the file or folder of a source: a path, `embedded`, or a repository id.
 

@@ -12,7 +12,7 @@ import numpy as np
 from aatjax.config import Config, Data
 from aatjax.errors import DataError, UsageError
 from aatjax.experiments.clip_scores import pool_clips, read_clip_scores, summarise_runs
-from aatjax.experiments.partition import find_protocol, list_runs, make_partition
+from aatjax.experiments.partition import find_protocol, list_partition, list_runs
 from aatjax.experiments.run import ExperimentResult, name_run_folder, train
 from aatjax.io.json_file import write_json
 from aatjax.train.distributed import run_on_main
@@ -116,7 +116,7 @@ def _plan_runs(data: Data, draws: int | None, folds: bool) -> dict[str, Data]:
     """The data of every run, by the name of its folder."""
     if draws is not None and (draws < 1 or data.shots is None):
         raise UsageError("--draws (1 or more) repeats few-shot training: add --data.shots K")
-    if not folds and make_partition(data).test is None:
+    if not folds and list_partition(data).test is None:
         raise UsageError("no test clips, so no figure to repeat: add --data.test-fraction")
     parts = {f"fold{name}": part for name, part in list_runs(data).items()} if folds else {}
     return {

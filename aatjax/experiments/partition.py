@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def open_data(
     quarantine: Path | None = None,
     show: TextStream | None = None,
     peers: Peers | None = None,
+    check: Callable[[Source], None] = lambda source: None,
 ) -> Source:
     """Return the whole labelled set, decoded once; unreadable files are quarantined.
 
@@ -79,9 +80,11 @@ def open_data(
         quarantine: file that lists them.
         show: where progress goes, of stages that take longer than two seconds.
         peers: the processes of a run that share the work, see `decode_all`.
+        check: called with the set as it is listed, before a file is decoded.
     """
     with StageBar(quiet=show is None, stream=show, after=SHOWN_AFTER) as bar:
         source = open_listed(data, progress=bar.update)
+        check(source)
         kept = decode_all(
             source,
             find_audio_cache(data),
@@ -142,8 +145,14 @@ def make_partition(
     quarantine: Path | None = None,
     show: TextStream | None = None,
     peers: Peers | None = None,
+    check: Callable[[Partition], None] = lambda parts: None,
 ) -> Partition:
-    """Divide a data set into the parts that a config asks for; arguments as for `open_data`.
+    """Divide a data set into the parts that a config asks for.
+
+    Args:
+        data: where and how.
+        quarantine, show, peers: as for `open_data`.
+        check: called with the parts of the set as it is listed, before a file is decoded.
 
     Raises:
         UsageError: the settings do not fit the set.
@@ -151,12 +160,27 @@ def make_partition(
     """
     if data.format == "synthetic":
         parts = _select_shots(data, _split_synthetic(data))
+        check(parts)
     else:
-        parts = divide(data, open_data(data, quarantine=quarantine, show=show, peers=peers))
+        whole = open_data(
+            data,
+            quarantine=quarantine,
+            show=show,
+            peers=peers,
+            check=lambda listed: check(divide(data, listed)),
+        )
+        parts = divide(data, whole)
     if show is not None:
         for line in describe_partition(parts):
             print(line, file=show, flush=True)
     return parts
+
+
+def list_partition(data: Data) -> Partition:
+    """Divide a data set as it is listed; no file is decoded. Errors as of `make_partition`."""
+    if data.format == "synthetic":
+        return _select_shots(data, _split_synthetic(data))
+    return divide(data, open_listed(data))
 
 
 @pause_collection()
@@ -239,7 +263,7 @@ def list_runs(data: Data) -> dict[str, Data]:
     """
     if data.format == "synthetic":
         raise UsageError("the synthetic sounds have no folds: omit --cross-validate")
-    source = open_data(data)
+    source = open_listed(data)
     found = find_protocol(data)
     if found is None:
         names = list(source.folds)

@@ -12,7 +12,13 @@ import jax
 
 from aatjax.audio.frontend import PRESETS, FrontEnd, compute_statistics
 from aatjax.config import Config, Data, Model
-from aatjax.convert.load import load, make_front_end, reset_weights, select_load_options
+from aatjax.convert.load import (
+    check_source,
+    load,
+    make_front_end,
+    reset_weights,
+    select_load_options,
+)
 from aatjax.data.clip_windows import cut_clips
 from aatjax.data.known_files import Peers
 from aatjax.data.pipeline import make_eval_batches
@@ -163,7 +169,8 @@ def train(
         allow_change: fields of the config that may have changed since the run was started, whole
             parts of it, or `clips` for the data set.
         stuck_after: seconds without progress of one process after which all are ended.
-        begin: called when everything was checked, before a long computation begins.
+        begin: called when everything was checked that can be known without decoding a sound or
+            building the model.
 
     Raises:
         UsageError: the folder is in use, or holds a run of another config or other clips; or
@@ -217,14 +224,23 @@ def _train(
     if done is None and (config.mesh != MeshShape() or jax.devices()[0].platform != "cpu"):
         check_batch(config.mesh.make(), config.training.batch_size)  # before hours of reading
     quarantine = folder / "quarantine.jsonl" if is_main() else None
+
+    def check(listed: Partition) -> None:
+        check_selections(config, listed)
+        check_source(config.model.source, config.model.revision)
+        begin()
+
     # A folder with a run in it is written to only when everything agrees.
     peers = None
     if is_distributed():
         peers = Peers(jax.process_index(), jax.process_count(), gather_bytes)
     parts = make_partition(
-        config.data, quarantine=quarantine if is_new else None, show=screen, peers=peers
+        config.data,
+        quarantine=quarantine if is_new else None,
+        show=screen,
+        peers=peers,
+        check=check,
     )
-    check_selections(config, parts)
     used = parts.sources()
     agree(
         {"data": {name: source.fingerprint() for name, source in used.items()}},
@@ -250,7 +266,6 @@ def _train(
             file=screen,
             flush=True,
         )
-    begin()
     run = fit(
         model,
         parts.train,
@@ -420,31 +435,41 @@ def evaluate_adapter(
     Args:
         adapter: from `aatjax.load_adapter`.
         data: other data; its classes must be among the adapter's.
-        begin: called when the clips were opened, before they are scored.
+        begin: called when the clips were listed, before they are decoded and scored.
     """
-    test = load_test_clips(adapter, data)
-    begin()
+    test = load_test_clips(adapter, data, begin=begin)
     return score_clips(adapter, test).measure(), test
 
 
-def load_test_clips(adapter: TrainedAdapter, data: Data | None = None) -> Source:
-    """Return the clips that `evaluate_adapter` evaluates on.
+def load_test_clips(
+    adapter: TrainedAdapter, data: Data | None = None, *, begin: Callable[[], None] = lambda: None
+) -> Source:
+    """Return the clips that `evaluate_adapter` evaluates on; arguments as there.
 
     Raises:
         UsageError: the adapter has no test clips, its set has changed since training, or the
             data have a class that the adapter does not have.
     """
-    if data is None:
-        parts = make_partition(find_own_data(adapter))
-        if adapter.info.get("data") != parts.train.fingerprint():
-            raise UsageError(
-                f"{parts.train.name}: the training clips are not those that the adapter was "
-                "trained on: files were added, removed or changed, and the test clips may include "
-                "some it was trained on; name the sounds to evaluate on"
-            )
-        test = parts.test
-        if test is None:
-            raise UsageError("the adapter's config has no test clips: name sounds to evaluate on")
-    else:
-        test = open_data(dataclasses.replace(data, channels=adapter.frontend.channels))
-    return test.with_classes(adapter.classes, "the adapter", multi_label=adapter.multi_label)
+
+    def match(source: Source) -> Source:
+        names, several = adapter.classes, adapter.multi_label
+        return source.with_classes(names, "the adapter", multi_label=several)
+
+    if data is not None:
+
+        def check(listed: Source) -> None:
+            match(listed)
+            begin()
+
+        data = dataclasses.replace(data, channels=adapter.frontend.channels)
+        return match(open_data(data, check=check))
+    parts = make_partition(find_own_data(adapter), check=lambda parts: begin())
+    if adapter.info.get("data") != parts.train.fingerprint():
+        raise UsageError(
+            f"{parts.train.name}: the training clips are not those that the adapter was "
+            "trained on: files were added, removed or changed, and the test clips may include "
+            "some it was trained on; name the sounds to evaluate on"
+        )
+    if parts.test is None:
+        raise UsageError("the adapter's config has no test clips: name sounds to evaluate on")
+    return match(parts.test)

@@ -17,7 +17,7 @@ from aatjax.experiments.compare.statistics import (
     describe_test,
     summarise_methods,
 )
-from aatjax.experiments.partition import list_runs, make_partition, open_data
+from aatjax.experiments.partition import list_partition, list_runs, open_listed
 from aatjax.experiments.run import check_selections, load_backbone, train
 from aatjax.io.atomic import check_output
 from aatjax.petl import Method
@@ -178,7 +178,7 @@ def run_grid(
     costs = estimate_costs(entries)  # before hours are spent on runs
     divisions = {name: data.fold for name, data in list_runs(first.data).items()} if folds else {}
     for entry in entries:
-        check_selections(entry.config, make_partition(entry.config.data))
+        check_selections(entry.config, list_partition(entry.config.data))
     check_output(folder / "comparison.json")
     begin()
     cells = []
@@ -239,7 +239,7 @@ def estimate_costs(entries: Sequence[CompareEntry]) -> dict[str, MethodCost]:
         if config.data.format == "synthetic":
             classes = len(TARGET_SOUNDS)
         else:
-            classes = len(open_data(config.data).classes)
+            classes = len(open_listed(config.data).classes)
         model = load_backbone(config.model, num_classes=classes, seed=0)
         costs[entry.name] = MethodCost(model.config, entry.name, config.petl)
     return costs

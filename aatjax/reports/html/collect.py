@@ -136,7 +136,7 @@ def collect_report(
         path: a run folder, or an adapter file.
         data: labelled sounds; by default the run's own test part.
         base: the backbone's weights, where they have moved.
-        begin: called when everything was opened, before the clips are scored.
+        begin: called when everything was opened, before the clips are decoded and scored.
 
     Raises:
         UsageError: the classes of the data are not the adapter's.
@@ -155,7 +155,7 @@ def collect_report(
         result = read_result(run) or {}
         rows = read_metrics(run / METRICS)
         findings = _read_findings(run / "diagnosis.json")
-    source, reason = _open_clips(adapter, data)
+    source, reason = _open_clips(adapter, data, begin)
     begin()
     routing: RoutingMap | str | None = None
     if routing_weights.has_mixtures(adapter.model):
@@ -180,10 +180,12 @@ def collect_report(
     )
 
 
-def _open_clips(adapter: TrainedAdapter, data: Data | None) -> tuple[Source | None, str]:
+def _open_clips(
+    adapter: TrainedAdapter, data: Data | None, begin: Callable[[], None]
+) -> tuple[Source | None, str]:
     """The labelled clips, or the reason why the adapter has none of its own."""
     try:
-        return experiment.load_test_clips(adapter, data), ""
+        return experiment.load_test_clips(adapter, data, begin=begin), ""
     except UsageError as error:
         if data is not None:
             raise
