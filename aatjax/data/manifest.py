@@ -107,7 +107,9 @@ class Manifest(Source):
             if keys["group"] is None:
                 parts["group"] = parse_speaker(name)
             first_at[found] = number
-            good.append(_Row(number, name, found, labels or [], parts))
+            good.append(_Row(number, name, found, labels or [], tuple(parts.values())))
+        empty = not rows
+        del rows, cells, first_at  # as large as what is made of them
 
         order, labelled = _index_labels(good, classes, problems)
         problems.sort()
@@ -115,11 +117,11 @@ class Manifest(Source):
             lost = all(reason.startswith("no such file") for _, reason in problems)
             hint = "; names relative to another folder need --data.root FOLDER" if lost else ""
             raise DataError(f"{path}: {_report(problems)}{hint if not labelled else ''}")
-        if not rows:
+        if empty:
             raise DataError(f"{path}: no rows; list one clip per row")
         super().__init__(
             (
-                Clip(row.name, labelled[row.number], row.path, **row.parts)
+                Clip(row.name, labelled[row.number], row.path, *row.parts)
                 for row in good
                 if row.number in labelled
             ),
@@ -135,7 +137,7 @@ class _Row(NamedTuple):
     name: str
     path: str
     labels: list[str]
-    parts: dict[str, Any]
+    parts: tuple[str | None, ...]  # fold, split, group
 
 
 def _pick_columns(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -112,7 +111,7 @@ def prepare(
                 source,
                 work / "decoded",
                 max_bad=max_bad,
-                workers=workers or os.cpu_count() or 2,
+                workers=workers,
                 progress=report,
             )
             known = set(source.skipped)

@@ -8,7 +8,6 @@ a metric measured on the set too high. `note`: for information. `KINDS` lists th
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -39,6 +38,7 @@ from aatjax.doctor.label_checks import (
 )
 from aatjax.doctor.set_checks import describe_part, find_copies, find_set_problems
 from aatjax.errors import DataError, UsageError
+from aatjax.io.host import count_cores
 from aatjax.io.threads import map_threads
 
 __all__ = [
@@ -94,7 +94,7 @@ def diagnose(
         whole = source
     else:
         whole, wrong_rows = open_with_faults(partial(_open, source, format, pattern))
-    threads = workers or os.cpu_count() or 2
+    threads = workers or count_cores()
     visited = list(_measure_clips(whole, threads, progress))
     measurements, hashes, digests = zip(*visited, strict=True) if visited else ((), (), ())
     size = _choose_frames(frames, base, measurements)
