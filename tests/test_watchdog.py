@@ -115,16 +115,22 @@ def test_those_who_are_awaited_are_named(watched: Watched) -> None:
     assert watched.dog._name_awaited() == ""
 
 
-def test_an_error_of_the_network_names_the_one_that_is_late(watched: Watched) -> None:
+def test_an_error_of_the_network_names_the_one_that_is_late(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a broken connection leaves the watchdog time to name the one that was lost."""
+    slept: list[float] = []
+    monkeypatch.setattr(watchdog.time, "sleep", slept.append)
     watched.dog._links[1] = cast(Any, None)
     make_others(watched, "step", "input")
-    error = watched.dog.blame(RuntimeError("Gloo context initialization failed: 30 s"))
+    error = watched.dog.blame(RuntimeError("Gloo context initialization failed: timed out"))
     assert error is not None and error.exit_code == 69
     assert str(error).startswith("process 2 (host h2), in 'input' after step 0, was late")
     assert watched.dog.blame(RuntimeError("an error of the program")) is None
     make_others(watched, "step", "wait")
-    error = watched.dog.blame(RuntimeError("UNAVAILABLE: socket closed"), seconds=0)
+    error = watched.dog.blame(RuntimeError("Gloo AllGather failed: Connection reset by peer"))
     assert str(error).startswith("another process was lost or late")
+    assert slept == [3.0, 25.0]
 
 
 def test_work_is_told_from_idleness_by_the_processor_time(watched: Watched, monkeypatch) -> None:

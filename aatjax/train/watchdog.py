@@ -148,15 +148,18 @@ class Watchdog:
     def blame(self, error: Exception, seconds: float = 25.0) -> UnavailableError | None:
         """After a failed exchange, let the watchdog end the process and name the cause.
 
+        A broken connection is seen by both, and the watchdog knows whose it was; where JAX gave up
+        waiting, nobody is lost, and the one that is late is named soon.
+
         Returns:
             What to raise where it does not; None where the error is not one of the network.
         """
         text = " ".join(str(error).split())
         if not self._links or not any(word in text.lower() for word in NETWORK):
             return None
+        gave_up = any(word in text.lower() for word in ("deadline_exceeded", "timed out"))
+        time.sleep(min(3.0, seconds) if gave_up else seconds)
         late = self._name_late()
-        if late is None:
-            time.sleep(seconds)
         whom = "another process was lost or late" if late is None else f"{late} was late"
         return UnavailableError(
             f"{whom}, and JAX does not wait longer ({text[:200]}); start all processes again: the "
