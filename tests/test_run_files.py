@@ -215,7 +215,7 @@ def test_a_run_goes_on_whatever_file_of_it_is_damaged(
     monkeypatch.undo()
     adapter = kept / "adapter.safetensors"
     wanted = adapter.read_bytes() if finished else None
-    shutil.rmtree(config.data.cache)
+    shutil.rmtree(str(config.data.cache))
     files = [path.relative_to(kept) for path in sorted(kept.rglob("*")) if path.is_file()]
     files = [
         path for path in files if "pytree" not in path.parts and "tensorboard" not in path.parts

@@ -118,7 +118,10 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             with ocp.Context(async_options=at_once):
                 response = ocp.save_pytree_async(
-                    self.directory / str(step), leaves, custom_metadata=metadata, overwrite=True
+                    str(self.directory / str(step)),
+                    leaves,
+                    custom_metadata=metadata,
+                    overwrite=True,
                 )
         except Exception as error:
             raise self._explain(step, error) from error
@@ -230,11 +233,11 @@ class Checkpoints:
                 raise ValueError(problem)
             # Orbax warns of missing files where none are.
             with drop_messages("orbax"):
-                metadata = ocp.pytree_metadata(folder)
+                metadata: Any = ocp.pytree_metadata(str(folder))
                 if metadata.metadata is None:
                     raise ValueError("its arrays are not described")
-                leaves = choose(metadata.metadata)
-                found = ocp.load_pytree(folder, leaves)
+                leaves: Any = choose(metadata.metadata)
+                found: Any = ocp.load_pytree(str(folder), leaves)
             # Orbax reads a metadata file that is not JSON as an empty one, and stores no checksum
             # of the arrays.
             extra = dict(metadata.custom_metadata or {})

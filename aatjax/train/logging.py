@@ -101,12 +101,14 @@ class EventFile:
     def __init__(self, folder: Path, step: int) -> None:
         with _without_torch():
             from tensorboardX import event_file_writer, summary
-            from tensorboardX.proto.event_pb2 import Event, SessionLog
-        self._folder, self._make_event, self._make_scalar = folder, Event, summary.scalar
+            from tensorboardX.proto import event_pb2
+        protos: Any = event_pb2
+        self._folder, self._make_event, self._make_scalar = folder, protos.Event, summary.scalar
         with report_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._file: Any = event_file_writer.EventsWriter(str(folder / "events"), f".{step}")
-        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+        start = protos.SessionLog(status=protos.SessionLog.START)
+        self._write(step + 1, session_log=start)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write the finite numbers of a row."""
