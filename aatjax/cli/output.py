@@ -26,11 +26,11 @@ def fill_rows(columns: Columns, items: Iterable[Any]) -> list[list[str]]:
 
 def format_table(heads: list[str], rows: list[list[str]]) -> str:
     """Return the rows with aligned columns; what does not print is escaped."""
-    rows = [list(map(printable, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [list(map(printable, line)) for line in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [heads, *rows]
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 
