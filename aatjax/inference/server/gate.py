@@ -49,17 +49,15 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, method = time.perf_counter(), 500, scope["method"]
+        began, status = time.perf_counter(), 500
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif method == "HEAD":
-                message = {**message, "body": b""}
             await send(message)
 
-        if method == "HEAD":
+        if scope["method"] == "HEAD":  # uvicorn sends no body
             scope = {**scope, "method": "GET"}
         refusal = self._find_refusal(scope)
         self._in_progress += 1
