@@ -340,3 +340,28 @@ def test_a_model_from_elsewhere_cannot_be_saved(base: Path, tmp_path: Path) -> N
         with pytest.raises((DataError, UsageError), match=r"aatjax\.load and aatjax\.adapt"):
             save(tmp_path / "a.safetensors", model)
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_initial_values_that_a_file_replaces_are_not_computed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(base, petl.LoRA())
+    path = save(tmp_path / "a.safetensors", model)
+    monkeypatch.setattr(nnx, "Rngs", None)
+    found = load_adapter(path)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(logits(found.model), logits(model))
+    assert found.model.first_trained == model.first_trained
+    assert found.model.loaded is not None
+    arrays = surgery.fetch_arrays(found.model, surgery.Frozen)
+    assert not found.model.loaded.find_changed(arrays)
+
+
+def test_frozen_arrays_that_a_method_makes_are_made_again(base: Path, tmp_path: Path) -> None:
+    """As published, positions are zero: the file does not hold them."""
+    model = trained(base, petl.Adapter(as_published=True))
+    path = save(tmp_path / "a.safetensors", model)
+    assert "embed/pos" not in load_file(path)
+    found = load_adapter(path).model
+    assert not np.asarray(surgery.variables(found)["embed/pos"][...]).any()
+    np.testing.assert_array_equal(logits(found), logits(model))

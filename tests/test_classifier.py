@@ -20,6 +20,7 @@ from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import Window, compute_step, cut_windows
 from aatjax.convert import write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
+from aatjax.inference.classifier import choose_batch_size
 from aatjax.models.ast import AST
 from aatjax.train.adapter_file import save_adapter
 
@@ -281,3 +282,8 @@ def test_a_prediction_as_json_and_as_text(classifier: Classifier) -> None:
     names = [label for label, _ in found.top(2)]
     assert names[0] == found.label and len(names) == 2
     assert len(found.top(99)) == 3
+
+
+def test_a_batch_is_no_larger_than_its_windows_need() -> None:
+    sizes = {(1, 100_000): 1, (2, 100_000): 8, (9, 100_000): 16, (40, 48): 48, (3, 4): 4, (1, 4): 1}
+    assert {given: choose_batch_size(*given) for given in sizes} == sizes

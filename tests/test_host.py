@@ -78,6 +78,17 @@ def test_what_the_environment_says_is_kept():
     assert json.loads(run_python(PREPARE.format(before="import jax"))) == {}
 
 
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path):
+    (tmp_path / "file").touch()
+    code = PREPARE.format(before="import warnings; warnings.simplefilter('error')")
+    code = code.replace(
+        "prepare_process()\n", "try: prepare_process()\nexcept UserWarning as e: print(e)\n"
+    )
+    said, found = run_python(code, XDG_CACHE_HOME=str(tmp_path / "file")).splitlines()
+    assert "compiled programs cannot be kept here (Not a directory)" in said
+    assert "JAX_COMPILATION_CACHE_DIR" not in json.loads(found)
+
+
 def test_cores_of_a_container(tmp_path):
     limit = tmp_path / "cpu.max"
     for text, cores in (("150000 100000\n", 2), ("100000 100000\n", 1), ("max 100000\n", None)):

@@ -257,6 +257,8 @@ HEAVY = ("jax", "flax", "numpy", "scipy", "torch", "orbax", "grain", "librosa")
         "import sys; from aatjax.cli.main import run; assert run(['--help']) == 0",
         "import sys; from aatjax.cli.main import run; assert run(['--version']) == 0",
         "import sys; from aatjax.cli.main import run; assert run(['trian']) == 2",
+        "from aatjax.cli.main import COMMANDS, run\n"
+        "for n in COMMANDS: assert run([n, '--help']) == 0",
     ],
 )
 def test_import_and_help_are_cheap(code):

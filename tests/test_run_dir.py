@@ -15,7 +15,7 @@ from aatjax import petl
 from aatjax.config import Config, Data, load_config
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError, WriteError
-from aatjax.experiments.run import _fill_defaults, _was_stratified
+from aatjax.experiments.older_runs import fill_defaults, was_stratified
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.train.loop import Training
@@ -31,7 +31,7 @@ def claim_config(
 ) -> None:
     """What `aatjax train` does with its config."""
     claims = RunClaims(folder, allow)
-    claims.check("config.json", config.to_json(), upgrade=_fill_defaults)
+    claims.check("config.json", config.to_json(), upgrade=fill_defaults)
     claims.write(steps_left)
 
 
@@ -193,12 +193,12 @@ def test_the_split_of_a_run_of_before_is_kept(tmp_path: Path) -> None:
     assert Config.from_json(config).data.split_method == "stratified"
     assert Config.from_json({**config, "data": {"path": "x"}}).data.split_method == "hash"
     write_json(tmp_path / "config.json", config)
-    assert not _was_stratified(RunClaims(tmp_path))  # nothing was trained
+    assert not was_stratified(RunClaims(tmp_path))  # nothing was trained
     mark_started(tmp_path)
-    assert _was_stratified(RunClaims(tmp_path))
+    assert was_stratified(RunClaims(tmp_path))
     same = dataclasses.replace(CONFIG, data=Data(path="sounds", split_method="stratified"))
     claim_config(tmp_path, same)
-    assert not _was_stratified(RunClaims(tmp_path))
+    assert not was_stratified(RunClaims(tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

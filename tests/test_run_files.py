@@ -17,7 +17,7 @@ from aatjax import petl
 from aatjax.config import Config, Data
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import AatjaxError, DataError, UsageError, WriteError
-from aatjax.experiments import run as experiment
+from aatjax.experiments.older_runs import fill_defaults
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
 from aatjax.train.logging import MetricsWriter, read_metrics
@@ -48,7 +48,7 @@ def claim(folder: Path, config: Config = CONFIG, names: str = "ab") -> RunClaims
     """What `train` does with its config and its clips."""
     clips = [Clip(name, (0,), None) for name in names]
     claims = RunClaims(folder)
-    claims.check("config.json", config.to_json(), upgrade=experiment._fill_defaults)
+    claims.check("config.json", config.to_json(), upgrade=fill_defaults)
     claims.check_clips({"train": Source(clips, ("x", "y"), name="s", reader=Reader())})
     return claims
 

@@ -9,6 +9,7 @@ from aatjax.analysis.method_costs import MethodCost
 from aatjax.analysis.step_timing import prepare_steps
 from aatjax.analysis.timing import time_interleaved
 from aatjax.errors import UsageError
+from aatjax.io.progress import track
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, SoftMoA
 
@@ -69,7 +70,8 @@ def sweep_mixtures(
     points += [(config.frames, 7, p) for p in slots]
     points += [(length, 7, 1) for length in lengths]
     rows = []
-    for length, n, p in dict.fromkeys(points):
+    distinct = dict.fromkeys(points)
+    for length, n, p in track(distinct, "sizes", len(distinct)):
         width = fit_width(config, n, p, budget)
         if width >= 1:
             changed = dataclasses.replace(config, frames=length)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from aatjax.io.progress import track
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -42,7 +44,8 @@ def time_interleaved(
         warm_up: rounds before, in which programs are compiled.
     """
     spent: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + warm_up):
+    total = rounds + warm_up
+    for number in track(range(total), "rounds", total):
         for name, run in functions.items():
             began = time.perf_counter()
             run()

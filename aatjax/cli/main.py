@@ -1,5 +1,6 @@
 """The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
+import functools
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from aatjax.cli.spelling import spell_flags
 from aatjax.cli.streams import discard_output, prepare_streams
 from aatjax.errors import AatjaxError, DryRun, UsageError, WriteError, printable, suggest
 from aatjax.io.host import prepare_process
+from aatjax.io.progress import SHOWN_AFTER, StageBar
 from aatjax.io.signals import catch_ends
 
 GROUPS = ("train", "use", "data", "weights", "plan")
@@ -70,7 +72,7 @@ def run(arguments: list[str]) -> int:
             command = find_command(*arguments)
             _quiet_libraries()
             prepare_process()
-            with catch_ends():
+            with catch_ends(), StageBar(quiet=_is_quiet(command), after=SHOWN_AFTER):
                 command()
         return 0
     except SystemExit as end:  # --help, and commands whose exit code is a result
@@ -139,6 +141,12 @@ def _name_process() -> str:
     """Return the name of this process with a colon where it is one of several; else nothing."""
     distributed = sys.modules.get("aatjax.train.distributed")
     return "" if distributed is None else distributed.name_process()
+
+
+def _is_quiet(command: functools.partial[None]) -> bool:
+    """Whether a bound command was given --quiet, itself or in a group of its arguments."""
+    values = command.keywords.items()
+    return any(getattr(value, "quiet", name == "quiet" and value) for name, value in values)
 
 
 def _leave(code: int) -> int:

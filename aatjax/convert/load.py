@@ -111,8 +111,13 @@ def load_model(
     revision: str | None,
     seed: int,
     options: LoadOptions,
+    *,
+    draw_head: bool = True,
 ) -> AST:
-    """Load an AST as `load` does, without a word on a compute type that is slow here."""
+    """Load an AST as `load` does, without a word on a compute type that is slow here.
+
+    Without `draw_head` a new head is zero: that of an adapter takes its place.
+    """
     name = NAME if is_in_memory(source) else os.fspath(cast("str", source))
     if name.startswith("random:"):
         size = ASTConfig.from_text(name.removeprefix("random:"))
@@ -127,7 +132,8 @@ def load_model(
         raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
     origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
     _remember(origin)
-    return build_model(checkpoint, config, origin=origin, new_head=new_head)
+    head_seed = seed if draw_head else None
+    return build_model(checkpoint, config, origin=origin, new_head=new_head, head_seed=head_seed)
 
 
 def select_load_options(fields: object) -> LoadOptions:
@@ -158,9 +164,17 @@ def _check_names(options: LoadOptions) -> None:
 
 
 def build_model(
-    checkpoint: Checkpoint, config: ASTConfig, *, origin: Origin, new_head: bool
+    checkpoint: Checkpoint,
+    config: ASTConfig,
+    *,
+    origin: Origin,
+    new_head: bool,
+    head_seed: int | None,
 ) -> AST:
-    """Build an AST of `config` from a checkpoint, with positions fitted to its grid."""
+    """Build an AST of `config` from a checkpoint, with positions fitted to its grid.
+
+    A new head is drawn by `head_seed`, or zero without one.
+    """
     fitted = fit_positions(dataclasses.replace(checkpoint, config=config))
     values: dict[str, Any] = {
         path: value
@@ -168,9 +182,12 @@ def build_model(
         if not (new_head and path.startswith("head/"))
     }
     model = make_abstract(config)
-    if new_head:
-        head = Head(config, rngs=nnx.Rngs(origin.seed))
+    if new_head and head_seed is not None:
+        head = Head(config, rngs=nnx.Rngs(head_seed))
         values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
+    elif new_head:
+        head = surgery.variables(model.head)
+        values |= {f"head/{path}": np.zeros(old.shape, old.dtype) for path, old in head.items()}
     if config.positions == "zeros":
         values["embed/pos"] = np.zeros_like(values["embed/pos"])
     surgery.assign(model, values, what=origin.source, complete=True)

@@ -23,9 +23,8 @@ from aatjax.data.tfds import is_prepared, read_facts
 from aatjax.data.trainable import check_classes, check_trainable, describe_leaks, refuse_leaks
 from aatjax.errors import DataError, UsageError, format_count
 from aatjax.io.host import find_user_cache, pause_collection
-from aatjax.io.progress import StageBar, TextStream
+from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream
 
-SHOWN_AFTER = 2.0  # seconds after which a stage is shown
 SYNTHETIC_TEST = 1_000_000  # number of the first test clip of each class
 
 

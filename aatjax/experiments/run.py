@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,16 +24,17 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.clip_scores import write_clip_scores
+from aatjax.experiments.older_runs import fill_defaults, find_older_method, was_stratified
 from aatjax.experiments.own_data import find_own_data
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
-from aatjax.io.progress import TextStream
+from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream, track
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
-from aatjax.petl import adapt
+from aatjax.petl import Method, adapt
 from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
 from aatjax.train.distributed import (
     agree,
@@ -104,11 +104,12 @@ def prepare_front_end(config: Config, model: AST, train: Source) -> FrontEnd:
     clips = train
     if data.windows == "every":
         clips = cut_clips(train, frontend, data.scoring, train=True).windows
-    batches = (
+    batches = make_eval_batches(clips, frontend, batch_size=64)
+    fitted = (
         (b["audio"][b["weight"] > 0], b["length"][b["weight"] > 0])
-        for b in make_eval_batches(clips, frontend, batch_size=64)
+        for b in track(batches, "statistics", len(clips), 64)
     )
-    return frontend.with_statistics(*compute_statistics(frontend, batches))
+    return frontend.with_statistics(*compute_statistics(frontend, fitted))
 
 
 def load_backbone(model: Model, *, num_classes: int, seed: int) -> AST:
@@ -213,13 +214,18 @@ def _train(
     if any(name.startswith("data") for name in allow):
         allow = (*allow, "frontend")
     claims = RunClaims(folder, allow)
-    if run_on_main(lambda: _was_stratified(claims)) and config.data.split_method == "hash":
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, split_method="stratified")
-        )
+    stratified = run_on_main(lambda: was_stratified(claims))
+    if stratified and config.data.split_method == "hash":
+        data = dataclasses.replace(config.data, split_method="stratified")
+        config = dataclasses.replace(config, data=data)
         if screen is not None:
             print(f"{folder}: keeps its split (data.split_method='stratified')", file=screen)
-    done = run_on_main(lambda: _check_config(claims, config))
+    older = run_on_main(lambda: find_older_method(claims, config))
+    done = run_on_main(lambda: _check_config(claims, config, None if older is None else older[0]))
+    if older is not None:
+        config = dataclasses.replace(config, petl=Method.from_json(older[1]))
+        if screen is not None:
+            print(f"{folder}: keeps the sizes of its version: {config.petl}", file=screen)
     is_new = run_on_main(lambda: not claims.is_started)
     if done is None and (config.mesh != MeshShape() or jax.devices()[0].platform != "cpu"):
         check_batch(config.mesh.make(), config.training.batch_size)  # before hours of reading
@@ -266,6 +272,8 @@ def _train(
             file=screen,
             flush=True,
         )
+    with StageBar(quiet=screen is None, stream=screen, after=SHOWN_AFTER):
+        frontend = prepare_front_end(config, model, parts.train)
     run = fit(
         model,
         parts.train,
@@ -274,7 +282,7 @@ def _train(
         training=config.training,
         optim=config.optim,
         augment=config.augment,
-        frontend=prepare_front_end(config, model, parts.train),
+        frontend=frontend,
         windows=config.data.windows,
         scoring=config.data.scoring,
         mesh=config.mesh,
@@ -316,16 +324,19 @@ def _train(
     return result
 
 
-def _was_stratified(claims: RunClaims) -> bool:
-    """Whether the folder holds a run of a version that had no other split."""
-    stored = claims.read("config.json")
-    data = None if stored is None else stored.get("data")
-    return isinstance(data, dict) and "split_method" not in data
+def _check_config(
+    claims: RunClaims, config: Config, method: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Compare the config with that of the run folder; return the result of a finished run.
 
-
-def _check_config(claims: RunClaims, config: Config) -> dict[str, Any] | None:
-    """Compare the config with that of the run folder; return the result of a finished run."""
-    claims.check("config.json", config.to_json(), upgrade=_fill_defaults)
+    A method of an older version stays as it was written, so that it is known again.
+    """
+    older = {} if method is None else {"petl": method}
+    claims.check(
+        "config.json",
+        {**config.to_json(), **older},
+        upgrade=lambda stored: {**fill_defaults(stored), **older},
+    )
     return restore_result(claims.folder)
 
 
@@ -359,14 +370,6 @@ def _list_unreadable(data: Data, changed: Mapping[str, str], quarantine: Path | 
     """List the unreadable files of a data set that has changed since the run was started."""
     if quarantine is not None and any(name.startswith("clips.") for name in changed):
         open_data(data, quarantine=quarantine)
-
-
-def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """A stored config with the defaults of fields that its version did not have yet."""
-    try:
-        return json.loads(json.dumps(Config.from_json(fields).to_json()))
-    except UsageError:  # a field that no longer exists: reported as a difference
-        return fields
 
 
 def _restore_result(done: Mapping[str, Any], folder: Path) -> ExperimentResult:

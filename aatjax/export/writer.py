@@ -36,6 +36,7 @@ from aatjax.inference.calibration import compute_probabilities
 from aatjax.inference.demo import find_title
 from aatjax.io.atomic import check_output, write_folder
 from aatjax.io.optional import need
+from aatjax.io.progress import describe_compiling, report
 from aatjax.train.adapter_file import TrainedAdapter, find_versions, load_adapter
 from aatjax.train.golden import GOLDEN
 
@@ -131,6 +132,7 @@ def export(
     golden, waveform = synthesize_clip(model.frontend, **GOLDEN)
     files.append((golden, _cut(model, waveform)[:1]))
     clips = ParityClips.from_windows(model.frontend, files)
+    report(describe_compiling())
     want = compute_logits(model.adapted, clips)
     if not np.isfinite(want).all():
         raise DataError(f"{name}: its logits are not finite: retrain it")
@@ -140,7 +142,9 @@ def export(
     results: list[Exported] = []
 
     def fill(folder: Path) -> None:
+        report(f"writing {to}")
         notes = format.write(folder, model, **options)
+        report("comparing its outputs with the model's")
         found, by = format.run(folder, entries, clips)
         what = f"{to} export of {name}"
         largest = compare_outputs(want, found, tolerance, what=what)

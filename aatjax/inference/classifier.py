@@ -34,6 +34,11 @@ BATCH = 8
 NO_AUDIO = np.zeros(0, np.int16)
 
 
+def choose_batch_size(windows: int, largest: int) -> int:
+    """Return 1 for one window, else `BATCH` doubled until they fit, at most `largest`."""
+    return 1 if windows == 1 else min(largest, BATCH << ((windows - 1) // BATCH).bit_length())
+
+
 class Classifier:
     """A model with its class names and front end, ready for sound files.
 
@@ -125,13 +130,17 @@ class Classifier:
     def run(
         self, windows: Sequence[Window], batch: int = BATCH, *, vectors: bool = False
     ) -> tuple[jax.Array, ...]:
-        """Run the model on up to `batch` windows, padded to that batch size.
+        """Run the model on up to `batch` windows, padded to one of few batch sizes.
+
+        Each size is compiled: 1, which the golden sample of an adapter has too, and `BATCH` doubled
+        until the windows fit, at most `batch`.
 
         Returns:
-            Logits `[batch, c]`; with `vectors` also the mean patch token after the last LayerNorm
-            `[batch, d]`. Rows after those of the windows are padding.
+            Logits `[b, c]`; with `vectors` also the mean patch token after the last LayerNorm
+            `[b, d]`. Rows after those of the windows are padding.
         """
-        full = [*windows, *[windows[-1]] * (batch - len(windows))]
+        size = choose_batch_size(len(windows), batch)
+        full = [*windows, *[windows[-1]] * (size - len(windows))]
         audio = np.stack([window.audio for window in full])
         length = np.array([window.length for window in full], np.int32)
         if vectors:

@@ -6,6 +6,7 @@ is set. What the environment says already is never changed.
 
 import contextlib
 import ctypes
+import errno
 import functools
 import gc
 import importlib.util
@@ -13,6 +14,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -63,12 +65,14 @@ def pause_collection() -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """Set what a command wants of JAX; without effect once JAX is imported."""
+    """Set what a command wants of JAX; without effect once JAX is imported.
+
+    Where compiled programs cannot be kept, a warning says so.
+    """
     keep_memory()
     if "jax" in sys.modules:
         return
     wanted = {
-        "JAX_COMPILATION_CACHE_DIR": str(find_compiled()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -76,6 +80,16 @@ def prepare_process() -> None:
         wanted["JAX_PLATFORMS"] = platforms
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         wanted["JAX_NUM_CPU_DEVICES"] = str(count_cores())
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = find_compiled()
+        if (reason := _explain_unwritable(folder)) is None:
+            wanted["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        else:
+            warnings.warn(
+                f"{folder}: compiled programs cannot be kept here ({reason}), so every command "
+                "compiles again: set XDG_CACHE_HOME to a folder that can be written",
+                stacklevel=2,
+            )
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -99,6 +113,15 @@ def choose_platforms(environment: Mapping[str, str], root: Path = Path("/")) -> 
         return None
     vendors = (file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor"))
     return None if GOOGLE in vendors else "cpu"
+
+
+def _explain_unwritable(folder: Path) -> str | None:
+    """Create a folder, and return why nothing can be written there, or None."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
 
 
 def find_user_cache() -> Path:

@@ -17,6 +17,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import UsageError
+from aatjax.io.progress import track
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import routing_weights
@@ -257,7 +258,8 @@ def _sum_clips(
         return {path: _sum_weights(arrays, weight, label, keep) for path, arrays in found.items()}
 
     sums: dict[str, dict[str, np.ndarray]] = {}
-    for batch in make_eval_batches(clips, frontend, batch_size=batch_size, threads=0):
+    batches = make_eval_batches(clips, frontend, batch_size=batch_size, threads=0)
+    for batch in track(batches, "routing", len(clips), batch_size):
         length = jnp.asarray(batch["length"])
         x = frontend(jnp.asarray(batch["audio"]), length)
         weight, target = jnp.asarray(batch["weight"]), jnp.nan_to_num(batch["target"])

@@ -65,7 +65,7 @@ def find_base(
 def load_base(
     base: str | os.PathLike[str] | None, config: ASTConfig, origin: Origin, *, own: bool = False
 ) -> AST:
-    """Load weights in the shape that an adapter was trained on.
+    """Load weights in the shape that an adapter was trained on, for it to bring its head.
 
     Args:
         base: the weights if they have moved since training, else None.
@@ -84,6 +84,7 @@ def load_base(
         origin.revision if base is None else None,
         origin.seed,
         options,
+        draw_head=False,
     )
     if origin.reset:
         reset_weights(model, origin.seed)

@@ -22,13 +22,13 @@ from aatjax.io.digest import hash_arrays, hash_json
 from aatjax.io.json_fields import shorten
 from aatjax.models.ast import AST, check_model
 from aatjax.models.config import ASTConfig
-from aatjax.petl import Method, adapt
+from aatjax.petl import Method
 from aatjax.train.adapter_base import find_base
 from aatjax.train.adapter_metadata import AdapterMetadata, parse_metadata
 from aatjax.train.forward import check_fit
 from aatjax.train.golden import differs, make_golden
 from aatjax.train.own_run import lies_in_run
-from aatjax.train.rebuilt_model import PASSING, make_shape, rebuild_model
+from aatjax.train.rebuilt_model import PASSING, adapt_stored, make_shape, rebuild_model
 
 ARTEFACT = "adapter.safetensors"
 """Name of the adapter file in a run folder."""
@@ -242,7 +242,8 @@ def load_adapter(
     _assign(path, model, tensors)  # before a backbone is made: nothing is larger than the file
     if not set(variables) <= set(tensors):  # full fine-tuning holds every parameter
         own = lies_in_run(path, found.config)
-        model = adapt(find_base(path, base, config, found.base, set(tensors), own=own), method)
+        backbone = find_base(path, base, config, found.base, set(tensors), own=own)
+        model = adapt_stored(backbone, method, set(tensors))
         _assign(path, model, tensors)
     model.origin, model.method = found.base, method
     golden = info.get("golden") if check else None

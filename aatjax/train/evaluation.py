@@ -19,6 +19,7 @@ from aatjax.data.clip_windows import ClipWindows, cut_clips
 from aatjax.data.pipeline import Stored, make_eval_batches
 from aatjax.data.source import Source, check_source
 from aatjax.errors import DataError, format_count
+from aatjax.io.progress import describe_compiling, report, track
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST, check_model
 from aatjax.train.adapter_file import TrainedAdapter
@@ -114,7 +115,8 @@ class Evaluator:
         )
         parts: list[np.ndarray] = []
         waiting: jax.Array | None = None
-        for host in batches:
+        report(describe_compiling())
+        for host in track(batches, "evaluate", len(clips), self.batch):
             if stopped():
                 return None
             rows = {name: host[name] for name in ("audio", "length")}

@@ -39,7 +39,7 @@ class Feed:
     """Batches on the devices, one ahead: read and sent while the devices compute.
 
     `state` is the iterator's state after the batch that was taken last, which is not that of the
-    iterator itself.
+    iterator itself; `shape` is that of the batch.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Feed:
         self._batches, self._put, self._progress = batches, put, progress
         self._ahead: tuple[Any, dict[str, np.ndarray], Any] | None = None
         self.state: dict[str, Any] = batches.get_state()
+        self.shape: tuple[int, ...] = ()
 
     def fetch(self) -> None:
         """Read the next batch and start sending it, unless that was done."""
@@ -67,5 +68,6 @@ class Feed:
         self.fetch()
         assert self._ahead is not None
         batch, rows, self.state = self._ahead
+        self.shape = batch["audio"].shape
         self._ahead = None
         return batch, rows

@@ -26,7 +26,7 @@ from aatjax.data.trainable import check_classes
 from aatjax.errors import UsageError, check_names
 from aatjax.io.host import keep_memory
 from aatjax.io.lock import lock_folder
-from aatjax.io.progress import TextStream
+from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream
 from aatjax.io.root_logger import keep_root_logger
 from aatjax.models.ast import AST, check_model
 from aatjax.petl.base import Method
@@ -289,7 +289,8 @@ def fit(
         loop.begin = lambda left: _begin(claims, left, context)
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
-        return _finish(model, loop, state, best, cuts)
+        with StageBar(quiet=loop.show is None, stream=loop.show, after=SHOWN_AFTER):
+            return _finish(model, loop, state, best, cuts)
 
 
 def _begin(claims: RunClaims | None, steps_left: int, context: FitContext) -> None:

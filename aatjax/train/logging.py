@@ -6,20 +6,19 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from aatjax.errors import format_count
 from aatjax.io.atomic import append_line, report_write_errors, write_text
-from aatjax.io.progress import TextStream
+from aatjax.io.progress import NARROW, Pace, TextStream, describe_compiling, format_seconds
 
 METRICS = "metrics.jsonl"
-
-
+END_OF_EPOCH = "end of epoch"
 Show = TextStream | Literal["stderr"] | bool | None
 """Where progress goes: a stream, `stderr` or True, or None or False for nowhere."""
 
@@ -188,47 +187,81 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
 class ProgressDisplay:
     """Progress of a run: a bar on a terminal, one line per epoch elsewhere.
 
+    The time that is left is computed from steps and ends of epochs that compile nothing.
+
     Args:
         total: steps of the whole run.
+        per_epoch: steps of an epoch.
         done: steps done before.
         stream: where to write; None shows nothing.
         every: seconds between plain lines within a long epoch.
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, stream: TextStream | None, every: float = 30.0
+        self,
+        total: int,
+        *,
+        per_epoch: int,
+        done: int = 0,
+        stream: TextStream | None,
+        every: float = 30.0,
     ) -> None:
-        self._total, self._done, self._start = total, done, done
+        self._total, self._per_epoch, self._done = total, per_epoch, done
         self._stream, self._every = stream, every
-        self._began = self._spoke = time.monotonic()
+        self._pace, self._kinds = Pace(), set[Hashable]()
+        self._spoke = time.monotonic()
         self._bar: Progress | None = None
-        if stream is not None and stream.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=Console(file=cast(IO[str], stream)),
-            )
-            self._task = self._bar.add_task("training", total=total, completed=done, numbers="")
-            self._bar.start()
+        if stream is None or done >= total:
+            return
+        if not stream.isatty():
+            self.say(describe_compiling())
+            return
+        console = Console(file=cast(IO[str], stream))
+        wide = [BarColumn(), TextColumn("{task.fields[numbers]}")]
+        left = TextColumn("{task.fields[left]}")
+        narrow = console.width < NARROW
+        self._bar = Progress(
+            TextColumn("{task.description}"), *([] if narrow else wide), left, console=console
+        )
+        self._task = self._bar.add_task(
+            "training", total=total, completed=done, numbers=describe_compiling(), left=""
+        )
+        self._bar.start()
 
-    def step(self, done: int, epoch: int, clips_per_s: float, loss: float | None) -> None:
-        """Show a step; `loss` is the latest known one."""
+    def step(
+        self, done: int, epoch: int, clips_per_s: float, loss: float | None, shape: Hashable = None
+    ) -> None:
+        """Show a step; `loss` is the latest known one, `shape` what the program is compiled for."""
         self._done = done
+        self._kinds.add(shape)
+        self._pace.add(shape)
         numbers = f"epoch {epoch}  {clips_per_s:.0f} clips/s"
         if loss is not None:
             numbers += f"  loss {loss:.3f}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, numbers=numbers)
+            left = self.remaining() or ""
+            self._bar.update(self._task, completed=done, numbers=numbers, left=left)
         elif time.monotonic() - self._spoke > self._every:
-            self.say(f"{numbers}  step {done}/{self._total}  {self.remaining()} left")
+            self.say(f"{numbers}  step {done}/{self._total}{self.describe_remaining()}")
 
-    def remaining(self) -> str:
-        """Return the time to the end at the pace so far, as minutes and seconds."""
-        pace = (time.monotonic() - self._began) / max(1, self._done - self._start)
-        seconds = int(pace * (self._total - self._done))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+    def end_epoch(self, line: str) -> None:
+        """Show the figures of an epoch, after its evaluation."""
+        self._pace.add(END_OF_EPOCH)
+        self.say(f"{line}{self.describe_remaining()}")
+
+    def remaining(self) -> str | None:
+        """Return the time to the end as minutes and seconds, or None before it is known."""
+        step = self._pace.mean(self._kinds)
+        if step is None:
+            return None
+        left = self._total - self._done
+        ends = -(-left // self._per_epoch) * (self._pace.mean([END_OF_EPOCH]) or 0.0)
+        return format_seconds(left * step + ends)
+
+    def describe_remaining(self) -> str:
+        """Return the time to the end as the last words of a line, or nothing."""
+        left = self.remaining()
+        return "" if left is None else f"  {left} left"
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""

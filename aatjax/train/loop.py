@@ -21,7 +21,7 @@ from aatjax.data.sampling import Sampling
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
 from aatjax.io.atomic import open_output, report_write_errors
-from aatjax.io.progress import TextStream
+from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream
 from aatjax.io.signals import InterruptedRunError, StopRequest
 from aatjax.petl.base import Monitor
 from aatjax.train.checkpoint import Checkpoints
@@ -174,18 +174,21 @@ class Loop:
             folder, step=self.done - self.ended, rows=self.progress.rows, say=self._say
         )
         self.history = writer.rows
-        feed = self._make_feed()
+        with StageBar(quiet=self.show is None, stream=self.show, after=SHOWN_AFTER):
+            feed = self._make_feed()
         key = jax.random.key(self.training.seed)
-        display = ProgressDisplay(self.total, done=self.done, stream=self.show)
+        display = ProgressDisplay(
+            self.total, per_epoch=self.per_epoch, done=self.done, stream=self.show
+        )
         if self.done:
             display.say(f"going on from step {self.done} of {self.total}")
         try:
-            with StopRequest() as stop:
+            with StageBar(quiet=True), StopRequest() as stop:  # one display at a time
                 while self.done < self.total or self.ended:
                     if not self.ended:
                         state = self._step(state, feed, key, stop)
                         epoch = (self.done - 1) // self.per_epoch + 1
-                        display.step(self.done, epoch, self._speed(), self._mean_loss())
+                        display.step(self.done, epoch, self._speed(), self._mean_loss(), feed.shape)
                         if self.on_step is not None:
                             self.on_step(self.done, epoch, None, (state.trainable, state.stats))
                     stopping = self._agree_to_stop(stop)
@@ -280,7 +283,7 @@ class Loop:
             return False
         writer.add(row)
         self.progress.rows += 1
-        display.say(_format_row(row, self.training.epochs, display.remaining()))
+        display.end_epoch(_format_row(row, self.training.epochs))
         self.progress.sums, self.progress.spent, self.ended = {}, {}, False
         if self.done // self.per_epoch % self.training.save_every == 0 or self.done == self.total:
             self._save(state, feed)
@@ -498,10 +501,10 @@ class Loop:
         return f"; the last finite checkpoint is {where}"
 
 
-def _format_row(row: dict[str, Any], epochs: int, remaining: str) -> str:
+def _format_row(row: dict[str, Any], epochs: int) -> str:
     text = f"epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}"
     shown = {"train/accuracy": "train accuracy", "train/micro_f1": "train micro-F1"}
     for name, value in row.items():
         if name in shown or name.startswith("valid/"):
             text += f"  {shown.get(name, name)} " + ("n/a" if value is None else f"{value:.3f}")
-    return f"{text}  {row['train/clips_per_s']:.0f} clips/s  {remaining} left"
+    return f"{text}  {row['train/clips_per_s']:.0f} clips/s"

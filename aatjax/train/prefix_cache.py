@@ -30,6 +30,7 @@ from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io.atomic import write_folder
 from aatjax.io.digest import hash_arrays, hash_bytes
 from aatjax.io.json_file import read_json, write_json
+from aatjax.io.progress import track
 from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
 from aatjax.train.distributed import is_distributed
@@ -174,7 +175,8 @@ class PrefixCache:
         tokens: np.ndarray | None = None
         length = np.zeros(len(source), np.int32)
         done = 0
-        for rows in make_eval_batches(source, self.frontend, batch_size=self.batch):
+        batches = make_eval_batches(source, self.frontend, batch_size=self.batch)
+        for rows in track(batches, "tokens", len(source), self.batch):
             kept = int((rows["weight"] > 0).sum())
             given = {name: rows[name] for name in ("audio", "length")}
             batch = put_batch(given, self.mesh, self.batch)

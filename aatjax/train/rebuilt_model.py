@@ -1,7 +1,7 @@
 """The model that an adapter file brings back, compared with the one that is saved."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -19,10 +19,53 @@ PASSING = (surgery.Penalty, nnx.Intermediate, nnx.RngState)
 """Variables that no file holds: no result of an evaluation depends on them."""
 
 
-@functools.lru_cache(8)
 def make_shape(config: ASTConfig, method: Method) -> AST:
-    """Return an adapted model without numbers; making it takes longer than loading an adapter."""
-    model: AST = nnx.eval_shape(lambda model: adapt(model, method), make_abstract(config))
+    """Return an adapted model without numbers, which is shared: clone it to change it."""
+    return _trace_adapt(config, method)[0]
+
+
+@functools.lru_cache(8)
+def _trace_adapt(config: ASTConfig, method: Method) -> tuple[AST, frozenset[str]]:
+    """Return an adapted model without numbers, and the frozen arrays that the method makes.
+
+    Tracing it takes longer than loading an adapter.
+    """
+    made: set[str] = set()
+
+    def trace(model: AST) -> AST:
+        before = surgery.arrays(model)
+        adapted = adapt(model, method)
+        frozen = surgery.arrays(adapted, surgery.Frozen).items()
+        made.update(path for path, value in frozen if value is not before.get(path))
+        return adapted
+
+    model: AST = nnx.eval_shape(trace, make_abstract(config))
+    return model, frozenset(made)
+
+
+def adapt_stored(base: AST, method: Method, stored: Collection[str]) -> AST:
+    """Return `adapt(base, method)`, where some arrays will be assigned and may have no numbers.
+
+    Their initial values are not computed, unless the method makes frozen arrays that are not
+    among them.
+
+    Args:
+        base: an AST that is not adapted.
+        method: the method.
+        stored: paths of the arrays that will be assigned.
+    """
+    shape, made = _trace_adapt(base.config, method)
+    model, loaded = surgery.clone(shape), surgery.variables(base)
+    for path, variable in surgery.variables(model).items():
+        if path in stored:
+            continue
+        own = None if path in made else loaded.get(path)
+        if own is None or (own.shape, own.dtype) != (variable.shape, variable.dtype):
+            return adapt(base, method)
+        variable.set_raw_value(own.get_raw_value())
+    for name in ("origin", "loaded", "labels", "statistics"):
+        setattr(model, name, getattr(base, name))
+    model.method = method
     return model
 
 

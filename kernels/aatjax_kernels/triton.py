@@ -1,19 +1,20 @@
-"""Pallas's Triton backend, which is deprecated from jax 0.11 on: a later jax may lack it."""
+"""Pallas's Triton backend, imported when it is used; deprecated from jax 0.11 on, later gone."""
 
 from typing import Any
 
-try:
-    from jax.experimental.pallas import triton as _triton
-except ImportError:
-    _triton = None
 
-CompilerParams: Any = getattr(_triton, "CompilerParams", None)
-load: Any = getattr(_triton, "load", None)
-store: Any = getattr(_triton, "store", None)
+def __getattr__(name: str) -> Any:
+    if name not in ("CompilerParams", "load", "store"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from jax.experimental.pallas import triton
+    except ImportError:
+        return None
+    return getattr(triton, name, None)
 
 
 def explain_missing() -> str | None:
     """Return why no kernel can run, or None."""
-    if load is None:
+    if __getattr__("load") is None:
         return "any shape with this jax, which has no Triton backend in Pallas"
     return None

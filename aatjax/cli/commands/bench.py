@@ -1,7 +1,7 @@
 """Counts and times the methods, and Soft-MoA and Dense-MoA of many sizes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -37,6 +37,7 @@ class BenchOptions:
         classes: number of classes
         json: print one JSON object per row
         markdown: print a table for a document
+        quiet: no progress
     """
 
     size: Literal["tiny", "small", "base"] = "base"
@@ -44,6 +45,7 @@ class BenchOptions:
     classes: Count = 50
     json: Switch = False
     markdown: Switch = False
+    quiet: Switch = False
 
 
 Common = OmitArgPrefixes[BenchOptions]
@@ -75,7 +77,7 @@ def _make_methods(names: Sequence[str], config: Any) -> dict[str, Any]:
     return {name: method(name) for name in names}
 
 
-def _print(options: BenchOptions, columns: Columns, items: Sequence[Any]) -> None:
+def _print(options: BenchOptions, columns: Columns, items: Iterable[Any]) -> None:
     heads, rows = list(columns), fill_rows(columns, items)
     if options.markdown:
         from aatjax.experiments.compare.tables import make_markdown_table
@@ -98,9 +100,10 @@ def print_flops(options: Common, *, methods: tuple[str, ...] = DEFAULTS) -> None
     import json
 
     from aatjax.analysis.method_costs import compare_costs
+    from aatjax.io.progress import track
 
     config = _config(options)
-    costs = compare_costs(config, _make_methods(methods, config))
+    costs = track(compare_costs(config, _make_methods(methods, config)), "methods", len(methods))
     if options.json:
         for cost in costs:
             print(json.dumps(cost.to_json()))

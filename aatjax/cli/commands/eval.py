@@ -17,6 +17,7 @@ def main(
     base: str | None = None,
     dry_run: bool = False,
     json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run `aatjax eval`.
 
@@ -25,6 +26,7 @@ def main(
         base: the backbone's weights, if they moved since training
         dry_run: open the adapter and the sounds, and stop
         json: print one JSON object
+        quiet: no progress
     """
     from json import dumps
 

@@ -26,6 +26,7 @@ def main(
     force: bool = False,
     dry_run: bool = False,
     json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run `aatjax export`.
 
@@ -43,6 +44,7 @@ def main(
         force: replace OUT if it is an export
         dry_run: check the method, the format, the libraries and the sounds, and stop
         json: print one JSON object
+        quiet: no progress
     """
     from json import dumps
 

@@ -15,6 +15,7 @@ def main(
     classes: Count = 50,
     body_norm: bool = False,
     json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run `aatjax methods`.
 
@@ -25,14 +26,17 @@ def main(
         body_norm: head of a linear layer alone, after the mean of all tokens
             (arXiv 2312.03694)
         json: print JSON
+        quiet: no progress
     """
     from json import dumps
 
     from aatjax.analysis.method_costs import compare_costs
+    from aatjax.io.progress import track
     from aatjax.models.config import ASTConfig
 
     changes = {"pool": "mean_all", "head_norm": False} if body_norm else {}
     costs = compare_costs(ASTConfig.size(size, frames=frames, num_classes=classes, **changes))
+    counted = track(costs, "methods", len(costs))
     if json:
         rows = [
             {
@@ -42,7 +46,7 @@ def main(
                 "flops": c.added_flops,
                 "method": c.method.to_json(),
             }
-            for c in costs
+            for c in counted
         ]
         print(dumps(rows, indent=2))
         return
@@ -54,4 +58,4 @@ def main(
         "share": lambda c: f"{c.share:.2%}",
         "GFLOPs per clip": lambda c: f"{c.added_flops / 1e9:+.3f}",
     }
-    print(format_table(list(columns), fill_rows(columns, costs)))
+    print(format_table(list(columns), fill_rows(columns, counted)))

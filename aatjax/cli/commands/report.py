@@ -18,6 +18,7 @@ def main(
     base: str | None = None,
     dry_run: bool = False,
     json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run `aatjax report`.
 
@@ -27,10 +28,12 @@ def main(
         base: the backbone's weights, if they moved since training
         dry_run: open the adapter, its run and the sounds, and stop
         json: print one JSON object, with the name of the file
+        quiet: no progress
     """
     from json import dumps
 
     from aatjax.io.atomic import check_output, write_text
+    from aatjax.io.progress import report
     from aatjax.reports.html.collect import collect_report
     from aatjax.reports.html.report import render_report
     from aatjax.train.adapter_file import find_adapter
@@ -39,7 +42,9 @@ def main(
     out = out or find_adapter(run)[0].parent / "report.html"
     check_output(out)
     begin = make_begin(dry_run, f"would write {out}")
-    page = render_report(collect_report(run, data, base=base, begin=begin), command)
+    evidence = collect_report(run, data, base=base, begin=begin)
+    report("drawing the page")
+    page = render_report(evidence, command)
     write_text(out, page)
     size = len(page.encode())
     about = {"report": str(out), "bytes": size}

@@ -9,6 +9,8 @@ Forward 4N bytes, backward 8N (the three passes share tokens through the L2 cach
 powers of two: the logits are scaled by log2(e) in float32.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -17,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl
 
 LOG2_E = math.log2(math.e)
 

@@ -9,6 +9,8 @@ set to zero, which costs a systolic array of 128 lanes no more than 64 would.
 Forward 4N bytes (three tensors read, one written), backward 8N.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,12 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl, pltpu
 
 VMEM = 60 * 2**20
 """Bytes that a kernel may use: v5p has 64 MiB per core, v5e and v6e 128."""
@@ -62,7 +63,7 @@ def tile(options: KernelOptions, query: Any, key: Any, *rest: Any) -> TpuAttenti
     if not fitting:
         return f"{keys} keys: VMEM is too small"
     # The fewest queries in all, those past the end counted; of these the fewest steps.
-    block = min(fitting, key=lambda block: (pl.cdiv(queries, block) * block, -block))
+    block = min(fitting, key=lambda block: (-(-queries // block) * block, -block))
     return TpuAttentionTiling(group, block)
 
 

@@ -18,17 +18,19 @@ Triton, not Mosaic GPU, whose `plgpu.kernel` needs Hopper: this runs on Ampere a
 The equations are those of `xla.py`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl
 from aatjax_kernels.soft_moe import gpu_short
 from aatjax_kernels.soft_moe.gpu_tiles import (
     KEPT_SLOTS,

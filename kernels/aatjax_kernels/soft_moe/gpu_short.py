@@ -5,16 +5,18 @@ hit the L1 cache (110 tokens are 169 kB in bfloat16). The equations are those of
 experts are two products over all of them, as in `packing.py`.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl
 from aatjax_kernels.soft_moe.gpu_tiles import (
     GpuMixtureTiling,
     constant,

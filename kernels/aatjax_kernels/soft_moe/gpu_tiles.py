@@ -1,16 +1,18 @@
 """Parts of the GPU kernels of the soft mixture: tiling, loads and stores, scores, the call."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from aatjax_kernels import triton
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
 KEPT_SLOTS = 32

@@ -14,6 +14,8 @@ softmax over the tokens online: 3N forward and 5N backward.
 The equations are those of `xla.py`.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,12 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.matmul import COLUMNS, F32, LANES, LOW, dot
+from aatjax_kernels.pallas import pl, pltpu
 from aatjax_kernels.soft_moe import packing
 from aatjax_kernels.soft_moe.reference import NORM_EPS
 
