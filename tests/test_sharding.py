@@ -80,7 +80,6 @@ IN_TURN = [
     ("full", [(1, 2, 2), (2, 1, 1)]),
     ("full", [(4, 1, 1), (1, 4, 1)]),
     ("soft_moa", [(1, 2, 2), (1, 4, 1)]),
-    ("aat", [(2, 1, 2), (1, 1, 1)]),
     ("conformer", [(1, 1, 1), (1, 2, 2)]),
 ]
 
@@ -143,7 +142,6 @@ def launch(folder: Path, method: str, sizes: str, devices: int, count: int = 1) 
         ("conformer", "-1,1,1"),
         ("soft_moa", "1,-1,2"),
         ("full", "2,2,2/1,4,2"),
-        ("soft_moa", "2,2,2/8,1,1"),
     ],
 )
 def test_eight_devices_train_as_one_does(method: str, sizes: str, tmp_path: Path) -> None:
