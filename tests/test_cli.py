@@ -240,6 +240,8 @@ def test_best_by_validation_clips(place: Place, capfd: pytest.CaptureFixture[str
     more = [
         "--data.valid-fraction",
         "0.3",
+        "--data.split-method",
+        "stratified",
         "--training.select",
         "best",
         "--quiet",
@@ -427,28 +429,35 @@ def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
 
 # The flags of commands that people use: none may be lost.
 FLAGS = {
-    "adapt": "",
-    "bench flops": "",
-    "bench scaling": "",
-    "bench step": "",
-    "chaos": "",
+    "adapt": "allow-change base dry-run json method no-labels out quiet",
+    "bench flops": "classes frames json markdown methods quiet size",
+    "bench scaling": "batch-size budget classes experts frames json lengths markdown quiet "
+    "rounds size slots time",
+    "bench step": "batch-size classes dtype frames json markdown methods quiet rounds size "
+    "variants",
+    "chaos": "dry-run interruptions json out quiet seed",
     "completion": "",
-    "compare": "",
-    "convert": "",
-    "demo": "",
-    "doctor": "",
-    "eval": "",
-    "export": "",
-    "methods": "",
-    "plan": "",
-    "predict": "",
-    "prepare": "",
-    "recipes": "",
-    "report": "",
-    "serve": "",
-    "summary": "",
-    "train": "",
-    "verify": "",
+    "compare": "allow-change budget cross-validate dry-run flags json methods out protocol "
+    "quiet seeds verbose",
+    "convert": "base classes dry-run dtype force frames json multi-label pool revision rgb "
+    "statistics to",
+    "demo": "base no-browser port",
+    "doctor": "base frames ignore json no-labels quiet show strict workers",
+    "eval": "base dry-run json quiet",
+    "export": "base check dry-run force json licence platforms quiet runtime to tolerance",
+    "methods": "body-norm classes frames json quiet size",
+    "plan": "advise classes fit flags json memory method per-device topology",
+    "predict": "base batch-size csv dry-run embeddings gap hop json min-duration out "
+    "segments smooth threshold to top",
+    "prepare": "download dry-run from json max-bad out quiet subset workers",
+    "recipes": "json",
+    "report": "base dry-run json out quiet",
+    "serve": "base batch-size body-timeout concurrency connections host max-bytes max- "
+    "seconds port queue timeout wait",
+    "summary": "flags json method",
+    "train": "allow-change coordinator cross-validate draws dry-run flags json method out "
+    "process processes protocol quiet stuck-after",
+    "verify": "base json",
 }
 
 

@@ -2,13 +2,13 @@
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+from aatjax.cli.commands import COMMANDS
 from aatjax.cli.failures import check_working_folder, explain
 from aatjax.cli.spelling import spell_flags
 from aatjax.cli.streams import discard_output, prepare_streams
@@ -16,26 +16,6 @@ from aatjax.errors import AatjaxError, DryRun, UsageError, WriteError, printable
 from aatjax.io.host import prepare_process
 from aatjax.io.progress import SHOWN_AFTER, StageBar
 from aatjax.io.signals import catch_ends
-
-GROUPS = ("train", "use", "data", "weights", "plan")
-"""Groups of the overview, in its order; a command's file states its own."""
-
-
-def find_commands() -> dict[str, tuple[str, str]]:
-    """Group and summary of every command: the file's GROUP, and the first line of its docstring."""
-    found = {}
-    for path in (Path(__file__).parent / "commands").glob("[a-z]*.py"):
-        text = path.read_text(encoding="utf-8")
-        group = re.search(r'^GROUP = "(\w+)"$', text, re.MULTILINE)
-        found[path.stem] = (
-            group[1] if group else "other",
-            text.split('"""')[1].split(".\n")[0].rstrip("."),
-        )
-    order = {group: number for number, group in enumerate(GROUPS)}
-    return dict(sorted(found.items(), key=lambda c: (order.get(c[1][0], len(order)), c[0])))
-
-
-COMMANDS = find_commands()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,11 +55,19 @@ def prepare_streams() -> bool:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
     for name, kind in (("stdout", _Output), ("stderr", _Messages)):
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and _is_file(stream):
             with contextlib.suppress(OSError):
                 stream.flush()
             setattr(sys, name, _reopen(stream, kind))
     return was_open
+
+
+def _is_file(stream: io.TextIOWrapper) -> bool:
+    """Whether a stream is one of the system, not one in memory that a caller has put there."""
+    try:
+        return stream.fileno() >= 0
+    except OSError:
+        return False
 
 
 def _reopen(stream: io.TextIOWrapper, kind: type[io.FileIO]) -> io.TextIOWrapper:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from aatjax.cli.commands import COMMANDS
+
 GROUP = "plan"
 
 SCRIPTS = {
@@ -43,8 +45,6 @@ def main(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
 
 def write_script(shell: Literal["bash", "zsh", "fish"]) -> str:
     """Return the script of a shell."""
-    from aatjax.cli.main import COMMANDS
-
     words = {name: list_words(name) for name in COMMANDS}
     if shell == "fish":
         cases = [
