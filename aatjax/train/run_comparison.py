@@ -108,4 +108,4 @@ def _drop_times(row: Mapping[str, Any]) -> str:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {METRICS: _read_rows, RESULT: _read_result}
-"""What of a file is compared, where that is not all of its bytes."""
+"""Readers of the part of a file that is compared, where that is not all of its bytes."""
