@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from tiny_model import tiny_config
 
 from aatjax import load, surgery
-from aatjax.cli import main
+from aatjax.cli import commands, main
 from aatjax.convert import write_native
 from aatjax.models.ast import AST
 from aatjax.models.config import SIZES
@@ -424,7 +424,7 @@ def test_a_wrong_field_ends_with_2_and_one_line(
 def test_help(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 0
     out = capfd.readouterr().out
-    assert all(verb in out for verb in main.COMMANDS)
+    assert all(verb in out for verb in commands.COMMANDS)
 
 
 # The flags of commands that people use: none may be lost.
@@ -452,8 +452,8 @@ FLAGS = {
     "prepare": "download dry-run from json max-bad out quiet subset workers",
     "recipes": "json",
     "report": "base dry-run json out quiet",
-    "serve": "base batch-size body-timeout concurrency connections host max-bytes max- "
-    "seconds port queue timeout wait",
+    "serve": "base batch-size body-timeout concurrency connections host max-bytes max-seconds port "
+    "queue timeout wait",
     "summary": "flags json method",
     "train": "allow-change coordinator cross-validate draws dry-run flags json method out "
     "process processes protocol quiet stuck-after",
@@ -476,10 +476,10 @@ def test_every_command_explains_each_of_its_flags(
 
 
 def test_no_command_is_lost_and_every_one_has_a_group(capfd: pytest.CaptureFixture[str]) -> None:
-    assert {name.split()[0] for name in FLAGS} <= set(main.COMMANDS)
-    for name, (group, summary) in main.COMMANDS.items():
+    assert {name.split()[0] for name in FLAGS} <= set(commands.COMMANDS)
+    for name, (group, summary) in commands.COMMANDS.items():
         where = f"aatjax/cli/commands/{name}.py"
-        assert group in main.GROUPS, f"{where}: GROUP must be one of {main.GROUPS}"
+        assert group in commands.GROUPS, f"{where}: GROUP must be one of {commands.GROUPS}"
         assert summary, f"{where}: its docstring has no first line"
         assert main.run([name, "--help"]) == 0
         assert f"usage: aatjax {name}" in capfd.readouterr().out

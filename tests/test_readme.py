@@ -12,7 +12,7 @@ import soundfile
 
 import aatjax
 from aatjax import petl
-from aatjax.cli import main
+from aatjax.cli import commands, main
 from aatjax.cli.main import COMMANDS
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
@@ -71,7 +71,7 @@ def test_the_command_of_the_contributing_page_runs(monkeypatch, tmp_path, capfd)
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(COMMANDS, "loudness", (module.GROUP, module.__doc__))
-    assert module.GROUP in main.GROUPS
+    assert module.GROUP in commands.GROUPS
     soundfile.write(tmp_path / "half.wav", np.full(1600, 0.5), 16000)
     half, missing = str(tmp_path / "half.wav"), str(tmp_path / "missing.wav")
     assert main.run(["loudness", half, missing]) == 65
