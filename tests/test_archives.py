@@ -8,6 +8,8 @@ import os
 import stat
 import struct
 import tarfile
+import time
+import tracemalloc
 import zipfile
 import zlib
 from collections import namedtuple
@@ -183,6 +185,22 @@ def test_names_that_collide_are_refused(tmp_path, refuse, make):
     refuse(make(path, [("a", b"1"), (folder, b"")]), "'a", "file and a folder")
     refuse(make(path, [(folder, b""), ("a", b"1")]), "'a'", "file and a folder")
     unpack_archive(make(path, [(folder, b""), ("a/x.wav", b"1")]), tmp_path / "fine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_many_members_are_listed_in_little_time_and_memory(tmp_path, make):
+    """A tenth of 10^5 members: time and memory grow in proportion."""
+    archive = make(tmp_path / "a", [(f"c{i % 50}/{i}.wav", b"") for i in range(10_000)])
+    reader = archives._find_reader(archive)
+    assert reader is not None
+    start = time.process_time()
+    tracemalloc.start()
+    found = archives._list_files(archive, reader(archive), 2**30, ArchiveLimits())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 10_000 and peak < 20 * 2**20
+    assert time.process_time() - start < 10
 
 
 def test_too_much_is_refused(tmp_path, refuse, place):

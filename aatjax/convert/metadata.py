@@ -5,13 +5,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from aatjax.convert.detect import EXPECTED, guess_origin
 from aatjax.convert.infer_config import Sizes
 from aatjax.convert.rules import WeightLayout
-from aatjax.errors import DataError, UsageError, printable
-from aatjax.io.json_fields import shorten
+from aatjax.errors import DataError, Range, UsageError, check_fields, printable
+from aatjax.io.json_fields import read_json_fields, shorten
 from aatjax.io.json_file import parse_json
 from aatjax.models.config import ASTConfig
 from aatjax.models.positions import RULES, PositionRule
@@ -20,10 +20,29 @@ FORMAT = 1
 MOST_STATISTICS = 1e6
 Statistics = tuple[float, float]
 _MODELS = {"hf-ast": "audio-spectrogram-transformer", "hf-deit": "deit", "hf-vit": "vit"}
-_INTEGERS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("frequency_stride", "time_stride", "max_length", "num_mel_bins", "patch_size"),
-)
+HfSize = Annotated[int, Range(1, 10**6)] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class HfFields:
+    """The entries of a config.json that are read, with their types and bounds."""
+
+    hidden_size: HfSize = None
+    num_hidden_layers: HfSize = None
+    num_attention_heads: HfSize = None
+    intermediate_size: HfSize = None
+    frequency_stride: HfSize = None
+    time_stride: HfSize = None
+    max_length: HfSize = None
+    num_mel_bins: HfSize = None
+    patch_size: HfSize = None
+    layer_norm_eps: Annotated[float, Range(0, below=1)] | None = None
+    qkv_bias: bool | None = None
+    hidden_act: str | None = None
+    id2label: dict[str, str | int | float] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.json ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +50,7 @@ class HfDescription:
     """A config.json of `transformers`, with no `fields` where there is none.
 
     Attributes:
-        fields: its entries, integers checked.
+        fields: its entries, checked against `HfFields`.
         is_ast: whether it describes an AST (not an ImageNet model).
     """
 
@@ -52,9 +71,7 @@ class HfDescription:
     def eps(self) -> tuple[float, float] | None:
         """The one LayerNorm epsilon, for body and head."""
         value = self.fields.get("layer_norm_eps", 1e-12) if self.fields else None
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            return None
-        return float(value), float(value)
+        return None if value is None else (float(value), float(value))
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -118,10 +135,11 @@ def read_hf_description(
             f"{path}: config.json says model_type {shorten(kind)}, the tensors are named as "
             f"in {layout.title}: the two do not belong together"
         )
-    for name in _INTEGERS:
-        value = config.get(name, 1)
-        if not _is_size(value):
-            raise DataError(f"{path}: config.json has {name}={shorten(value)}, not a size")
+    try:
+        read_json_fields("config.json", config, HfFields, ignore_others=True)
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from error
+    config = {name: value for name, value in config.items() if value is not None}
     return HfDescription(config, layout.name == "hf-ast")
 
 
@@ -206,10 +224,6 @@ def read_native_description(text: str, path: Path, names: Iterable[str]) -> Nati
         raise DataError(
             f"{path}: its aatjax entry describes no AST ({printable(str(error)[:300])})"
         ) from None
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 10**6
 
 
 def describe_checkpoint(
