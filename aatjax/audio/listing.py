@@ -103,7 +103,7 @@ def find_sounds(names: Iterable[str], given: TextIO | None = None) -> list[str]:
         elif path.suffix.lower() in LISTS and path.is_file():
             lines = _read_names(path.read_bytes())
             beside = [(line, path.parent / line) for line in lines]
-            some = [line if Path(line).exists() else str(other) for line, other in beside]
+            some = [line if os.path.exists(line) else str(other) for line, other in beside]
             why = "this list names no file"
         elif glob.has_magic(name) and not path.exists():
             some, why = sorted(glob.glob(name, recursive=True)), "no file matches this pattern"
