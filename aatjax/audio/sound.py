@@ -121,16 +121,12 @@ class Sound:
             self.notes.append(f"{format_count(rest, 'byte')} after the sound not decoded")
             return False
         container = inspect_container(self._file, self._size, kind, start, self._seconds)
+        stream: Stream | None = None
         try:
             stream = open_stream(self._file, container, self._source)
-            other = (stream.rate, stream.channels) != (self.rate, self.channels)
-            reason = (
-                f"{stream.rate} Hz, {format_count(stream.channels, 'channel')}" if other else ""
-            )
+            reason = self._find_difference(stream, part)
         except DecoderError as error:
-            stream, reason = None, str(error)
-        if part >= _MOST_PARTS:
-            reason = f"more than {format_count(_MOST_PARTS, 'part')}"
+            reason = str(error)
         if stream is None or reason:
             if stream is not None:
                 stream.close()

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from io import BufferedIOBase
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -50,7 +50,9 @@ class Stream(Protocol):
     rate: int
     channels: int
     frames: int | None
-    position: int
+
+    @property
+    def position(self) -> int: ...
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
         """Yield (frames, channels) in [-1, 1]; raise DecoderError after the last good block."""
@@ -85,7 +87,7 @@ class _Sndfile:
         is_quiet = kind not in ("mp3", "other")
         self._screen = contextlib.nullcontext if is_quiet else silence_libraries
         with self._screen():
-            self._sound = soundfile.SoundFile(file)
+            self._sound = soundfile.SoundFile(cast(Any, file))
         if kind == "other" and self._sound.format == "MP3":
             self._sound.close()
             raise ValueError("no two MP3 frames follow one another")
