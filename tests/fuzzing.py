@@ -237,6 +237,7 @@ def _serve(
     screen = os.open(path.with_name("screen"), os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_APPEND)
     os.dup2(screen, 1)
     os.dup2(screen, 2)
+    before = 0
     for index in range(first, len(cases)):
         path.write_bytes(cases[index])
         if index < first + 2:  # the first call loads libraries
