@@ -29,8 +29,11 @@ import pytest
 from fuzzing import Cases, run
 from json_attacks import attack
 
+from aatjax.config import load_config
 from aatjax.errors import AatjaxError
-from aatjax.train import adapter_file
+from aatjax.export.verify import verify
+from aatjax.reports.html.collect import _read_findings
+from aatjax.train import adapter_file, prefix_cache
 
 MUTATIONS = int(os.environ.get("AATJAX_FUZZ", "12"))
 ATTACKS = 12 * MUTATIONS  # of those made field by field
@@ -283,8 +286,6 @@ def read_adapter(folder: Path, data: bytes) -> None:
 
 
 def read_config(folder: Path, data: bytes) -> None:
-    from aatjax.config import load_config
-
     load_config(str(put_file(folder, "config.json", data)))
 
 
@@ -354,7 +355,6 @@ def read_archive(folder: Path, data: bytes) -> None:
 def read_export(folder: Path, data: bytes) -> None:
     """Entries whose hashes are right: they are no signature."""
     from aatjax.export.manifest import read_bundle
-    from aatjax.export.verify import verify
     from aatjax.io.digest import hash_bytes, hash_json
 
     put_file(folder, "a.bin", b"")
@@ -390,15 +390,13 @@ def read_decoded(folder: Path, data: bytes) -> None:
 
 def read_tokens(folder: Path, data: bytes) -> None:
     """The three files of stored tokens, one after the other."""
-    from aatjax.train.prefix_cache import _read
-
     place = folder / "tokens"
     about, _, arrays = data.partition(b"\n")
     half = arrays.rfind(b"\x93NUMPY")
     put_file(place, "about.json", about)
     put_file(place, "tokens.npy", arrays[: max(half, 0)])
     put_file(place, "length.npy", arrays[max(half, 0) :])
-    _read(place)
+    prefix_cache._read(place)
 
 
 def read_scores(folder: Path, data: bytes) -> None:
@@ -410,8 +408,6 @@ def read_scores(folder: Path, data: bytes) -> None:
 
 
 def read_diagnosis(folder: Path, data: bytes) -> None:
-    from aatjax.reports.html.collect import _read_findings
-
     _read_findings(put_file(folder, "diagnosis.json", data))
 
 
@@ -442,7 +438,6 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
 
 def make_cases() -> dict[str, Cases]:
     """The samples and attacks of every reader."""
-    from aatjax.config import load_config
     from aatjax.train.adapter_file import encode_adapter
 
     adapter, info, tensors = make_adapter()

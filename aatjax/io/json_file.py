@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def read_json(path: Path, *, limit: int = LIMIT, advice: str = "write the file a
     """
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size or limit  # 0 where it is no regular file
+            data = file.read(min(size, limit) + 1)
         if len(data) > limit:
             raise ValueError(f"more than {limit} bytes")
         return json.loads(data.decode("utf-8-sig"))
