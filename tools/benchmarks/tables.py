@@ -6,6 +6,7 @@ A document holds a table between `<!-- bench.py tables: NAME -->` and `<!-- end 
 import csv
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -152,11 +153,37 @@ def make_tests() -> str:
     return make_markdown_table(heads, lines)
 
 
+def make_serving() -> str:
+    """Return the latency of the server by part of the measurement, and its memory."""
+    rows = read("serving")
+    lines = [
+        (row["part"], row["requests"], row["p50_ms"], row["p99_ms"], row["seconds"], row["rss_mib"])
+        for row in rows
+        if row["part"] != "memory"
+    ]
+    memory = [int(row["rss_mib"]) for row in rows if row["part"] == "memory"]
+    if memory:
+        count = sum(int(row["requests"]) for row in rows if row["part"] == "memory")
+        span = f"{memory[0]} at first, {min(memory)} to {max(memory)}, {memory[-1]} at last"
+        lines.append(("memory", f"{count}", "", "", "", span))
+    heads = ("", "requests", "p50 ms", "p99 ms", "s from the start", "MiB")
+    loads = [float(row["load_average"]) for row in rows]
+    where = f"{shorten(rows[0]['cpu'])}; load average {min(loads):.0f} to {max(loads):.0f}"
+    answers = Counter[str]()
+    for row in rows:
+        for status in row["answers"].split():
+            number, _, code = status.partition("x")
+            answers[code] += int(number)
+    said = ", ".join(f"{number:,} answers {code}" for code, number in sorted(answers.items()))
+    return f"{where}; {said}.\n\n{make_markdown_table(heads, lines)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "epochs": make_epochs,
     "step": make_step,
     "soft-moe": make_soft_moe,
     "prefix": make_prefix,
+    "serving": make_serving,
     "intervals": make_intervals,
     "tests": make_tests,
 }
