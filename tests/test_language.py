@@ -21,6 +21,7 @@ def find_files() -> list[Path]:
     pages = [path for pattern in ("*.md", "*.toml", "*.cff") for path in ROOT.glob(pattern)]
     suffixes = (".py", ".md", ".js", ".html", ".css", ".sh", ".yaml", ".j2")
     below = [p for name in FOLDERS for p in (ROOT / name).rglob("*") if p.suffix in suffixes]
+    below = [p for p in below if "exports" not in p.parts]  # written by older versions
     here = Path(__file__).resolve()
     return sorted(p for p in {*pages, *below} if p.is_file() and p != here)
 
