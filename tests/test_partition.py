@@ -20,6 +20,7 @@ from aatjax.errors import DataError, UsageError
 from aatjax.experiments import partition
 from aatjax.experiments import run as experiment
 from aatjax.experiments.cross_validation import cross_validate
+from aatjax.experiments.evaluate import evaluate_adapter, load_test_clips
 from aatjax.inference.classifier import Classifier
 from aatjax.io import progress
 from aatjax.reports.html.collect import collect_report
@@ -179,16 +180,16 @@ def test_a_set_that_has_changed_has_no_test_part_any_more(trained: Path, tmp_pat
     own = tmp_path / "adapter.safetensors"
     adapter = dataclasses.replace(adapter, info={**adapter.info, "config": config}, path=own)
     write_sounds(tmp_path / "s")
-    metrics, test = experiment.evaluate_adapter(adapter)
+    metrics, test = evaluate_adapter(adapter)
     assert metrics.clips == len(test) == 2
     write_sounds(tmp_path / "more", per_class=8)
     for name in ("hiss", "tone"):
         for i in (6, 7):
             (tmp_path / "more" / name / f"{i}.wav").rename(tmp_path / "s" / name / f"{i}.wav")
     with pytest.raises(UsageError, match="not those that the adapter was trained on: files were"):
-        experiment.evaluate_adapter(adapter)
+        evaluate_adapter(adapter)
     whole = Data(path=str(tmp_path / "s"), cache=str(tmp_path / "cache"))
-    assert experiment.evaluate_adapter(adapter, whole)[0].clips == 16
+    assert evaluate_adapter(adapter, whole)[0].clips == 16
 
 
 def test_the_sounds_that_a_file_names_are_opened_only_beside_its_run(
@@ -211,28 +212,28 @@ def test_the_sounds_that_a_file_names_are_opened_only_beside_its_run(
     assert isinstance(collect_report(file).evaluation, str)
     (sent / "config.json").write_text(json.dumps({**config, "name": "another run"}))
     with pytest.raises(UsageError, match="does not lie in the folder of the run that wrote it"):
-        experiment.evaluate_adapter(load_adapter(file))
+        evaluate_adapter(load_adapter(file))
     assert not opened
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     (sent / "config.json").write_text(json.dumps(config))
-    metrics, _ = experiment.evaluate_adapter(load_adapter(file))
+    metrics, _ = evaluate_adapter(load_adapter(file))
     assert metrics.clips == 2
     assert (tmp_path / "user" / "aatjax" / "audio").is_dir()
     assert not (tmp_path / "planted").exists()
     unproven = dataclasses.replace(load_adapter(file), info={"config": config})
     with pytest.raises(UsageError, match="not those that the adapter was trained on"):
-        experiment.evaluate_adapter(unproven)  # a folder with the sounds of someone else in it
+        evaluate_adapter(unproven)  # a folder with the sounds of someone else in it
     pipe = {**config, "data": {**config["data"], "path": "/dev/zero"}}
     (sent / "config.json").write_text(json.dumps(pipe))
     unproven = dataclasses.replace(unproven, info={"config": pipe})
     with pytest.raises(UsageError, match="'/dev/zero': it is a device"):
-        experiment.evaluate_adapter(unproven)
+        evaluate_adapter(unproven)
     for wrong in ({"data": 5}, [], {"petl": {"name": "linear"}, "data": {"max_bad": -1}}):
         (sent / "config.json").write_text(json.dumps(wrong))
         damaged = dataclasses.replace(load_adapter(file), info={"config": wrong})
         with pytest.raises(DataError, match=r"adapter\.safetensors: damaged or changed: "):
-            experiment.evaluate_adapter(damaged)
+            evaluate_adapter(damaged)
 
 
 def test_a_report_names_the_changed_set(trained: Path) -> None:
@@ -257,9 +258,7 @@ def test_evaluation_and_prediction_use_the_channel_of_training(
     from_file = classifier.predict(sounds / "tone" / "3.wav")
     assert from_file.probabilities == classifier.predict_waveform(left).probabilities
     assert from_file.probabilities != classifier.predict_waveform(left // 2).probabilities
-    source = experiment.load_test_clips(
-        adapter, Data(path=str(sounds), cache=str(tmp_path / "cache"))
-    )
+    source = load_test_clips(adapter, Data(path=str(sounds), cache=str(tmp_path / "cache")))
     at = [Path(clip.id).as_posix() for clip in source.clips].index("tone/3.wav")
     np.testing.assert_array_equal(source.waveform(at), left)
 

@@ -24,7 +24,8 @@ from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.prepare import prepare
 from aatjax.data.tfds import Prepared, is_prepared
 from aatjax.errors import DataError, UsageError, WriteError
-from aatjax.experiments.run import evaluate_adapter, train
+from aatjax.experiments.evaluate import evaluate_adapter
+from aatjax.experiments.run import train
 from aatjax.train.adapter_file import load_adapter
 
 READ_BACK = """

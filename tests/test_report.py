@@ -27,7 +27,8 @@ from aatjax.config import Config, Data, Model
 from aatjax.configs.default import config as default
 from aatjax.convert import write_native
 from aatjax.errors import DataError, UsageError
-from aatjax.experiments.run import evaluate_adapter, train
+from aatjax.experiments.evaluate import evaluate_adapter
+from aatjax.experiments.run import train
 from aatjax.inference.calibration import (
     Calibration,
     apply_calibration,

@@ -207,7 +207,7 @@ def test_a_run_goes_on_whatever_file_of_it_is_damaged(
         raise DataError("stopped before its result was written")
 
     if not finished:
-        monkeypatch.setattr(experiment, "_write_result", fail)
+        monkeypatch.setattr("aatjax.experiments.run._write_result", fail)
     try:
         train(kept)
     except DataError:

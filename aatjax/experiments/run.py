@@ -25,7 +25,6 @@ from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.clip_scores import write_clip_scores
 from aatjax.experiments.older_runs import fill_defaults, find_older_method, was_stratified
-from aatjax.experiments.own_data import find_own_data
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
@@ -35,7 +34,7 @@ from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream, track
 from aatjax.models.ast import AST
 from aatjax.models.summary import summary
 from aatjax.petl import Method, adapt
-from aatjax.train.adapter_file import ARTEFACT, TrainedAdapter, read_metadata
+from aatjax.train.adapter_file import ARTEFACT, read_metadata
 from aatjax.train.distributed import (
     agree,
     gather_bytes,
@@ -44,12 +43,11 @@ from aatjax.train.distributed import (
     is_main,
     run_on_main,
 )
-from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import FitContext, Run, fit
 from aatjax.train.fit_checks import check_changes, check_scoring, check_selection
 from aatjax.train.logging import Show, choose_stream
 from aatjax.train.metrics.decisions import Calibration
-from aatjax.train.metrics.results import Metrics, format_clips
+from aatjax.train.metrics.results import format_clips
 from aatjax.train.run_dir import RunClaims, has_checkpoint, restore_result
 from aatjax.train.sharding import MeshShape, check_batch
 from aatjax.train.watchdog import Watchdog
@@ -428,51 +426,3 @@ def _use_host_memory() -> contextlib.AbstractContextManager[Any]:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX runs without its CPU backend
         return contextlib.nullcontext()
-
-
-def evaluate_adapter(
-    adapter: TrainedAdapter, data: Data | None = None, *, begin: Callable[[], None] = lambda: None
-) -> tuple[Metrics, Source]:
-    """Evaluate an adapter on the test clips of its own config, or on other labelled sounds.
-
-    Args:
-        adapter: from `aatjax.load_adapter`.
-        data: other data; its classes must be among the adapter's.
-        begin: called when the clips were listed, before they are decoded and scored.
-    """
-    test = load_test_clips(adapter, data, begin=begin)
-    return score_clips(adapter, test).measure(), test
-
-
-def load_test_clips(
-    adapter: TrainedAdapter, data: Data | None = None, *, begin: Callable[[], None] = lambda: None
-) -> Source:
-    """Return the clips that `evaluate_adapter` evaluates on; arguments as there.
-
-    Raises:
-        UsageError: the adapter has no test clips, its set has changed since training, or the
-            data have a class that the adapter does not have.
-    """
-
-    def match(source: Source) -> Source:
-        names, several = adapter.classes, adapter.multi_label
-        return source.with_classes(names, "the adapter", multi_label=several)
-
-    if data is not None:
-
-        def check(listed: Source) -> None:
-            match(listed)
-            begin()
-
-        data = dataclasses.replace(data, channels=adapter.frontend.channels)
-        return match(open_data(data, check=check))
-    parts = make_partition(find_own_data(adapter), check=lambda parts: begin())
-    if adapter.info.get("data") != parts.train.fingerprint():
-        raise UsageError(
-            f"{parts.train.name}: the training clips are not those that the adapter was "
-            "trained on: files were added, removed or changed, and the test clips may include "
-            "some it was trained on; name the sounds to evaluate on"
-        )
-    if parts.test is None:
-        raise UsageError("the adapter's config has no test clips: name sounds to evaluate on")
-    return match(parts.test)

@@ -30,7 +30,7 @@ def main(
     """
     from json import dumps
 
-    from aatjax.experiments.run import evaluate_adapter
+    from aatjax.experiments.evaluate import evaluate_adapter
     from aatjax.train.adapter_file import load_adapter
 
     data = sounds.load(fields)

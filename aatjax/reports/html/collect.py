@@ -18,7 +18,7 @@ from aatjax.audio.frontend import FrontEnd
 from aatjax.config import Data
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, DataError, UsageError
-from aatjax.experiments import run as experiment
+from aatjax.experiments.evaluate import load_test_clips
 from aatjax.inference.calibration import (
     Calibration,
     apply_calibration,
@@ -185,7 +185,7 @@ def _open_clips(
 ) -> tuple[Source | None, str]:
     """The labelled clips, or the reason why the adapter has none of its own."""
     try:
-        return experiment.load_test_clips(adapter, data, begin=begin), ""
+        return load_test_clips(adapter, data, begin=begin), ""
     except UsageError as error:
         if data is not None:
             raise
