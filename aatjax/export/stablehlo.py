@@ -1,6 +1,7 @@
 """StableHLO: programs serialized by `jax.export`, per platform and input, with their weights."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _write(
     }
     for platform in platforms:
         for name, (function, shape) in programs.items():
-            with jax.default_matmul_precision("highest"):
+            with jax.default_matmul_precision("highest"), _hide_folders():
                 exported = export.export(jax.jit(function), platforms=[platform])(
                     shapes,
                     jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -90,6 +91,17 @@ def _write(
     arrays = {path: np.ascontiguousarray(value) for path, value in weights.items()}
     save_file(arrays, folder / WEIGHTS)
     return ()
+
+
+@contextlib.contextmanager
+def _hide_folders() -> Iterator[None]:
+    """Programs name the files of their source by name alone: paths say who wrote them where."""
+    before = jax.config.jax_hlo_source_file_canonicalization_regex
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_hlo_source_file_canonicalization_regex", before)
 
 
 def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
