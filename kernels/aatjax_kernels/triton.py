@@ -1,5 +1,6 @@
 """Pallas's Triton backend, imported when it is used; deprecated from jax 0.11 on, later gone."""
 
+import sys
 from typing import Any
 
 
@@ -15,6 +16,6 @@ def __getattr__(name: str) -> Any:
 
 def explain_missing() -> str | None:
     """Return why no kernel can run, or None."""
-    if __getattr__("load") is None:
+    if sys.modules[__name__].load is None:
         return "any shape with this jax, which has no Triton backend in Pallas"
     return None
