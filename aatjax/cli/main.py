@@ -1,6 +1,5 @@
 """The command line: `aatjax COMMAND ...`. Commands import what is heavy when they run."""
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -123,9 +122,9 @@ def _name_process() -> str:
     return "" if distributed is None else distributed.name_process()
 
 
-def _is_quiet(command: functools.partial[None]) -> bool:
+def _is_quiet(command: Callable[[], None]) -> bool:
     """Whether a bound command was given --quiet, itself or in a group of its arguments."""
-    values = command.keywords.items()
+    values = getattr(command, "keywords", {}).items()
     return any(getattr(value, "quiet", name == "quiet" and value) for name, value in values)
 
 
