@@ -301,7 +301,7 @@ def test_a_path_that_a_file_names_is_opened_only_in_the_folder_of_its_run(
         (tmp_path / name).write_bytes(b"no weights")
     opened: list[Any] = []
 
-    def load_model(given: str, *_: Any) -> None:
+    def load_model(given: str, *_: Any, **options: Any) -> None:
         opened.append(given)
         raise DataError("no weights")
 
@@ -334,6 +334,12 @@ def test_a_fingerprint_in_a_file_is_no_path_into_the_index(
     monkeypatch.setattr(known_weights, "find_user_cache", lambda: tmp_path)
     assert known_weights.find_weights("../planted") is None
     known_weights.remember_weights("0" * 64, path)
+    assert known_weights.find_weights("0" * 64) == path
+    copy = tmp_path / "copy"  # such as an export, while it is written
+    copy.write_bytes(b"")
+    known_weights.remember_weights("0" * 64, copy)
+    assert known_weights.find_weights("0" * 64) == copy
+    copy.unlink()
     assert known_weights.find_weights("0" * 64) == path
     path.unlink()
     assert known_weights.find_weights("0" * 64) is None

@@ -231,7 +231,7 @@ def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
     assert predict(Classifier.load(path), two) == single
     # The base moved: the message says so; base= gives its place.
     (tmp_path / "base.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(DataError, match="--base"):
+    with pytest.raises(DataError, match="base="):
         predict(path, two)
     assert predict(path, two, base=tmp_path / "moved.safetensors") == single
 

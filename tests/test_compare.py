@@ -213,7 +213,7 @@ def test_clip_scores_are_kept_with_the_run(tmp_path) -> None:
     assert found.ids == ("0.wav", "1.wav", "2.wav", "3.wav")
     assert found.influence == pytest.approx([1 / 16, 1 / 16, -3 / 16, 1 / 16])
     (tmp_path / "test_clips.json").write_text('{"ids": ["0.wav"], "groups": []}')
-    with pytest.raises(DataError, match="holds no clip scores"):
+    with pytest.raises(DataError, match=r"clip scores\.influence is missing: delete it"):
         read_clip_scores(tmp_path)
 
 

@@ -387,8 +387,8 @@ def test_validation_clips_are_split_off_the_training_part(
     assert all(ids) and sum(map(len, ids)) == len(set.union(*ids))
     if format == "synthetic":
         assert len(ids[0]) == len(ids[1])
-    else:  # by the hash of each name: half of 9
-        assert [len(part) for part in ids[:2]] == [6, 3]
+    else:  # by the hash of each name: half of 10
+        assert [len(part) for part in ids[:2]] == [5, 5]
         kinds = [{clip.label for clip in part.clips} for part in (parts.train, parts.valid)]
         assert kinds[0] == kinds[1]
     again = run.make_partition(data)

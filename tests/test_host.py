@@ -133,7 +133,7 @@ def test_accelerators_that_multiply_bfloat16():
 
 def test_an_emulated_type_is_said_where_it_is_asked_for(monkeypatch, recwarn):
     monkeypatch.setattr(host, "read_cpu_info", dict)
-    with pytest.warns(UserWarning, match=r"bfloat16 is emulated .*--model.dtype auto"):
+    with pytest.warns(UserWarning, match=r"bfloat16 is emulated .*dtype='auto'"):
         assert load("embedded", dtype="bfloat16").config.dtype == "bfloat16"
     recwarn.clear()
     load("embedded", dtype="auto")

@@ -307,7 +307,8 @@ def test_b15_small_sets_are_defined_or_none(labels, multi_label):
     for c in absent:
         row = result.per_class[c]
         assert (row.support, row.recall, row.f1, row.average_precision) == (0, None, None, None)
-    assert any(f"{len(absent)} of 3 classes have no clip" in note for note in result.notes)
+    verb = "has" if len(absent) == 1 else "have"
+    assert any(f"{len(absent)} of 3 classes {verb} no clip" in note for note in result.notes)
     assert name in result.table() and "n/a" in result.table() and "nan" not in result.table()
 
 

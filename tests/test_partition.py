@@ -132,7 +132,7 @@ def test_a_stage_that_takes_long_is_shown(size: int, monkeypatch: pytest.MonkeyP
         text = stream.getvalue()
         assert "decode" in text and "list" not in text
         if not is_terminal:
-            assert text == "decode (500 of 1,000)\n"
+            assert text == "decode (500 of 1,000, 0:02 left)\n"
         else:
             plain = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
             assert max(map(len, re.split(r"[\r\n]", plain))) <= size
@@ -149,7 +149,7 @@ def test_a_channel_number_on_the_command_line(tmp_path: Path, capfd: Any) -> Non
     assert main.run(["train", "folder", *given, *run, "7"]) == 2
     assert "channel 7 is requested, but there are 2" in capfd.readouterr().err
     assert main.run(["train", "folder", *given, *run, "right"]) == 2
-    assert "--data.channels {mean,left}|INT" in capfd.readouterr().err
+    assert "--data.channels 'right' is not one of {mean,left}|INT" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,7 @@ def test_two_at_once_are_refused(esc10, tmp_path) -> None:
 
     with (
         lock_folder(tmp_path / "d/esc10"),
-        pytest.raises(UsageError, match="another folder with --to"),
+        pytest.raises(UsageError, match=r"another folder \(to=\)"),
     ):
         prepare("esc10", esc10, to=tmp_path / "d", subset=True)
 

@@ -499,7 +499,7 @@ def test_bad_and_cut_files(place: Place, tmp_path: Path, capfd: pytest.CaptureFi
     assert place.run(*flags, files=files) == 65
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("aatjax: ") for line in lines)
-    assert "bad.wav: cannot be decoded" in lines[0]
+    assert "bad.wav: text, not a sound" in lines[0]
     assert "short.wav: truncated 50000/112000 frames; the part before is used" in lines[1]
     assert lines[2].endswith(
         "1 of 3 files could not be read, 1 of 3 files could not be read to the end"
@@ -527,7 +527,7 @@ def test_bad_and_cut_files(place: Place, tmp_path: Path, capfd: pytest.CaptureFi
         (["--min-duration", "0"], "--min-duration needs --segments"),
         (["--json", "--csv"], "exclude each other"),
         (["--segments", "--to", "audacity"], "one file at a time"),
-        (["--segments", "--to", "xml"], "no such choice: one of table"),
+        (["--segments", "--to", "xml"], "no such choice: one of audacity, csv, json, rttm, table"),
         (["--segments", "--threshold", "high"], "0.6:0.4"),
         (["--segments", "--threshold", "0.2:0.4"], "above where it begins"),
         (["--segments", "--threshold", "1:0:1"], "0.6:0.4"),

@@ -98,9 +98,15 @@ def _join_lines(box: str) -> str:
         message = f"{pair[1]} {pair[2]}"
     choice = re.match(r"[Ii]nvalid choice '(.*)' for argument '([^']*)'.*?\((.*)\)", message)
     if choice:
-        known = re.findall(r"'([^']*)'", choice[3])
+        known = sorted(set(re.findall(r"'([^']*)'", choice[3])) - {"None"})
         hint = suggest(choice[1], known) or f": one of {', '.join(known)}"
         message = f"{choice[2]} {choice[1]!r}: no such choice{hint}"
+    union = re.match(
+        r"[Ee]rror parsing (--\S+): no type matching (\{\S+) could be .*? from \[('[^']*')\]",
+        message,
+    )
+    if union:
+        return f"{union[1]} {union[3]} is not one of {union[2]}"
     number = re.match(
         r"[Ee]rror parsing (--\S+): .*?(literal for int|string to float).*?: ('[^']*')", message
     )

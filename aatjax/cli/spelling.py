@@ -7,6 +7,7 @@ _FIELD = re.compile(
 )
 _ARGUMENTS: dict[str, str] = {
     r"run_dir=": "--out",
+    r"to=\)": "--out)",
     r"allow_change=\['([^']*)'\]": r"--allow-change \1",
     r"allow_change:": "--allow-change:",
     r"chosen_on_test=": "--protocol",
