@@ -18,7 +18,7 @@ from aatjax import Classifier, load, petl, predict, surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.waveform import AudioError
 from aatjax.audio.windows import Window, compute_step, cut_windows
-from aatjax.convert import write_native
+from aatjax.convert import known_weights, write_native
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.inference.classifier import choose_batch_size
 from aatjax.models.ast import AST
@@ -206,7 +206,8 @@ def test_the_front_end_must_fit_the_model() -> None:
         Classifier(make_model(), CLASSES, FrontEnd(frames=50))
 
 
-def test_predict_from_an_adapter_file(tmp_path: Path) -> None:
+def test_predict_from_an_adapter_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_weights, "find_user_cache", lambda: tmp_path)  # of this test alone
     write_native(tmp_path / "base.safetensors", surgery.arrays(make_model()), TINY)
     model = petl.adapt(load(tmp_path / "base.safetensors", num_classes=2), petl.AAT())
     model.head.linear.kernel[...] = 100 * model.head.linear.kernel[...]
