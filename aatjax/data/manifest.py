@@ -100,14 +100,14 @@ class Manifest(Source):
             if not wrong and found in first_at:
                 wrong = f"{name!r} is listed before, in row {first_at[found]}"
                 wrong += "; put all its labels in one row" if multi_label else ONCE
-            parts, odd = _read_parts(row, keys)
+            (fold, split, group), odd = _read_parts(row, keys)
             if wrong or odd:
                 problems.append((number, wrong or odd))
                 continue
             if keys["group"] is None:
-                parts["group"] = parse_speaker(name)
+                group = parse_speaker(name)
             first_at[found] = number
-            good.append(_Row(number, name, found, labels or [], tuple(parts.values())))
+            good.append(_Row(number, name, found, labels or [], (fold, split, group)))
         empty = not rows
         del rows, cells, first_at  # as large as what is made of them
 
@@ -137,7 +137,7 @@ class _Row(NamedTuple):
     name: str
     path: str
     labels: list[str]
-    parts: tuple[str | None, ...]  # fold, split, group
+    parts: tuple[str | None, str | None, str | None]  # fold, split, group
 
 
 def _pick_columns(
@@ -185,19 +185,19 @@ def _find_file(folder: Path, cell: Any) -> tuple[str, str, str]:
 
 def _read_parts(
     row: dict[str, Any], keys: Mapping[Column, str | None]
-) -> tuple[dict[Any, Any], str]:
+) -> tuple[tuple[str | None, str | None, str | None], str]:
     """Fold, split and group of a row, and what is wrong with them, if anything."""
     kinds: tuple[Column, ...] = ("fold", "split", "group")
-    parts = {kind: _format(row.get(key)) if (key := keys[kind]) else None for kind in kinds}
-    for part in kinds[:2]:
-        if keys[part] and parts[part] is None:
-            return parts, f"no {part}; give every row one, or remove the column"
-    given = parts["split"]
-    if given is not None:
-        parts["split"] = SPLITS.get(given.lower())
-        if parts["split"] is None:
-            return parts, f"unknown split {given!r}; write train, valid or test"
-    return parts, ""
+    fold, given, group = (_format(row.get(k)) if (k := keys[kind]) else None for kind in kinds)
+    split = None if given is None else SPLITS.get(given.lower())
+    wrong = ""
+    needed: dict[Column, str | None] = {"fold": fold, "split": given}
+    for kind, part in needed.items():
+        if not wrong and keys[kind] and part is None:
+            wrong = f"no {kind}; give every row one, or remove the column"
+    if not wrong and given is not None and split is None:
+        wrong = f"unknown split {given!r}; write train, valid or test"
+    return (fold, split, group), wrong
 
 
 def _format(cell: Any) -> str | None:

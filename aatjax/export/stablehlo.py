@@ -20,6 +20,7 @@ from aatjax.io.optional import need
 WEIGHTS = "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 LIBRARIES = ("flatbuffers",)
+SOURCE_FILES = "jax_hlo_source_file_canonicalization_regex"
 
 USAGE = """Needs jax, flatbuffers and safetensors, not aatjax:
 
@@ -96,12 +97,12 @@ def _write(
 @contextlib.contextmanager
 def _hide_folders() -> Iterator[None]:
     """Programs name the files of their source by name alone: paths say who wrote them where."""
-    before = jax.config.jax_hlo_source_file_canonicalization_regex
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*[/\\]")
+    before = getattr(jax.config, SOURCE_FILES)
+    jax.config.update(SOURCE_FILES, r".*[/\\]")
     try:
         yield
     finally:
-        jax.config.update("jax_hlo_source_file_canonicalization_regex", before)
+        jax.config.update(SOURCE_FILES, before)
 
 
 def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from aatjax.errors import UsageError, printable
@@ -80,7 +81,7 @@ def _format_table(track: Track) -> str:
 
 def _format_csv(track: Track, first: bool) -> str:
     head = ["file", "start", "end", "label", "probability", "unsure"]
-    rows = [head] if first else []
+    rows: list[Sequence[object]] = [head] if first else []
     for s in track.segments:
         times = f"{s.start:.6f}", f"{s.end:.6f}"
         sure = f"{s.probability:.6f}", int(s.unsure)

@@ -89,7 +89,7 @@ class Steps:
         forward: ((trainable, stats, frozen), audio, length) -> logits `[b, c]`.
     """
 
-    train: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    train: jax.stages.Wrapped
     forward: Callable[..., jax.Array]
 
 

@@ -124,7 +124,7 @@ def make_sounds(count: int = 32) -> list[bytes]:
     sounds = []
     for seconds in np.linspace(0.5, 4, count):
         file = io.BytesIO()
-        noise = 0.1 * rng.normal(size=round(16000 * seconds))
+        noise = 0.1 * rng.standard_normal((round(16000 * seconds),))
         soundfile.write(file, noise, 16000, "PCM_16", format="WAV")
         sounds.append(file.getvalue())
     return sounds

@@ -116,7 +116,7 @@ def _time_list(folder: Path, rows: int, classes: int) -> Iterator[Step]:
     step, source = _measure(rows, classes, "open the list", lambda: Manifest(path))
     yield step
     numbers = np.arange(BATCH)
-    for name, function in {
+    steps: dict[str, Callable[[], object]] = {
         "split by hash": lambda: source.split(0.1, method="hash"),
         "split stratified": lambda: source.split(0.1),
         "fingerprint": source.fingerprint,
@@ -124,9 +124,10 @@ def _time_list(folder: Path, rows: int, classes: int) -> Iterator[Step]:
         f"targets of a batch of {BATCH}": lambda: source.targets(numbers),
         "probabilities of balanced sampling": lambda: compute_draw_shares(source),
         "compare with the clips of a run folder": lambda: _compare(folder, source),
-    }.items():
-        yield _measure(rows, classes, name, function)[0]
-    del source, function
+    }
+    for name in steps:
+        yield _measure(rows, classes, name, steps[name])[0]
+    del source, steps
     path = _write_list(folder / "few.csv", rows, classes, SOUNDS)
     yield _measure(rows, classes, "refuse rows that repeat 50 files", lambda: _refuse(path))[0]
 

@@ -267,7 +267,8 @@ class _Output:
     def __init__(self, options: PredictOptions, stack: contextlib.ExitStack) -> None:
         from aatjax.io.atomic import open_output
 
-        self._form, self._top, self._path = _find_form(options), options.top, options.out
+        self._form: SegmentFormat = _find_form(options)
+        self._top, self._path = options.top, options.out
         self._file: BinaryIO | None = None
         if options.out is not None:
             self._file = stack.enter_context(open_output(options.out))
@@ -298,7 +299,8 @@ class _Output:
 
 
 def _find_form(options: PredictOptions) -> SegmentFormat:
-    return options.to or ("json" if options.json else "csv" if options.csv else "table")
+    form = "json" if options.json else "csv" if options.csv else "table"
+    return cast("SegmentFormat", options.to or form)
 
 
 def _print_notes(path: str, notes: Sequence[str]) -> None:
