@@ -47,7 +47,9 @@ class Sound:
         self, file: BufferedIOBase, size: int, source: SoundFile, seconds: float | None = None
     ) -> None:
         self._file, self._size, self._source, self._seconds = file, size, source, seconds
-        self.read, self.missing, self.complete = 0, 0, True
+        self.read: int = 0
+        self.missing: int = 0
+        self.complete: bool = True
         self.error: DecoderError | None = None
         self.notes: list[str] = []
         kind, self._start = find_sound(file, size)
@@ -59,7 +61,9 @@ class Sound:
         except DecoderError as error:
             error.truncated = self._container.share < 1.0
             raise
-        self.kind, self.rate, self.channels = kind, self._stream.rate, self._stream.channels
+        self.kind: str = kind
+        self.rate: int = self._stream.rate
+        self.channels: int = self._stream.channels
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n k"]]:
         """Yield (frames, channels) in [-1, 1] of all parts."""

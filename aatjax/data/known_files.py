@@ -16,6 +16,7 @@ from aatjax.io.index import Index, is_settled, make_stamp
 from aatjax.io.threads import map_threads
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 FILES, ENTRIES = "file", "entry"
 """Kinds of the index: [size, mtime, ctime, inode, digest] of a path, [bytes, notes] of a key."""
@@ -152,10 +153,10 @@ class KnownFiles:
             self.entries = theirs[1] | self.entries
 
 
-class Store(Protocol[T]):
+class Store(Protocol[T_co]):
     """What `fetch_files` fetches from: entries that are made of files."""
 
-    def find(self, file: SoundFile, known: KnownFiles) -> T | None:
+    def find(self, file: SoundFile, known: KnownFiles) -> T_co | None:
         """Return the entry of a file that is as it was, without opening either."""
         ...
 
@@ -163,7 +164,7 @@ class Store(Protocol[T]):
         """Be ready for `try_fetch`."""
         ...
 
-    def try_fetch(self, path: str, file: SoundFile | None, known: KnownFiles | None) -> T:
+    def try_fetch(self, path: str, file: SoundFile | None, known: KnownFiles | None) -> T_co:
         """Return the entry of a file, which is read."""
         ...
 

@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 FILE = "adapter.safetensors"
 MOST_LOADS = 8
 """Adapters that may be loading, or wait for it."""
-SOUND = {
+SOUND: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
