@@ -243,6 +243,32 @@ def test_processes_with_other_files_do_not_take_each_others_word(folder, tmp_pat
     assert all(one) and two == [None] * 6
 
 
+def test_what_is_read_while_the_index_is_written_is_kept(folder, tmp_path):
+    files = known_files.group_files(str(folder / name) for name in NAMES)
+
+    class BusyIndex(Index):
+        """Another file is read by a thread while one is written."""
+
+        def save(self, kind, values):
+            for key in values:
+                if files:
+                    read(files.pop())
+                super().save(kind, {key: values[key]})
+
+    known = known_files.KnownFiles(BusyIndex(tmp_path / "i"), str)
+
+    def read(file):
+        known.add(file, time.time_ns() + 10**10, "digest", file.path, [1, []])
+
+    read(files.pop())
+    while files:
+        known.save()
+    known.save()
+    again = known_files.KnownFiles(Index(tmp_path / "i"), str)
+    again.load(files := known_files.group_files(str(folder / name) for name in NAMES))
+    assert [again.find_digest(file) for file in files] == ["digest"] * len(NAMES)
+
+
 class TestIndex:
     def test_values_come_back_by_kind_and_key(self, tmp_path):
         index = Index(tmp_path / "new folder" / "i.sqlite")

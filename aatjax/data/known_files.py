@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,7 @@ class KnownFiles:
     _fresh: dict[str, dict[str, list[Any]]] = field(
         default_factory=lambda: {FILES: {}, ENTRIES: {}}
     )
+    _lock: Any = field(default_factory=threading.Lock)  # files are read while others are saved
 
     def load(self, files: Sequence[SoundFile]) -> None:
         """Read what the index holds of some files."""
@@ -122,18 +124,24 @@ class KnownFiles:
             if file.found is not None and stamp == make_stamp(file.found):
                 self.digests[file.path] = [*stamp, digest]
                 if is_settled(found, began):
-                    self._fresh[FILES][file.path] = [*stamp, digest]
+                    self._note(FILES, file.path, [*stamp, digest])
         if entry:
-            self.entries[key] = self._fresh[ENTRIES][key] = entry
+            self.entries[key] = entry
+            self._note(ENTRIES, key, entry)
+
+    def _note(self, kind: str, key: str, fact: list[Any]) -> None:
+        with self._lock:
+            self._fresh[kind][key] = fact
 
     def save(self, *, at_least: int = 1) -> None:
         """Write what is new to the index, where there is as much; a failure costs time only."""
         if sum(map(len, self._fresh.values())) < at_least or self.failure is not None:
             return
+        with self._lock:
+            fresh, self._fresh = self._fresh, {FILES: {}, ENTRIES: {}}
         try:
-            for kind, facts in self._fresh.items():
+            for kind, facts in fresh.items():
                 self.index.save(kind, facts)
-                facts.clear()
         except WriteError as error:
             self.failure = error
 
