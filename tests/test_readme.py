@@ -1,6 +1,7 @@
 """The README does what it says: its Python runs, its commands and names exist."""
 
 import re
+import shlex
 import shutil
 import sys
 import types
@@ -13,7 +14,10 @@ import soundfile
 import aatjax
 from aatjax import petl
 from aatjax.cli import commands, main
+from aatjax.cli.arguments import ConfigChoice, SoundsChoice
+from aatjax.cli.fields import replace_fields
 from aatjax.cli.main import COMMANDS
+from aatjax.config import Config
 from aatjax.data.synthetic.synthesize import synthesize
 from aatjax.petl import METHODS
 
@@ -127,6 +131,40 @@ def test_every_path_in_the_map_exists():
     assert len(names) > 15
     for name in names:
         assert any((place / name).exists() for place in (ROOT, ROOT / "aatjax")), name
+
+
+def list_commands(page: Path) -> list[str]:
+    """The commands in the programs and the sentences of a page; `NAME` stands for an argument."""
+    text = page.read_text(encoding="utf-8")
+    programs = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for program in programs for line in program.replace("\\\n", " ").splitlines()]
+    sentences = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", sentences)]
+    found = [re.split(r" +#| & | && | > | \| ", line)[0] for line in lines]
+    return [
+        re.sub(r"\[([A-Z]+)\]", r"\1", line.replace(" ...", "")).partition(" ")[2]
+        for line in found
+        if re.match(r"aatjax [a-z]", line) and not re.search(r"--\S+ [A-Z]|[|\[]", line)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_understood(page: Path) -> None:
+    for line in list_commands(page):
+        words = shlex.split(line)
+        if len(words) == 1 or words[0] == "help" or words[1] in ("--help", "--flags"):
+            assert words[0] in [*COMMANDS, "help"], line
+            continue
+        if "mlp_scale" in words:  # the method that CONTRIBUTING.md adds
+            continue
+        values = main.find_command(*words).keywords  # pyright: ignore
+        fields = values.get("fields", [])
+        for choice in values.values():
+            if isinstance(choice, ConfigChoice) and choice.config.islower():
+                choice.load(words[0], fields)
+            elif isinstance(choice, SoundsChoice):
+                sounds = ["--data.path", *choice.path] if choice.path else []
+                replace_fields(Config(petl=petl.Linear()), [*sounds, *fields], line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

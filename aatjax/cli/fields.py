@@ -47,8 +47,8 @@ def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str
                 hint = suggest(flag, [*own, *SHORT], 0.7)
                 raise UsageError(f"unknown flag {flag!r}{hint or '; --help lists them'}")
         target.append(argument)
-        if has_value or flag.rpartition(".")[2].startswith("no-"):
-            target = rest
+        if flag.startswith("--") and (has_value or flag.rpartition(".")[2].startswith("no-")):
+            target = rest  # the flag has all of its values
     return rest, fields
 
 
