@@ -120,7 +120,7 @@ def test_no_field_is_lost() -> None:
             on_save_error="continue",
             cache_prefix=True,
             buckets=(32, 64),
-            sampling="balanced",
+            balance="sampler",
         ),
         optim=Optim(
             lr=0.5,

@@ -36,7 +36,7 @@ RARE = label([(0,)] * 90 + [(1,)] * 9 + [(2,)])
 
 
 def draw(source: Source, *, epochs: int = 1, seed: int = 0, **options: Any) -> Any:
-    settings: dict[str, Any] = {"batch_size": 10, "sampling": "balanced", "threads": 0, **options}
+    settings: dict[str, Any] = {"batch_size": 10, "balance": "sampler", "threads": 0, **options}
     return iter(make_train_batches(source, FRONTEND, epochs=epochs, seed=seed, **settings))
 
 
@@ -103,11 +103,11 @@ def test_what_cannot_be_balanced_is_refused() -> None:
     buckets = [Bucket(FRONTEND, np.arange(100))]
     with pytest.raises(UsageError, match="omit the buckets"):
         draw(RARE, buckets=buckets)
-    training = Training(sampling="balanced", buckets=(32,))
+    training = Training(balance="sampler", buckets=(32,))
     with pytest.raises(UsageError, match=r"omit training\.buckets"):
         check_inputs(RARE, {"train": RARE}, training, Augment())
     batches = Batches([(np.zeros((1, 400), np.int16), [0])], ["a", "b"])
-    with pytest.raises(UsageError, match=r"training\.sampling draws clips"):
-        check_inputs(batches, {}, Training(sampling="balanced"), Augment())
-    with pytest.raises(UsageError, match=r"training\.sampling='even' is not one of uniform, bal"):
-        Training(sampling="even")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"training\.balance draws clips"):
+        check_inputs(batches, {}, Training(balance="sampler"), Augment())
+    with pytest.raises(UsageError, match=r"training\.balance='even' is not one of none, sampler"):
+        Training(balance="even")  # pyright: ignore[reportArgumentType]

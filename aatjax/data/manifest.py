@@ -28,7 +28,7 @@ COLUMNS: dict[Column, tuple[str, ...]] = {
 """Usual names of the columns, in lower case; the first that is there is taken."""
 MOST_SHOWN = 10
 REPORT_EVERY = 1000  # rows
-ONCE = "; remove it (to draw rare classes more often: --training.sampling balanced)"
+ONCE = "; remove it (to draw rare classes more often: --training.balance sampler)"
 
 
 class Manifest(Source):

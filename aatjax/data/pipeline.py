@@ -8,7 +8,7 @@ import numpy as np
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.buckets import Bucket
-from aatjax.data.sampling import Sampling, compute_draw_shares
+from aatjax.data.sampling import Balance, compute_draw_shares
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
 from aatjax.io.root_logger import keep_root_logger
@@ -189,7 +189,7 @@ def make_train_batches(
     stored: Stored | None = None,
     buckets: Sequence[Bucket] = (),
     weights: np.ndarray | None = None,
-    sampling: Sampling = "uniform",
+    balance: Balance = "none",
 ) -> grain.IterDataset:
     """Make the shuffled batches of all epochs; every epoch has every clip once, in a new order.
 
@@ -213,13 +213,13 @@ def make_train_batches(
             length.
         weights: of each clip in the loss `[n]`, above 0; 1 by default. In balanced sampling they
             belong to the probabilities, and the loss has none.
-        sampling: `uniform`, or `balanced` (see `aatjax.data.sampling`), which takes no buckets.
+        balance: `none`, or `sampler` (see `aatjax.data.sampling`), which takes no buckets.
 
     Raises:
         UsageError: the source is empty, or the batch size is below 1; balanced with buckets.
     """
     _check(source, batch_size)
-    if sampling == "balanced" and buckets:
+    if balance == "sampler" and buckets:
         raise UsageError("balanced sampling draws clips of all lengths: omit the buckets")
     load = ClipLoader(source, frontend, crop, stored)
     row = _RowMaker(weights)
@@ -233,7 +233,7 @@ def make_train_batches(
         batches = grain.MapDataset.concatenate(parts).seed(seed).shuffle()
     else:
         order = grain.MapDataset.range(len(source)).seed(seed)
-        if sampling == "balanced":
+        if balance == "sampler":
             drawer = _ClipDrawer(np.cumsum(compute_draw_shares(source, weights)), _RowMaker(None))
             order = order.random_map(drawer.draw)
         else:

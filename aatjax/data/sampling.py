@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from aatjax.data.source import Source
 
-Sampling = Literal["uniform", "balanced"]
+Balance = Literal["none", "sampler"]
 """How an epoch is drawn: every clip once, or with replacement, classes alike."""
 
 

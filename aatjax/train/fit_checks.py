@@ -138,12 +138,12 @@ def check_inputs(
         raise UsageError("augment.mixup mixes waveforms, and the clips are log-mel: omit it")
     if training.buckets and (any(kinds.values()) or isinstance(train, Batches)):
         raise UsageError("training.buckets sorts waveforms by their length: omit it")
-    if training.sampling == "balanced" and training.buckets:
+    if training.balance == "sampler" and training.buckets:
         raise UsageError(
-            "training.sampling='balanced' draws clips of all lengths: omit training.buckets"
+            "training.balance='sampler' draws clips of all lengths: omit training.buckets"
         )
-    if training.sampling == "balanced" and isinstance(train, Batches):
-        raise UsageError("training.sampling draws clips, and batches have none: omit it")
+    if training.balance == "sampler" and isinstance(train, Batches):
+        raise UsageError("training.balance draws clips, and batches have none: omit it")
     if isinstance(train, Batches) and training.cache_prefix:
         raise UsageError("training.cache_prefix stores clips, and batches have none: omit it")
 

@@ -17,7 +17,7 @@ from aatjax.data.batches import Batches, BatchIterator
 from aatjax.data.buckets import Bucket
 from aatjax.data.clip_windows import ClipWindows
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
-from aatjax.data.sampling import Sampling
+from aatjax.data.sampling import Balance
 from aatjax.data.source import Source
 from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
 from aatjax.io.atomic import open_output, report_write_errors
@@ -57,8 +57,8 @@ class Training:
         average: decay of the moving average per step, or None for none.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
-        sampling: clips of an epoch: each once (`uniform`), or as many drawn so that rare classes
-            come as often as frequent ones (`balanced`, as AST on AudioSet).
+        balance: clips of an epoch: each once (`none`), or as many drawn so that rare classes come
+            as often as frequent ones (`sampler`, as AST on AudioSet).
         threads: reading threads; 0 reads in the main thread.
         max_skipped: steps of a run that may be skipped because their loss or gradient is not
             finite; the batch of each is written to the run folder. One more ends the run.
@@ -78,7 +78,7 @@ class Training:
     average: Annotated[float, Range(above=0, below=1)] | None = None
     save_every: Annotated[int, Range(1)] = 1
     seed: Seed = 0
-    sampling: Sampling = "uniform"
+    balance: Balance = "none"
     threads: Annotated[int, Range(0)] = 2
     max_skipped: Annotated[int, Range(0)] = 0
     cache_prefix: bool = False
@@ -324,7 +324,7 @@ class Loop:
                     stored=evaluator.load_stored(self.train),
                     buckets=self.buckets.get("train", ()),
                     weights=self.weights,
-                    sampling=training.sampling,
+                    balance=training.balance,
                 )
             )
         if self.progress.iterator is not None:
