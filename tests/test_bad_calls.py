@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ CODES = {
 }
 
 
-def test_the_list_of_exit_codes_is_complete() -> None:
+def test_the_list_of_exit_codes_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # also under nohup
     kinds = list(errors.AatjaxError.__subclasses__())
     for kind in kinds:
         kinds += kind.__subclasses__()

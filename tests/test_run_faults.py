@@ -151,10 +151,15 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
     config = make_config(
         tmp_path, clips=9, valid_fraction=0.2, training={"epochs": 3, "batch_size": 3}
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch_phase(patch, phase, number)
-        with pytest.raises(InterruptedRunError, match=f"stopped at step {latest} of 12") as caught:
-            train(config, tmp_path / "run")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch_phase(patch, phase, number)
+            message = f"stopped at step {latest} of 12"
+            with pytest.raises(InterruptedRunError, match=message) as caught:
+                train(config, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert caught.value.exit_code == 128 + number
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest == latest
     train(config, tmp_path / "run")
