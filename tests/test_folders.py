@@ -169,7 +169,7 @@ class TestNamePattern:
             NamePattern(tmp_path, r"(\d)_.*")
         with pytest.raises(UsageError, match="speaker"):
             NamePattern(tmp_path, r"(?P<label>\d)_(?P<speaker>.).*")
-        with pytest.raises(DataError, match=r"such as '1_a.wav'; no name matches"):
+        with pytest.raises(DataError, match=r"such as '1_a.wav'; no name matches the pattern"):
             NamePattern(tmp_path, r"(?P<label>\d\d)_.*")
         with pytest.raises(DataError, match="label '1' is not one of the classes 2, 3"):
             NamePattern(tmp_path, r"(?P<label>\d)_.*", classes=["2", "3"])

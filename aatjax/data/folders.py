@@ -14,7 +14,7 @@ from aatjax.data.groups import parse_speaker
 from aatjax.data.source import Clip, Progress, Source
 from aatjax.data.splits import order_names
 from aatjax.data.tables import is_number, read_table
-from aatjax.errors import DataError, UsageError, format_count
+from aatjax.errors import DataError, UsageError, format_count, printable
 
 NOISE_FOLDER = "_background_noise_"
 SPLIT_LISTS = {"testing_list.txt": "test", "validation_list.txt": "valid"}
@@ -128,7 +128,8 @@ class NamePattern(Source):
         if not found:
             sample = f", such as {files[0]!r}" if files else ""
             raise DataError(
-                f"{root}: {_describe(files, skipped)}{sample}; no name matches {pattern!r}"
+                f"{root}: {_describe(files, skipped)}{sample}; no name matches the pattern "
+                f"{printable(pattern)} as a whole, its ending included"
             )
         labels = [str(parts["label"]) for _, parts in found]
         order = tuple(classes) if classes is not None else order_names(set(labels))
