@@ -565,6 +565,26 @@ def test_eval_gives_the_figures_of_train(
     assert "hum" in out and "whistle" in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "RUN"],
+        ["eval", "RUN", "--dry-run"],
+        ["export", "RUN", "OUT", "--to", "onnx", "--dry-run"],
+        ["predict", "RUN", "SOUND", "--dry-run"],
+        ["report", "RUN", "--dry-run"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_run_folder_stands_for_its_adapter(
+    trained: Trained, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = str(next(iter(sorted(trained.sounds.rglob("*.wav")))))
+    named = {"RUN": str(trained.root / "run"), "OUT": str(tmp_path / "out"), "SOUND": sound}
+    code = main.run([named.get(word, word) for word in words])
+    assert code == 0, capfd.readouterr().err
+
+
 def test_eval_on_other_sounds(
     trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

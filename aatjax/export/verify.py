@@ -14,7 +14,7 @@ from aatjax.export.manifest import CARD, MANIFEST, read_bundle
 from aatjax.export.merged_model import ParityClips
 from aatjax.export.model_card import find_figures, list_figures
 from aatjax.export.parity import compare_outputs, synthesize_clip
-from aatjax.train.adapter_file import find_versions, load_adapter
+from aatjax.train.adapter_file import ARTEFACT, find_adapter, find_versions, load_adapter
 from aatjax.train.adapter_metadata import AdapterMetadata
 from aatjax.train.golden import GOLDEN, TOLERANCE, compute_golden_logits, find_limit
 
@@ -44,7 +44,7 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
     sample is computed again.
 
     Args:
-        path: `adapter.safetensors`, or the folder of an export.
+        path: `adapter.safetensors`, its run folder, or the folder of an export.
         base: the backbone's weights, if they moved since training.
 
     Raises:
@@ -53,8 +53,9 @@ def verify(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None 
         UnavailableError: a library of the export's format is not installed.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not (path / ARTEFACT).is_file():
         return _verify_bundle(path)
+    path = find_adapter(path)[0]
     adapter = load_adapter(path, base=base, check=False)
     sample, want = _read_sample(path, adapter.info)
     logits = compute_golden_logits(adapter.model, adapter.frontend, **sample)

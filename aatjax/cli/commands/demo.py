@@ -17,7 +17,7 @@ def main(
     """Run `aatjax demo`.
 
     Args:
-        adapter: adapter.safetensors, or weights with a head
+        adapter: adapter.safetensors, its run folder, or weights with a head
         base: the backbone's weights, if they moved since training
         port: port on this machine; 0 takes a free one
         no_browser: print the address and open no browser

@@ -22,7 +22,7 @@ def main(
     """Run `aatjax eval`.
 
     Args:
-        adapter: adapter.safetensors
+        adapter: adapter.safetensors, or its run folder
         base: the backbone's weights, if they moved since training
         dry_run: open the adapter and the sounds, and stop
         json: print one JSON object

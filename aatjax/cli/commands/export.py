@@ -31,7 +31,7 @@ def main(
     """Run `aatjax export`.
 
     Args:
-        adapter: adapter.safetensors
+        adapter: adapter.safetensors, or its run folder
         out: folder to write; it must be new or empty, or an export that --force replaces
         to: transformers, LoRA for PEFT, ONNX, jax.export, plain weights for aatjax.load, or a page
             of static files that runs in a browser

@@ -9,7 +9,7 @@ def main(file: Path, *, base: str | None = None, json: bool = False) -> None:
     """Run `aatjax verify`.
 
     Args:
-        file: adapter.safetensors, or the folder of an export
+        file: adapter.safetensors, its run folder, or the folder of an export
         base: the backbone's weights, if they moved since training
         json: print one JSON object
     """
