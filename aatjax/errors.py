@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 
 def printable(text: str | os.PathLike[str]) -> str:
@@ -102,7 +102,9 @@ class OutOfMemoryError(AatjaxError, MemoryError):
     exit_code = 71
 
     @classmethod
-    def explain(cls, text: str, advice: str = "take a smaller batch or a smaller model") -> Self:
+    def explain(
+        cls, text: str, advice: str = "take a smaller batch or a smaller model"
+    ) -> "OutOfMemoryError":
         """Return the error for what XLA or Python said (`RESOURCE_EXHAUSTED: ...`)."""
         details = text.rpartition("RESOURCE_EXHAUSTED:")[2].strip().splitlines() or ["no details"]
         return cls(f"out of memory: {details[0][:300]}; {advice}")

@@ -236,6 +236,13 @@ def test_every_kind_is_in_a_group() -> None:
     assert sorted(SAMPLES) == sorted(kind for kinds in GROUPS.values() for kind in kinds)
 
 
+class LongError(DataError):
+    """An error whose message is not made one line, as those of the package are."""
+
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
 def misbehave(path: Path) -> None:
     """Do what the runner must notice, by the first letter of the file."""
     match path.read_bytes()[:1]:
@@ -251,7 +258,7 @@ def misbehave(path: Path) -> None:
         case b"d":
             os._exit(7)
         case b"l":
-            raise DataError("two\nlines")
+            raise LongError
 
 
 def test_the_runner_notices_every_kind_of_misbehaviour() -> None:

@@ -546,7 +546,9 @@ def test_the_server_itself(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"x")
     for name in ("lora", "linear"):
         os.symlink(folder / f"{name}.safetensors", tmp_path / f"{name}.safetensors")
-    server = Server(tmp_path, "--body-timeout", "3", "--max-bytes", "100000")
+    base = str(folder / "base" / "weights.safetensors")
+    limits = ("--body-timeout", "3", "--max-bytes", "100000")
+    server = Server(tmp_path, "--base", base, *limits)
     try:
         assert any(line.startswith("skipped: ") and "broken" in line for line in server.lines)
         assert "serving 2 adapters at http://127.0.0.1:" in server.lines[-1]
