@@ -24,7 +24,7 @@ from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, make_method
-from aatjax.train.loop import Training
+from aatjax.train.loop import Training, upgrade_training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
 
@@ -333,6 +333,9 @@ def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.keys() >= WHOLE and "split_method" not in data:
         data = {**data, "split_method": "stratified"}
         fields = {**fields, "data": data}
+    if isinstance(training, dict):
+        training = upgrade_training(training)
+        fields = {**fields, "training": training}
     if not isinstance(training, dict) or "crop" not in training or not isinstance(data, dict):
         return fields
     rest = {name: value for name, value in training.items() if name != "crop"}

@@ -176,6 +176,17 @@ def test_sounds_in_several_files_survive_json_and_the_command_line() -> None:
         Config.from_json({**stored, "data": {"path": {"dev": "x"}}})
 
 
+@pytest.mark.parametrize(("before", "now"), [("uniform", "none"), ("balanced", "sampler")])
+def test_a_field_under_its_former_name_is_read(before: str, now: str) -> None:
+    stored = Config(petl=petl.Linear()).to_json()
+    del stored["training"]["balance"]
+    stored["training"]["sampling"] = before
+    assert Config.from_json(stored).training == Training(balance=now)  # pyright: ignore
+    stored["training"]["sampling"] = ["balanced"]
+    with pytest.raises(UsageError, match=r"training\.balance="):
+        Config.from_json(stored)
+
+
 def test_absent_parts_take_their_defaults(unchecked: None) -> None:
     config = Config.from_json({"petl": {"name": "linear"}, "optim": {"lr": 1}})
     assert config == Config(petl=petl.Linear(), optim=Optim(lr=1.0))

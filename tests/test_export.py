@@ -276,7 +276,11 @@ with torch.no_grad():
 
 @pytest.mark.slow
 def test_transformers_4_opens_both(make: Make, tmp_path: Path) -> None:
-    """With AATJAX_TRANSFORMERS_4, a folder from `pip install --target` of transformers 4."""
+    """With AATJAX_TRANSFORMERS_4, a folder from `pip install --target` of transformers 4.
+
+    It may not run: an environment holds one version of transformers, and `[test]` installs 5, with
+    which the test above opens the same files.
+    """
     library = os.environ.get("AATJAX_TRANSFORMERS_4")
     if not library:
         pytest.skip(

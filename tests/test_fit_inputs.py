@@ -292,8 +292,14 @@ def test_a_folder_holds_one_run(tmp_path):
     path = tmp_path / "settings.json"
     stored = json.loads(path.read_text())
     del stored["training"]["max_skipped"], stored["petl"]["blocks"], stored["optim"]["clip"]
+    del stored["training"]["balance"]
+    stored["training"]["sampling"] = "uniform"
     path.write_text(json.dumps(stored))  # as an older version wrote it
     fit(SOUNDS, run_dir=tmp_path)
+    stored["training"]["sampling"] = "balanced"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match=r"training\.balance: 'sampler' -> 'none'"):
+        fit(SOUNDS, run_dir=tmp_path)
 
 
 def take_snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:

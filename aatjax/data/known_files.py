@@ -93,7 +93,7 @@ class KnownFiles:
     _fresh: dict[str, dict[str, list[Any]]] = field(
         default_factory=lambda: {FILES: {}, ENTRIES: {}}
     )
-    _lock: Any = field(default_factory=threading.Lock)  # files are read while others are saved
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # threads add while it is saved
 
     def load(self, files: Sequence[SoundFile]) -> None:
         """Read what the index holds of some files."""

@@ -95,6 +95,16 @@ class Training:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
 
 
+def upgrade_training(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored fields of `Training` under their present names."""
+    upgraded = dict(fields)
+    if "sampling" in upgraded:
+        value = upgraded.pop("sampling")
+        names = {"uniform": "none", "balanced": "sampler"}
+        upgraded.setdefault("balance", names.get(value, value) if isinstance(value, str) else value)
+    return upgraded
+
+
 @dataclasses.dataclass
 class Loop:
     """One run of the training loop, under `jax.set_mesh`; epochs share its attributes.

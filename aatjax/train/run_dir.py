@@ -19,7 +19,7 @@ from aatjax.petl.base import Method
 from aatjax.train.adapter_file import ARTEFACT
 from aatjax.train.distributed import find_differences
 from aatjax.train.logging import METRICS, read_metrics
-from aatjax.train.loop import Training
+from aatjax.train.loop import Training, upgrade_training
 from aatjax.train.optim import Optim
 from aatjax.train.run_description import compare_clips, describe_clips, is_close
 
@@ -290,6 +290,7 @@ def _fill_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     }
     if "updates" not in stored["optim"]:
         defaults["optim"] = dataclasses.asdict(Optim())
+    stored = {**stored, "training": upgrade_training(stored["training"])}
     filled = {name: {**fields, **stored[name]} for name, fields in defaults.items()}
     if stored["petl"] is not None:
         filled["petl"] = Method.from_json(stored["petl"]).to_json()
