@@ -155,7 +155,7 @@ class Coordinator:
         """Accept the others until all are there, then let all begin."""
         count = self._place.count
         listener.settimeout(0.5)
-        while missing := [rank for rank in range(1, count) if rank not in self._links]:
+        while missing := self._find_missing():
             with contextlib.suppress(TimeoutError):
                 link, _ = listener.accept()
                 threading.Thread(target=self._welcome, args=(link,), daemon=True).start()
@@ -172,6 +172,12 @@ class Coordinator:
         self._tell({START: True})
         return self._links
 
+    def _find_missing(self) -> list[int]:
+        """Return whose connections are not there; those that have ended are forgotten."""
+        with self._lock:
+            self._links = {n: link for n, link in self._links.items() if _is_open(link.socket)}
+            return [rank for rank in range(1, self._place.count) if rank not in self._links]
+
     def _describe_missing(self, missing: Sequence[int]) -> str:
         there = "; ".join(f"process {n} on {link.host}" for n, link in self._links.items())
         return (
@@ -182,12 +188,9 @@ class Coordinator:
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Send to all who have come; one that is gone may come again."""
-        for rank, link in list(self._links.items()):
-            try:
+        for link in list(self._links.values()):
+            with contextlib.suppress(OSError):
                 link.send(message)
-            except OSError:
-                if START not in message:  # otherwise the watchdog reports it
-                    del self._links[rank]
 
     def _welcome(self, connection: socket.socket) -> None:
         """Exchange greetings with whoever has connected."""
@@ -221,15 +224,12 @@ class Coordinator:
 
 def _is_open(connection: socket.socket) -> bool:
     """Return whether the other end has not closed; it sends nothing before the start."""
-    connection.setblocking(False)
     try:
-        return connection.recv(1, socket.MSG_PEEK) != b""
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
     except BlockingIOError:
         return True
     except OSError:
         return False
-    finally:
-        connection.setblocking(True)
 
 
 def attend(place: Place, limit: float, say: Say) -> Link:
