@@ -316,8 +316,15 @@ def batch(frontend: Any, classes: int, seed: int) -> Any:
     return dict(audio=audio, length=length, target=target, weight=np.ones(4, np.float32))
 
 
+# The first case of each class and block: the gradients of all cases are held against an oracle.
+KINDS = {
+    (type(method), getattr(method, "block", None), getattr(method, "expert", None)): name
+    for name, (method, _) in reversed(CASES.items())
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS.values())
 def test_fifty_steps_move_all_that_is_trained_and_nothing_else(name, tmp_path):
     """And what was trained comes back from its file, BatchNorm statistics included."""
     method, _ = CASES[name]

@@ -64,8 +64,9 @@ def assert_alike(found: dict[str, Any], wanted: dict[str, Any], tolerance: float
     ("method", "shape"),
     [
         pytest.param(m, s, marks=() if (m, s) in FAST else pytest.mark.slow)
-        for m in METHODS
-        for s in SHAPES
+        for i, m in enumerate(METHODS)
+        for j, s in enumerate(SHAPES)
+        if (i + j) % 2 == 0  # a shape has two methods, a method two or three shapes
     ],
     ids=str,
 )
