@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import ipaddress
 import json
+import selectors
 import socket
 import threading
 import time
@@ -224,10 +225,12 @@ class Coordinator:
 
 def _is_open(connection: socket.socket) -> bool:
     """Return whether the other end has not closed; it sends nothing before the start."""
+    with selectors.DefaultSelector() as selector:  # leaves the socket's own timeout alone
+        selector.register(connection, selectors.EVENT_READ)
+        if not selector.select(timeout=0):
+            return True
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-    except BlockingIOError:
-        return True
+        return connection.recv(1, socket.MSG_PEEK) != b""
     except OSError:
         return False
 
