@@ -10,7 +10,7 @@ import torch
 
 import aatjax
 from aatjax import surgery
-from aatjax.models.ast import Pool
+from aatjax.models.pool import Pool
 
 TINY = dict(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768)
 BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)

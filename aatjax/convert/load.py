@@ -21,6 +21,7 @@ from aatjax.io.host import multiplies_bfloat16
 from aatjax.io.hub import fetch_weights, is_repository_id
 from aatjax.models.ast import AST, Head, make_abstract
 from aatjax.models.config import ASTConfig, Pooling, PositionInit
+from aatjax.models.pool import make_pool
 from aatjax.models.positions import resize_positions
 from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
@@ -128,8 +129,10 @@ def load_model(
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
     config = apply_load_options(checkpoint.config, options, num_classes)
-    if not new_head and config.head_norm != checkpoint.config.head_norm:
-        raise UsageError("head_norm= changes the head, so it needs a new one: give num_classes=")
+    for name in ("head_norm", "pooling"):
+        if not new_head and getattr(config, name) != getattr(checkpoint.config, name):
+            given = name.replace("pooling", "pool")
+            raise UsageError(f"{given}= changes the head, so it needs a new one: give num_classes=")
     origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
     _remember(origin)
     head_seed = seed if draw_head else None
@@ -179,15 +182,17 @@ def build_model(
     values: dict[str, Any] = {
         path: value
         for path, value in fitted.params.items()
-        if not (new_head and path.startswith("head/"))
+        if not (new_head and path.startswith(("head/", "pool/")))
     }
     model = make_abstract(config)
+    drawn = {"head": model.head, "pool": model.pool} if new_head else {}
     if new_head and head_seed is not None:
-        head = Head(config, rngs=nnx.Rngs(head_seed))
-        values |= {f"head/{path}": value for path, value in surgery.arrays(head).items()}
-    elif new_head:
-        head = surgery.variables(model.head)
-        values |= {f"head/{path}": np.zeros(old.shape, old.dtype) for path, old in head.items()}
+        rngs = nnx.Rngs(head_seed)
+        drawn = {"head": Head(config, rngs=rngs), "pool": make_pool(config, rngs=rngs)}
+    for part, module in drawn.items():
+        for path, old in surgery.variables(module).items():
+            new = np.zeros(old.shape, old.dtype) if head_seed is None else old.get_raw_value()
+            values[f"{part}/{path}"] = new
     if config.positions == "zeros":
         values["embed/pos"] = np.zeros_like(values["embed/pos"])
     surgery.assign(model, values, what=origin.source, complete=True)

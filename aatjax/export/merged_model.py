@@ -14,7 +14,7 @@ from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.windows import Window
 from aatjax.inference.calibration import Calibration, read_calibration
-from aatjax.models.ast import AST, Pool, make_abstract
+from aatjax.models.ast import AST, make_abstract
 from aatjax.petl import Method, adapt, merge
 from aatjax.train.adapter_file import TrainedAdapter
 from aatjax.train.forward import bind_forward
@@ -191,6 +191,6 @@ def _is_plain(model: AST) -> bool:
     bare = make_abstract(model.config)
     return (
         set(surgery.variables(model)) == set(surgery.variables(bare))
-        and type(model.pool) is Pool
+        and type(model.pool) is type(bare.pool)
         and model.pool.kind == bare.pool.kind
     )

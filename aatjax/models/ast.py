@@ -2,9 +2,10 @@
 
     log-mel [b, t, f] -> PatchEmbed -> [b, n, d] -> Block, ..., Block -> LayerNorm
                                                                             |
-                         logits [b, c] <- Head <- [b, d] <- Pool <----------+
+                         logits [b, c] <- Head <- [b, p] <- Pool <----------+
 
-Axes: clips `b`, frames `t`, mel bins `f`, tokens `n`, token width `d`, classes `c`.
+Axes: clips `b`, frames `t`, mel bins `f`, tokens `n`, token width `d`, pooled
+width `p`, classes `c`.
 
 Methods of adaptation attach to submodules by path, so these names are part of the interface:
 `embed`, `blocks/*`, `blocks/*/attn`, `attn/q|k|v|out`, `mlp`, `mlp/up`, `mlp/down`, `ln1`, `ln2`,
@@ -24,15 +25,15 @@ from jaxtyping import Array, Float, Integer
 
 from aatjax import ops, surgery
 from aatjax.errors import UsageError, check_kind
-from aatjax.models.config import ASTConfig, Pooling
+from aatjax.models.config import ASTConfig
 from aatjax.models.entry import entry
+from aatjax.models.pool import Pool, make_pool
 from aatjax.models.provenance import LoadedArrays, Origin
 from aatjax.models.scan import run_blocks
 from aatjax.models.tokens import (
     FirstTokens,
     Mask,
     Tokens,
-    average_tokens,
     call_first,
     cut_mask,
     is_per_token,
@@ -202,39 +203,17 @@ class Block(nnx.Module):
         return x[:, :count] + call_first(self.mlp, u, cut_mask(mask, read), count)
 
 
-class Pool(nnx.Module):
-    """One vector per clip, `[b, n, d] -> [b, d]`, by `config.pool`."""
-
-    def __init__(self, config: ASTConfig):
-        self.kind: Pooling = config.pool
-        self.prefix: int = config.num_prefix
-
-    @property
-    def reads(self) -> int | None:
-        """Number of first tokens that are read, or None for all."""
-        return {"cls_dist": self.prefix, "cls": 1}.get(self.kind)
-
-    def __call__(self, tokens: Tokens, mask: Mask | None = None) -> Float[Array, "b d"]:
-        match self.kind:
-            case "cls_dist":
-                return tokens[:, : self.prefix].mean(axis=1)
-            case "cls":
-                return tokens[:, 0]
-            case "mean_patches":
-                return average_tokens(tokens, mask, self.prefix)
-            case _:
-                return average_tokens(tokens, mask)
-
-
 class Head(nnx.Module):
-    """Classifier, `[b, d] -> [b, c]` in float32: a LayerNorm if `config.head_norm`, then linear."""
+    """Classifier, `[b, p] -> [b, c]` in float32: a LayerNorm if `config.head_norm`, then linear."""
 
     def __init__(self, config: ASTConfig, *, rngs: nnx.Rngs):
         self.norm: LayerNorm | None = (
-            LayerNorm(config.dim, epsilon=config.head_eps, rngs=rngs) if config.head_norm else None
+            LayerNorm(config.pooled_dim, epsilon=config.head_eps, rngs=rngs)
+            if config.head_norm
+            else None
         )
         self.linear: nnx.Linear = nnx.Linear(
-            config.dim,
+            config.pooled_dim,
             config.num_classes,
             dtype=jnp.float32,
             kernel_init=HEAD_INIT,
@@ -242,7 +221,7 @@ class Head(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
+    def __call__(self, x: Float[Array, "b p"]) -> Float[Array, "b c"]:
         with jax.named_scope("head"):
             return self.linear(x if self.norm is None else self.norm(x))
 
@@ -277,7 +256,7 @@ class AST(nnx.Module):
             [Block(config, rngs=rngs) for _ in range(config.depth)]
         )
         self.norm: LayerNorm = LayerNorm(config.dim, epsilon=config.eps, rngs=rngs)
-        self.pool: Pool = Pool(config)
+        self.pool: Pool = make_pool(config, rngs=rngs)
         self.head: Head = Head(config, rngs=rngs)
 
     def train(self, **attributes: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from aatjax.errors import Range, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields
 
-Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls"]
+Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls", "stats", "attention", "prototypes"]
 PositionInit = Literal["learned", "zeros"]
 Size = Annotated[int, Range(1)]
 Frames = Annotated[int, Range(1, 10**6)]
@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, int]] = {
 MOST: dict[str, float] = {
     **{"dim": 2**16, "depth": 64, "heads": 2**10, "mlp_dim": 2**18, "mels": 2**12},
     **{"frames": 10**6, "num_classes": 10**6, "patch": 2**12, "stride": 2**12},
+    "prototypes": 2**16,
     **{"eps": 0.999, "head_eps": 0.999},
 }
 """The largest sizes that a file may state: more is damage, or meant to fill the memory."""
@@ -48,7 +49,11 @@ class ASTConfig:
         num_classes: outputs of the head.
         distilled: a distillation token follows CLS (AST, DeiT; a plain ViT has none).
         pool: mean of CLS and DIST (`cls_dist`; CLS alone without DIST), of all tokens
-            (`mean_all`), of the patches (`mean_patches`), or the CLS token (`cls`).
+            (`mean_all`), of the patches (`mean_patches`), or the CLS token (`cls`); the mean of CLS
+            and DIST beside mean and standard deviation of the patches (`stats`); or trained with
+            the head: `attention` (a query), `prototypes` (similarities to some vectors). See
+            `aatjax.models.pool`.
+        prototypes: number of vectors of the pooling `prototypes`.
         head_norm: the head is LayerNorm + Linear (AST) instead of Linear alone.
         eps: epsilon of every LayerNorm of the body (timm 1e-6, Hugging Face 1e-12).
         head_eps: epsilon of the head's LayerNorm (PyTorch's default 1e-5).
@@ -77,6 +82,7 @@ class ASTConfig:
     num_classes: Size = 527
     distilled: bool = True
     pool: Pooling = "cls_dist"
+    prototypes: Size = 64
     head_norm: bool = True
     eps: Annotated[float, Range(0)] = 1e-6
     head_eps: Annotated[float, Range(0)] = 1e-5
@@ -149,6 +155,16 @@ class ASTConfig:
     def num_tokens(self) -> int:
         """Length of the token sequence, prefix tokens included."""
         return self.num_prefix + math.prod(self.grid)
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled vector, which the head reads."""
+        return {"stats": 3 * self.dim, "prototypes": self.prototypes}.get(self.pool, self.dim)
+
+    @property
+    def pooling(self) -> tuple[int, str | None]:
+        """What weights of a head depend on: the width that it reads, and trained pooling."""
+        return self.pooled_dim, self.pool if self.pool in ("attention", "prototypes") else None
 
     def without_execution(self) -> "ASTConfig":
         """Return the config with the options that change no result at their defaults."""

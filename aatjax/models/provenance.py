@@ -61,6 +61,9 @@ def _digest(value: np.ndarray) -> str:
 
 
 def fingerprint_backbone(params: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of names, shapes and float32 values of all tensors outside the head."""
-    body = {name: value for name, value in params.items() if not name.startswith("head/")}
+    """Return the SHA-256 of names, shapes and float32 values of all tensors outside the head.
+
+    Trained pooling (`aatjax.models.pool`) is part of the head.
+    """
+    body = {n: value for n, value in params.items() if not n.startswith(("head/", "pool/"))}
     return hash_arrays(body, dtype=np.float32)

@@ -288,6 +288,8 @@ def adapt(model: AST, method: Method, *, seed: int = 0) -> AST:
         fetched = {path: np.asarray(arrays[path]) for path in changed}
         adapted.loaded = adapted.loaded.replace(fetched)
     surgery.unfreeze(adapted, "head/**")
+    if surgery.variables(adapted.pool):
+        surgery.unfreeze(adapted, "pool/**")
     if not adapted.config.head_norm and method.trains_last_norm:
         surgery.unfreeze(adapted, "norm/*")
     adapted.method = method if model.method is None else stack_methods(model.method, method)

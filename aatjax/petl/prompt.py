@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from aatjax import surgery
 from aatjax.errors import Range, UsageError
-from aatjax.models.ast import AST, Pool
+from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
 from aatjax.petl.base import Method

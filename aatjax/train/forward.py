@@ -18,8 +18,9 @@ from aatjax import ops, surgery
 from aatjax.audio.fbank import count_frames
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
-from aatjax.models.ast import AST, average_tokens
+from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
+from aatjax.models.tokens import average_tokens
 
 ModelState = tuple[Any, Any, Any]
 """Trainable parameters, batch statistics and frozen parameters of a model."""
