@@ -129,10 +129,11 @@ def load_model(
     if not new_head and not checkpoint.has_head:
         raise UsageError(f"{name} has no classification head: give num_classes=")
     config = apply_load_options(checkpoint.config, options, num_classes)
-    for name in ("head_norm", "pooling"):
-        if not new_head and getattr(config, name) != getattr(checkpoint.config, name):
-            given = name.replace("pooling", "pool")
-            raise UsageError(f"{given}= changes the head, so it needs a new one: give num_classes=")
+    for field, option in (("head_norm", "head_norm"), ("pooling", "pool")):
+        if not new_head and getattr(config, field) != getattr(checkpoint.config, field):
+            raise UsageError(
+                f"{option}= changes the head, so it needs a new one: give num_classes="
+            )
     origin = Origin(name, fingerprint_backbone(checkpoint.params), seed, revision, rgb)
     _remember(origin)
     head_seed = seed if draw_head else None

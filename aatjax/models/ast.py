@@ -316,12 +316,24 @@ class AST(nnx.Module):
         """Return the logits of tokens that enter a block; see `run_until`."""
         return self._classify(tokens, self._mask(valid), block)
 
+    @entry
+    def run_pooled(
+        self, x: Float[Array, "b t f"], valid: Integer[Array, " b"] | None
+    ) -> Float[Array, "b p"]:
+        """Return the pooled vector, which the head reads."""
+        mask = self._mask(valid)
+        return self._pool(self._embed(x, mask), mask, 0)
+
     def _classify(self, tokens: Tokens, mask: Mask | None, block: int) -> Float[Array, "b c"]:
-        """Return the logits of tokens that enter a block; only tokens that count are computed."""
+        """Return the logits of tokens that enter a block."""
+        return self.head(self._pool(tokens, mask, block))
+
+    def _pool(self, tokens: Tokens, mask: Mask | None, block: int) -> Float[Array, "b p"]:
+        """Return the pooled vector of tokens that enter a block; computes only what it reads."""
         depth = self.config.depth
         count = self._reads_at(depth)
         tokens = self._run_blocks(tokens, mask, block, depth, count)
-        return self.head(self.pool(self.norm(tokens), cut_mask(mask, count)))
+        return self.pool(self.norm(tokens), cut_mask(mask, count))
 
     def _reads_at(self, block: int) -> int | None:
         """Return how many first tokens are read of those that enter a block, or None for all."""

@@ -59,6 +59,8 @@ class Method:
 
     name: ClassVar[str] = ""
     trains_last_norm: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = False
+    """Whether the head is all that is fitted, without gradients (`aatjax.train.head_start`)."""
     default_size: ClassVar[tuple[str, float]] = ("reduction", 64)
     """Of methods with a bottleneck: the size where none is given; see `petl.sizes.find_widths`."""
     rates: ClassVar[tuple[float, float]] = (5e-3, 5e-3)

@@ -6,7 +6,9 @@ from typing import ClassVar
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.models.ast import AST
+from aatjax.models.ast import AST, Head
+from aatjax.models.config import Pooling
+from aatjax.models.pool import make_pool
 from aatjax.petl.base import Method
 from aatjax.petl.published_start import start_as_aat, start_as_petl
 from aatjax.petl.sites import list_blocks
@@ -33,6 +35,34 @@ class Linear(Method):
         """Add nothing: the head is trained by every method."""
         if self.as_published:
             start_as_petl(model, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ridge(Method):
+    """Ridge regression on pooled features of the frozen model, solved in closed form.
+
+    One pass over the training clips, without augmentation and gradients. The penalty is the best
+    for training clips left out, those of a recording or speaker together
+    (`aatjax.train.ridge.fit_ridge`). The head is linear, without a LayerNorm: (P + 1)C parameters,
+    with `stats` P = 3D.
+
+    Attributes:
+        pool: pooling of the tokens, see `ASTConfig`; None is the model's.
+    """
+
+    name: ClassVar[str] = "ridge"
+    trains_last_norm: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = True
+
+    pool: Pooling | None = "stats"
+
+    def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
+        """Replace `pool` and `head`."""
+        config = dataclasses.replace(
+            model.config, pool=self.pool or model.config.pool, head_norm=False
+        )
+        model.config = config
+        model.pool, model.head = make_pool(config, rngs=rngs), Head(config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from aatjax import surgery
@@ -49,6 +50,7 @@ from aatjax.train.fit_checks import (
     sort_buckets,
 )
 from aatjax.train.forward import split_model
+from aatjax.train.head_start import start_head
 from aatjax.train.input_cache import make_input_cache
 from aatjax.train.logging import Show, choose_stream
 from aatjax.train.loop import Loop, Select, Training
@@ -57,7 +59,7 @@ from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.rebuilt_model import explain_changes, find_changes
 from aatjax.train.run_description import describe_loss, describe_updates, describe_weights
-from aatjax.train.run_dir import RunClaims, check_run
+from aatjax.train.run_dir import RunClaims, check_run, has_checkpoint
 from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
@@ -341,6 +343,8 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
     training = settings.get("training") or Training()
     if (epochs := settings.get("epochs")) is not None:
         training = dataclasses.replace(training, epochs=epochs)
+    if isinstance(model.method, Method) and model.method.closed_form:
+        training = dataclasses.replace(training, epochs=0, head_init="ridge")
     optim = settings.get("optim") or Optim()
     if isinstance(optim, optax.MultiSteps):
         optim = optim.gradient_transformation()
@@ -389,8 +393,7 @@ def _prepare(
 ) -> tuple[Loop, TrainState, dict[str, ClipWindows]]:
     """Return the training loop, the state before the first step on the devices, and the windows."""
     training = setup.training
-    parts = split_model(model)
-    if not jax.tree.leaves(parts.trainable):
+    if not surgery.arrays(model, nnx.Param):
         raise UsageError("nothing of the model is trainable: call aatjax.adapt first")
     if isinstance(model.method, Method) and (
         changes := find_changes(model, model.config.without_execution(), model.method)
@@ -402,6 +405,11 @@ def _prepare(
         for name, source in sources.items()
         if name != "train" or setup.windows == "every"
     }
+    start: dict[str, Any] | None = None
+    if isinstance(train, Source) and not (run_dir is not None and has_checkpoint(run_dir)):
+        with StageBar(quiet=screen is None, stream=screen, after=SHOWN_AFTER):
+            model, start = _start_head(model, train, cuts.get("train"), setup)
+    parts = split_model(model)
     weights = None
     if isinstance(train, Source) and "train" in cuts:
         weights = cuts["train"].compute_weights() if len(cuts["train"].owner) > len(train) else None
@@ -464,11 +472,36 @@ def _prepare(
         crop=crop,
         weights=weights,
         monitor=model.method.monitor(model) if isinstance(model.method, Method) else None,
+        start=start,
         beat=context.beat,
         on_step=_make_callback(model, setup.on_step),
         on_epoch=_make_callback(model, setup.on_epoch),
     )
     return loop, begin.state, cuts
+
+
+def _start_head(
+    model: AST, train: Source, cut: ClipWindows | None, setup: _Setup
+) -> tuple[AST, dict[str, Any] | None]:
+    """Return the model with its head as `training.head_init` says, and figures of a fitted one."""
+    training = setup.training
+    if training.head_init == "zeros":
+        started = surgery.clone(model)
+        head = surgery.arrays(model.head.linear)
+        zeros = {f"head/linear/{path}": jnp.zeros_like(value) for path, value in head.items()}
+        surgery.assign(started, zeros, what="a head of zeros")
+        return started, None
+    if training.head_init != "ridge":
+        return model, None
+    with jax.set_mesh(setup.mesh):
+        return start_head(
+            model,
+            cut or cut_clips(train, setup.frontend, setup.scoring, train=True),
+            setup.frontend,
+            setup.mesh,
+            batch_size=training.eval_batch_size or 2 * training.batch_size,
+            balance=training.balance != "none",
+        )
 
 
 def _make_callback(

@@ -144,6 +144,11 @@ def check_inputs(
         )
     if training.balance == "sampler" and isinstance(train, Batches):
         raise UsageError("training.balance draws clips, and batches have none: omit it")
+    if isinstance(train, Batches) and training.head_init == "ridge":
+        raise UsageError(
+            "a ridge regression is fitted to clips, and batches have none: pass a Source, such as "
+            "data.Arrays, or take another method and training.head_init"
+        )
     if isinstance(train, Batches) and training.cache_prefix:
         raise UsageError("training.cache_prefix stores clips, and batches have none: omit it")
 

@@ -6,17 +6,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float64, Int, Integer
+from jaxtyping import Array, Float, Float64, Integer
 from scipy.optimize import minimize
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.clip_windows import ClipWindows
-from aatjax.data.sampling import compute_class_weights
+from aatjax.data.sampling import compute_draw_shares
 from aatjax.data.source import Source
 from aatjax.models.ast import AST
 from aatjax.train.distributed import run_on_main
@@ -66,10 +65,10 @@ def solve_head(
     Args:
         features: of each clip.
         source: labelled clips. Those of a recording or speaker are left out together.
-        balance: weigh clips so that all classes count alike.
+        balance: weigh clips as `compute_draw_shares` draws them.
     """
     targets = source.targets().astype(np.float64)
-    weights = compute_class_weights(source) if balance else np.ones(len(source))
+    weights = len(source) * compute_draw_shares(source) if balance else np.ones(len(source))
     named = [clip.group or f"\0{number}" for number, clip in enumerate(source.clips)]
     groups = np.unique(named, return_inverse=True)[1]
     count = targets.shape[1]
@@ -136,7 +135,7 @@ def start_head(
     batch_size: int,
     balance: bool = False,
     stopped: Callable[[], bool] = lambda: False,
-) -> tuple[AST, HeadStart]:
+) -> tuple[AST, dict[str, Any]]:
     """Return a copy of a model whose head is fitted to the training clips, in closed form.
 
     Args:
@@ -147,6 +146,9 @@ def start_head(
         batch_size: windows per batch.
         balance: see `solve_head`.
         stopped: see `Evaluator.read`.
+
+    Returns:
+        The model, and figures for the metrics of a run.
 
     Raises:
         DataError: no clip can be left out.
@@ -170,4 +172,5 @@ def start_head(
     values = {"head/linear/kernel": head.kernel, "head/linear/bias": head.bias}
     arrays = {path: jnp.asarray(value, jnp.float32) for path, value in values.items()}
     surgery.assign(started, arrays, what="the start of the head")
-    return started, head
+    score = "micro_f1" if clips.clips.multi_label else "accuracy"
+    return started, {f"left_out/{score}": head.left_out, "head/penalty": head.penalty}

@@ -37,6 +37,7 @@ from aatjax.train.step import Loss, Steps, is_finite
 
 Callback = Callable[[int, int, Mapping[str, Any] | None, Weights], None]
 Select = Literal["last", "best", "average"]
+HeadInit = Literal["model", "zeros", "ridge"]
 CHECK_EVERY = 10  # steps between looks at the loss: more often would wait for the device
 LOWER = "lower optim.lr, or set optim.clip to 1"
 
@@ -48,13 +49,16 @@ class Training:
     """Length and batch of a run, and which weights are kept.
 
     Attributes:
-        epochs: passes over the training clips.
+        epochs: passes over the training clips; 0 leaves the model as it starts.
         batch_size: clips per step.
         eval_batch_size: clips per evaluation batch; None takes twice `batch_size`.
         loss: `ce` (one class per clip), `bce` (any number), or None to choose by the data.
         select: weights of the result: those of the `last` epoch, of the `best` epoch on the
             validation clips, or the `average` (exponential moving average).
         average: decay of the moving average per step, or None for none.
+        head_init: where the head starts: as the `model` holds it (drawn, or that of the weights),
+            at `zeros`, or as a `ridge` regression on the features that it reads
+            (`aatjax.train.head_start`). The figures before the first step are those of epoch 0.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
         balance: clips of an epoch: each once (`none`), or as many drawn so that rare classes come
@@ -70,12 +74,13 @@ class Training:
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
     """
 
-    epochs: Annotated[int, Range(1)] = 20
+    epochs: Annotated[int, Range(0)] = 20
     batch_size: Annotated[int, Range(1)] = 32
     eval_batch_size: Annotated[int, Range(1)] | None = None
     loss: Loss | None = None
     select: Select = "last"
     average: Annotated[float, Range(above=0, below=1)] | None = None
+    head_init: HeadInit = "model"
     save_every: Annotated[int, Range(1)] = 1
     seed: Seed = 0
     balance: Balance = "none"
@@ -128,6 +133,7 @@ class Loop:
         done: steps done.
         ended: whether the last step ended an epoch whose row is still to be written.
         compiled: shapes of the batches that the step is compiled for, where processes line up.
+        start: figures of the model before the first step, if there are any.
         best: the weights with the best validation score.
         logits: logits of the validation windows of the last and the best weights, by name.
     """
@@ -153,6 +159,7 @@ class Loop:
     done: int = 0
     ended: bool = False
     compiled: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
+    start: Mapping[str, Any] | None = None
     best: Weights | None = None
     logits: dict[Select, np.ndarray] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -194,6 +201,7 @@ class Loop:
             display.say(f"going on from step {self.done} of {self.total}")
         try:
             with StageBar(quiet=True), StopRequest() as stop:  # one display at a time
+                self._note_start(state, stop, writer, display)
                 while self.done < self.total or self.ended:
                     if not self.ended:
                         state = self._step(state, feed, key, stop)
@@ -206,6 +214,8 @@ class Loop:
                         stopping = not self._end_epoch(state, feed, stop, writer, display)
                     if stopping:
                         self._stop(state, feed, stop)
+                if self.total == 0:
+                    self._save(state, feed)
                 self._write(Checkpoints.settle)
                 if self._agree_to_stop(stop):  # all is saved, but what follows takes time too
                     self._stop(state, feed, stop)
@@ -301,6 +311,20 @@ class Loop:
             self.on_epoch(self.done, row["epoch"], row, (state.trainable, state.stats))
         return is_distributed() or stop.signum is None
 
+    def _note_start(
+        self, state: TrainState, stop: StopRequest, writer: MetricsWriter, display: ProgressDisplay
+    ) -> None:
+        """Evaluate the model before the first step, where its head was fitted: epoch 0."""
+        if self.start is None or self.done or any(row["step"] == 0 for row in writer.rows):
+            return
+        row = {"step": 0, "epoch": 0, **self.start}
+        if self.valid is not None:
+            weights = (state.trainable, state.stats)
+            row |= self._validate(self.valid, weights, stop) or {}
+        writer.add(row)
+        self.progress.rows += 1
+        display.say(_format_row(row, self.training.epochs))
+
     def _stop(self, state: TrainState, feed: Feed, stop: StopRequest) -> None:
         self._collect()  # the signal may have come after the last look at the loss
         self._check_weights(state)
@@ -326,7 +350,7 @@ class Loop:
                     self.train,
                     evaluator.frontend,
                     batch_size=size,
-                    epochs=training.epochs,
+                    epochs=max(1, training.epochs),
                     seed=training.seed,
                     crop=self.crop,
                     threads=training.threads,
@@ -512,9 +536,14 @@ class Loop:
 
 
 def _format_row(row: dict[str, Any], epochs: int) -> str:
-    text = f"epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}"
-    shown = {"train/accuracy": "train accuracy", "train/micro_f1": "train micro-F1"}
+    text = f"epoch {row['epoch']}/{epochs}"
+    if "train/loss" in row:
+        text += f"  loss {row['train/loss']:.4f}"
+    shown = {
+        **{"train/accuracy": "train accuracy", "train/micro_f1": "train micro-F1"},
+        **{"left_out/accuracy": "accuracy left out", "left_out/micro_f1": "micro-F1 left out"},
+    }
     for name, value in row.items():
         if name in shown or name.startswith("valid/"):
             text += f"  {shown.get(name, name)} " + ("n/a" if value is None else f"{value:.3f}")
-    return f"{text}  {row['train/clips_per_s']:.0f} clips/s"
+    return f"{text}  {row['train/clips_per_s']:.0f} clips/s" if row["epoch"] else text
