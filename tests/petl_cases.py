@@ -53,6 +53,7 @@ def lora(letters: str) -> tuple[str, ...]:
     return tuple(f"blocks/*/attn/{name}/lora_{part}" for name in names for part in "ab")
 
 
+FACTORS = ("lora_a", "lora_b")
 PREFIX = ("blocks/*/attn/k/prefix", "blocks/*/attn/v/prefix")
 DEEP = ("blocks/*/prompts",)
 
@@ -60,6 +61,7 @@ DEEP = ("blocks/*/prompts",)
 # stated). A method of `petl_oracle` has its cases here; any other is tested at its defaults.
 CASES: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "linear": (petl.Linear(), ()),
+    "ridge": (petl.Ridge(), ()),
     "full": (petl.Full(), ("embed/*", "embed/proj/*", "blocks/*", "norm/*")),
     "partial": (petl.Partial(), ("blocks/1/*",)),
     "bitfit": (petl.BitFit(), ("blocks/*/bias", "norm/bias")),
@@ -93,6 +95,15 @@ CASES: dict[str, tuple[Method, tuple[str, ...] | None]] = {
         petl.LoRA(targets=("q", "k", "v", "o"), reduction=8, scale="alpha/reduction"),
         lora("qkvo"),
     ),
+    "lora_mlp": (
+        petl.LoRA(rank=2, targets=("v", "up", "down")),
+        lora("v") + at("mlp/up", FACTORS) + at("mlp/down", FACTORS),
+    ),
+    "loaa": (petl.LoAA(width=3), at("mlp/loaa", ADAPTER) + LN2),
+    "loaa_both": (
+        petl.LoAA(width=3, kernel=4, location="both", train_norm=False),
+        at("attn/loaa", ADAPTER) + at("mlp/loaa", ADAPTER),
+    ),
     "prefix": (petl.Prefix(tokens=4), PREFIX),
     "prompt": (petl.Prompt(tokens=3), DEEP),
     "prompt_shallow": (petl.Prompt(tokens=3, deep=False, pool="prompts"), ("embed/prompts",)),
@@ -109,6 +120,10 @@ CASES: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "soft_moa_normalized": (
         soft(normalize=True),
         (*ATTN_MIXTURE, "blocks/*/attn/soft_moa/scale", *LN1),
+    ),
+    "soft_moa_shared": (
+        soft(shared=True),
+        ATTN_MIXTURE + at("attn/soft_moa/shared", ADAPTER) + LN1,
     ),
     "soft_moa_convpass": (
         soft(expert="convpass"),
@@ -171,7 +186,9 @@ PUBLISHED: dict[str, tuple[Method, tuple[str, ...] | None]] = {
     "dense_moa": (dense(as_published=True), at("dense_moa", (*ROUTER, *ADAPTER)) + LN1),
 }
 # Not the identity at initialisation.
-CHANGES_AT_INIT = {name for name in CASES if name.startswith(("prompt", "prefix", "combined_rows"))}
+CHANGES_AT_INIT = {
+    name for name in CASES if name.startswith(("prompt", "prefix", "combined_rows", "ridge"))
+}
 # Parameters of the published forms that never get a gradient.
 UNUSED_AS_PUBLISHED = {
     "conformer": ("adapter/norm/scale", "adapter/norm/bias"),

@@ -137,7 +137,29 @@ class Oracle:
                 own = [softmax(scores[:, e, p]) @ tokens[here] for p in range(slots)]
                 answers += list(self.expert(path, e, np.array(own)[None], published)[0])
             out[clip, here] = read @ np.array(answers)
-        return out
+        return out + self.adapter(f"{path}/shared", x, False) if self.has(f"{path}/shared") else out
+
+    def look_aside(self, path: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Convolutions along time, then along frequency; other tokens have no neighbours."""
+        rows, columns = self.config.grid
+        first = x.shape[1] - rows * columns
+        down, up = self.w[f"{path}/w_down"], self.w[f"{path}/w_up"]
+        before = (len(down) - 1) // 2
+
+        def convolve(z: np.ndarray, taps: np.ndarray, step: tuple[int, int]) -> np.ndarray:
+            out = z @ taps[before]
+            for row, column in np.ndindex(rows, columns):
+                for j in range(len(taps)):
+                    i, k = (
+                        at + (j - before) * by for at, by in zip((row, column), step, strict=True)
+                    )
+                    if j != before and 0 <= i < rows and 0 <= k < columns:
+                        other = z[:, first + i * columns + k]
+                        out[:, first + row * columns + column] += other @ taps[j]
+            return out
+
+        hidden = convolve(x * mask[..., None], down, (0, 1)) + self.w[f"{path}/b_down"]
+        return convolve(gelu(hidden), up, (1, 0)) + self.w[f"{path}/b_up"]
 
     def gated_mixture(self, path: str, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         published = self.field("dense_moa", "as_published", False)
@@ -166,6 +188,8 @@ class Oracle:
             added = added + self.adapter(f"{site}/mlp_adapter", u, False)
         if self.has(f"{site}/soft_moa/"):
             added = added + self.soft_mixture(f"{site}/soft_moa", u, mask)
+        if self.has(f"{site}/loaa/"):
+            added = added + self.look_aside(f"{site}/loaa", u, mask)
         for name in ("dense_moa", "top_k_moa"):
             if self.has(f"{site}/{name}/"):
                 added = added + self.gated_mixture(f"{site}/{name}", u, mask)
@@ -238,6 +262,23 @@ class Oracle:
         prefix = np.repeat(np.concatenate(prefix)[None], x.shape[0], axis=0)
         return np.concatenate([prefix, tokens], axis=1) + self.w["embed/pos"]
 
+    def pool(
+        self, kind: str, tokens: np.ndarray, mask: np.ndarray, prefix: int, start: int
+    ) -> np.ndarray:
+        """Statistics pooling, or trained pooling, of the tokens of one clip."""
+        patches = tokens[start:][mask[start:]]
+        if kind == "stats":
+            deviation = np.sqrt(patches.var(axis=0) + 1e-6)
+            return np.concatenate([tokens[:prefix].mean(axis=0), patches.mean(axis=0), deviation])
+        if kind == "attention":
+            query = self.w["pool/query"]
+            return softmax(tokens[mask] @ query / math.sqrt(len(query))) @ tokens[mask]
+
+        def unit(z: np.ndarray) -> np.ndarray:
+            return z / np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6)
+
+        return (unit(patches) @ unit(self.w["pool/prototypes"]).T).max(axis=0)
+
     def logits(self, x: np.ndarray) -> np.ndarray:
         config = self.config
         x = np.asarray(x, np.float64)
@@ -282,6 +323,9 @@ class Oracle:
         }
         pooled = []
         for clip, row in enumerate(tokens):
+            if pool not in ranges:
+                pooled.append(self.pool(pool, row, mask[clip], prefix, prefix + places))
+                continue
             part = ranges[pool]
             pooled.append(row[part][mask[clip, part]].mean(axis=0))
         z = np.stack(pooled)

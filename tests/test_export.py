@@ -233,6 +233,7 @@ def test_peft_opens_the_files_with_equal_logits(make: Make, tmp_path: Path) -> N
         petl.LoRA(reduction=4, targets="qkvo", alpha=3.5, scale="alpha/reduction"),
         petl.LoRA(reduction=8, as_published=True),
         petl.LoRA(reduction=8, blocks="last1"),
+        petl.LoRA(rank=2, targets=("v", "up", "down")),
     ):
         path, out = make(method), tmp_path / str(hash(method))
         _, clips, want = truth(path)

@@ -21,11 +21,14 @@ OLD_NAMES = (
     "attention.attention.key",
     "attention.attention.value",
     "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
 )
-SITES = ("q", "k", "v", "out")
+NEW_NAMES = (*(f"attention.{letter}_proj" for letter in "qkvo"), "mlp.fc1", "mlp.fc2")
+SITES = ("q", "k", "v", "out", "up", "down")
 STYLES: dict[str, tuple[str, dict[str, str]]] = {
     "transformers-4": (f"{BODY}.encoder.layer", dict(zip(SITES, OLD_NAMES, strict=True))),
-    "transformers-5": (f"{BODY}.layers", {site: f"attention.{site[0]}_proj" for site in SITES}),
+    "transformers-5": (f"{BODY}.layers", dict(zip(SITES, NEW_NAMES, strict=True))),
 }
 """Where the blocks are, and the names of the projections in one, by folder."""
 
@@ -86,8 +89,7 @@ def _write_style(
         "classifier.dense.weight": arrays["head/linear/kernel"].T,
         "classifier.dense.bias": arrays["head/linear/bias"],
     }
-    sites = dict.fromkeys(path.split("/")[3] for path in factors)
-    numbers = sorted({int(path.split("/")[1]) for path in factors})
+    modules = dict.fromkeys(name.partition(".lora_")[0] for name in tensors if ".lora_" in name)
     one = surgery.modules(model.adapted)[next(iter(factors)).rpartition("/")[0]]
     rank = next(value.shape[1] for path, value in factors.items() if path.endswith("lora_a"))
     alpha = getattr(one, "scale") * rank  # noqa: B009
@@ -102,8 +104,7 @@ def _write_style(
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
-        "target_modules": [names[site] for site in sites],
-        "layers_to_transform": None if len(numbers) == model.merged.config.depth else numbers,
+        "target_modules": list(modules),  # whole names: output.dense ends attention.output.dense
         "modules_to_save": ["classifier"],
     }
     folder.mkdir()

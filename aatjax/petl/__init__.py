@@ -10,18 +10,19 @@ from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method, adapt, find_method
 from aatjax.petl.combined import Combined, Stacked
 from aatjax.petl.dense_moa import DenseMoA, TopKMoA
+from aatjax.petl.loaa import LoAA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.merge import merge
 from aatjax.petl.prefix import Prefix
 from aatjax.petl.presets import TABLE, make_method
 from aatjax.petl.prompt import Prompt
 from aatjax.petl.routing_weights import Routing, diagnose_routing, routing
-from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
+from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial, Ridge
 from aatjax.petl.soft_moa import SoftMoA
 
 # The methods, so that editors and type checkers know them; then what is done with them.
 __all__ = ["AAT", "Adapter", "BitFit", "Combined", "DenseMoA", "Full", "LayerNormTuning", "Linear"]
-__all__ += ["LoRA", "Partial", "Prefix", "Prompt", "SoftMoA", "Stacked", "TopKMoA"]
+__all__ += ["LoAA", "LoRA", "Partial", "Prefix", "Prompt", "Ridge", "SoftMoA", "Stacked", "TopKMoA"]
 __all__ += ["METHODS", "Method", "Routing", "TABLE", "adapt", "diagnose_routing", "find_method"]
 __all__ += ["make_method", "merge", "routing"]
 

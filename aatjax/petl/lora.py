@@ -1,6 +1,7 @@
-"""LoRA: low-rank updates of the attention's projections, which can be merged into them."""
+"""LoRA: low-rank updates of a block's linear layers, which can be merged into them."""
 
 import dataclasses
+import re
 from typing import Annotated, ClassVar, Literal, cast
 
 import jax
@@ -19,11 +20,15 @@ from aatjax.petl.published_start import start_as_petl
 from aatjax.petl.sites import list_blocks
 from aatjax.petl.sizes import find_widths
 
-PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "out"}
+LAYERS = {
+    **{"q": "attn/q", "k": "attn/k", "v": "attn/v", "o": "attn/out"},
+    **{"up": "mlp/up", "down": "mlp/down"},
+}
+"""Linear layers of a block by the words of `targets`."""
 
 
 class LowRank(nnx.Module):
-    """W x + b + scale * B(A x): `[b, n, d] -> [b, n, d]`, A d to r, B r to d, no biases.
+    """W x + b + scale * B(A x): `[b, n, i] -> [b, n, o]`, A i to r, B r to o, no biases.
 
     A starts as normal(0.02), B as zero (or like A with init="normal").
     """
@@ -67,12 +72,13 @@ class LowRank(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Method):
-    """Low-rank adaptation of attention projections (Hu et al. 2022, eq. 3; arXiv 2312.03694).
+    """Low-rank adaptation of linear layers (Hu et al. 2022, eq. 3; arXiv 2312.03694).
 
     Every target becomes W x + b + s B(A x). The scale s is alpha / rank, as in LoRA's paper, or
     alpha / reduction, as in the published AST code: 0.125 instead of 2.67 with its reduction of 128
     and alpha of 16. Also trained: the head and the last LayerNorm before it. Identity at
-    initialisation; `aatjax.merge` folds it into the backbone. Adds 2D rank per target.
+    initialisation; `aatjax.merge` folds it into the backbone. Adds 2D rank per target, of the MLP's
+    layers with M hidden units (D + M) rank.
 
     as_published=True: zero positions and a uniform head (`start_as_petl`), both factors drawn from
     normal(0.02), scale alpha / reduction.
@@ -80,8 +86,8 @@ class LoRA(Method):
     Attributes:
         rank: inner width r of the update, or one for each adapted block.
         alpha: numerator of the scale.
-        targets: projections to adapt, of q, k, v and o (output); on the command line also as one
-            word, `qv`.
+        targets: layers to adapt, of the attention's q, k, v and o (output) and the MLP's up and
+            down; on the command line also as one word, `qv`, `qvupdown`.
         reduction: or D / rank, rounded; 128 if neither is given, rank 6 for AST-base and 8 at least
             for narrower models.
         scale: `alpha/rank` or `alpha/reduction`.
@@ -102,10 +108,12 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        targets = tuple("".join(self.targets))
-        if not targets or set(targets) - set(PROJECTIONS) or len(set(targets)) < len(targets):
+        word = "".join(self.targets)
+        targets = tuple(re.findall("up|down|[qkvo]", word))
+        if not targets or "".join(targets) != word or len(set(targets)) < len(targets):
             raise UsageError(
-                f"LoRA targets={self.targets!r} is not a set of q, k, v and o, such as ('q', 'v')"
+                f"LoRA targets={self.targets!r} is not a set of q, k, v, o, up and down, such as "
+                "('q', 'v')"
             )
         object.__setattr__(self, "targets", targets)
 
@@ -119,7 +127,7 @@ class LoRA(Method):
         return (given[index] if isinstance(given, tuple) else given) or self.default_size[1]
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
-        """Wrap the targets among `blocks/*/attn/q`, `k`, `v`, `out`."""
+        """Wrap the targets in `blocks/*/attn` and `blocks/*/mlp`."""
         dim, blocks = model.config.dim, list_blocks(self, model.config.depth)
         init: Init = "normal" if self.as_published else "identity"
         ranks = find_widths(self, dim, len(blocks))
@@ -135,7 +143,7 @@ class LoRA(Method):
                     return LowRank(projection, rank, scale, init=init, names=labels, rngs=rngs)
 
                 # Innermost: the projection itself, not a prefix or another wrapper around it.
-                path = f"blocks/{block}/attn/{PROJECTIONS[target]}"
+                path = f"blocks/{block}/{LAYERS[target]}"
                 surgery.wrap(model, path, add_update, innermost=True)
         if self.as_published:
             start_as_petl(model, rngs=rngs)

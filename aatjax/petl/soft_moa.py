@@ -12,6 +12,7 @@ from jaxtyping import Array
 from aatjax import ops
 from aatjax.errors import Range, UsageError
 from aatjax.models.tokens import Mask, Tokens
+from aatjax.petl.bottleneck import Bottleneck
 from aatjax.petl.moa import ExpertBank, Mixture, MixtureShape, record_routing
 
 
@@ -25,10 +26,19 @@ class SoftMixture(ExpertBank):
         shape: number N, kind and size of the experts.
         slots: slots p per expert.
         normalize: tokens and phi of unit length in the scores, times a learned scale.
+        shared: one more bottleneck, which reads every token itself.
         rngs: source of the initial weights.
     """
 
-    def __init__(self, shape: MixtureShape, slots: int, *, normalize: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        shape: MixtureShape,
+        slots: int,
+        *,
+        normalize: bool = False,
+        shared: bool = False,
+        rngs: nnx.Rngs,
+    ):
         size, dim = shape.experts, shape.block.dim
         spread = math.sqrt(2 / ((size + dim) * slots))
         self.normalize: bool = normalize
@@ -38,8 +48,19 @@ class SoftMixture(ExpertBank):
         )
         self.scale: nnx.Param[Array] | None = nnx.Param(jnp.ones(())) if normalize else None
         super().__init__(shape, rngs)
+        block = shape.block
+        self.shared: Bottleneck | None = (
+            Bottleneck(dim, block.width, dtype=block.dtype, init=block.init, rngs=rngs)
+            if shared
+            else None
+        )
 
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
+        mixed = self.mix(x, mask)
+        return mixed if self.shared is None else mixed + self.shared(x)
+
+    def mix(self, x: Tokens, mask: Mask | None) -> Tokens:
+        """Return what the tokens read back of the slots."""
         phi, normalize = self.phi[...], self.normalize
         if self.scale is not None:
             square = jnp.sum(jnp.square(phi), axis=0, keepdims=True)
@@ -62,7 +83,8 @@ class SoftMoA(Mixture):
     combination of all slot outputs. The mixture reads the LayerNorm output that its sub-layer
     reads, and is added once. Also trained: that LayerNorm, the head and the last LayerNorm before
     it. Identity at initialisation.
-    Adds N(2Dr + r + D) + DNp parameters per site, and 2D for the LayerNorm.
+    Adds N(2Dr + r + D) + DNp parameters per site, and 2D for the LayerNorm; a shared expert is one
+    more in N, without slots.
 
     as_published=True: zero positions and a uniform head (`start_as_petl`), all projections drawn
     from normal(0.02), and at the attention site (`mhsa`) the mixture is added a second time after
@@ -75,12 +97,15 @@ class SoftMoA(Mixture):
             which have no order, so they make sense for mixtures over tokens only (`DenseMoA`).
         normalize: scores as in Soft MoE (arXiv 2308.00951, sec. 2.3): tokens and phi of unit
             length, times a learned scale; the slots combine the tokens as they are.
+        shared: one more expert, a bottleneck of the same width applied to every token itself and
+            added (the shared expert of DeepSeekMoE, arXiv 2401.06066).
     """
 
     name: ClassVar[str] = "soft_moa"
 
     slots: Annotated[int, Range(1)] = 1
     normalize: bool = False
+    shared: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +114,11 @@ class SoftMoA(Mixture):
                 "SoftMoA normalize=True with as_published=True: no published run normalised; "
                 "omit one of them"
             )
+        if self.shared and self.as_published:
+            raise UsageError("SoftMoA shared=True with as_published=True: no published run had it")
 
     def make_mixture(self, shape: MixtureShape, rngs: nnx.Rngs) -> nnx.Module:
         """Return the soft mixture of one site."""
-        return SoftMixture(shape, self.slots, normalize=self.normalize, rngs=rngs)
+        return SoftMixture(
+            shape, self.slots, normalize=self.normalize, shared=self.shared, rngs=rngs
+        )
