@@ -313,14 +313,27 @@ def make_batch(count: int, *, seed: int = 0, classes: int = 3) -> dict[str, jax.
 
 
 def one_step(
-    batch: dict[str, Any], *, augment: Augment | None = None, loss: Any = "ce", key: int = 0
+    batch: dict[str, Any],
+    *,
+    augment: Augment | None = None,
+    loss: Any = "ce",
+    key: int = 0,
+    method: petl.Method | None = None,
+    **options: Any,
 ) -> tuple[TrainState, dict[str, float]]:
-    model = adapted()
-    model.blocks[0].mlp.mlp_adapter.w_up[...] = 0.1 + model.blocks[0].mlp.mlp_adapter.w_up[...]
+    model = adapted(method)
+    if method is None:
+        up = model.blocks[0].mlp.mlp_adapter.w_up
+        up[...] = 0.1 + up[...]
     parts = surgery.split(model)
     tx = make_optimizer(Optim(), steps_per_epoch=3, epochs=3)
     steps = make_steps(
-        parts.graphdef, tx, frontend=FrontEnd(frames=39), augment=augment or Augment(), loss=loss
+        parts.graphdef,
+        tx,
+        frontend=FrontEnd(frames=39),
+        augment=augment or Augment(),
+        loss=loss,
+        **options,
     )
     state = init_state(parts.trainable, parts.stats, tx, average=False)
     state, sums = steps.train(state, parts.frozen, batch, jax.random.key(key))
@@ -394,6 +407,61 @@ def test_every_step_draws_new_augmentation() -> None:
         _, sums = steps.train(state, parts.frozen, make_batch(4), jax.random.key(0))
         losses.append(float(sums["loss"]))
     assert losses[0] != losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "augment"),
+    [
+        (None, "ce", MIXED),
+        (petl.TopKMoA(num_experts=3, reduction=8), "bce", Augment()),
+    ],
+    ids=["mixup", "penalty"],
+)
+def test_a_batch_in_parts_takes_the_step_of_the_whole(
+    method: petl.Method | None, loss: str, augment: Augment
+) -> None:
+    batch = make_batch(12)
+    batch["weight"] = batch["weight"].at[-3:].set(0.0)  # parts hold more and less padding
+    given = {"method": method, "loss": loss, "augment": augment}
+    whole, sums = one_step(batch, **given)
+    parts, sums_of_parts = one_step(batch, accumulate=3, **given)
+    assert sums_of_parts == pytest.approx(sums, rel=1e-5)
+    if method is not None:  # its penalty counts tokens of each part
+        return
+    largest = max(np.abs(leaf).max() for leaf in first_moment(whole))
+    for one, other in zip(first_moment(whole), first_moment(parts), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5 * largest)
+
+
+def test_a_batch_that_does_not_divide_into_its_parts_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"batch_size=32 is not a multiple of training.accum.*=3"):
+        Training(accumulate=3)
+    mesh = MeshShape().make(jax.devices()[:4])
+    with pytest.raises(UsageError, match=r"training\.batch_size / training\.accumulate=2 does not"):
+        train(adapted(), training=Training(batch_size=8, accumulate=4), mesh=mesh)
+
+
+def test_focal_loss_and_label_smoothing_are_their_formulas() -> None:
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(6, 4)) * 4, rng.dirichlet(np.ones(4), 6)
+    known = (rng.random((6, 4)) < 0.7).astype(np.float64)
+    known[:, 0] = 1
+    options = {"focal": 2.5, "smoothing": 0.2}
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    smooth = 0.8 * target + 0.2 / 4
+    wanted = -(smooth * (1 - p) ** 2.5 * np.log(p)).sum(1)
+    given = [jnp.asarray(x, jnp.float32) for x in (logits, target, known)]
+    np.testing.assert_allclose(
+        compute_losses(given[0], given[1], "ce", **options), wanted, rtol=1e-5
+    )
+    q = 1 / (1 + np.exp(-logits))
+    smooth = (0.8 * target + 0.1) * known
+    each = -smooth * (1 - q) ** 2.5 * np.log(q) - (known - smooth) * q**2.5 * np.log(1 - q)
+    found = compute_losses(given[0], given[1] * given[2], "bce", given[2], **options)
+    np.testing.assert_allclose(found, each.sum(1) / known.sum(1), rtol=1e-5)
+    sure = jnp.asarray([[80.0, -80.0]])  # p is 1 in float32
+    gradient = jax.grad(lambda z: compute_losses(z, sure > 0, "ce", focal=0.5).sum())(sure)
+    assert np.isfinite(np.asarray(gradient)).all()
 
 
 def test_losses_are_those_of_torch() -> None:

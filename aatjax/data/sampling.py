@@ -9,8 +9,8 @@ from jaxtyping import Float64
 
 from aatjax.data.source import Source
 
-Balance = Literal["none", "sampler"]
-"""How an epoch is drawn: every clip once, or with replacement, classes alike."""
+Balance = Literal["none", "sampler", "loss"]
+"""What makes classes count alike: nothing, how often their clips are drawn, or their weights."""
 
 
 def compute_draw_shares(

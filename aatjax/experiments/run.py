@@ -44,12 +44,12 @@ from aatjax.train.distributed import (
     run_on_main,
 )
 from aatjax.train.fit import FitContext, Run, fit
-from aatjax.train.fit_checks import check_changes, check_scoring, check_selection
+from aatjax.train.fit_checks import check_changes, check_parts, check_scoring, check_selection
 from aatjax.train.logging import Show, choose_stream
 from aatjax.train.metrics.decisions import Calibration
 from aatjax.train.metrics.results import format_clips
 from aatjax.train.run_dir import RunClaims, has_checkpoint, restore_result
-from aatjax.train.sharding import MeshShape, check_batch
+from aatjax.train.sharding import MeshShape
 from aatjax.train.watchdog import Watchdog
 
 Headline = tuple[str, float | None, float | None, float | None]
@@ -226,7 +226,7 @@ def _train(
             print(f"{folder}: keeps the sizes of its version: {config.petl}", file=screen)
     is_new = run_on_main(lambda: not claims.is_started)
     if done is None and (config.mesh != MeshShape() or jax.devices()[0].platform != "cpu"):
-        check_batch(config.mesh.make(), config.training.batch_size)  # before hours of reading
+        check_parts(config.mesh.make(), config.training)  # before hours of reading
     quarantine = folder / "quarantine.jsonl" if is_main() else None
 
     def check(listed: Partition) -> None:

@@ -18,6 +18,8 @@ class LoopProgress:
         spent: the same of the epoch: in all, waiting for input, and sending it to the device.
         skipped: steps of the whole run whose loss or gradient was not finite.
         best_score: validation score of the best weights so far.
+        best_epoch: epoch of the best weights so far.
+        stale: epochs that gained nothing since the last one that did, see `Training.patience`.
         iterator: state of the iterator over the batches.
         rows: rows of metrics.jsonl that were written.
     """
@@ -27,6 +29,8 @@ class LoopProgress:
     spent: dict[str, float] = dataclasses.field(default_factory=dict)
     skipped: int = 0
     best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
     iterator: dict[str, Any] | None = None
     rows: int = 0
 

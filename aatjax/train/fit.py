@@ -22,6 +22,7 @@ from aatjax.convert.load import make_front_end
 from aatjax.data.batches import Batches
 from aatjax.data.clip_windows import ClipWindows, TrainWindows, cut_clips
 from aatjax.data.pipeline import count_batches
+from aatjax.data.sampling import compute_draw_shares
 from aatjax.data.source import Source
 from aatjax.data.trainable import check_classes
 from aatjax.errors import UsageError, check_names
@@ -43,6 +44,7 @@ from aatjax.train.evaluation import (
 from aatjax.train.fit_checks import (
     check_changes,
     check_inputs,
+    check_parts,
     check_scoring,
     check_selection,
     check_settings,
@@ -60,7 +62,7 @@ from aatjax.train.prefix_cache import PrefixCache
 from aatjax.train.rebuilt_model import explain_changes, find_changes
 from aatjax.train.run_description import describe_loss, describe_updates, describe_weights
 from aatjax.train.run_dir import RunClaims, check_run, has_checkpoint
-from aatjax.train.sharding import MeshShape, adopt_mesh, check_batch, choose_devices, fetch
+from aatjax.train.sharding import MeshShape, adopt_mesh, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
 
@@ -272,7 +274,7 @@ def fit(
     check_selection(setup.training, valid, test, context.chosen_on_test)
     check_scoring(setup.scoring, valid)
     check_sources(model, [train, *sources.values()], setup.frontend)
-    check_batch(setup.mesh, setup.training.batch_size)
+    check_parts(setup.mesh, setup.training)
     folder = None if run_dir is None else Path(run_dir)
     with contextlib.ExitStack() as held:
         held.enter_context(keep_root_logger())
@@ -366,7 +368,7 @@ def _resolve(model: AST, train: Source | Batches, settings: FitSettings) -> _Set
         devices = jax.devices()
         if mesh == MeshShape():
             weights = surgery.count_bytes(model)
-            devices = choose_devices(training.batch_size, weights, devices)
+            devices = choose_devices(training.batch_size // training.accumulate, weights, devices)
         mesh = mesh.make(devices)
     return _Setup(
         training,
@@ -414,6 +416,8 @@ def _prepare(
     if isinstance(train, Source) and "train" in cuts:
         weights = cuts["train"].compute_weights() if len(cuts["train"].owner) > len(train) else None
         train = cuts["train"].windows
+    if training.balance == "loss" and isinstance(train, Source):
+        weights = len(train) * compute_draw_shares(train, weights)
     windows = {name: cut.windows for name, cut in cuts.items()}
     if isinstance(train, Source):
         windows["train"] = train
@@ -455,6 +459,9 @@ def _prepare(
         average=training.average,
         layout=begin.layout,
         start=cache.start if isinstance(cache, PrefixCache) else None,
+        accumulate=training.accumulate,
+        focal=training.focal,
+        smoothing=training.label_smoothing,
     )
     size = training.eval_batch_size or 2 * training.batch_size
     loop = Loop(

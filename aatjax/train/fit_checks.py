@@ -18,7 +18,7 @@ from aatjax.errors import UsageError, check_kind, suggest
 from aatjax.models.ast import AST
 from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
-from aatjax.train.sharding import MeshShape
+from aatjax.train.sharding import MeshShape, check_batch
 from aatjax.train.step import Loss
 
 # The types of the settings of `fit` that are no numbers, and what to give.
@@ -151,6 +151,14 @@ def check_inputs(
         )
     if isinstance(train, Batches) and training.cache_prefix:
         raise UsageError("training.cache_prefix stores clips, and batches have none: omit it")
+
+
+def check_parts(mesh: Mesh, training: Training) -> None:
+    """Refuse a batch whose parts, which are computed at once, do not divide over the devices."""
+    name = "training.batch_size"
+    if training.accumulate > 1:
+        name += " / training.accumulate"
+    check_batch(mesh, training.batch_size // training.accumulate, name)
 
 
 def sort_buckets(

@@ -19,7 +19,15 @@ from aatjax.data.clip_windows import ClipWindows
 from aatjax.data.pipeline import ClipLoader, Crop, make_eval_batches, make_train_batches
 from aatjax.data.sampling import Balance
 from aatjax.data.source import Source
-from aatjax.errors import NotFiniteError, Range, Seed, UsageError, WriteError, check_fields
+from aatjax.errors import (
+    NotFiniteError,
+    Range,
+    Seed,
+    UsageError,
+    WriteError,
+    check_fields,
+    format_count,
+)
 from aatjax.io.atomic import open_output, report_write_errors
 from aatjax.io.progress import SHOWN_AFTER, StageBar, TextStream
 from aatjax.io.signals import InterruptedRunError, StopRequest
@@ -61,8 +69,14 @@ class Training:
             (`aatjax.train.head_start`). The figures before the first step are those of epoch 0.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
-        balance: clips of an epoch: each once (`none`), or as many drawn so that rare classes come
-            as often as frequent ones (`sampler`, as AST on AudioSet).
+        balance: whether rare classes count as much as frequent ones: not (`none`), since as many
+            clips are drawn so that they come as often (`sampler`, as AST on AudioSet), or by
+            weights of the clips in the `loss`.
+        focal: exponent of the focal loss, which weighs down what is easy; 0 for none.
+        label_smoothing: share of each target that is spread over the classes.
+        accumulate: parts that a batch is computed in, to save memory; the update is the same.
+        patience: epochs after which training ends: without a better score on the validation clips,
+            or, where there are none, with every training clip right; None for all epochs.
         threads: reading threads; 0 reads in the main thread.
         max_skipped: steps of a run that may be skipped because their loss or gradient is not
             finite; the batch of each is written to the run folder. One more ends the run.
@@ -84,6 +98,10 @@ class Training:
     save_every: Annotated[int, Range(1)] = 1
     seed: Seed = 0
     balance: Balance = "none"
+    focal: Annotated[float, Range(0, 10)] = 0.0
+    label_smoothing: Annotated[float, Range(0, below=1)] = 0.0
+    accumulate: Annotated[int, Range(1)] = 1
+    patience: Annotated[int, Range(1)] | None = None
     threads: Annotated[int, Range(0)] = 2
     max_skipped: Annotated[int, Range(0)] = 0
     cache_prefix: bool = False
@@ -96,6 +114,11 @@ class Training:
                 "training.loss is 'ce' or 'bce': give a function to fit itself, fit(loss=function)"
             )
         check_fields(self, "training.")
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"training.batch_size={self.batch_size} is not a multiple of "
+                f"training.accumulate={self.accumulate}"
+            )
         if self.select == "average" and self.average is None:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
 
@@ -171,6 +194,8 @@ class Loop:
     @property
     def total(self) -> int:
         """Steps of the whole run."""
+        if self.training.patience is not None and self.progress.stale >= self.training.patience:
+            return self.done
         return self.per_epoch * self.training.epochs
 
     def run(self, state: TrainState) -> tuple[TrainState, Weights | None]:
@@ -303,13 +328,27 @@ class Loop:
             return False
         writer.add(row)
         self.progress.rows += 1
+        self.progress.stale = self._count_stale(row)
         display.end_epoch(_format_row(row, self.training.epochs))
         self.progress.sums, self.progress.spent, self.ended = {}, {}, False
         if self.done // self.per_epoch % self.training.save_every == 0 or self.done == self.total:
             self._save(state, feed)
         if self.on_epoch is not None:
             self.on_epoch(self.done, row["epoch"], row, (state.trainable, state.stats))
+        if self.done == self.total < self.per_epoch * self.training.epochs:
+            why = "all training clips are right" if self.valid is None else "no better score"
+            count = format_count(self.progress.stale, "epoch")
+            display.say(f"{why} for {count}: training ends (training.patience)")
         return is_distributed() or stop.signum is None
+
+    def _count_stale(self, row: Mapping[str, Any]) -> int:
+        """Return the number of epochs up to this one that gained nothing."""
+        if self.valid is not None:
+            gained = self.progress.best_epoch == row["epoch"]
+        else:
+            score = row.get("train/accuracy", row.get("train/micro_f1"))
+            gained = score is None or score < 1.0
+        return 0 if gained else self.progress.stale + 1
 
     def _note_start(
         self, state: TrainState, stop: StopRequest, writer: MetricsWriter, display: ProgressDisplay
@@ -472,6 +511,7 @@ class Loop:
         best = self.progress.best_score
         if value is not None and (best is None or value > best):
             self.progress.best_score = value
+            self.progress.best_epoch = self.done // self.per_epoch
             self.best = jax.tree.map(jnp.copy, weights)
             self.logits["best"] = logits
         return {f"valid/{name}": value}

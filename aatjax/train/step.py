@@ -44,8 +44,13 @@ def compute_losses(
     target: Float[Array, "b c"],
     loss: Loss | LossFunction,
     known: Float[Array, "b c"] | None = None,
+    *,
+    focal: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Float[Array, " b"]:
     """Return cross-entropy (`ce`) or mean binary cross-entropy over classes (`bce`) per clip.
+
+    Each term -log p is times (1 - p)^focal (focal loss, Lin et al. 2017, eq. 4, arXiv 1708.02002).
 
     Args:
         logits: scores before softmax or sigmoid.
@@ -53,6 +58,9 @@ def compute_losses(
         loss: `ce`, `bce`, or a function of logits and targets.
         known: share of the clip of which it is known whether it has the class; all by default.
             `bce` is the mean over the known classes.
+        focal: exponent of the focal loss; 0 is none. Not for a function.
+        smoothing: share of each target that is spread over all classes (`ce`), or over the class
+            and its absence (`bce`). Not for a function.
     """
     if callable(loss):
         try:
@@ -71,11 +79,18 @@ def compute_losses(
             )
         return losses
     if loss == "ce":
-        return optax.softmax_cross_entropy(logits, target)
-    if known is None:
-        return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
-    each = target * jax.nn.softplus(-logits) + (known - target) * jax.nn.softplus(logits)
+        target = (1 - smoothing) * target + smoothing / target.shape[-1]
+        return (target * _weigh_hard(-jax.nn.log_softmax(logits), focal)).sum(axis=-1)
+    known = jnp.ones_like(target) if known is None else known
+    target = (1 - smoothing) * target + smoothing / 2 * known
+    present, absent = (_weigh_hard(jax.nn.softplus(x), focal) for x in (-logits, logits))
+    each = target * present + (known - target) * absent
     return each.sum(axis=-1) / jnp.maximum(known.sum(axis=-1), 1e-6)
+
+
+def _weigh_hard(nats: Float[Array, "b c"], focal: float) -> Float[Array, "b c"]:
+    """Return -log p times (1 - p)^focal, with finite gradients where p is 1."""
+    return nats * (-jnp.expm1(-nats) + 1e-12) ** focal if focal else nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +118,9 @@ def make_steps(
     average: float | None = None,
     layout: TrainState | None = None,
     start: int | None = None,
+    accumulate: int = 1,
+    focal: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Steps:
     """Return the jitted steps; equal arguments share their compiled programs.
 
@@ -120,13 +138,39 @@ def make_steps(
         layout: the sharding of every array of the state (`start_state`); the sums are copied to
             every device. The steps are then called under `jax.set_mesh`.
         start: block that batches enter: their `audio` holds tokens, and nothing is augmented.
+        accumulate: parts that a batch is computed in, one after the other, to save memory. The
+            update is that of the whole batch, up to rounding, but for the statistics of a
+            BatchNorm, which are those of each part.
+        focal, smoothing: see `compute_losses`.
     """
 
     leaves, structure = jax.tree.flatten(layout)
     train = _compile_step(
-        graphdef, tx, frontend, augment, loss, average, start, tuple(leaves), structure
+        graphdef,
+        tx,
+        frontend,
+        augment,
+        _Objective(loss, focal, smoothing),
+        average,
+        start,
+        accumulate,
+        tuple(leaves),
+        structure,
     )
     return Steps(train, make_forward(graphdef, frontend, start=start))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    """The loss of `compute_losses` with its options; equal ones are equal."""
+
+    loss: Loss | LossFunction
+    focal: float
+    smoothing: float
+
+    def __call__(self, logits: Any, target: Any, known: Any) -> jax.Array:
+        options = {"focal": self.focal, "smoothing": self.smoothing}
+        return compute_losses(logits, target, self.loss, known, **options)
 
 
 @functools.lru_cache(16)
@@ -135,9 +179,10 @@ def _compile_step(
     tx: optax.GradientTransformation,
     frontend: FrontEnd,
     augment: Augment,
-    loss: Loss | LossFunction,
+    objective: _Objective,
     average: float | None,
     start: int | None,
+    accumulate: int,
     leaves: tuple[Any, ...],
     structure: Any,
 ) -> Any:
@@ -145,22 +190,41 @@ def _compile_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        x, valid, target, known = _prepare_batch(batch, key, frontend, augment, loss, start)
-        weight = batch["weight"]
+        prepared = _prepare_batch(batch, key, frontend, augment, objective.loss, start)
+        clips = jnp.maximum((batch["weight"] > 0).astype(jnp.float32).sum(), 1)
 
-        def objective(trainable: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-            model = surgery.join(graphdef, trainable, state.stats, frozen)
+        def compute(trainable: Any, stats: Any, part: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+            x, valid, target, known, weight, number = part
+            model = surgery.join(graphdef, trainable, stats, frozen)
             model.train()
-            surgery.reseed(model, key)
+            surgery.reseed(model, key if accumulate == 1 else jax.random.fold_in(key, number))
             logits = model(x, valid) if start is None else model.run_from(x, valid, start)
-            losses = compute_losses(logits, target, loss, known) * weight
+            losses = objective(logits, target, known) * weight
             hit = (logits.argmax(-1) == target.argmax(-1)).astype(jnp.float32)
             sums = {"loss": losses.sum(), "correct": (hit * weight).sum(), "weight": weight.sum()}
             sums |= count_labels(logits, target, known, weight)
-            mean = losses.sum() / jnp.maximum((weight > 0).astype(jnp.float32).sum(), 1)
-            return mean + surgery.sum_penalties(model), (nnx.state(model, nnx.BatchStat), sums)
+            mean = losses.sum() / clips + surgery.sum_penalties(model) / accumulate
+            return mean, (nnx.state(model, nnx.BatchStat), sums)
 
-        (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        differentiate = jax.value_and_grad(compute, has_aux=True)
+        whole = (*prepared, batch["weight"])
+        if accumulate == 1:
+            (_, (stats, sums)), grads = differentiate(state.trainable, state.stats, (*whole, 0))
+            return _update(state, grads, stats, sums, tx, average)
+
+        def add_part(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Any]:
+            stats, total = carry
+            (_, (stats, sums)), grads = differentiate(state.trainable, stats, part)
+            return (stats, jax.tree.map(jnp.add, total, grads)), sums
+
+        # Part i has the rows i, i + parts, ...: each device keeps its own.
+        parts = jax.tree.map(
+            lambda rows: jnp.swapaxes(rows.reshape(-1, accumulate, *rows.shape[1:]), 0, 1), whole
+        )
+        carry = (state.stats, jax.tree.map(jnp.zeros_like, state.trainable))
+        numbers = jnp.arange(accumulate, dtype=jnp.int32)
+        (stats, grads), sums = jax.lax.scan(add_part, carry, (*parts, numbers))
+        sums = jax.tree.map(lambda each: each.sum(axis=0), sums)
         return _update(state, grads, stats, sums, tx, average)
 
     layout: TrainState | None = structure.unflatten(leaves)
