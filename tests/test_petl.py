@@ -412,6 +412,27 @@ def make_oracle(adapted: AST, method: Method, values: Any = None, **options: Any
     return Oracle(held, adapted.config, list_parts(method), **options)
 
 
+@pytest.mark.parametrize("pool", ["stats", "attention", "prototypes"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_pooling_is_its_formula_with_any_method(pool, masked):
+    for method in (petl.LoRA(rank=2), petl.Prompt(tokens=3), petl.Prompt(pool=None, deep=False)):
+        model = make_model(pool=pool, prototypes=7, mask_padding=masked)
+        adapted = randomize(aatjax.adapt(model, method))
+        trained = [path for path in list_trained(adapted) if path.startswith("pool/")]
+        assert trained == {"stats": [], "attention": ["pool/query"]}.get(pool, trained[:1])
+        x, valid = make_clips(), np.array([20, 46]) if masked else None
+        kept = dataclasses.replace(method, pool=None) if hasattr(method, "pool") else method
+        expected = make_oracle(adapted, kept, valid=valid).logits(np.asarray(x))
+        with jax.default_matmul_precision("highest"):
+            np.testing.assert_allclose(adapted(x, valid), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_pooling_starts_as_the_mean():
+    model = make_model(pool="attention")
+    mean = make_model(pool="mean_all")
+    np.testing.assert_allclose(model(make_clips()), mean(make_clips()), atol=1e-5)
+
+
 def norm(x: Any) -> float:
     return float(np.linalg.norm(np.asarray(x, np.float64)))
 

@@ -13,6 +13,7 @@ from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
+from aatjax.models.pool import make_pool
 from aatjax.models.tokens import Mask, Tokens, average_tokens, call_masked
 from aatjax.petl.base import Method
 from aatjax.petl.published_start import start_as_aat, start_as_petl
@@ -132,7 +133,8 @@ class Prompt(Method):
             block among them, the prompts that enter it are learned too.
         keep_dist: keep the DIST token.
         pool: mean of `all` tokens, the `prompts`, the `patches`, `prompts_patches` (all but CLS),
-            or `cls` alone; None is the model's.
+            or `cls` alone; None is the model's, and so are its `stats`, `attention` and
+            `prototypes`, which do not pool the prompts (but `attention`).
         as_published: see above.
     """
 
@@ -178,13 +180,15 @@ class Prompt(Method):
             surgery.wrap(
                 model, f"blocks/{number}", lambda _, base: PromptBlock(base, draw(), prefix=prefix)
             )
+        places = 0 if defect else self.tokens
         kind = self.pool or (None if defect else OF_MODEL.get(config.pool))
-        if kind is not None:
-            places = 0 if defect else self.tokens
+        if config.pool in ("stats", "attention", "prototypes"):  # of the patches, as it is
+            model.pool.prefix, model.pool.start = prefix, prefix + places
+        elif kind is not None:
             surgery.wrap(
                 model, "pool", lambda _, base: PromptPool(base, kind, prefix=prefix, places=places)
             )
         elif drop:
-            model.pool = Pool(dataclasses.replace(config, pool="cls"))
+            model.pool = make_pool(dataclasses.replace(config, pool="cls"), rngs=rngs)
         if self.as_published:
             (start_as_aat if self.keep_dist else start_as_petl)(model, rngs=rngs)
