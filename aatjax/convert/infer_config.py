@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from aatjax.convert.detect import split_block_number
 from aatjax.convert.rules import WeightLayout
 from aatjax.models.config import ASTConfig
+from aatjax.models.pool import find_pool_shapes
 
 BASE = (768, 3072)
 FRAME_PATCH = (128, 2)
@@ -15,7 +16,11 @@ FRAME_PATCH = (128, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model; `kernel` is (f, t, input channels), `classes` None without a head."""
+    """Sizes of a model; `kernel` is (f, t, input channels), `classes` None without a head.
+
+    `pooled` is the width that the head reads, None for `dim`; `pool` has the shapes of trained
+    pooling by path.
+    """
 
     dim: int
     depth: int
@@ -26,6 +31,8 @@ class Sizes:
     classes: int | None
     qkv_bias: bool = True
     head_norm: bool = True
+    pooled: int | None = None
+    pool: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def from_config(cls, config: ASTConfig, grid: tuple[int, int], *, has_head: bool) -> "Sizes":
@@ -40,6 +47,8 @@ class Sizes:
             classes=config.num_classes if has_head else None,
             qkv_bias=config.qkv_bias,
             head_norm=config.head_norm,
+            pooled=config.pooled_dim,
+            pool=find_pool_shapes(config),
         )
 
     @property
@@ -73,10 +82,15 @@ class Sizes:
                 if self.qkv_bias or name not in ("attn/q", "attn/k", "attn/v"):
                     shapes[f"blocks/{i}/{name}/bias"] = (columns,)
         if self.classes is not None:
+            pooled = self.pooled or dim
             norms += ["head/norm"] if self.head_norm else []
-            shapes["head/linear/kernel"] = (dim, self.classes)
+            shapes["head/linear/kernel"] = (pooled, self.classes)
             shapes["head/linear/bias"] = (self.classes,)
-        return shapes | {f"{norm}/{part}": (dim,) for norm in norms for part in ("scale", "bias")}
+            shapes |= dict(self.pool)
+        widths = {norm: self.pooled or dim if norm == "head/norm" else dim for norm in norms}
+        return shapes | {
+            f"{n}/{part}": (w,) for n, w in widths.items() for part in ("scale", "bias")
+        }
 
 
 def infer_sizes(

@@ -223,6 +223,7 @@ def _make_hf_layouts() -> Iterable[WeightLayout]:
 
 
 _CANONICAL = [target for rule in (*_TIMM, *_AST_HEAD) for target in rule.targets]
+_CANONICAL += ["pool/query", "pool/prototypes"]
 NATIVE = WeightLayout(
     "native",
     "aatjax weights",

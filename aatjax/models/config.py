@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from aatjax.errors import Range, UsageError, check_fields, suggest
@@ -121,22 +122,37 @@ class ASTConfig:
     def from_text(cls, text: str) -> "ASTConfig":
         """Return the shape that `random:` names: `base`, or changed, `tiny,depth=4,stride=16`.
 
+        `d128x4` is a width of 128 and 4 blocks, with heads of width 32 and an MLP four times as
+        wide; a patch or stride may be oblong, `patch=128x4` mel bins by frames.
+
         Raises:
             UsageError: an unknown size or field, or a value that is no whole number.
         """
         size, *changes = text.split(",")
         fields: dict[str, Any] = {}
+        if shape := re.fullmatch(r"d([1-9]\d{0,4})x([1-9]\d?)", size):
+            dim, depth = map(int, shape.groups())
+            if dim % 32 or dim > MOST["dim"] or depth > MOST["depth"]:
+                raise UsageError(
+                    f"random:{text}: the width {dim} must be a multiple of 32, at most "
+                    f"{MOST['dim']}, and the depth {depth} at most {MOST['depth']}"
+                )
+            size = "tiny"
+            fields = {"dim": dim, "depth": depth, "heads": dim // 32, "mlp_dim": 4 * dim}
         for change in changes:
             name, _, value = change.partition("=")
             if name not in SHAPE:
                 hint = suggest(name, SHAPE) or f" (there are {', '.join(SHAPE)})"
                 raise UsageError(f"random:{text}: a model has no size {name!r}{hint}")
-            if not value.isascii() or not value.isdigit():
-                raise UsageError(f"random:{text}: {name}={value!r} is not a whole number")
-            if len(value) > 9 or int(value) > MOST[name]:
-                raise UsageError(f"random:{text}: {name} is at most {MOST[name]}")
             pair = name in ("patch", "stride")
-            fields[name] = (int(value), int(value)) if pair else int(value)
+            numbers = value.split("x") if pair and value.count("x") == 1 else [value]
+            if not all(number.isascii() and number.isdigit() for number in numbers):
+                oblong = ", or two such as 128x4" if pair else ""
+                raise UsageError(f"random:{text}: {name}={value!r} is not a whole number{oblong}")
+            if any(len(number) > 9 or int(number) > MOST[name] for number in numbers):
+                raise UsageError(f"random:{text}: {name} is at most {MOST[name]}")
+            both = (int(numbers[0]), int(numbers[-1]))
+            fields[name] = both if pair else both[0]
         return cls.size(size, **fields)
 
     @property

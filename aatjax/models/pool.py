@@ -100,6 +100,14 @@ def _scale(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + EPSILON)
 
 
+def find_pool_shapes(config: ASTConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the paths and shapes of trained pooling; empty if the pooling is not trained."""
+    shapes = {"attention": ("query", (config.dim,))}
+    shapes |= {"prototypes": ("prototypes", (config.prototypes, config.dim))}
+    name, shape = shapes.get(config.pool, ("", ()))
+    return ((f"pool/{name}", shape),) if name else ()
+
+
 def make_pool(config: ASTConfig, *, rngs: nnx.Rngs) -> Pool:
     """Return the pooling of a config, with new weights where it has any."""
     match config.pool:
