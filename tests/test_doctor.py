@@ -416,9 +416,9 @@ def test_no_clip_is_predicted_from_its_own_recording():
     vectors[:16] = np.repeat(unique, 2, axis=0)
     label[:16] = np.repeat(np.arange(8) % 2, 2)
     group = np.arange(80)
-    alone = predict_held_out(vectors, label, group)[np.arange(16), label[:16]].mean()
+    alone = predict_held_out(vectors, [label], group)[0][np.arange(16), label[:16]].mean()
     group[:16] = np.repeat(np.arange(8), 2)
-    together = predict_held_out(vectors, label, group)[np.arange(16), label[:16]].mean()
+    together = predict_held_out(vectors, [label], group)[0][np.arange(16), label[:16]].mean()
     assert alone > together + 0.1
 
 

@@ -1,11 +1,11 @@
 """Search for wrong labels: predictions from a frozen backbone against the labels.
 
 Every clip becomes one vector: the class tokens and the mean patch of the frozen backbone, each as
-mean and standard deviation over up to five windows of the clip. A logistic regression predicts
-held-out clips from them, with all clips of one recording and all copies of one sound in the same
-fold. As in confident learning (Northcutt, Jiang and Chuang, JAIR 2021) a class has a threshold,
-the mean confidence of its own clips; a clip is suspect if its confidence in its label is below
-that of the label, that in another class reaches the other's, and the two are `MARGIN` apart.
+mean and standard deviation over up to five windows of the clip. A ridge regression predicts each
+clip from the others, without those of its recording and copies of its sound. As in confident
+learning (Northcutt, Jiang and Chuang, JAIR 2021) a class has a threshold, the mean confidence of
+its own clips; a clip is suspect if its confidence in its label is below that of the label, that in
+another class reaches the other's, and the two are `MARGIN` apart.
 
 The suspects are to be listened to, not deleted: the search is only as good as the embeddings. How
 good, is measured on the set itself: the labels of `PLANTED` of the clips are changed at random and
@@ -15,9 +15,8 @@ changed ones, the embeddings do not separate the classes, and no list is given.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int16
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import softmax
 
 from aatjax.audio.frontend import FrontEnd
 from aatjax.convert.load import load, make_front_end
@@ -34,15 +34,14 @@ from aatjax.doctor.findings import ClipMeasurements, Finding, Item, LabelCheck
 from aatjax.io.threads import map_threads
 from aatjax.models.ast import AST
 from aatjax.train.forward import bind_forward
+from aatjax.train.ridge import find_logit_scale, fit_ridge
 
 FEWEST_CLIPS = 20
 FEWEST_PER_CLASS = 3
-FOLDS, ROUNDS = 5, 2
 MARGIN = 0.5
 PLANTED = 0.05
 FEWEST_PLANTED, MOST_DRAWS = 10, 5
 LEAST_PRECISION = 0.2
-STRENGTH = 0.02  # inverse regularisation of the regression, on standardised vectors
 BATCH = 16
 MOST_WINDOWS = 5
 
@@ -162,7 +161,9 @@ def find_wrong_labels(
         return LabelCheck(False, why, base), []
     label = np.array([judged.index(labels[i]) for i in rows])
     group = np.array([groups[i] for i in rows])
-    confidence = predict_held_out(np.stack([vectors[i] for i in rows]), label, group)
+    draws = plant_wrong_labels(label)
+    rows_of = np.stack([vectors[i] for i in rows])
+    confidence, *planted = predict_held_out(rows_of, [label, *draws], group)
     suspect, other = find_suspects(confidence, label)
     agreement = round(float(np.mean(confidence.argmax(axis=1) == label)), 6)
     check = LabelCheck(True, "", base, len(rows), agreement)
@@ -170,7 +171,7 @@ def find_wrong_labels(
     if omitted:
         omits = f"with fewer than {FEWEST_PER_CLASS} clips or one recording"
         check = replace(check, why=f"{omitted} classes {omits} are omitted")
-    precision, recall = estimate_scores(np.stack([vectors[i] for i in rows]), label, group)
+    precision, recall = estimate_scores(label, draws, planted)
     check = replace(check, precision=precision, recall=recall)
     if precision < LEAST_PRECISION:
         why = (
@@ -192,73 +193,64 @@ def find_wrong_labels(
     return check, [Finding("wrong-label", tuple(map(describe, order)))] if order else []
 
 
+def plant_wrong_labels(label: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " n"]]:
+    """Return copies of the labels, `PLANTED` of which are changed at random."""
+    rng = np.random.default_rng(0)
+    classes, count = int(label.max()) + 1, max(1, round(PLANTED * len(label)))
+    draws = []
+    for _ in range(min(MOST_DRAWS, -(-FEWEST_PLANTED // count))):
+        other, changed = label.copy(), rng.permutation(len(label))[:count]
+        other[changed] += rng.integers(1, classes, count)
+        draws.append(other % classes)
+    return draws
+
+
 def estimate_scores(
-    vectors: Float[np.ndarray, "n d"], label: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"],
+    draws: Sequence[Int[np.ndarray, " n"]],
+    confidences: Sequence[Float[np.ndarray, "n c"]],
 ) -> tuple[float, float]:
-    """Return precision and recall of the search for labels that are changed on purpose.
+    """Return precision and recall of the search for labels that were changed on purpose.
 
     Precision is a lower bound where labels are wrong already: those count as right.
 
     Args:
-        vectors, label, group: as in `predict_held_out`.
+        label: the labels.
+        draws: the same with some changed.
+        confidences: of `predict_held_out` for each draw.
     """
-    rng = np.random.default_rng(0)
-    count = max(1, round(PLANTED * len(label)))
-    draws = min(MOST_DRAWS, -(-FEWEST_PLANTED // count))
-    found = listed = 0
-    for _ in range(draws):
-        changed = rng.permutation(len(label))[:count]
-        other = label.copy()
-        other[changed] += rng.integers(1, int(label.max()) + 1, count)
-        other %= int(label.max()) + 1
-        suspect, _ = find_suspects(predict_held_out(vectors, other, group, rounds=1), other)
-        found, listed = found + int(suspect[changed].sum()), listed + int(suspect.sum())
-    return round(found / max(1, listed), 6), round(found / (draws * count), 6)
+    found = listed = planted = 0
+    for other, confidence in zip(draws, confidences, strict=True):
+        suspect, _ = find_suspects(confidence, other)
+        found, listed = found + int(suspect[other != label].sum()), listed + int(suspect.sum())
+        planted += int((other != label).sum())
+    return round(found / max(1, listed), 6), round(found / planted, 6)
 
 
 def predict_held_out(
     vectors: Float[np.ndarray, "n d"],
-    label: Int[np.ndarray, " n"],
+    labels: Sequence[Int[np.ndarray, " n"]],
     group: Int[np.ndarray, " n"],
-    *,
-    rounds: int = ROUNDS,
-) -> Float[np.ndarray, "n c"]:
-    """Confidence in every class from models fitted without the clip's fold.
+) -> list[Float[np.ndarray, "n c"]]:
+    """Return the confidence in every class by a ridge regression without the clip's group.
 
     Args:
         vectors: one row per clip.
-        label: class of each clip, from 0.
-        group: clips of one group are in the same fold.
-        rounds: divisions into folds that are averaged.
+        labels: classes of the clips from 0, in several versions, which share one decomposition.
+        group: clips of one group are left out together.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    total = np.zeros((len(label), int(label.max()) + 1))
-    for train, test in _split_folds(label, group, rounds):
-        known = np.unique(label[train])
-        if known.size < 2:
-            total[np.ix_(test, known)] += 1.0
-            continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=200))
-        model.fit(vectors[train], label[train])
-        total[np.ix_(test, model.classes_)] += model.predict_proba(vectors[test])
-    return total / rounds
-
-
-def _split_folds(
-    label: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"], rounds: int
-) -> Iterator[tuple[Int[np.ndarray, " k"], Int[np.ndarray, " m"]]]:
-    """Training and held-out rows of each fold of each round."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = min(FOLDS, int(np.bincount(label).max()), len(np.unique(group)))
-    for seed in range(rounds):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class with fewer clips than folds
-            yield from (pair for pair in splitter.split(label, label, group) if len(pair[1]))
+    classes = int(labels[0].max()) + 1
+    targets = [np.eye(classes)[label] for label in labels]
+    fitted = fit_ridge(
+        vectors, np.concatenate(targets, axis=1), groups=group, tasks=[classes] * len(labels)
+    )
+    weights, confidences = np.ones(len(vectors)), []
+    for outputs, target in zip(
+        np.split(fitted.left_out, len(labels), axis=1), targets, strict=True
+    ):
+        scale, _ = find_logit_scale(outputs, target, weights, multi_label=False)
+        confidences.append(softmax(scale * outputs, axis=1))
+    return confidences
 
 
 def find_suspects(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64, Integer
-from scipy.optimize import minimize
 
 from aatjax import surgery
 from aatjax.audio.frontend import FrontEnd
@@ -21,11 +20,9 @@ from aatjax.models.ast import AST
 from aatjax.train.distributed import run_on_main
 from aatjax.train.evaluation import Evaluator
 from aatjax.train.forward import make_forward, split_model
-from aatjax.train.ridge import fit_ridge
+from aatjax.train.ridge import find_logit_scale, fit_ridge
 from aatjax.train.sharding import place_arrays
 from aatjax.train.state import cast_frozen
-
-HARDEST, SOFTEST = 1e3, 1e-1  # factors of the outputs of a ridge regression as logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +85,7 @@ def solve_head(
         left_out[np.ix_(rows, columns)] = found.left_out
         penalty = max(penalty, float(found.strength.max()))
     score = _score_labels if source.multi_label else _score_classes
-    scale, offset = _fit_logits(left_out, targets, weights, source.multi_label)
+    scale, offset = find_logit_scale(left_out, targets, weights, source.multi_label)
     return HeadStart(
         scale * kernel, scale * (bias - offset), penalty, score(left_out - offset, targets)
     )
@@ -102,28 +99,6 @@ def _score_labels(outputs: np.ndarray, targets: np.ndarray) -> float:
     given, found = targets > 0.5, outputs > 0
     found &= ~np.isnan(targets)
     return float(2 * (given & found).sum() / max(1, given.sum() + found.sum()))
-
-
-def _fit_logits(
-    outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray, multi_label: bool
-) -> tuple[float, float]:
-    """Return the factor and the offset that make logits of outputs, of least log loss."""
-    known, given = ~np.isnan(targets), np.nan_to_num(targets)
-    finite = np.nan_to_num(outputs)
-
-    def loss(parameters: np.ndarray) -> float:
-        logits = np.exp(parameters[0]) * (finite - parameters[1] * multi_label)
-        if multi_label:
-            each = (np.logaddexp(0, logits) - given * logits) * known
-        else:
-            top = logits.max(axis=1, keepdims=True)
-            total = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
-            each = (total - logits) * given
-        return float(weights @ each.sum(axis=1) / weights.sum())
-
-    bounds = [(np.log(SOFTEST), np.log(HARDEST)), (-1.0, 1.0)]
-    best = minimize(loss, [np.log(5.0), 0.5 * multi_label], bounds=bounds, method="L-BFGS-B").x
-    return float(np.exp(best[0])), float(best[1] * multi_label)
 
 
 def start_head(

@@ -8,11 +8,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
+from scipy.optimize import minimize
 
 from aatjax.errors import DataError, UsageError
 
 STRENGTHS = 10.0 ** np.arange(-5.0, 3.01, 0.25)
 """Penalties that are tried, per unit of the features' variance and of the clips' weight."""
+
+SOFTEST, HARDEST = 1e-1, 1e3  # factors that make logits of outputs
 
 BLOCK = 2**22  # numbers in memory at once where rows are read in blocks
 
@@ -117,6 +120,38 @@ def fit_ridge(
         errors=sums / given.sum() / np.array(tasks)[:, None],
         left_out=left_out,
     )
+
+
+def find_logit_scale(
+    outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray, multi_label: bool
+) -> tuple[float, float]:
+    """Return the factor and the offset that make logits of outputs, with the least log loss.
+
+    A squared loss on 0 and 1 estimates probabilities, so the outputs order the classes as logits
+    do; their scale is free.
+
+    Args:
+        outputs: of a ridge regression, for clips left out.
+        targets: 0 to 1; NaN where unknown.
+        weights: of each clip.
+        multi_label: sigmoids of factor * (output - offset), instead of a softmax without offset.
+    """
+    known, given = ~np.isnan(targets), np.nan_to_num(targets)
+    finite = np.nan_to_num(outputs)
+
+    def loss(parameters: np.ndarray) -> float:
+        logits = np.exp(parameters[0]) * (finite - parameters[1] * multi_label)
+        if multi_label:
+            each = (np.logaddexp(0, logits) - given * logits) * known
+        else:
+            top = logits.max(axis=1, keepdims=True)
+            total = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+            each = (total - logits) * given
+        return float(weights @ each.sum(axis=1) / weights.sum())
+
+    bounds = [(np.log(SOFTEST), np.log(HARDEST)), (-1.0, 1.0)]
+    best = minimize(loss, [np.log(5.0), 0.5 * multi_label], bounds=bounds, method="L-BFGS-B").x
+    return float(np.exp(best[0])), float(best[1] * multi_label)
 
 
 class _Rows(NamedTuple):
