@@ -14,7 +14,9 @@ from aatjax.audio.augment import (
     mask_spectrogram,
     mixup,
     roll_time,
+    warp_frequencies,
 )
+from aatjax.audio.fbank import log_mel
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 
@@ -240,3 +242,21 @@ def test_gain_leaves_the_random_numbers_of_the_others() -> None:
     np.testing.assert_allclose(plain[0], faint[0], atol=1e-5)
     with pytest.raises(UsageError, match="gain"):
         Augment(gain=-1.0)
+
+
+def test_warped_tones_are_the_tones_at_other_frequencies() -> None:
+    """A tone at f, stretched by a, is where a tone at a f is."""
+    rate, seconds = 16000, np.arange(8000) / 16000
+    at = [300.0 * 1.3**i for i in range(12)]
+    tones = jnp.asarray([np.sin(2 * np.pi * f * seconds) for f in at], jnp.float32)
+    found = warp_frequencies(jax.random.key(3), log_mel(tones), limit=0.5, rate=rate)
+    most = np.log1p(0.5)
+    factors = np.exp(jax.random.uniform(jax.random.key(3), (12, 1), jnp.float32, -most, most))[:, 0]
+    assert factors.min() < 0.8 and factors.max() > 1.2
+    moved = jnp.asarray(
+        [np.sin(2 * np.pi * f * a * seconds) for f, a in zip(at, factors, strict=True)], jnp.float32
+    )
+    peaks, wanted = (np.asarray(x)[:, 20].argmax(axis=1) for x in (found, log_mel(moved)))
+    assert np.abs(peaks - wanted).max() <= 1
+    still = warp_frequencies(jax.random.key(3), log_mel(tones), limit=1e-9, rate=rate)
+    np.testing.assert_allclose(still, log_mel(tones), atol=1e-3)

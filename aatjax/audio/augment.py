@@ -1,9 +1,10 @@
 """Training augmentation on the device: pure functions of a random key and a batch.
 
 The order is that of AST's training (Gong et al. 2021, arXiv 2104.01778, section 3; mixup after
-Tokozume et al. 2018, masks after Park et al. 2019): mixup of the waveforms, log-mel, gain (not in
-AST), one frequency and one time mask, normalisation, additive noise, circular roll. Each clip has
-random numbers of its own. The same key gives the same result on any number of devices.
+Tokozume et al. 2018, masks after Park et al. 2019): mixup of the waveforms, log-mel, warp of the
+frequencies and gain (not in AST), one frequency and one time mask, normalisation, additive noise,
+circular roll. Each clip has random numbers of its own. The same key gives the same result on any
+number of devices.
 
 One difference from AST: the mixup partner is another clip of the same batch, where AST draws it
 from the whole training list. Batches are uniform samples of that list, so each partner is as
@@ -16,9 +17,10 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int16, Integer, Key, UInt32
 
-from aatjax.audio.fbank import LOG_FLOOR
+from aatjax.audio.fbank import LOG_FLOOR, LOW_HZ, hertz_to_mel
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import Range, check_fields
 
@@ -35,6 +37,8 @@ class Augment:
         freq_mask: the frequency mask is narrower than this many mel bins; 0 is no mask.
         time_mask: the time mask is shorter than this many frames; 0 is no mask.
         gain: make each clip louder or softer by up to this many dB; 0 leaves the level.
+        warp: stretch the frequencies of each clip by a factor of up to 1 + warp, or divide them by
+            it, as by another length of the vocal tract (Jaitly and Hinton 2013); 0 leaves them.
         noise: add uniform noise to the normalised features.
         roll: roll the normalised features along time by -10 to 9 frames.
         spec_after_norm: mask after normalisation (with the mean level of the data set), as the
@@ -50,6 +54,7 @@ class Augment:
     roll: bool = False
     spec_after_norm: bool = False
     gain: Annotated[float, Range(0)] = 0.0
+    warp: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "augment.")
@@ -76,6 +81,8 @@ class Augment:
             )
         masks = dict(freq=self.freq_mask, time=self.time_mask)
         x = frontend.features(audio, length)
+        if self.warp > 0.0:
+            x = warp_frequencies(jax.random.fold_in(key, 5), x, limit=self.warp, rate=frontend.rate)
         if self.gain > 0.0:
             valid = frontend.valid_frames(length)
             x = change_gain(jax.random.fold_in(key, 4), x, valid, limit=self.gain)
@@ -165,6 +172,35 @@ def change_gain(
     shift = jax.random.uniform(key, (x.shape[0], 1, 1), x.dtype, -limit, limit)
     louder = jnp.maximum(x + shift * (math.log(10) / 10), LOG_FLOOR)
     return jnp.where(valid[:, :, None], louder, x)
+
+
+def warp_frequencies(
+    key: PRNGKey, x: Float[Array, "b t f"], *, limit: float, rate: int = 16000
+) -> Float[Array, "b t f"]:
+    """Move what is at f Hz to a f Hz, with ln a ~ U[-ln(1 + limit), ln(1 + limit)) per clip.
+
+    Between the mel bins it is interpolated; above what the clip holds is its highest bin.
+
+    Args:
+        key: random key.
+        x: log-mel before normalisation.
+        limit: largest stretch.
+        rate: sampling rate in Hz.
+    """
+    low, high = hertz_to_mel(np.array([LOW_HZ, rate / 2]))
+    step = (high - low) / (x.shape[2] + 1)
+    hertz = 700.0 * np.expm1((low + step * np.arange(1, x.shape[2] + 1)) / 1127.0)
+    most = math.log1p(limit)
+    factor = jnp.exp(jax.random.uniform(key, (x.shape[0], 1), x.dtype, -most, most))
+    mel = 1127.0 * jnp.log1p(jnp.asarray(hertz, x.dtype)[None] / factor / 700.0)
+    place = jnp.clip((mel - low) / step - 1.0, 0.0, x.shape[2] - 1.0)
+    below = jnp.minimum(place.astype(jnp.int32), x.shape[2] - 2)
+    share = (place - below)[:, None]
+    lower, upper = (
+        jnp.take_along_axis(x, jnp.broadcast_to(bins[:, None], x.shape), axis=2)
+        for bins in (below, below + 1)
+    )
+    return lower + share * (upper - lower)
 
 
 def mask_spectrogram(
