@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from aatjax.train.adapter_file import TrainedAdapter, load_adapter, save_adapter
     from aatjax.train.evaluation import Embeddings, embed, evaluate
     from aatjax.train.fit import FitSettings, Moment, Run, fit
-    from aatjax.train.loop import Training
     from aatjax.train.optim import Optim
     from aatjax.train.published import load_published
+    from aatjax.train.training import Training
 
 _HOMES = {
     "AST": "aatjax.models.ast",
@@ -45,7 +45,7 @@ _HOMES = {
     "Scoring": "aatjax.audio.scoring",
     "Summary": "aatjax.models.summary",
     "TrainedAdapter": "aatjax.train.adapter_file",
-    "Training": "aatjax.train.loop",
+    "Training": "aatjax.train.training",
     "adapt": "aatjax.petl.base",
     "average": "aatjax.inference.adapters",
     "capture": "aatjax.petl.capture",

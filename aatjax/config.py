@@ -24,9 +24,9 @@ from aatjax.io.json_fields import check_json_fields, shorten
 from aatjax.io.json_file import read_json_object
 from aatjax.models.config import Pooling, PositionInit
 from aatjax.petl import Method, make_method
-from aatjax.train.loop import Training, upgrade_training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training, upgrade_training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ clips per class; 400 test clips. Nothing is downloaded.
 
 from aatjax.config import Config, Data
 from aatjax.petl.soft_moa import SoftMoA
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="default",

@@ -12,7 +12,7 @@ about a minute on one CPU core.
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl.soft_moa import SoftMoA
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="esc",

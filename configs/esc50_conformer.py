@@ -13,8 +13,8 @@ Differs:   from the paper's code in what `aatjax recipes esc50_conformer` lists.
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl import Adapter
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="esc50_conformer",

@@ -15,8 +15,8 @@ alpha / rank (2.67).
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl import LoRA
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="esc50_lora",

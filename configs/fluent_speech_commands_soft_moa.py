@@ -12,8 +12,8 @@ Differs:   from the paper's code in what `aatjax recipes fluent_speech_commands_
 
 from aatjax.config import Config, Data, Model
 from aatjax.petl import SoftMoA
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="fluent_speech_commands_soft_moa",

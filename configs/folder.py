@@ -11,8 +11,8 @@ names or a column identify it. For a published AST add a batch that fits, such a
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data
 from aatjax.petl.aat import AAT
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="folder",

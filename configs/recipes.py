@@ -164,7 +164,7 @@ def make_recipe(name: str) -> Recipe:
     from aatjax.audio.augment import Augment
     from aatjax.config import Config, Data, Model
     from aatjax.petl.presets import TABLE
-    from aatjax.train.loop import Training
+    from aatjax.train.training import Training
 
     method = next(method for method in METHODS if name.endswith(f"_{method}"))
     benchmark = name.removesuffix(f"_{method}")

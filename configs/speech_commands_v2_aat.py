@@ -13,8 +13,8 @@ Differs:   from the paper's code in what `aatjax recipes speech_commands_v2_aat`
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl import AAT
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="speech_commands_v2_aat",

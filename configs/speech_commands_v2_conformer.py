@@ -12,8 +12,8 @@ Differs:   from the paper's code in what `aatjax recipes speech_commands_v2_conf
 
 from aatjax.config import Config, Data, Model
 from aatjax.petl import Adapter
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="speech_commands_v2_conformer",

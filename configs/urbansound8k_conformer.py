@@ -12,8 +12,8 @@ Differs:   from the paper's code in what `aatjax recipes urbansound8k_conformer`
 from aatjax.audio.augment import Augment
 from aatjax.config import Config, Data, Model
 from aatjax.petl import Adapter
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config: Config = Config(
     name="urbansound8k_conformer",

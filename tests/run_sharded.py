@@ -17,9 +17,9 @@ from aatjax.data.source import Clip, Reader, Source
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.cluster import Processes
 from aatjax.train.distributed import start_processes
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training
 
 METHODS = {
     "aat": petl.AAT(),

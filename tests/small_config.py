@@ -2,8 +2,8 @@
 
 from aatjax.config import Config, Data, Model
 from aatjax.petl.soft_moa import SoftMoA
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 config = Config(
     name="small",

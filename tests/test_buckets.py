@@ -25,9 +25,9 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.evaluation import evaluate
 from aatjax.train.fit import FitContext, fit
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.step import make_steps
+from aatjax.train.training import Training
 
 FRAMES, SHORT = 96, (32, 56)
 CONFIG = dataclasses.replace(

@@ -23,7 +23,7 @@ from aatjax.inference.classifier import Classifier
 from aatjax.models.ast import AST
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.evaluation import score_clips
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 RATE = 16000
 FRONT = FrontEnd(frames=98)  # windows of 15,920 samples

@@ -26,9 +26,9 @@ from aatjax.experiments import run
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.petl.base import METHODS
 from aatjax.train.distributed import find_differences
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from aatjax.config import Config, Data, Model
 from aatjax.errors import AatjaxError, DataError, UsageError
 from aatjax.experiments import run as experiment
 from aatjax.reports.html.collect import collect_report
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 EPOCHS = ("training.epochs",)
 

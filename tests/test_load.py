@@ -14,7 +14,7 @@ from aatjax import surgery
 from aatjax.config import Model
 from aatjax.convert.load import select_load_options
 from aatjax.errors import DataError, UnavailableError, UsageError
-from aatjax.models.config import SIZES
+from aatjax.models.config import SIZES, ASTConfig
 from aatjax.models.provenance import fingerprint_backbone
 
 TINY = dict(frames=36, mels=26, num_classes=3)
@@ -68,6 +68,9 @@ def test_a_random_model_of_another_shape():
     config = model.config
     assert (config.depth, config.dim, config.heads, config.mlp_dim) == (1, 32, 2, 64)
     assert (config.patch, config.stride, config.frames) == ((16, 16), (16, 16), 64)
+    named = ASTConfig.from_text("d192x6,patch=128x4,stride=64x2")
+    assert (named.dim, named.depth, named.heads, named.mlp_dim) == (192, 6, 6, 768)
+    assert (named.patch, named.stride) == ((128, 4), (64, 2))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,12 @@ def test_a_random_model_of_another_shape():
         ("tiny,depth=0", "depth=0 must be"),
         ("tiny,depth=10000000", "depth is at most 64"),
         ("tiny,heads=7", "heads=7"),
+        ("d33x2", "width 33 must be a multiple of 32"),
+        ("d32x65", "the depth 65 at most 64"),
+        ("d032x2", "unknown model size"),
+        ("tiny,depth=4x4", "depth='4x4' is not a whole number"),
+        ("tiny,patch=16x16x2", "is not a whole number, or two such as 128x4"),
+        ("tiny,patch=128x5000", "patch is at most 4096"),
         ("tiny,patch=1,stride=1,frames=100000", "at most"),
     ],
 )

@@ -19,8 +19,8 @@ from aatjax.models.config import ASTConfig
 from aatjax.train import input_cache
 from aatjax.train.fit import fit
 from aatjax.train.log_mel_cache import LogMelCache, is_read_alike, measure_log_mel
-from aatjax.train.loop import Training
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training
 
 CONFIG = ASTConfig(dim=32, depth=2, heads=2, mlp_dim=48, frames=48, num_classes=3)
 FRONT = FrontEnd(frames=48)

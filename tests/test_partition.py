@@ -25,7 +25,7 @@ from aatjax.inference.classifier import Classifier
 from aatjax.io import progress
 from aatjax.reports.html.collect import collect_report
 from aatjax.train.adapter_file import load_adapter
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 
 def write_sounds(root: Path, per_class: int = 6) -> Path:

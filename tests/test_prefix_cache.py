@@ -27,8 +27,8 @@ from aatjax.train import fit as fit_module
 from aatjax.train import input_cache
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.log_mel_cache import LogMelCache
-from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import PrefixCache
+from aatjax.train.training import Training
 
 CONFIG = ASTConfig(dim=48, depth=3, heads=2, mlp_dim=64, frames=48, num_classes=3)
 MADE = keep_in_memory(Synthetic(TARGET_SOUNDS[:3], 5, seconds=0.5))

@@ -20,8 +20,8 @@ from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
 from aatjax.train.logging import read_metrics
-from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import mean_interval
+from aatjax.train.training import Training
 
 
 @pytest.fixture(scope="module")

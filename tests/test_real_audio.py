@@ -18,7 +18,7 @@ from aatjax.inference.calibration import Calibration, compute_probabilities
 from aatjax.reports.html.collect import collect_report
 from aatjax.train.adapter_file import save_adapter
 from aatjax.train.evaluation import score_clips
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 CLIPS = 20  # of ESC-10 in the comparison of scores
 SETS = {

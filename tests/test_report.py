@@ -45,7 +45,7 @@ from aatjax.reports.html.page import clean, join_names, render_page
 from aatjax.reports.html.report import rank_confusions, render_report
 from aatjax.train.adapter_file import find_adapter, load_adapter, read_info
 from aatjax.train.evaluation import evaluate, score_clips
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 EVIL = "<script>alert(1)</script>"
 CLASSES = (EVIL, "\"onload='x' <b>&amp;", "plain")

@@ -24,9 +24,9 @@ from aatjax.models.ast import AST
 from aatjax.train import ridge
 from aatjax.train.forward import bind_forward
 from aatjax.train.head_start import read_pooled, solve_head
-from aatjax.train.loop import Training
 from aatjax.train.ridge import fit_ridge
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training
 
 RNG = np.random.default_rng(0)
 TINY = tiny_config(frames=39)

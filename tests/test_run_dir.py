@@ -18,10 +18,10 @@ from aatjax.errors import UsageError, WriteError
 from aatjax.experiments.older_runs import fill_defaults, was_stratified
 from aatjax.io.json_file import write_json
 from aatjax.io.lock import lock_folder
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.run_dir import RunClaims
 from aatjax.train.sharding import MeshShape
+from aatjax.train.training import Training
 
 CONFIG = Config(petl=petl.AAT(), data=Data(path="sounds"))
 

@@ -16,7 +16,7 @@ from aatjax.data.sampling import compute_draw_shares
 from aatjax.data.source import Clip, Reader, Source
 from aatjax.errors import UsageError
 from aatjax.train.fit_checks import check_inputs
-from aatjax.train.loop import Training
+from aatjax.train.training import Training
 
 FRONTEND = FrontEnd(frames=23)
 

@@ -26,11 +26,11 @@ from aatjax.config import load_config
 from aatjax.errors import UsageError
 from aatjax.experiments import run as experiment
 from aatjax.models.ast import AST
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape, check_batch, choose_spec, find_local_rows, put_batch
 from aatjax.train.state import cast_frozen, start_state
 from aatjax.train.step import make_steps
+from aatjax.train.training import Training
 
 HERE = Path(__file__).parent
 FAST = {("conformer", (4, 1, 1)), ("aat", (1, 2, 2))}

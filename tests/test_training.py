@@ -37,11 +37,11 @@ from aatjax.train.checkpoint import Checkpoints
 from aatjax.train.evaluation import Evaluator, score_clips
 from aatjax.train.fit import FitContext, Run
 from aatjax.train.forward import make_forward, split_model
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_optimizer
 from aatjax.train.sharding import MeshShape
 from aatjax.train.state import TrainState, init_state
 from aatjax.train.step import Steps, compute_losses, count_labels, make_steps
+from aatjax.train.training import Training
 
 METHODS = [petl.AAT(), petl.SoftMoA(reduction=8.0)]
 AUGMENTED = Augment(noise=True, freq_mask=9)

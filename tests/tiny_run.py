@@ -10,8 +10,8 @@ from adapter_files import write_base
 from aatjax import petl
 from aatjax.config import Config, Data, Model
 from aatjax.experiments import run as experiment
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 
 def make_config(folder: Path, *, clips: int = 5, training: Any = None, **data: Any) -> Config:

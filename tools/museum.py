@@ -21,8 +21,8 @@ from aatjax.experiments.run import train
 from aatjax.export import export
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.adapter_file import read_info, save_adapter
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 MUSEUM = Path(__file__).resolve().parents[1] / "tests" / "museum"
 TINY = ASTConfig(

@@ -23,8 +23,8 @@ from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, SOUNDS
 from aatjax.experiments.run import load_backbone, open_data
 from aatjax.models.ast import AST, ASTConfig
 from aatjax.train.fit import Run, fit
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 MINI = ASTConfig(
     dim=128,

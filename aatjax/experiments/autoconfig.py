@@ -23,9 +23,9 @@ from aatjax.petl import Method
 from aatjax.petl.simple import Linear
 from aatjax.petl.sizes import find_widths
 from aatjax.petl.soft_moa import SoftMoA
-from aatjax.train.loop import Training
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 FEW = 5  # clips per class below which only the head is trained
 VALID_FROM = 12  # training clips of the rarest class from which validation clips are split off

@@ -15,6 +15,7 @@ from aatjax.data.joined import join_sources
 from aatjax.data.pipeline import keep_in_memory
 from aatjax.data.source import Source
 from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.data.synthetic.speech import WORDS
 from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS
 from aatjax.experiments.partition import list_partition, make_partition
 from aatjax.experiments.run import load_backbone, prepare_front_end
@@ -23,12 +24,13 @@ from aatjax.models.ast import AST
 from aatjax.petl import adapt
 from aatjax.petl.simple import Full
 from aatjax.train.fit import Run, fit
-from aatjax.train.loop import Training
 from aatjax.train.masked_patches import mask_patches, read_loss
 from aatjax.train.optim import Optim
+from aatjax.train.training import Training
 
 Objective = Literal["supervised", "masked"]
-SYNTHETIC = "synthetic"
+MADE = {"synthetic": PRETRAIN_SOUNDS, "words": WORDS}
+"""Sets that the package makes itself: environmental sounds, and words of no language."""
 HELD_OUT = 1_000_000
 """Number of the first synthetic clip that is held out."""
 
@@ -50,20 +52,20 @@ def open_sets(
     """Return the training clips and the held-out clips of several sets, each joined.
 
     Args:
-        paths: folders, CSV files and so on, or `synthetic` for the package's own sounds.
+        paths: folders, CSV files and so on, or a name of `MADE`.
         data: how each is read and divided.
         seconds: length of the synthetic clips.
         show: where progress goes.
     """
     for path in paths:
-        if path != SYNTHETIC:
+        if path not in MADE:
             list_partition(dataclasses.replace(data, path=path))  # before hours of decoding
     pairs: list[tuple[Source, Source]] = []
     for path in paths:
-        if path == SYNTHETIC:
+        if path in MADE:
             both = ((data.train_clips, 0), (data.test_clips, HELD_OUT))
             train, test = (
-                Synthetic(PRETRAIN_SOUNDS, clips=clips, first=first, seconds=seconds)
+                Synthetic(MADE[path], clips=clips, first=first, seconds=seconds)
                 for clips, first in both
             )
             pairs.append((keep_in_memory(train), test))

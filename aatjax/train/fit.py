@@ -55,7 +55,7 @@ from aatjax.train.forward import split_model
 from aatjax.train.head_start import start_head
 from aatjax.train.input_cache import make_input_cache
 from aatjax.train.logging import Show, choose_stream
-from aatjax.train.loop import Loop, Select, Training
+from aatjax.train.loop import Loop
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
@@ -65,6 +65,7 @@ from aatjax.train.run_dir import RunClaims, check_run, has_checkpoint
 from aatjax.train.sharding import MeshShape, adopt_mesh, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
+from aatjax.train.training import Select, Training
 
 
 @dataclasses.dataclass(frozen=True)

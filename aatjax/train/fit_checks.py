@@ -16,10 +16,10 @@ from aatjax.data.clip_windows import TrainWindows
 from aatjax.data.source import Source, check_source
 from aatjax.errors import UsageError, check_kind, suggest
 from aatjax.models.ast import AST
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim
 from aatjax.train.sharding import MeshShape, check_batch
 from aatjax.train.step import Loss
+from aatjax.train.training import Training
 
 # The types of the settings of `fit` that are no numbers, and what to give.
 KINDS: dict[str, tuple[Any, str]] = {

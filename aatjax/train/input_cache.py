@@ -22,7 +22,6 @@ from aatjax.models.ast import AST
 from aatjax.petl.base import find_first_trained
 from aatjax.train.forward import ModelState
 from aatjax.train.log_mel_cache import LogMelCache, is_read_alike, measure_log_mel
-from aatjax.train.loop import Training
 from aatjax.train.prefix_cache import (
     PrefixCache,
     check_prefix,
@@ -30,6 +29,7 @@ from aatjax.train.prefix_cache import (
     make_prefix_key,
     measure_tokens,
 )
+from aatjax.train.training import Training
 
 LIMIT = 2**30
 """Bytes that a run keeps in memory at most in place of the sounds: of log-mel 2,000 clips of 10

@@ -47,11 +47,12 @@ class MaskedEmbed(nnx.Module):
         start = config.num_prefix
         draws = jax.random.uniform(key, (x.shape[0], tokens.shape[1] - start))
         places = jnp.argsort(draws, axis=1)[:, : self.count]
-        hidden = jnp.zeros(draws.shape, bool).at[jnp.arange(len(x))[:, None], places].set(True)
+        clips = jnp.arange(len(x))[:, None]
+        hidden = jnp.zeros(draws.shape, bool).at[clips, places].set(True)
         hidden = jnp.concatenate([jnp.zeros((len(x), start), bool), hidden], axis=1)
         self.places = nnx.Intermediate(places)
         self.targets = nnx.Intermediate(cut_patches(x, config, places))
-        replaced = blank + self.vector[...].astype(tokens.dtype)
+        replaced = blank + self.vector[...].astype(tokens.dtype)[None, None]
         return jnp.where(hidden[..., None], replaced, tokens)
 
 
@@ -94,8 +95,8 @@ def cut_patches(
     """Return some patches of log-mel, each of mean 0 and variance 1."""
     columns = config.grid[1]
     (height, width), (down, right) = config.patch, config.stride
-    low = (places // columns * down)[..., None] + jnp.arange(height)
-    first = (places % columns * right)[..., None] + jnp.arange(width)
+    low = (places // columns * down)[..., None] + jnp.arange(height)[None, None]
+    first = (places % columns * right)[..., None] + jnp.arange(width)[None, None]
     clips = jnp.arange(x.shape[0])[:, None, None, None]
     patches = x[clips, first[:, :, None, :], low[:, :, :, None]]
     flat = patches.reshape(*places.shape, height * width).astype(jnp.float32)

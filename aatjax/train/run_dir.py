@@ -19,9 +19,9 @@ from aatjax.petl.base import Method
 from aatjax.train.adapter_file import ARTEFACT
 from aatjax.train.distributed import find_differences
 from aatjax.train.logging import METRICS, read_metrics
-from aatjax.train.loop import Training, upgrade_training
 from aatjax.train.optim import Optim
 from aatjax.train.run_description import compare_clips, describe_clips, is_close
+from aatjax.train.training import Training, upgrade_training
 
 FREE = (
     "mesh",

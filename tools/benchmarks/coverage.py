@@ -12,9 +12,9 @@ from aatjax.data.decode_cache import decode_all
 from aatjax.inference.calibration import apply_calibration, fit_calibration
 from aatjax.train.evaluation import score_clips
 from aatjax.train.fit import fit
-from aatjax.train.loop import Training
 from aatjax.train.metrics.intervals import mean_interval
 from aatjax.train.metrics.results import format_figure
+from aatjax.train.training import Training
 
 
 def coverage(

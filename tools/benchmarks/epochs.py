@@ -22,8 +22,8 @@ from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
-from aatjax.train.loop import Training
 from aatjax.train.optim import Optim, make_schedule
+from aatjax.train.training import Training
 from benchmarks import append_row, describe_cpu
 from benchmarks.torch_model import make_torch_model
 

@@ -22,8 +22,8 @@ from aatjax.data.synthetic.dataset import Synthetic
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit
-from aatjax.train.loop import Training
 from aatjax.train.sharding import MeshShape, choose_devices, place_arrays, put_batch
+from aatjax.train.training import Training
 from benchmarks import append_row, describe_cpu, print_timings
 from benchmarks.compare import METHODS
 

@@ -2,7 +2,8 @@
 
 Thirty classes, each clip drawn with its own pitch, pace, timbre, number of events, room,
 background noise, stray events, microphone and level. Twenty classes are meant for pretraining and
-ten others, with near neighbours among themselves and among the twenty, for adaptation.
+ten others, with near neighbours among themselves and among the twenty, for adaptation. Beside them
+are spoken words of no language (`aatjax.data.synthetic.speech`), also for pretraining.
 """
 
 import difflib
@@ -15,6 +16,7 @@ from jaxtyping import Int16
 from aatjax.data.synthetic import nature, objects, tonal
 from aatjax.data.synthetic.primitives import Samples, Take
 from aatjax.data.synthetic.scene import record_scene
+from aatjax.data.synthetic.speech import WORDS, say
 from aatjax.errors import UsageError
 
 # The order is part of what a seed means: the place of a sound seeds its random stream.
@@ -53,7 +55,7 @@ def synthesize(
     """Return one clip of a class, the same bytes for the same arguments.
 
     Args:
-        sound: one of `SOUNDS`.
+        sound: one of `SOUNDS` or of `WORDS`.
         seed: which clip of the class: any whole number from 0 on.
         seconds: length of the clip.
         rate: sample rate in Hz, at least 4000. Another rate gives another clip, not the same one
@@ -65,7 +67,7 @@ def synthesize(
     Raises:
         UsageError: an unknown sound, a negative seed, or a length or rate out of range.
     """
-    if sound not in MAKERS:
+    if sound not in MAKERS and sound not in WORDS:
         near = difflib.get_close_matches(sound, SOUNDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SOUNDS)}"
         raise UsageError(f"sound: unknown sound {sound!r}; {hint}")
@@ -76,7 +78,7 @@ def synthesize(
     size = round(seconds * rate) if math.isfinite(seconds) else 0
     if size < 1:
         raise UsageError(f"seconds: {seconds} is no length of a clip; use a number above 0")
-    stream = np.random.SeedSequence([SOUNDS.index(sound), int(seed)])
+    stream = np.random.SeedSequence([(*SOUNDS, *WORDS).index(sound), int(seed)])
     take = Take(np.random.Generator(np.random.PCG64(stream)), rate, size)
-    clip = record_scene(take, MAKERS[sound](take))
+    clip = record_scene(take, MAKERS[sound](take) if sound in MAKERS else say(take, sound))
     return np.clip(np.rint(clip * 32767.0), -32768, 32767).astype(np.int16)
