@@ -70,6 +70,11 @@ def test_one_epoch_is_chosen_over_all_folds_and_reported(
     wanted = mean_interval([curve[best] for curve in curves])
     assert [found["mean"], found["low"], found["high"]] == pytest.approx(wanted)
     assert found["mean_of_last_epoch"] == pytest.approx(mean[-1])
+    assert run([*command, "--cross-validate", "--training.patience", "3"]) == 2
+    assert "patience 3 ends the folds at different epochs" in capsys.readouterr().err
+    ridge = [*command, "--cross-validate", "--method", "ridge", "--out", str(tmp_path / "ridge")]
+    assert run(ridge) == 0  # it has no epoch to choose
+    assert json.loads((tmp_path / "ridge/cross_validation.json").read_text())["epoch"] is None
     assert f"mean, epoch {best + 1}" in report and "mean, last epoch" in report
 
 

@@ -42,7 +42,7 @@ def make_rows(count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def refit(
     x: np.ndarray, y: np.ndarray, w: np.ndarray, groups: np.ndarray, strength: float
 ) -> np.ndarray:
-    """Outputs for each group by a fit of the others, solved anew for each."""
+    """Outputs for each group by a fit of the others, solved for each."""
     mean = w @ x / w.sum()
     x = (x - mean) / np.sqrt(w @ (x - mean) ** 2 / w.sum())
     out = np.zeros_like(y)

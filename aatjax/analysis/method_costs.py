@@ -204,8 +204,9 @@ def compute_mixture_flops(config: ASTConfig, method: Method) -> int | None:
     """Return the forward FLOPs of all mixtures by closed formula; None for other methods.
 
     With m tokens, width D, N experts of bottleneck r and p slots, a site of Soft-MoA costs
-    2 (3 m N p D + 2 N p D r), one of Dense-MoA 2 (m N D + 2 m N D r + m N D): logits, dispatch and
-    combine, or router and the experts' biases, and the experts (arXiv 2402.00828, section 2).
+    2 (3 m N p D + 2 N p D r) and 4 m D r for a shared expert, one of Dense-MoA
+    2 (m N D + 2 m N D r + m N D): logits, dispatch and combine, or router and the experts' biases,
+    and the experts (arXiv 2402.00828, section 2).
     """
     if not isinstance(method, DenseMoA | SoftMoA) or method.expert != "bottleneck":
         return None
@@ -217,5 +218,6 @@ def compute_mixture_flops(config: ASTConfig, method: Method) -> int | None:
     widths = find_widths(method, d, blocks)
     if isinstance(method, SoftMoA):
         slots = n * method.slots
-        return each * sum(2 * (3 * m * slots * d + 2 * slots * d * r) for r in widths)
+        rows = slots + m * method.shared  # that go through an expert
+        return each * sum(2 * (3 * m * slots * d + 2 * rows * d * r) for r in widths)
     return each * sum(2 * (m * n * d + 2 * m * n * d * r + m * n * d) for r in widths)

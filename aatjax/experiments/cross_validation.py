@@ -94,6 +94,12 @@ def cross_validate(
     folder = Path(run_dir) if run_dir is not None else name_run_folder(config)
     results: dict[str, ExperimentResult] = {}
     runs = _plan_runs(config.data, draws, folds)
+    protocol = find_protocol(next(iter(runs.values())))
+    if protocol and protocol[1].selection == "mean_curve" and config.training.patience is not None:
+        raise UsageError(
+            f"training.patience={config.training.patience} ends the folds at different epochs, and "
+            f"its protocol ({config.data.protocol}) chooses one epoch for all: leave it out"
+        )
     for number, (name, part) in enumerate(runs.items(), 1):
         if screen is not None:
             shown = name.replace("fold", "fold ").replace("draw", "draw ")
@@ -131,7 +137,8 @@ def _plan_runs(data: Data, draws: int | None, folds: bool) -> dict[str, Data]:
 def _read_curves(folders: Sequence[Path], name: str) -> list[list[float]]:
     """The values of a figure by epoch, of runs of equal length."""
     curves = [
-        [row[name] for row in read_metrics(folder / METRICS) if name in row] for folder in folders
+        [row[name] for row in read_metrics(folder / METRICS) if row["epoch"] and name in row]
+        for folder in folders
     ]
     epochs = max(map(len, curves))
     for folder, curve in zip(folders, curves, strict=True):
@@ -169,6 +176,8 @@ def _average(
     if protocol.selection != "mean_curve":
         return CrossValidationResult(results, metric, mean, low, high, counts, chosen_on_test=paper)
     curves = np.array(_read_curves([folder / name for name in results], f"valid/{metric}"))
+    if not curves.size:  # a head in closed form has no epochs
+        return CrossValidationResult(results, metric, mean, low, high, counts, chosen_on_test=paper)
     best = int(np.argmax(curves.mean(axis=0)))
     chosen, low, high = mean_interval(curves[:, best].tolist())
     return CrossValidationResult(results, metric, chosen, low, high, counts, best + 1, mean, paper)

@@ -9,13 +9,15 @@ from aatjax.petl.adapter import Adapter
 from aatjax.petl.base import METHODS, Method
 from aatjax.petl.combined import Combined
 from aatjax.petl.dense_moa import DenseMoA, TopKMoA
+from aatjax.petl.loaa import LoAA
 from aatjax.petl.lora import LoRA
 from aatjax.petl.prefix import Prefix
 from aatjax.petl.prompt import Prompt
-from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial
+from aatjax.petl.simple import BitFit, Full, LayerNormTuning, Linear, Partial, Ridge
 from aatjax.petl.soft_moa import SoftMoA
 
 TABLE: dict[str, Method] = {
+    "ridge": Ridge(),
     # arXiv 2401.10544, whose head has a LayerNorm
     "linear": Linear(),
     "partial": Partial(),
@@ -40,6 +42,9 @@ TABLE: dict[str, Method] = {
     "top_k_moa": TopKMoA(),
     "soft_moa": SoftMoA(),
     "soft_moa_houlsby": SoftMoA(location="both"),
+    # after the papers
+    "soft_moa_shared": SoftMoA(shared=True),
+    "loaa": LoAA(),
     "full": Full(),
 }
 

@@ -22,7 +22,7 @@ EPSILON = 1e-6
 class MaskedEmbed(nnx.Module):
     """The embedding, with patches of each clip replaced by a trained vector.
 
-    The places are drawn anew in training, and the same in every evaluation.
+    The places are drawn in each training step, and the same in every evaluation.
 
     Attributes:
         share: of the patches that is masked.

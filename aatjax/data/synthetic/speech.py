@@ -1,4 +1,4 @@
-"""Spoken words of no language, by voices that are drawn anew for every clip.
+"""Spoken words of no language, by another voice in every clip.
 
 A source (a buzz and breath) passes through a vocal tract whose resonances glide from sound to
 sound. Every voice has its own pitch, melody, tract length, pace and breathiness, so that a model

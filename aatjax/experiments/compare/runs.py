@@ -51,7 +51,7 @@ class CompareCell:
         value: the metric on the test clips; None where it is not defined.
         low, high: its interval in this run.
         step_s: mean seconds per training step, compilation included.
-        curve: (epoch, training loss, validation metric or None) of every epoch.
+        curve: (epoch, training loss, validation metric) of every epoch; None where there is none.
         about: notes on the data in its result.
         scores: its test clips; None of a run of a version that did not keep them.
     """
@@ -62,7 +62,7 @@ class CompareCell:
     metric: str
     value: float | None
     step_s: float
-    curve: tuple[tuple[int, float, float | None], ...]
+    curve: tuple[tuple[int, float | None, float | None], ...]
     about: dict[str, Any]
     low: float | None = None
     high: float | None = None
@@ -211,7 +211,7 @@ def _run_cell(
     curve = []
     for row in rows:
         scores = [v for k, v in row.items() if k.startswith("valid/") and isinstance(v, float)]
-        curve.append((int(row["epoch"]), float(row["train/loss"]), scores[0] if scores else None))
+        curve.append((int(row["epoch"]), row.get("train/loss"), scores[0] if scores else None))
     steps = max(1, int(rows[-1]["step"])) if rows else 1
     metric, value, low, high = result.headline or ("metric", None, None, None)
     about = dict(result.about)
