@@ -11,12 +11,13 @@ from aatjax.audio.augment import (
     Augment,
     add_noise,
     change_gain,
+    cut_off,
     mask_spectrogram,
     mixup,
     roll_time,
     warp_frequencies,
 )
-from aatjax.audio.fbank import log_mel
+from aatjax.audio.fbank import LOG_FLOOR, log_mel
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
 
@@ -242,6 +243,22 @@ def test_gain_leaves_the_random_numbers_of_the_others() -> None:
     np.testing.assert_allclose(plain[0], faint[0], atol=1e-5)
     with pytest.raises(UsageError, match="gain"):
         Augment(gain=-1.0)
+
+
+def test_what_is_above_the_cut_off_is_60_db_lower() -> None:
+    """The cut lies between 2 and 8 kHz, in the given share of the clips."""
+    x = jnp.zeros((2000, 1, 128))
+    found = np.asarray(cut_off(jax.random.key(0), x, prob=0.25, rate=16000))[:, 0]
+    assert set(np.round(np.unique(found), 3)) == {0.0, np.float32(-13.816)}
+    kept = (found == 0).sum(axis=1)
+    mel = [1127 * np.log1p(f / 700) for f in (20, 2000, 8000)]
+    least = np.floor((mel[1] - mel[0]) / ((mel[2] - mel[0]) / 129))
+    cut = kept[kept < 128]
+    assert abs(len(cut) / 2000 - 0.25) < 0.04
+    assert least <= cut.min() <= least + 2 and cut.max() >= 125
+    assert np.all(np.diff(found, axis=1) <= 0)  # only what lies above
+    low = np.asarray(cut_off(jax.random.key(0), x + LOG_FLOOR, prob=1.0))
+    np.testing.assert_array_equal(low, np.float32(LOG_FLOOR) + 0 * low)
 
 
 def test_warped_tones_are_the_tones_at_other_frequencies() -> None:

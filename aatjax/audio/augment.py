@@ -2,9 +2,9 @@
 
 The order is that of AST's training (Gong et al. 2021, arXiv 2104.01778, section 3; mixup after
 Tokozume et al. 2018, masks after Park et al. 2019): mixup of the waveforms, log-mel, warp of the
-frequencies and gain (not in AST), one frequency and one time mask, normalisation, additive noise,
-circular roll. Each clip has random numbers of its own. The same key gives the same result on any
-number of devices.
+frequencies, cut-off and gain (not in AST), one frequency and one time mask, normalisation, additive
+noise, circular roll. Each clip has random numbers of its own. The same key gives the same result on
+any number of devices.
 
 One difference from AST: the mixup partner is another clip of the same batch, where AST draws it
 from the whole training list. Batches are uniform samples of that list, so each partner is as
@@ -39,6 +39,8 @@ class Augment:
         gain: make each clip louder or softer by up to this many dB; 0 leaves the level.
         warp: stretch the frequencies of each clip by a factor of up to 1 + warp, or divide them by
             it, as by another length of the vocal tract (Jaitly and Hinton 2013); 0 leaves them.
+        lowpass: probability in [0, 1] that a clip loses the frequencies above 1/4 to 1 of the
+            highest one, as in recordings of a lower sampling rate.
         noise: add uniform noise to the normalised features.
         roll: roll the normalised features along time by -10 to 9 frames.
         spec_after_norm: mask after normalisation (with the mean level of the data set), as the
@@ -55,6 +57,7 @@ class Augment:
     spec_after_norm: bool = False
     gain: Annotated[float, Range(0)] = 0.0
     warp: Annotated[float, Range(0, 1)] = 0.0
+    lowpass: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "augment.")
@@ -83,6 +86,8 @@ class Augment:
         x = frontend.features(audio, length)
         if self.warp > 0.0:
             x = warp_frequencies(jax.random.fold_in(key, 5), x, limit=self.warp, rate=frontend.rate)
+        if self.lowpass > 0.0:
+            x = cut_off(jax.random.fold_in(key, 6), x, prob=self.lowpass, rate=frontend.rate)
         if self.gain > 0.0:
             valid = frontend.valid_frames(length)
             x = change_gain(jax.random.fold_in(key, 4), x, valid, limit=self.gain)
@@ -187,8 +192,7 @@ def warp_frequencies(
         limit: largest stretch.
         rate: sampling rate in Hz.
     """
-    low, high = hertz_to_mel(np.array([LOW_HZ, rate / 2]))
-    step = (high - low) / (x.shape[2] + 1)
+    low, step = _space_bins(x.shape[2], rate)
     hertz = 700.0 * np.expm1((low + step * np.arange(1, x.shape[2] + 1)) / 1127.0)
     most = math.log1p(limit)
     factor = jnp.exp(jax.random.uniform(key, (x.shape[0], 1), x.dtype, -most, most))
@@ -201,6 +205,31 @@ def warp_frequencies(
         for bins in (below, below + 1)
     )
     return lower + share * (upper - lower)
+
+
+def _space_bins(mels: int, rate: int) -> tuple[float, float]:
+    """Return where the mel scale of the front end begins, and the distance of its bins."""
+    low, high = hertz_to_mel(np.array([LOW_HZ, rate / 2]))
+    return float(low), float((high - low) / (mels + 1))
+
+
+def cut_off(
+    key: PRNGKey, x: Float[Array, "b t f"], *, prob: float, rate: int = 16000
+) -> Float[Array, "b t f"]:
+    """Lower what is above U[rate / 8, rate / 2) Hz by 60 dB, in some of the clips.
+
+    Args:
+        key: random key.
+        x: log-mel before normalisation; values at its floor stay there.
+        prob: probability for a clip.
+        rate: sampling rate in Hz.
+    """
+    coin, place = jax.random.uniform(key, (2, x.shape[0], 1), x.dtype)
+    low, step = _space_bins(x.shape[2], rate)
+    highest = 1127.0 * jnp.log1p((1 + 3 * place) * (rate / 8) / 700.0)
+    mel = jnp.asarray(low + step * np.arange(1, x.shape[2] + 1), x.dtype)[None]
+    lost = (coin < prob) & (mel > highest)
+    return jnp.where(lost[:, None], jnp.maximum(x - 6 * math.log(10), LOG_FLOOR), x)
 
 
 def mask_spectrogram(

@@ -122,14 +122,32 @@ def say(take: Take, word: str) -> Samples:
     lengths = np.array([one.seconds * pace * take.spread(0.75, 1.35) for one in phones])
     lengths[-1] *= take.spread(1.0, 1.6)
     lengths *= min(1.0, 0.9 * take.seconds / lengths.sum())
-    sound = _utter(take, phones, lengths)
+    tract = take.spread(0.95, 1.45)  # resonances of children lie higher
+    pitch = min(420.0, take.spread(75.0, 160.0) * tract**2.0 * take.spread(0.8, 1.3))
+    sound = utter(take, phones, lengths, tract, pitch)
     track = np.zeros(take.size)
     place_at(track, sound, take.count(0, max(0, take.size - sound.size)))
     return track
 
 
-def _utter(take: Take, phones: list[Phone], lengths: Float[np.ndarray, " phones"]) -> Samples:
-    """The sounds one after another, each of its length in seconds."""
+def utter(
+    take: Take,
+    phones: list[Phone],
+    lengths: Float[np.ndarray, " phones"],
+    tract: float,
+    pitch: float,
+    bends: tuple[float, float] = (0.8, 1.3),
+) -> Samples:
+    """Return sounds one after another.
+
+    Args:
+        take: the recording.
+        phones: the sounds.
+        lengths: of each, seconds.
+        tract: factor on all resonances.
+        pitch: at the start, Hz.
+        bends: bounds of the factors on the pitch, three of them drawn over the whole length.
+    """
     margin = 0.03
     seconds = float(lengths.sum()) + 2 * margin
     size, hop = take.samples(seconds), take.samples(HOP)
@@ -143,12 +161,10 @@ def _utter(take: Take, phones: list[Phone], lengths: Float[np.ndarray, " phones"
         weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) * HOP / smooth) ** 2)
         return np.convolve(np.pad(course, reach, mode="edge"), weights / weights.sum(), "valid")
 
-    tract = take.spread(0.95, 1.45)  # resonances of children lie higher
-    pitch = min(420.0, take.spread(75.0, 160.0) * tract**2.0 * take.spread(0.8, 1.3))
     glide = take.spread(0.018, 0.035)
-    bends = np.exp(0.06 * take.rng.standard_normal((len(phones), 3)))
+    shifts = np.exp(0.06 * take.rng.standard_normal((len(phones), 3)))
     formants = [
-        track([p.formants[k] * bends[n, k] * tract for n, p in enumerate(phones)], glide, False)
+        track([p.formants[k] * shifts[n, k] * tract for n, p in enumerate(phones)], glide, False)
         for k in range(3)
     ]
     voice = track([p.voice for p in phones], 0.008)
@@ -159,7 +175,7 @@ def _utter(take: Take, phones: list[Phone], lengths: Float[np.ndarray, " phones"
     voice *= 1.0 - trill * (0.5 + 0.5 * np.sin(2 * np.pi * take.uniform(20.0, 30.0) * times))
 
     at = np.arange(size) / take.rate - margin
-    melody = take.path(seconds, [1.0, *(take.spread(0.8, 1.3) for _ in range(3))])
+    melody = take.path(seconds, [1.0, *(take.spread(*bends) for _ in range(3))])
     wobble = np.exp(0.02 * take.drift(12.0, size=size))
     buzz = take.tone(pitch * melody * wobble, rolloff(120, take.uniform(1.0, 6.0)))
     frequencies = np.fft.rfftfreq(2 * take.samples(WINDOW), 1.0 / take.rate)

@@ -1,8 +1,8 @@
 """Synthetic environmental sounds: a labelled data set that needs no download.
 
-Thirty classes, each clip drawn with its own pitch, pace, timbre, number of events, room,
-background noise, stray events, microphone and level. Twenty classes are meant for pretraining and
-ten others, with near neighbours among themselves and among the twenty, for adaptation. Beside them
+Fifty classes, each clip drawn with its own pitch, pace, timbre, number of events, room,
+background noise, stray events, microphone and level. Forty classes are meant for pretraining and
+ten others, with near neighbours among themselves and among the forty, for adaptation. Beside them
 are spoken words of no language (`aatjax.data.synthetic.speech`), also for pretraining.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int16
 
-from aatjax.data.synthetic import nature, objects, tonal
+from aatjax.data.synthetic import creatures, nature, objects, tonal
 from aatjax.data.synthetic.primitives import Samples, Take
 from aatjax.data.synthetic.scene import record_scene
 from aatjax.data.synthetic.speech import WORDS, say
@@ -29,12 +29,16 @@ MAKERS: dict[str, Callable[[Take], Samples]] = {
         *(nature.cricket, nature.frog, nature.drops, objects.knock, objects.steps),
         *(nature.glass, tonal.phone, tonal.horn, objects.applause, objects.typing),
         *(tonal.whistle, tonal.pluck, tonal.organ, tonal.flute, tonal.brass),
+        *(creatures.cat, creatures.cow, creatures.sheep, creatures.rooster, creatures.hen),
+        *(creatures.pig, creatures.baby, creatures.laugh, creatures.cough, creatures.sneeze),
+        *(creatures.snore, creatures.vacuum, creatures.train, creatures.saw, creatures.creak),
+        *(creatures.fireworks, creatures.pour, creatures.plane, creatures.washer, creatures.brush),
     )
 }
 """Functions that draw a clean sound, at any level, for a take."""
 
 SOUNDS: tuple[str, ...] = tuple(MAKERS)
-"""The thirty class names, in a fixed order."""
+"""The fifty class names, in a fixed order."""
 
 TARGET_SOUNDS: tuple[str, ...] = (
     *("siren", "alarm", "whistle"),  # pitched signals: they differ in how the pitch moves
@@ -44,7 +48,7 @@ TARGET_SOUNDS: tuple[str, ...] = (
 """The ten classes kept for adaptation; none of them is in `PRETRAIN_SOUNDS`."""
 
 PRETRAIN_SOUNDS: tuple[str, ...] = tuple(name for name in SOUNDS if name not in TARGET_SOUNDS)
-"""The twenty classes for pretraining."""
+"""The forty classes for pretraining."""
 
 LOWEST_RATE = 4000
 
