@@ -186,7 +186,7 @@ def test_a_backbone_is_pretrained_and_goes_on(objective: str, tmp_path: Path, ca
     assert f"--base {out}" in shown and ("accuracy" in shown) == (objective == "supervised")
     kept = aatjax.load(str(out), **({} if objective == "supervised" else {"num_classes": 4}))
     assert kept.config.patch == (64, 16) and kept.config.frames == 98
-    assert kept.config.num_classes == (20 if objective == "supervised" else 4)
+    assert kept.config.num_classes == (40 if objective == "supervised" else 4)
     fresh = aatjax.load("random:d32x1,patch=64x16,stride=64x16", frames=98, seed=0)
     moved = kept.blocks[0].mlp.up.kernel[...] - fresh.blocks[0].mlp.up.kernel[...]
     assert np.abs(moved).max() > 1e-4
