@@ -5,7 +5,7 @@
 
 Windows of three seconds (298 frames): all of a clip in testing, a random one in training, where
 half of the clips are also mixed with another. Nothing is chosen on the held-out fold: the figures
-are those of the last epoch. On ESC-10, with the backbone of `tools/pretrain.py real`, a fold takes
+are those of the last epoch. On ESC-10, with the embedded backbone, a fold takes
 about a minute on one CPU core.
 """
 

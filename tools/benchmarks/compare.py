@@ -26,6 +26,7 @@ class MethodSetting:
 # an eighth of the published reduction, prompts and prefixes a quarter of the published number.
 # Prompts keep the DIST token and the backbone's own pooling, so that all rows pool alike.
 METHODS = {
+    "ridge": MethodSetting(petl.Ridge(), 1e-2),
     "linear": MethodSetting(petl.Linear(), 1e-2),
     "bitfit": MethodSetting(petl.BitFit(), 5e-3),
     "layer_norm": MethodSetting(petl.LayerNormTuning(), 5e-3),
@@ -45,6 +46,7 @@ METHODS = {
     "conformer_both": MethodSetting(
         petl.Adapter(block="conformer", reduction=12, location="both"), 5e-3
     ),
+    "loaa": MethodSetting(petl.LoAA(reduction=16), 5e-3),
     "dense_moa": MethodSetting(petl.DenseMoA(reduction=16), 5e-3),
     "top_k_moa": MethodSetting(petl.TopKMoA(reduction=16), 5e-3),
     "soft_moa": MethodSetting(petl.SoftMoA(num_experts=7, slots=1, reduction=16), 5e-3),
