@@ -25,7 +25,12 @@ from aatjax.models.pool import make_pool
 from aatjax.models.positions import resize_positions
 from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
-EMBEDDED = Path(__file__).parents[1] / "weights" / "ast_mini_synthetic.safetensors"
+_WEIGHTS = Path(__file__).parents[1] / "weights"
+EMBEDDED = {
+    "embedded": _WEIGHTS / "ast_mini_sounds.safetensors",
+    "embedded-1": _WEIGHTS / "ast_mini_synthetic.safetensors",
+}
+"""The weights in the package by name: the present ones, and those of former versions."""
 
 
 WeightSource = str | os.PathLike[str] | Mapping[str, Any] | HasStateDict
@@ -79,10 +84,10 @@ def load(
     Args:
         source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
             Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
-            `embedded` for the small AST in the package, or `random:tiny|small|base`, also changed,
-            `random:tiny,depth=4,stride=16`; or weights in memory: a transformers model, a state
-            dictionary of tensors, a dictionary of arrays. An adapter on these is loaded again with
-            `load_adapter(path, base=model)`.
+            `embedded` for the small AST in the package (`embedded-1`: the one before), or
+            `random:tiny|small|base`, also changed, `random:tiny,depth=4,stride=16`; or weights in
+            memory: a transformers model, a state dictionary of tensors, a dictionary of arrays. An
+            adapter on these is loaded again with `load_adapter(path, base=model)`.
         num_classes: outputs of a new head; None keeps the checkpoint's head.
         revision: commit or branch of a repository id.
         seed: seed of a new head, or of all weights of `random:...`.
@@ -255,6 +260,14 @@ def read_source(
     return Checkpoint(config, params, config.grid, "audioset", None, name, True, config.num_prefix)
 
 
+def find_embedded(fingerprint: str) -> str:
+    """Return the name of the weights in the package that have this fingerprint, else `embedded`."""
+    for name, path in EMBEDDED.items():
+        if fingerprint_backbone(read_checkpoint(path).params) == fingerprint:
+            return name
+    return "embedded"
+
+
 def check_source(name: str, revision: str | None = None) -> None:
     """Check that there are weights of this name, without reading them.
 
@@ -274,8 +287,8 @@ def locate_weights(name: str, revision: str | None = None) -> Path:
         DataError: there is none.
         UnavailableError: a repository that cannot be reached and is not in the cache.
     """
-    if name == "embedded":
-        return EMBEDDED
+    if name in EMBEDDED:
+        return EMBEDDED[name]
     if name == NAME:
         raise DataError("the weights were given in memory: give them again")
     path = Path(os.path.expanduser(name))  # an unknown user is no error here
@@ -304,7 +317,7 @@ def _initialize(name: str, config: ASTConfig, seed: int) -> AST:
 def _remember(origin: Origin) -> None:
     """Note the file or folder of weights, for adapter files that name their fingerprint."""
     path = Path(os.path.expanduser(origin.source))
-    if origin.source not in ("embedded", NAME) and path.exists():
+    if origin.source not in (*EMBEDDED, NAME) and path.exists():
         remember_weights(origin.fingerprint, path)
 
 

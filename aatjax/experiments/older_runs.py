@@ -4,13 +4,16 @@ import json
 from typing import Any
 
 from aatjax.config import Config
-from aatjax.convert.load import read_source
+from aatjax.convert.load import EMBEDDED, read_source
 from aatjax.errors import UsageError
 from aatjax.petl import Method
 from aatjax.petl.base import pin_sizes
 from aatjax.train.run_dir import RunClaims
 
 Fields = dict[str, Any]
+
+BODY = ("dim", "depth", "heads", "mlp_dim", "patch", "stride")
+"""Fields of a model's shape that its weights decide."""
 
 
 def fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +29,18 @@ def was_stratified(claims: RunClaims) -> bool:
     stored = claims.read("config.json")
     data = None if stored is None else stored.get("data")
     return isinstance(data, dict) and "split_method" not in data
+
+
+def find_weights(claims: RunClaims, config: Config) -> str:
+    """Return the weights of the run in a folder: those in the package may have been older ones."""
+    stored = claims.read("settings.json")
+    shape = None if stored is None else stored.get("model")
+    if config.model.source == "embedded" and isinstance(shape, dict):
+        for name in EMBEDDED:
+            present = json.loads(json.dumps(read_source(name).config.to_json()))
+            if all(shape.get(field) == present[field] for field in BODY):
+                return name
+    return config.model.source
 
 
 def find_older_method(claims: RunClaims, config: Config) -> tuple[Fields, Fields] | None:

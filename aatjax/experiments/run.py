@@ -24,7 +24,12 @@ from aatjax.data.pipeline import make_eval_batches
 from aatjax.data.source import Source
 from aatjax.errors import AatjaxError, OutOfMemoryError, UsageError, format_count
 from aatjax.experiments.clip_scores import write_clip_scores
-from aatjax.experiments.older_runs import fill_defaults, find_older_method, was_stratified
+from aatjax.experiments.older_runs import (
+    fill_defaults,
+    find_older_method,
+    find_weights,
+    was_stratified,
+)
 from aatjax.experiments.partition import Partition, find_audio_cache, make_partition, open_data
 from aatjax.inference.calibration import calibrate_clips
 from aatjax.io.digest import hash_file
@@ -218,7 +223,12 @@ def _train(
         config = dataclasses.replace(config, data=data)
         if screen is not None:
             print(f"{folder}: keeps its split (data.split_method='stratified')", file=screen)
-    older = run_on_main(lambda: find_older_method(claims, config))
+    weights = dataclasses.replace(
+        config.model, source=run_on_main(lambda: find_weights(claims, config))
+    )
+    older = run_on_main(
+        lambda: find_older_method(claims, dataclasses.replace(config, model=weights))
+    )
     done = run_on_main(lambda: _check_config(claims, config, None if older is None else older[0]))
     if older is not None:
         config = dataclasses.replace(config, petl=Method.from_json(older[1]))
@@ -253,7 +263,7 @@ def _train(
     changed = run_on_main(lambda: _check_clips(claims, used, is_finished=done is not None))
     seed = config.training.seed
     with _use_host_memory():
-        backbone = load_backbone(config.model, num_classes=len(parts.train.classes), seed=seed)
+        backbone = load_backbone(weights, num_classes=len(parts.train.classes), seed=seed)
         if done is not None and not changed:
             _check_backbone(backbone, folder)
             run_on_main(claims.repair)

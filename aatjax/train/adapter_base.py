@@ -5,7 +5,13 @@ from pathlib import Path
 
 from aatjax import surgery
 from aatjax.convert.known_weights import find_weights
-from aatjax.convert.load import load_model, reset_weights, select_load_options
+from aatjax.convert.load import (
+    EMBEDDED,
+    find_embedded,
+    load_model,
+    reset_weights,
+    select_load_options,
+)
 from aatjax.convert.memory import NAME
 from aatjax.errors import AatjaxError, DataError, printable
 from aatjax.io.hub import is_repository_id
@@ -78,8 +84,11 @@ def load_base(
     """
     options = select_load_options(config)
     options["rgb"] = origin.rgb
+    source = _find_source(origin, own) if base is None else base
+    if source == "embedded":  # those of the version that wrote the file
+        source = find_embedded(origin.fingerprint)
     model = load_model(
-        _find_source(origin, own) if base is None else base,
+        source,
         config.num_classes,
         origin.revision if base is None else None,
         origin.seed,
@@ -102,7 +111,7 @@ def _find_source(origin: Origin, own: bool) -> str:
         DataError: it names a path and has come from elsewhere, or what nobody should open.
     """
     source = origin.source
-    if source.startswith("random:") or source in ("embedded", NAME):
+    if source.startswith("random:") or source in (*EMBEDDED, NAME):
         return source
     if is_repository_id(source) and not Path(source).exists():
         return source
