@@ -25,16 +25,13 @@ from aatjax.train.fit import FitContext, fit
 from aatjax.train.optim import Optim, make_schedule
 from aatjax.train.training import Training
 from benchmarks import append_row, describe_cpu
+from benchmarks.compare import METHODS as SETTINGS
 from benchmarks.torch_model import make_torch_model
 
 METHODS = {
-    "linear": petl.Linear(),
-    "bottleneck": petl.Adapter(reduction=8),
-    "lora": petl.LoRA(reduction=16),
-    "aat": petl.AAT(),
-    "soft_moa": petl.SoftMoA(reduction=16),
-    "dense_moa": petl.DenseMoA(reduction=16),
-    "full": petl.Full(),
+    name: setting.method
+    for name, setting in SETTINGS.items()
+    if not (setting.scratch or setting.method.closed_form)
 }
 LR = 1e-3
 OPTIM = Optim(lr=LR)
@@ -70,8 +67,8 @@ def epochs(
     rounds, and the largest relative difference of the losses.
 
     Args:
-        width: of a random backbone with heads of 64 and MLPs of 4 times the width; 0 takes the
-            embedded one.
+        width: of a random backbone with heads of 64 and MLPs of 4 times the width; 0 takes
+            `embedded-1`, which has square patches as transformers' AST has.
         depth: its blocks.
         frames: input length; 198 for the embedded backbone, 1024 for another, by default.
         methods: which of them.
@@ -83,7 +80,7 @@ def epochs(
         out: CSV file.
     """
     model = (
-        load("embedded", num_classes=10, frames=frames)
+        load("embedded-1", num_classes=10, frames=frames)
         if not width
         else make_model(width, depth, frames or 1024)
     )
@@ -201,6 +198,7 @@ def run_torch(
             optimizer.zero_grad()
             logits = model(features[rows]).logits
             loss = torch.nn.functional.cross_entropy(logits, targets[rows])
+            loss = loss + sum(getattr(module, "penalty", 0.0) for module in model.modules())
             loss.backward()
             optimizer.step()
             total += loss.item()
