@@ -76,11 +76,9 @@ def summarise_methods(
         if name != first:
             change = compare_runs(defined[first], defined[name], known[first], known[name])
             found[name] = dataclasses.replace(found[name], **change)
-    tested = sorted((row.p, name) for name, row in found.items() if row.p is not None)
-    worst = 0.0
-    for rank, (p, name) in enumerate(tested):
-        worst = max(worst, min(1.0, p * (len(tested) - rank)))
-        found[name] = dataclasses.replace(found[name], p_holm=worst)
+    corrected = correct_p({name: row.p for name, row in found.items() if row.p is not None})
+    for name, p in corrected.items():
+        found[name] = dataclasses.replace(found[name], p_holm=p)
     return found
 
 
@@ -116,6 +114,15 @@ def compare_runs(
         p = spread.compute_p(middle)
     reach = spread.compute_reach(0.05)
     return _name_change(middle, max(-1.0, middle - reach), min(1.0, middle + reach), p)
+
+
+def correct_p(found: Mapping[str, float]) -> dict[str, float]:
+    """Return p values corrected for their number (Holm 1979)."""
+    corrected, worst = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(found.items(), key=lambda pair: (pair[1], pair[0]))):
+        worst = max(worst, min(1.0, p * (len(found) - rank)))
+        corrected[name] = worst
+    return corrected
 
 
 def describe_test(runs: int, clips: PooledClips | None) -> str:
