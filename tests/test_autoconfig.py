@@ -61,11 +61,12 @@ def test_the_rules() -> None:
     assert config.petl.name == "soft_moa" and config.model.frames == 100
     assert (config.data.test_fraction, config.data.valid_fraction) == (0.2, 0.15)
     assert config.data.statistics == "train" and config.data.windows == "every"
+    assert config.training.head_init == "ridge" and config.model.pool == "stats"
     assert {c.what for c in why} >= {"model.frames", "method", "training.batch_size", "optim.lr"}
     assert all(c.why for c in why)
 
     few, _ = choose(source([40, 5]), [9.0] * 45)
-    assert few.petl.name == "linear" and few.optim.lr is None and few.petl.choose_rate(192) == 1e-2
+    assert few.petl.name == "ridge" and few.training.head_init == "model"
     assert few.model.frames == 297 and few.data.windows == "random"  # 1.5 times the base's 198
     assert few.data.valid_fraction == 0.0 and few.augment.mixup == 0.0
 

@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite(place: Place, capfd: pytest.CaptureFixture[st
     ("arguments", "words"),
     [
         (["trian"], "unknown command 'trian', did you mean 'train'?"),
-        (["frobnicate"], "there are adapt, compare, eval, report, train, demo"),
+        (["frobnicate"], "there are adapt, compare, eval, pretrain, report, train, demo"),
         (["train", "--method", "lineer"], "unknown method 'lineer', did you mean 'linear'?"),
         (["train", "--metod", "linear"], "unknown flag '--metod', did you mean '--method'?"),
         (["train", "foldr"], "no config 'foldr', did you mean 'folder'?"),
@@ -406,7 +406,7 @@ def test_wrong_usage_is_one_line(
         (["--training.epoch", "3"], "--training.epochs"),
         (["--optim.lr", "fast"], "fast"),
         (["--optim.lr", "0"], "--optim.lr 0.0 must be above 0"),
-        (["--training.epochs", "0"], "--training.epochs 0 must be at least 1"),
+        (["--training.batch-size", "0"], "--training.batch-size 0 must be at least 1"),
         (["--optim.schedule", "cosin"], "cosine"),
         (["folder"], "folder"),
     ],

@@ -937,7 +937,7 @@ def test_best_needs_validation_clips() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": 0},
+        {"epochs": -1},
         {"batch_size": 0},
         {"eval_batch_size": 0},
         {"save_every": 0},

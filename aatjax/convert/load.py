@@ -27,10 +27,9 @@ from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 EMBEDDED = {
-    "embedded": _WEIGHTS / "ast_mini_sounds.safetensors",
-    "embedded-1": _WEIGHTS / "ast_mini_synthetic.safetensors",
+    "embedded": _WEIGHTS / "ast_mini_synthetic.safetensors",
 }
-"""The weights in the package by name: the present ones, and those of former versions."""
+"""The weights in the package by name: the present ones, then those of former versions."""
 
 
 WeightSource = str | os.PathLike[str] | Mapping[str, Any] | HasStateDict
@@ -84,7 +83,7 @@ def load(
     Args:
         source: a `.safetensors`, `.pth` or `.bin` file, a folder (Hugging Face or Orbax), a
             Hugging Face repository id such as `MIT/ast-finetuned-audioset-10-10-0.4593`,
-            `embedded` for the small AST in the package (`embedded-1`: the one before), or
+            `embedded` for the small AST in the package, or
             `random:tiny|small|base`, also changed, `random:tiny,depth=4,stride=16`; or weights in
             memory: a transformers model, a state dictionary of tensors, a dictionary of arrays. An
             adapter on these is loaded again with `load_adapter(path, base=model)`.

@@ -20,14 +20,14 @@ from aatjax.doctor.set_checks import list_level_gaps
 from aatjax.errors import format_count
 from aatjax.experiments.partition import Partition
 from aatjax.petl import Method
-from aatjax.petl.simple import Linear
+from aatjax.petl.simple import Ridge
 from aatjax.petl.sizes import find_widths
 from aatjax.petl.soft_moa import SoftMoA
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim
 from aatjax.train.training import Training
 
-FEW = 5  # clips per class below which only the head is trained
+FEW = 5  # clips per class below which only the head is fitted
 VALID_FROM = 12  # training clips of the rarest class from which validation clips are split off
 STEPS = 600  # training steps aimed at
 LEAST_FRAMES = 64
@@ -124,6 +124,14 @@ def choose_settings(
     else:
         choose("method", method.name, "given")
     training, windows = _choose_training(len(parts.train), seconds, frames, choose)
+    model = dataclasses.replace(model, frames=frames)
+    if not method.closed_form:
+        training = dataclasses.replace(training, head_init="ridge")
+        why = "every method begins as accurate as ridge regression, and changes the blocks from there"
+        choose("training.head_init", "ridge", why)
+        if model.pool is None:
+            model = dataclasses.replace(model, pool="stats")
+            choose("model.pool", "stats", "mean and deviation of the patches, as ridge reads them")
     rate = f"{method.choose_rate(width):g}"
     choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
     mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
@@ -138,7 +146,7 @@ def choose_settings(
     config = Config(
         name=f"adapt-{source.name}",
         petl=method,
-        model=dataclasses.replace(model, frames=frames),
+        model=model,
         data=dataclasses.replace(data, windows=windows),
         training=training,
         optim=Optim(),
@@ -214,8 +222,9 @@ def _explain_frames(seconds: Sequence[float], longest: int) -> str:
 def _choose_method(rarest: int, width: int, choose: Choose) -> Method:
     if rarest < FEW:
         has = f"the rarest class has about {format_count(rarest, 'training clip')}"
-        choose("method", "linear", f"{has}, fewer than {FEW}: only the head is trained")
-        return Linear()
+        why = f"{has}, fewer than {FEW}: only the head is fitted, in closed form"
+        choose("method", "ridge", why)
+        return Ridge()
     method = SoftMoA()
     (bottleneck,) = find_widths(method, width, 1)
     choose(

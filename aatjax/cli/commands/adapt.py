@@ -55,13 +55,13 @@ def main(
     from aatjax.io.json_file import write_json
     from aatjax.io.progress import StageBar
     from aatjax.petl import make_method
-    from aatjax.petl.simple import Linear
+    from aatjax.petl.simple import Ridge
 
     screen = sys.stderr if json else sys.stdout
     if out is not None:
         check_output(out / "config.json")
     asked = make_method(method) if method is not None else None
-    plain = Config(petl=Linear(), model=Model(source=base))
+    plain = Config(petl=Ridge(), model=Model(source=base))
     given = sounds.load(plain, select_fields(fields, "data", "model"))
     shape = load(given.model.source, num_classes=2, revision=given.model.revision).config
     with StageBar(quiet=quiet) as bar:

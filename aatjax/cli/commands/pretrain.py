@@ -20,6 +20,7 @@ def main(
     run: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    json: bool = False,
     quiet: bool = False,
 ) -> None:
     """Pretrain a backbone; the same command goes on after an interruption, with --run.
@@ -31,8 +32,11 @@ def main(
         run: folder of checkpoints and metrics
         force: replace an existing file
         dry_run: check the sounds, the shape and the paths, and stop
+        json: print one JSON object
         quiet: no progress
     """
+    from json import dumps
+
     from aatjax.cli.fields import replace_fields
     from aatjax.errors import UsageError
     from aatjax.experiments.pretrain import PRETRAINING, pretrain
@@ -53,6 +57,9 @@ def main(
         show=None if quiet else sys.stderr,
         begin=make_begin(dry_run, f"nothing was trained; would write {out}"),
     )
+    if json:
+        print(dumps({"weights": str(out), **result.to_json()}))
+        return
     if objective == "supervised" and result.test is not None:
         print(result.test.table())
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB; aatjax adapt SOUNDS --base {out}")
