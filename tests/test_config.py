@@ -141,7 +141,7 @@ def test_no_field_is_lost() -> None:
             decay_rate=0.1,
             decay_every=4,
         ),
-        augment=Augment(0.1, 2.0, 3, 4, True, True, True, 6.0),
+        augment=Augment(0.1, 2.0, 3, 4, True, True, True, 6.0, 0.1, 0.2),
         mesh=MeshShape(2, -1, 4),
         name="n",
     )
@@ -283,7 +283,11 @@ def test_a_json_file(tmp_path: Path) -> None:
         ("a.py", "config = 3\n", "does not bind config"),
         ("a.py", "config = (\n", "SyntaxError at line 1"),
         ("a.py", "\nimport gone_from_here\n", "ModuleNotFoundError at line 2.*gone_from_here"),
-        ("a.py", "from aatjax import Training\nTraining(epochs=-1)", "epochs=-1 must be at least 0"),
+        (
+            "a.py",
+            "from aatjax import Training\nTraining(epochs=-1)",
+            "epochs=-1 must be at least 0",
+        ),
         ("a.json", "{", "not a config: .*a.json: cannot be read: not JSON"),
         ("a.json", "[1]", "not a JSON object"),
         ("a.json", '{"petl": {"name": "linear"}, "nam": "x"}', "did you mean 'name'"),

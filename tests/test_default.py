@@ -8,54 +8,59 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_run
+from flax import nnx
 
 import aatjax
+from aatjax import surgery
 from aatjax.cli.main import run
 from aatjax.config import Model
-from aatjax.convert import load
+from aatjax.convert import write_native
 from aatjax.convert.load import EMBEDDED
 from aatjax.data.synthetic.synthesize import PRETRAIN_SOUNDS, TARGET_SOUNDS, synthesize
 from aatjax.experiments import run as experiment
+from aatjax.models.ast import AST
+from aatjax.models.config import ASTConfig
 from aatjax.train.adapter_file import read_metadata
 
 
 def test_the_embedded_weights_are_small_and_know_none_of_the_target_sounds():
     assert sum(path.stat().st_size for path in EMBEDDED.values()) < 12e6
     model = aatjax.load("embedded")
-    assert model.labels == PRETRAIN_SOUNDS
-    assert not set(model.labels) & set(TARGET_SOUNDS)
+    assert model.labels is not None and set(model.labels) <= set(PRETRAIN_SOUNDS)
+    assert not set(PRETRAIN_SOUNDS) & set(TARGET_SOUNDS)
 
 
 def test_the_embedded_weights_recognise_sounds_they_were_trained_for():
     classifier = aatjax.Classifier.load("embedded")
-    right = 0
-    for sound in PRETRAIN_SOUNDS:
-        right += classifier.predict_waveform(synthesize(sound, 10_000_000)).label == sound
-    assert right > 0.5 * len(PRETRAIN_SOUNDS)
+    known = classifier.classes
+    right = sum(
+        classifier.predict_waveform(synthesize(sound, 10_000_000)).label == sound for sound in known
+    )
+    assert len(known) >= 20 and right > 0.5 * len(known)
 
 
 def test_what_was_made_on_former_embedded_weights_stays_on_them(tmp_path, monkeypatch):
-    config = tiny_run.make_config(tmp_path)
-    config = dataclasses.replace(config, model=Model(frames=48))
-    longer = dataclasses.replace(config.training, epochs=3)
-    whole = tiny_run.train(
-        dataclasses.replace(config, model=Model("embedded-1", frames=48), training=longer),
-        tmp_path / "whole",
-    )
-    with monkeypatch.context() as patch:  # as a former version wrote it
-        patch.setitem(load.EMBEDDED, "embedded", load.EMBEDDED["embedded-1"])
-        tiny_run.train(config, tmp_path / "run")
-    stated = read_metadata(tmp_path / "run/adapter.safetensors").base
-    assert stated.source == "embedded"
-    assert stated.fingerprint != aatjax.load("embedded").origin.fingerprint
+    config = dataclasses.replace(tiny_run.make_config(tmp_path), model=Model(frames=48))
+    longer = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=3))
+    whole = tiny_run.train(longer, tmp_path / "whole")
+    tiny_run.train(config, tmp_path / "run")
+    adapter = tmp_path / "run/adapter.safetensors"
+    former = read_metadata(adapter).base.fingerprint
+
+    shape = ASTConfig.from_text("tiny,depth=1")  # a new version comes with other weights
+    arrays = surgery.arrays(AST(shape, rngs=nnx.Rngs(0)))
+    write_native(tmp_path / "newer.safetensors", arrays, shape)
+    newer = {"embedded": tmp_path / "newer.safetensors", "embedded-1": EMBEDDED["embedded"]}
+    for name, path in newer.items():
+        monkeypatch.setitem(EMBEDDED, name, path)
+    now = aatjax.load("embedded", num_classes=2).origin
+    assert now is not None and now.fingerprint != former
     for base in (None, "embedded"):
-        found = aatjax.load_adapter(tmp_path / "run/adapter.safetensors", base=base)
-        assert found.model.origin is not None
-        assert found.model.origin.fingerprint == stated.fingerprint
+        found = aatjax.load_adapter(adapter, base=base).model.origin
+        assert found is not None and found.fingerprint == former
     assert tiny_run.train(config, tmp_path / "run").run is None  # finished before
-    config = dataclasses.replace(config, training=longer)
     more = experiment.train(
-        config, run_dir=tmp_path / "run", show=None, allow_change=["training.epochs"]
+        longer, run_dir=tmp_path / "run", show=None, allow_change=["training.epochs"]
     )
     assert more.run.history[-1]["train/loss"] == whole.run.history[-1]["train/loss"]
     assert run(["eval", str(tmp_path / "run"), "--quiet"]) == 0

@@ -10,11 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from aatjax.experiments.compare.statistics import compute_paired_p, correct_p
 from aatjax.experiments.compare.tables import make_markdown_table
-from aatjax.train.metrics.intervals import mean_interval
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
@@ -182,114 +178,6 @@ def make_serving() -> str:
     return f"{where}; {said}.\n\n{make_markdown_table(heads, lines)}"
 
 
-def make_verdict() -> str:
-    """Return the accuracy of every method on every task, and its difference to ridge.
-
-    The test is that of `configs/verdict.py`: Student's t over the means of the pairs of backbone
-    and task, Holm over the methods.
-    """
-    rows = [row for row in read("verdict") if row["experiment"] == "methods"]
-    pairs = list(group(rows, "backbone", "task"))
-    by_method = group(rows, "method")
-    means = {
-        method: [
-            statistics.fmean(float(row["accuracy"]) for row in own)
-            for own in group(found, "backbone", "task").values()
-        ]
-        for (method,), found in by_method.items()
-    }
-    changes = {
-        method: np.subtract(values, means["ridge"])
-        for method, values in means.items()
-        if method != "ridge"
-    }
-    held = correct_p({name: compute_paired_p(change) or 1.0 for name, change in changes.items()})
-    first = [float(row["accuracy"]) for row in by_method["ridge",]]
-    lines = []
-    for (method,), found in by_method.items():
-        sizes = sorted({int(row["trainable"]) for row in found})
-        line = [method, f"{sizes[0]:,} to {sizes[-1]:,}", *(f"{m:.3f}" for m in means[method])]
-        seconds = statistics.fmean(float(row["seconds"]) for row in found)
-        if method == "ridge":
-            lines.append(
-                (*line, f"{statistics.fmean(means[method]):.3f}", "", "", "", f"{seconds:.1f}")
-            )
-            continue
-        middle, low, high = mean_interval(changes[method])
-        own = [float(row["accuracy"]) for row in found]
-        won = sum(a > b for a, b in zip(own, first, strict=True))
-        lost = sum(a < b for a, b in zip(own, first, strict=True))
-        lines.append(
-            (
-                *line,
-                f"{statistics.fmean(means[method]):.3f}",
-                f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]",
-                f"{held[method]:.3f}",
-                f"{won} / {lost}",
-                f"{seconds:.1f}",
-            )
-        )
-    names = [task if backbone == "embedded" else f"{task}, {backbone}" for backbone, task in pairs]
-    heads = ("method", "trainable", *names, "mean", "over ridge", "p, Holm", "cells above / below")
-    return make_markdown_table((*heads, "training s"), lines)
-
-
-def make_shots() -> str:
-    """Return the mean accuracy by the number of training clips per class, over tasks and draws."""
-    rows = [row for row in read("verdict") if row["experiment"] == "shots"]
-    counts = sorted({int(row["shots"]) for row in rows})
-    tables = []
-    for (task,), of_task in group(rows, "task").items():
-        lines = [
-            (method, *_average(found, "shots", counts))
-            for (method,), found in group(of_task, "method").items()
-        ]
-        tables.append(make_markdown_table((f"{task}: clips per class", *map(str, counts)), lines))
-    return "\n\n".join(tables)
-
-
-def make_placement() -> str:
-    """Return the accuracy by place and number of adapters, over folds."""
-    rows = [row for row in read("verdict") if row["experiment"] == "placement"]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines = [
-        (method, f"{int(found[0]['trainable']):,}", *_average(found, "task", tasks))
-        for (method,), found in group(rows, "method").items()
-    ]
-    return make_markdown_table(("method", "trainable", *tasks), lines)
-
-
-def make_pretraining() -> str:
-    """Return the accuracy on a backbone of labels and on one of masked patches, over folds."""
-    rows = read("verdict")
-    masked = [row for row in rows if row["experiment"] == "pretraining"]
-    tasks, methods = (
-        list(dict.fromkeys(row[name] for row in masked)) for name in ("task", "method")
-    )
-    labelled = [
-        row
-        for row in rows
-        if row["experiment"] == "methods" and row["backbone"] == "embedded"
-        if row["task"] in tasks and row["method"] in methods
-    ]
-    lines = [
-        (backbone, method, *_average(found, "task", tasks))
-        for (backbone, method), found in group([*labelled, *masked], "backbone", "method").items()
-    ]
-    return make_markdown_table(("backbone", "method", *tasks), lines)
-
-
-def _average(rows: Sequence[Row], column: str, values: Sequence[str | int]) -> list[str]:
-    """The mean accuracy of the rows with each value of a column."""
-    found = {value: own for (value,), own in group(rows, column).items()}
-    return [
-        f"{statistics.fmean(float(row['accuracy']) for row in found[str(value)]):.3f}"
-        if str(value) in found
-        else ""
-        for value in values
-    ]
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "epochs": make_epochs,
     "step": make_step,
@@ -298,8 +186,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": make_serving,
     "intervals": make_intervals,
     "tests": make_tests,
-    "verdict": make_verdict,
-    "verdict-shots": make_shots,
-    "verdict-placement": make_placement,
-    "verdict-pretraining": make_pretraining,
 }
