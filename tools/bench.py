@@ -22,6 +22,7 @@ COMMANDS = {
     "step": ("training", "training step of AST-base, relative to PyTorch"),
     "prefix": ("training", "epochs with and without the stored frozen prefix"),
     "compare-methods": ("compare", "accuracy of several methods on one task"),
+    "long-tail": ("long_tail", "macro-F1 with and without balance, on few clips of some classes"),
     "kernels": ("kernels", "Soft-MoA layer in every implementation that runs here"),
     "kernel-costs": ("tpu_costs", "cost of the kernels on a TPU, compiled without one"),
     "gpu-costs": ("gpu_costs", "cost of the kernels on an H100, compiled without one"),
