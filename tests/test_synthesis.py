@@ -46,8 +46,8 @@ print(digest.hexdigest())
 ORDER = (
     "rain wind waves thunder fire clock bell siren alarm helicopter engine chainsaw bark crow"
     " bird cricket frog drops knock steps glass phone horn applause typing whistle pluck organ"
-    " flute brass cat cow sheep rooster hen pig baby laugh cough sneeze snore vacuum train saw creak"
-    " fireworks pour plane washer brush"
+    " flute brass cat cow sheep rooster hen pig baby laugh cough sneeze snore vacuum train saw"
+    " creak fireworks pour plane washer brush"
 )
 
 

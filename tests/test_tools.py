@@ -11,6 +11,7 @@ from flax import nnx
 
 import aatjax
 from aatjax import petl, surgery
+from aatjax.data.source import Clip
 from aatjax.train.metrics.estimates import estimate_ranking
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -159,3 +160,20 @@ def test_the_measurement_of_a_start_writes_a_row_for_each_step(tools, tmp_path, 
     rows = list(csv.DictReader((tmp_path / "scale.csv").open()))
     assert [row["rows"] for row in rows] == ["80"] * 9 + ["500"] * 2
     assert len(capsys.readouterr().out.splitlines()) == 11
+
+
+def test_a_long_tail_falls_from_one_to_the_ratio(tools):
+    module = importlib.import_module("benchmarks.long_tail")
+    clips = [
+        Clip(f"{fold}-{label}-{i}", (label,), None, fold=str(fold))
+        for fold in range(4)
+        for label in range(5)
+        for i in range(16)
+    ]
+    kept = module.cut(clips, "2", 16.0, np.random.default_rng(0))
+    assert [clip.fold for clip, part in kept if part == "test"] == ["2"] * 80
+    train = [clip for clip, part in kept if part == "train"]
+    assert len(set(train)) == len(train) and "2" not in {clip.fold for clip in train}
+    counts = np.bincount([clip.label[0] for clip in train])
+    assert sorted(counts) == [3, 6, 12, 24, 48]
+    assert list(counts) != sorted(counts)  # the order is drawn

@@ -127,9 +127,7 @@ def choose_settings(
     model = dataclasses.replace(model, frames=frames)
     if not method.closed_form:
         training = dataclasses.replace(training, head_init="ridge")
-        why = (
-            "training begins at the accuracy of ridge regression"
-        )
+        why = "training begins at the accuracy of ridge regression"
         choose("training.head_init", "ridge", why)
         if model.pool is None:
             model = dataclasses.replace(model, pool="stats")

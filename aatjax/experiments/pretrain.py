@@ -117,7 +117,7 @@ def pretrain(
         scoring=config.data.scoring,
         run_dir=run_dir,
         show=show,
-        **({"loss": read_loss} if masked else {}),
+        loss=read_loss if masked else None,
     )
     write_backbone(out, backbone, run, keep_head=not masked)
     return run
