@@ -129,10 +129,12 @@ def test_every_method_passes_its_parity_check_or_is_refused(
     for to in set(FORMATS) - {"web"}:  # the same graphs as onnx: tests/test_demo.py
         out = tmp_path / to
         holds = to in ("onnx", "stablehlo") or (name in PLAIN and to != "peft")
+        holds |= (name, to) == ("ridge", "safetensors")  # Hugging Face's AST has no such pooling
         if not holds and (name, to) != ("lora", "peft"):
             with pytest.raises(UsageError, match=r"onnx.*stablehlo") as caught:
                 export(adapter, to, out)
-            assert "\n" not in str(caught.value) and shrunk(name).name in str(caught.value)
+            why = "it pools stats" if (name, to) == ("ridge", "hf") else shrunk(name).name
+            assert "\n" not in str(caught.value) and why in str(caught.value)
             assert not out.exists()
             continue
         done = export(adapter, to, out, platforms=("cpu",), tolerance=1e-4)
@@ -255,10 +257,10 @@ def test_peft_opens_the_files_with_equal_logits(make: Make, tmp_path: Path) -> N
         assert len(old) == len(new) == 2 * blocks * len(method.targets) + 4
         for one, other in zip(sorted(old), sorted(new), strict=True):
             assert one.count("lora_A") == other.count("lora_A")
-        name = "encoder.layer.1.attention.attention.query.lora_B.weight"
+        name = "encoder.layer.1.attention.attention.value.lora_B.weight"
         place = "base_model.model.audio_spectrogram_transformer"
         np.testing.assert_array_equal(
-            old[f"{place}.{name}"], new[f"{place}.layers.1.attention.q_proj.lora_B.weight"]
+            old[f"{place}.{name}"], new[f"{place}.layers.1.attention.v_proj.lora_B.weight"]
         )
 
 

@@ -64,7 +64,7 @@ class RunClaims:
         self.is_started: bool = has_checkpoint(folder) or (folder / RESULT).exists()
         self._allow = tuple(allow)
         self._files: dict[str, Any] = {}
-        self._damaged: list[str] = []
+        self._damaged: dict[str, dict[str, Any]] = {}
 
     def check(
         self,
@@ -175,8 +175,8 @@ class RunClaims:
 
     def repair(self) -> None:
         """Write the damaged files again, after the last check of a run that stays as it is."""
-        for name in self._damaged:
-            write_json(self.folder / name, self._files[name])
+        for name, copy in self._damaged.items():
+            write_json(self.folder / name, self._files.get(name, copy))
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Return what a file states of the run that is there, from its copy if it is damaged.
@@ -198,7 +198,7 @@ class RunClaims:
                 f"{path} is damaged or missing: {COPY} has its content, and it is written again",
                 stacklevel=3,
             )
-            self._damaged += [name] * (name not in self._damaged)
+            self._damaged[name] = copy
             return copy
         if not path.exists():
             return None
