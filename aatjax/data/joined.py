@@ -13,7 +13,7 @@ class JoinedReader(Reader):
     """Reads a clip with the reader of its own set."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.clips = {
+        self.clips: dict[str, tuple[Reader, Clip]] = {
             f"{number}:{clip.id}": (source.reader, clip)
             for number, source in enumerate(sources)
             for clip in source.clips

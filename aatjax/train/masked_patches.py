@@ -50,8 +50,8 @@ class MaskedEmbed(nnx.Module):
         clips = jnp.arange(len(x))[:, None]
         hidden = jnp.zeros(draws.shape, bool).at[clips, places].set(True)
         hidden = jnp.concatenate([jnp.zeros((len(x), start), bool), hidden], axis=1)
-        self.places = nnx.Intermediate(places)
-        self.targets = nnx.Intermediate(cut_patches(x, config, places))
+        self.places: nnx.Intermediate[Array] = nnx.Intermediate(places)
+        self.targets: nnx.Intermediate[Array] = nnx.Intermediate(cut_patches(x, config, places))
         replaced = blank + self.vector[...].astype(tokens.dtype)[None, None]
         return jnp.where(hidden[..., None], replaced, tokens)
 
