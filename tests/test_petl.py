@@ -424,7 +424,8 @@ def test_pooling_is_its_formula_with_any_method(pool, masked):
         kept = dataclasses.replace(method, pool=None) if hasattr(method, "pool") else method
         expected = make_oracle(adapted, kept, valid=valid).logits(np.asarray(x))
         with jax.default_matmul_precision("highest"):
-            np.testing.assert_allclose(adapted(x, valid), expected, atol=1e-4, rtol=1e-4)
+            given = None if valid is None else jnp.asarray(valid)
+            np.testing.assert_allclose(adapted(x, given), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_attention_pooling_starts_as_the_mean():

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from aatjax import surgery
 from aatjax.errors import Range, UsageError
 from aatjax.models.ast import AST
-from aatjax.models.tokens import Tokens
 from aatjax.petl.base import Method
 from aatjax.petl.bottleneck import Init, make_up_init
 from aatjax.petl.published_start import start_as_petl
@@ -56,7 +55,7 @@ class LowRank(nnx.Module):
         a, b = (getattr(self, name)[...] for name in self.names)
         return a, b
 
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
         y = self.base(x)
         a, b = (factor.astype(y.dtype) for factor in self.factors)
         with jax.named_scope("adapter"):
