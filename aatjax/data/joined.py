@@ -28,8 +28,8 @@ class JoinedReader(Reader):
         return reader.key(own)
 
 
-def join_sources(sources: Sequence[Source]) -> Source:
-    """Return one source of all clips.
+def join_sources(sources: Sequence[Source], names: Sequence[str] = ()) -> Source:
+    """Return one source of all clips; the sets have names of their own, or these.
 
     A class `dog` of the set `farm` becomes `farm/dog`; two sets of one name are numbered. Where one
     set has several labels per clip, the classes of another set count as not annotated.
@@ -38,11 +38,11 @@ def join_sources(sources: Sequence[Source]) -> Source:
         return sources[0]
     clips: list[Clip] = []
     classes: list[str] = []
-    names = [source.name for source in sources]
+    names = names or [source.name for source in sources]
     many = any(source.multi_label for source in sources)
-    for number, source in enumerate(sources):
+    for number, (source, own_name) in enumerate(zip(sources, names, strict=True)):
         first = len(classes)
-        name = source.name if names.count(source.name) == 1 else f"{source.name}-{number + 1}"
+        name = own_name if names.count(own_name) == 1 else f"{own_name}-{number + 1}"
         classes += [f"{name}/{one}" for one in source.classes]
         own = range(first, len(classes))
         for clip in source.clips:

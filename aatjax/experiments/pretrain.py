@@ -72,7 +72,11 @@ def open_sets(
             continue
         parts = make_partition(dataclasses.replace(data, path=path), show=show)
         pairs.append((parts.train, parts.test or parts.valid or parts.train))
-    return join_sources([train for train, _ in pairs]), join_sources([test for _, test in pairs])
+    names = [
+        path if path in MADE else train.name for path, (train, _) in zip(paths, pairs, strict=True)
+    ]
+    train, test = (join_sources(sources, names) for sources in zip(*pairs, strict=True))
+    return train, test
 
 
 def pretrain(
