@@ -15,6 +15,8 @@ if version("jaxlib").split(".")[:2] == ["0", "10"]:
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing is timed: a test has the same program in every run.
+os.environ.setdefault("AATJAX_KERNELS", "fixed")
 # The TPU's compiler: no TPU is asked for, and both workers may load it.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -20,12 +20,13 @@ from slow_cases import mark_slow, pair_in_turn
 from aatjax import ops
 from aatjax.errors import UsageError
 from aatjax.models.ast import AST, ASTConfig
-from aatjax_kernels import matmul, platform, triton
+from aatjax_kernels import matmul, selection, triton
 from aatjax_kernels.attention import AttentionImplementation, attention, blocked, tpu
+from aatjax_kernels.attention.libraries import LIBRARIES
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.soft_moe import gpu as soft_moe_gpu
 
-IMPLEMENTATIONS = get_args(AttentionImplementation)
+IMPLEMENTATIONS = [n for n in get_args(AttentionImplementation) if n not in LIBRARIES]
 NAMES = ("output", "query", "key", "value")
 
 
@@ -201,7 +202,7 @@ def test_the_gpu_kernel_gets_the_clips_and_heads_of_one_device_under_a_mesh():
 
 def test_a_jax_without_triton_leaves_the_gpu_kernels_out(monkeypatch):
     monkeypatch.setattr(triton, "load", None)
-    monkeypatch.setenv(platform.VARIABLE, "gpu")
+    monkeypatch.setenv(selection.VARIABLE, "gpu")
     assert not calls_on_cuda(None)
     with pytest.raises(ValueError, match="'gpu': does not take any shape with this jax"):
         calls_on_cuda("gpu")
@@ -211,17 +212,17 @@ def test_a_jax_without_triton_leaves_the_gpu_kernels_out(monkeypatch):
 
 def test_the_environment_names_the_kernels_that_are_chosen_by_default(monkeypatch):
     assert not calls_on_cuda(None)
-    monkeypatch.setenv(platform.VARIABLE, "tpu, gpu")
+    monkeypatch.setenv(selection.VARIABLE, "tpu, gpu")
     assert len(calls_on_cuda(None)) == 3
-    assert platform.default_kernels() == ("tpu", "gpu")
+    assert selection.parse_choice("tpu, gpu") == ("tpu", "gpu")
     assert not calls_on_cuda("blocked")
-    monkeypatch.setenv(platform.VARIABLE, "none")
-    assert platform.default_kernels() == ()
-    monkeypatch.setenv(platform.VARIABLE, "gpu,cudnn")
+    monkeypatch.setenv(selection.VARIABLE, "none")
+    assert selection.parse_choice("none") == ()
+    monkeypatch.setenv(selection.VARIABLE, "gpu,fast")
     values = [jnp.zeros((1, 16, 2, 64))] * 3
-    with pytest.raises(UsageError, match="unknown kernel 'cudnn'; use tpu, gpu, a list"):
+    with pytest.raises(UsageError, match="unknown kernel 'fast'; use tpu, gpu, cudnn, tokamax, a"):
         ops.attention(*values)
-    with pytest.raises(ValueError, match="AATJAX_KERNELS='gpu,cudnn'"):
+    with pytest.raises(ValueError, match="AATJAX_KERNELS='gpu,fast'"):
         attention(*values)
 
 

@@ -15,9 +15,9 @@ from aatjax.analysis.flops import count_flops, count_flops_by_scope
 from aatjax.analysis.method_costs import MethodCost, compute_mixture_flops, make_program
 from aatjax.analysis.scaling import fit_width, sweep_mixtures
 from aatjax.analysis.step_timing import LoopedMoA, prepare_steps
-from aatjax.analysis.timing import time_interleaved
 from aatjax.cli.main import run
 from aatjax.errors import UsageError
+from aatjax.io.timing import time_interleaved
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import TABLE, adapt

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from aatjax.analysis.method_costs import MethodCost
 from aatjax.analysis.step_timing import prepare_steps
-from aatjax.analysis.timing import time_interleaved
 from aatjax.errors import UsageError
 from aatjax.io.progress import track
+from aatjax.io.timing import time_interleaved
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, SoftMoA
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from aatjax import surgery
-from aatjax.analysis.timing import time_interleaved
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
+from aatjax.io.timing import time_interleaved
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.petl import DenseMoA, Method, adapt

@@ -13,9 +13,12 @@ SHORT = {
     "--base": "--model.source",
     "--batch-size": "--training.batch-size",
     "--data": "--data.path",
+    "--deterministic": "--training.deterministic",
     "--epochs": "--training.epochs",
     "--frames": "--model.frames",
+    "--kernels": "--training.kernels",
     "--lr": "--optim.lr",
+    "--profile": "--training.profile",
     "--seed": "--training.seed",
 }
 """Short forms of fields, where a command has no flag of that name."""

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from aatjax import surgery
+from aatjax import ops, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.scoring import Scoring
@@ -59,13 +59,14 @@ from aatjax.train.loop import Loop
 from aatjax.train.metrics.results import Metrics
 from aatjax.train.optim import Optim, make_optimizer, make_schedule
 from aatjax.train.prefix_cache import PrefixCache
+from aatjax.train.profiling import FOLDER, StepTrace
 from aatjax.train.rebuilt_model import explain_changes, find_changes
 from aatjax.train.run_description import describe_loss, describe_updates, describe_weights
 from aatjax.train.run_dir import RunClaims, check_run, has_checkpoint
 from aatjax.train.sharding import MeshShape, adopt_mesh, choose_devices, fetch
 from aatjax.train.state import TrainState, start_state
 from aatjax.train.step import Loss, LossFunction, make_steps
-from aatjax.train.training import Select, Training
+from aatjax.train.training import Select, Training, parse_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +278,7 @@ def fit(
     check_sources(model, [train, *sources.values()], setup.frontend)
     check_parts(setup.mesh, setup.training)
     folder = None if run_dir is None else Path(run_dir)
+    trace = _make_trace(setup.training, folder)
     with contextlib.ExitStack() as held:
         held.enter_context(keep_root_logger())
         claims: RunClaims | None = None
@@ -288,9 +290,16 @@ def fit(
             if context.claims is None:
                 check_changes(allow_change, fields)
             run_on_main(lambda: check_run(claims, sources, fields))
-        loop, state, cuts = _prepare(
-            model, train, sources, setup, context, folder, choose_stream(show)
+        screen = choose_stream(show)
+        held.enter_context(
+            ops.choosing_kernels(
+                setup.training.kernels or ("tpu" if setup.training.deterministic else None),
+                backward=True,
+                say=lambda line: None if screen is None else print(line, file=screen, flush=True),
+            )
         )
+        loop, state, cuts = _prepare(model, train, sources, setup, context, folder, screen)
+        loop.trace = trace
         loop.begin = lambda left: _begin(claims, left, context)
         held.enter_context(jax.set_mesh(setup.mesh))
         state, best = loop.run(state)
@@ -463,6 +472,7 @@ def _prepare(
         accumulate=training.accumulate,
         focal=training.focal,
         smoothing=training.label_smoothing,
+        deterministic=training.deterministic,
     )
     size = training.eval_batch_size or 2 * training.batch_size
     loop = Loop(
@@ -486,6 +496,15 @@ def _prepare(
         on_epoch=_make_callback(model, setup.on_epoch),
     )
     return loop, begin.state, cuts
+
+
+def _make_trace(training: Training, folder: Path | None) -> StepTrace | None:
+    """Return the trace that `training.profile` asks for."""
+    if training.profile is None:
+        return None
+    if folder is None:
+        raise UsageError("training.profile writes a trace: give a run folder, run_dir=")
+    return StepTrace(folder / FOLDER, *parse_steps(training.profile))
 
 
 def _start_head(

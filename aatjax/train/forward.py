@@ -137,12 +137,12 @@ def make_forward(
         start: block that the batch enters: its `audio` holds tokens `[b, n, d]`, and the result
             is the logits.
     """
-    return _compile_forward(graphdef, frontend, read, start)
+    return _compile_forward(graphdef, frontend, read, start, ops.find_choice())
 
 
 @functools.lru_cache(PROGRAMS)
 def _compile_forward(
-    graphdef: Any, frontend: FrontEnd | None, read: Reader, start: int | None
+    graphdef: Any, frontend: FrontEnd | None, read: Reader, start: int | None, choice: Any
 ) -> Any:
     def forward(state: ModelState, audio: jax.Array, length: jax.Array) -> Any:
         model: AST = surgery.join(graphdef, *state)

@@ -34,6 +34,7 @@ from aatjax.train.feed import Feed, LoopProgress
 from aatjax.train.forward import make_inputs
 from aatjax.train.log_mel_cache import LogMelCache
 from aatjax.train.logging import MetricsWriter, ProgressDisplay
+from aatjax.train.profiling import StepTrace
 from aatjax.train.sharding import find_local_rows, put_batch
 from aatjax.train.state import TrainState
 from aatjax.train.step import Steps, is_finite
@@ -70,6 +71,7 @@ class Loop:
         ended: whether the last step ended an epoch whose row is still to be written.
         compiled: shapes of the batches that the step is compiled for, where processes line up.
         start: figures of the model before the first step, if there are any.
+        trace: the steps to trace, if any.
         best: the weights with the best validation score.
         logits: logits of the validation windows of the last and the best weights, by name.
     """
@@ -96,6 +98,7 @@ class Loop:
     ended: bool = False
     compiled: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
     start: Mapping[str, Any] | None = None
+    trace: StepTrace | None = None
     best: Weights | None = None
     logits: dict[Select, np.ndarray] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -158,6 +161,8 @@ class Loop:
                 if self._agree_to_stop(stop):  # all is saved, but what follows takes time too
                     self._stop(state, feed, stop)
         finally:
+            if self.trace is not None:
+                self.trace.close()
             display.close()
             writer.close()
             if self.checkpoints is not None:
@@ -189,7 +194,11 @@ class Loop:
         arguments = (state, self.evaluator.frozen, batch, key)
         if is_distributed():
             self._compile(arguments)
+        if self.trace is not None and is_main():
+            self.trace.begin(self.done + 1)
         state, sums = self.steps.train(*arguments)
+        if self.trace is not None and self.trace.end(self.done + 1, sums):
+            self._say(f"trace of {self.training.profile}: {self.trace.folder}")
         self.pending.append((sums, rows))
         self.done += 1
         self.ended = self.done % self.per_epoch == 0

@@ -31,8 +31,12 @@ FREE = (
     "training.save_every",
     "training.on_save_error",
     "training.max_skipped",
+    "training.kernels",
+    "training.deterministic",
+    "training.profile",
 )
-"""Fields that may change when a run is resumed: they do not change the trained weights."""
+"""Fields that may change when a run is resumed: they do not change the trained weights, or by
+rounding only."""
 
 DESCRIBED = ("weights.", "optim.updates.", "loss.values")
 """Fields that are mean and root mean square of an array."""

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from aatjax import surgery
+from aatjax import ops, surgery
 from aatjax.audio.augment import Augment
 from aatjax.audio.frontend import FrontEnd
 from aatjax.errors import UsageError
@@ -121,6 +121,7 @@ def make_steps(
     accumulate: int = 1,
     focal: float = 0.0,
     smoothing: float = 0.0,
+    deterministic: bool = False,
 ) -> Steps:
     """Return the jitted steps; equal arguments share their compiled programs.
 
@@ -142,6 +143,7 @@ def make_steps(
             update is that of the whole batch, up to rounding, but for the statistics of a
             BatchNorm, which are those of each part.
         focal, smoothing: see `compute_losses`.
+        deterministic: add up in a fixed order on GPUs too.
     """
 
     leaves, structure = jax.tree.flatten(layout)
@@ -156,6 +158,8 @@ def make_steps(
         accumulate,
         tuple(leaves),
         structure,
+        ops.find_choice(),
+        deterministic,
     )
     return Steps(train, make_forward(graphdef, frontend, start=start))
 
@@ -185,6 +189,8 @@ def _compile_step(
     accumulate: int,
     leaves: tuple[Any, ...],
     structure: Any,
+    choice: Any,
+    deterministic: bool,
 ) -> Any:
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, key: PRNGKeyArray
@@ -228,9 +234,9 @@ def _compile_step(
         return _update(state, grads, stats, sums, tx, average)
 
     layout: TrainState | None = structure.unflatten(leaves)
-    if layout is None:
-        return jax.jit(train_step, donate_argnums=0)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, layout.step))
+    options: Any = {"xla_gpu_deterministic_ops": True} if deterministic else None
+    shardings: Any = {} if layout is None else {"out_shardings": (layout, layout.step)}
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options, **shardings)
 
 
 def _prepare_batch(

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from aatjax import ops
 from aatjax.data.sampling import Balance
 from aatjax.errors import Range, Seed, UsageError, check_fields
 from aatjax.train.step import Loss
@@ -46,6 +47,13 @@ class Training:
         buckets: lengths in frames below the model's: each batch holds clips of one length, so that
             padding is not computed (`aatjax.data.buckets`); needs `model.mask_padding`.
         on_save_error: whether a checkpoint that cannot be written ends the run (`stop`).
+        kernels: which implementations of attention and of the soft mixture run: the fastest of
+            those that are timed once on this device (`measured`), those of a `fixed` rule, plain
+            JAX (`none`), or names with commas (tpu, gpu, cudnn, tokamax); None takes the
+            environment's AATJAX_KERNELS, or `measured`.
+        deterministic: the same numbers in every run on a device of a kind: a GPU adds up in a
+            fixed order, and without `kernels` nothing is timed and no library is called.
+        profile: steps that are traced by `jax.profiler` into the run folder, such as `10:15`.
     """
 
     epochs: Annotated[int, Range(0)] = 20
@@ -67,6 +75,9 @@ class Training:
     cache_prefix: bool = False
     buckets: tuple[int, ...] = ()
     on_save_error: Literal["stop", "continue"] = "stop"
+    kernels: str | None = None
+    deterministic: bool = False
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         if callable(self.loss):
@@ -79,8 +90,24 @@ class Training:
                 f"training.batch_size={self.batch_size} is not a multiple of "
                 f"training.accumulate={self.accumulate}"
             )
+        if self.kernels is not None:
+            ops.check_kernels(self.kernels, "training.kernels")
+        if self.profile is not None:
+            parse_steps(self.profile)
         if self.select == "average" and self.average is None:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """Return the first and the last of the steps `FIRST:LAST`, counted from 1.
+
+    Raises:
+        UsageError: they are not two numbers, the second at least as large as the first.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UsageError(f"training.profile={text!r}: give the first and last step, such as 10:15")
+    return int(first), int(last)
 
 
 def upgrade_training(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import jax
 from jaxtyping import Array
 
-from aatjax_kernels import mesh, platform
+from aatjax_kernels import mesh, platform, selection
 
 
 class KernelOptions(NamedTuple):
@@ -96,6 +96,7 @@ def choose_kernels(
     tile: Callable[[str], Any],
     options: KernelOptions,
     uneven: str | None,
+    unasked: Sequence[str],
 ) -> KernelChoice:
     """Choose the implementations of an op for some shapes.
 
@@ -107,6 +108,7 @@ def choose_kernels(
         options: options of all implementations.
         uneven: why the mesh in use cannot split the arrays, or None. With None as implementation
             `plain` then runs on every platform, with a warning.
+        unasked: kernels that None may take on their platform, for the shapes that they take.
 
     Raises:
         ValueError: a kernel was named that does not take these shapes.
@@ -115,25 +117,37 @@ def choose_kernels(
     if implementation == plain:
         return KernelChoice(op, (), plain, options, axes)
     if implementation is None:
-        names = platform.default_kernels()
-        kernels = tuple(name for name in names if not isinstance(tile(name), str))
+        kernels = tuple(name for name in unasked if not isinstance(tile(name), str))
         if kernels and uneven:
             warnings.warn(f"{op}: {uneven}; {plain!r} runs on every platform", stacklevel=5)
             kernels = ()
         return KernelChoice(op, kernels, plain, options, axes)
     tiling = tile(implementation)
+    check_supported(op, implementation, plain, tiling, uneven)
+    return KernelChoice(op, (implementation,), None, options, axes)
+
+
+def check_supported(op: str, name: str, plain: str, tiling: Any, uneven: str | None = None) -> None:
+    """Raise a ValueError for a named implementation that does not take some shapes.
+
+    Args:
+        op: name of the op.
+        name: name of the implementation.
+        plain: name of the implementation in plain JAX.
+        tiling: `find_tiling`, or the property that is not supported.
+        uneven: why the mesh in use cannot split the arrays, or None.
+    """
     reason = f"does not take {tiling}" if isinstance(tiling, str) else uneven
     if reason:
         raise ValueError(
-            f"{op} implementation={implementation!r}: {reason}; use implementation={plain!r}, or "
-            "None for the fastest one"
+            f"{op} implementation={name!r}: {reason}; use implementation={plain!r}, or None for "
+            "the fastest one"
         )
-    return KernelChoice(op, (implementation,), None, options, axes)
 
 
 def run_chosen(choice: KernelChoice, make: Callable[[str], Callable[..., Any]], *args: Any) -> Any:
     """Call `make(name)` of the implementation for the platform that the program is compiled for."""
-    branches = {platform.KERNEL_PLATFORMS[name]: make(name) for name in choice.kernels}
+    branches = {selection.PLATFORMS[name]: make(name) for name in choice.kernels}
     if choice.plain is not None:
         return platform.branch(branches, make(choice.plain), *args)
     ((where, kernel),) = branches.items()

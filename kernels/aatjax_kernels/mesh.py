@@ -12,7 +12,7 @@ runs in place of the kernels (`platform.branch`).
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -90,12 +90,28 @@ def as_auto(function: Callable[..., Any], mesh: AbstractMesh, x: jax.Array, *arg
         return jax.sharding.auto_axes(function, out_sharding=(split, whole))(x, *args)
 
 
-def count_head_shards(heads: int) -> int:
-    """Return the number of devices that the heads of a clip are split over; 1 if unevenly."""
+def divide(arrays: Sequence[Any], head_axes: Sequence[int] = ()) -> list[Any]:
+    """Return the shapes and types of a device's part of arrays with a leading batch axis.
+
+    Args:
+        arrays: arrays, or None.
+        head_axes: for each the axis of the heads, or -1 where it has none.
+    """
     mesh = _mesh()
-    axis = None if mesh is None else _head_axis(mesh)
-    size = 1 if mesh is None or axis is None else mesh.shape[axis]
-    return size if heads % size == 0 else 1
+    across = None if mesh is None else _head_axis(mesh)
+    heads = 1 if mesh is None or across is None else mesh.shape[across]
+    clips = 1 if mesh is None else math.prod(mesh.shape[name] for name in _axes(mesh))
+
+    def cut(x: Any, axis: int) -> Any:
+        if x is None:
+            return None
+        shape = list(x.shape)
+        for place, parts in ((0, clips), (axis, heads)):
+            whole = place >= 0 and shape[place] % parts == 0
+            shape[place] = shape[place] // parts if whole else shape[place]
+        return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+    return [cut(x, axis) for x, axis in zip(arrays, head_axes or [-1] * len(arrays), strict=True)]
 
 
 def explain_uneven(batch: int, heads: int = 0) -> str | None:

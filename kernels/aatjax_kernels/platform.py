@@ -1,7 +1,6 @@
 """Branches by the platform that a program is compiled for, not the one it is traced on."""
 
 import functools
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,42 +13,11 @@ from jax.sharding import AbstractMesh
 
 PLATFORM_LABELS = {"tpu": "TPU", "cuda": "NVIDIA GPU", "cpu": "CPU"}
 
-KERNEL_PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
-"""Name of a kernel to its platform in JAX."""
-
-DEFAULT_KERNELS = ("tpu",)
-"""Kernels that `implementation=None` chooses on their platform, for the shapes that they take.
-
-TPU: by the static schedules and bytes of the compiled programs, at every shape tried
-(kernels/README.md). The GPU kernels have not been timed.
-"""
-
-VARIABLE = "AATJAX_KERNELS"
-
 UNKNOWN_AXES = (
     "a kernel cannot be split over several devices, as the mesh axes of the batch are not known: "
     "use a mesh of jax.make_mesh with its Explicit axes, name the axis 'data' under jax.set_mesh, "
     "or call it in jax.shard_map"
 )
-
-
-def default_kernels() -> tuple[str, ...]:
-    """Return `DEFAULT_KERNELS`, or those of the environment: `AATJAX_KERNELS=tpu,gpu` or `none`.
-
-    Raises:
-        ValueError: the variable names an unknown kernel.
-    """
-    value = os.environ.get(VARIABLE)
-    if value is None:
-        return DEFAULT_KERNELS
-    names = tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "none"))
-    for name in names:
-        if name not in KERNEL_PLATFORMS:
-            raise ValueError(
-                f"{VARIABLE}={value!r}: unknown kernel {name!r}; use "
-                f"{', '.join(KERNEL_PLATFORMS)}, a list with commas, or none"
-            )
-    return names
 
 
 def branch(
@@ -167,6 +135,6 @@ _by_platform.def_abstract_eval(lambda *_, plain, **__: plain.out_avals)
 _by_platform.def_impl(_run)
 batching.primitive_batchers[_by_platform] = _batch
 mlir.register_lowering(_by_platform, functools.partial(_lower, None))
-for _name in KERNEL_PLATFORMS.values():
+for _name in ("tpu", "cuda"):
     mlir.register_lowering(_by_platform, functools.partial(_lower, _name), platform=_name)
 mlir.register_lowering(_by_platform, functools.partial(_lower, "cpu"), platform="cpu")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aatjax.analysis.timing import Timing
 from aatjax.io.host import count_cores, read_cpu_info
+from aatjax.io.timing import Timing
 
 LIMITS = ("XLA_FLAGS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 """Variables that hold JAX's and PyTorch's libraries to narrower vector units."""

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import tyro
 
-from aatjax.analysis.timing import time_interleaved
 from aatjax.audio.frontend import FrontEnd
 from aatjax.data.benchmarks import BENCHMARKS
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.prepare import prepare
 from aatjax.data.source import Source
 from aatjax.data.tfds import Prepared
+from aatjax.io.timing import time_interleaved
 from benchmarks import print_timings
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aatjax.analysis.timing import time_interleaved
+from aatjax.io.timing import time_interleaved
 from aatjax_kernels.soft_moe import soft_moe
 from benchmarks import append_row, describe_cpu
 

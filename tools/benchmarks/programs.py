@@ -108,14 +108,16 @@ def make_backward(job: Job, arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any,
     x = arguments[0]
     if job.op == "soft_moe":
         choice = fused_soft_moe.choose_soft_moe(
-            job.implementation, KernelOptions(), *arguments, None
+            job.implementation, KernelOptions(), (), *arguments, None
         )
         forward = functools.partial(fused_soft_moe.forward, choice, keep=True)
         kept = jax.eval_shape(forward, *arguments, None)[1]
         backward = functools.partial(fused_soft_moe.backward, choice)
         return lambda *values: backward(*values, None), (x, kept, *arguments)
     heads: Any = jax.ShapeDtypeStruct(job.shape, x.dtype)
-    choice = fused_attention.choose_attention(job.implementation, heads, heads, None, False)
+    choice = fused_attention.choose_attention(
+        job.implementation, (heads, heads, heads, None), (), None, False
+    )
     batch, tokens, count, _ = job.shape
     log_sum = jax.ShapeDtypeStruct((batch, count, tokens), jnp.float32)
 

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from aatjax import load, petl, surgery
-from aatjax.analysis.timing import time_interleaved
 from aatjax.audio.frontend import FrontEnd
 from aatjax.audio.windows import Window
 from aatjax.inference.server.adapters import AdapterStore
+from aatjax.io.timing import time_interleaved
 from aatjax.train.adapter_file import save_adapter
 from benchmarks import print_timings
 

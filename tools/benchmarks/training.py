@@ -15,10 +15,10 @@ from flax import nnx
 
 from aatjax import load, petl, surgery
 from aatjax.analysis.step_timing import prepare_steps
-from aatjax.analysis.timing import time_interleaved
 from aatjax.data.decode_cache import decode_all
 from aatjax.data.source import Source
 from aatjax.data.synthetic.dataset import Synthetic
+from aatjax.io.timing import time_interleaved
 from aatjax.models.ast import AST
 from aatjax.models.config import ASTConfig
 from aatjax.train.fit import FitContext, fit

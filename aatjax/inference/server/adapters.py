@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aatjax import ops
 from aatjax.errors import AatjaxError, DataError
 from aatjax.inference.adapters import check_same_backbone, share_frozen
 from aatjax.inference.classifier import Classifier
@@ -121,7 +122,7 @@ class AdapterStore:
     @contextlib.contextmanager
     def _announce(self, names: Mapping[str, Any] | set[str]) -> Iterator[None]:
         """Load adapters of these names, one call at a time; requests continue meanwhile."""
-        with self._loading:
+        with self._loading, ops.choosing_kernels(backward=False):
             self.pending = frozenset(names)
             try:
                 yield

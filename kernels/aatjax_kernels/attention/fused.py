@@ -1,7 +1,7 @@
 """Attention as one differentiable op over its implementations."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,21 +15,22 @@ BACKENDS: dict[str, Backend] = {"blocked": blocked, "tpu": tpu, "gpu": gpu}
 
 
 def choose_attention(
-    implementation: str | None, query: Array, key: Array, mask: Array | None, interpret: Any
+    implementation: str | None,
+    local: Sequence[jax.ShapeDtypeStruct | None],
+    unasked: Sequence[str],
+    uneven: str | None,
+    interpret: Any,
 ) -> KernelChoice:
-    """Choose the implementations for some shapes; see `dispatch.choose`."""
+    """Choose the implementations for some shapes on one device; see `dispatch.choose_kernels`."""
     options = KernelOptions(interpret)
-    heads = query.shape[2] // mesh.count_head_shards(query.shape[2])
-    local = [
-        jax.ShapeDtypeStruct((*x.shape[:2], heads, x.shape[3]), x.dtype) for x in (query, key, key)
-    ]
     return dispatch.choose_kernels(
         "attention",
         implementation,
         "blocked",
-        lambda name: dispatch.find_tiling(BACKENDS[name], options, *local, mask),
+        lambda name: dispatch.find_tiling(BACKENDS[name], options, *local),
         options,
-        mesh.explain_uneven(query.shape[0], query.shape[2]),
+        uneven,
+        [name for name in unasked if name in BACKENDS and name != "blocked"],
     )
 
 
@@ -42,7 +43,7 @@ def forward(choice: KernelChoice, *arrays: Any, keep: bool) -> tuple[Array, Any]
     out, log_sum = mesh.over_heads(
         lambda arrays: dispatch.run_chosen(choice, make, *arrays),
         arrays,
-        _head_axes(arrays),
+        head_axes(arrays),
         (2, 1),
     )
     return out, (out, log_sum)
@@ -57,12 +58,12 @@ def backward(choice: KernelChoice, dout: Array, kept: Any, *arrays: Any) -> tupl
     return mesh.over_heads(
         lambda given: dispatch.run_chosen(choice, make, *given),
         (dout, kept, *arrays),
-        (2, (2, 1), *_head_axes(arrays)),
+        (2, (2, 1), *head_axes(arrays)),
         (2, 2, 2),
     )
 
 
-def _head_axes(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+def head_axes(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the axes of the heads of query, key, value and mask."""
     return 2, 2, 2, None if arrays[3] is None else -1
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import Array, Bool, Float
 
-from aatjax_kernels import mesh
+from aatjax_kernels import mesh, selection
 from aatjax_kernels.arguments import check_arrays
 from aatjax_kernels.dispatch import KernelOptions, check_name
 from aatjax_kernels.soft_moe import fused, reference
@@ -17,7 +17,7 @@ from aatjax_kernels.soft_moe.reference import combine, dispatch, routing
 
 SoftMoeImplementation = Literal["xla", "tpu", "gpu", "reference"]
 
-__all__ = ["SoftMoeImplementation", "combine", "dispatch", "routing", "soft_moe"]
+__all__ = ["OP", "SoftMoeImplementation", "combine", "dispatch", "routing", "soft_moe"]
 
 
 def soft_moe(
@@ -49,7 +49,8 @@ def soft_moe(
             zero. None for none.
         normalize: scale tokens to unit length in the scores (not in the slots).
         implementation: `"xla"`, `"tpu"`, `"gpu"`, `"reference"` (which alone has forward-mode
-            derivatives), or None for the fastest on the platform that the program is compiled for.
+            derivatives), or None for the fastest on the platform that the program is compiled for
+            (`aatjax_kernels.selection`).
         interpret: run a named kernel in Pallas's interpreter, on any platform.
 
     Returns:
@@ -76,10 +77,31 @@ def soft_moe(
 
     def run(*arrays: Any) -> Array:
         *given, mask = arrays
-        if implementation == "reference":
+        x, mask_of_device = mesh.divide((given[0], mask))
+        name = implementation or selection.select(OP, x, *given[1:], mask_of_device)
+        if name == "reference":
             return reference.soft_moe(*given, mask=mask, normalize=normalize)
+        unasked = selection.parse_choice(selection.read_choice()) if name is None else (name,)
         options = KernelOptions(interpret, normalize)
-        choice = fused.choose_soft_moe(implementation, options, *given, mask)
+        choice = fused.choose_soft_moe(implementation, options, unasked, *given, mask)
         return fused.soft_moe(choice, *given, mask)
 
     return mesh.follow_sharding(run, *arrays, mask)
+
+
+def _count(x: Any, phi: Any, *_: Any) -> float:
+    return 6.0 * x.size * phi.shape[1] * phi.shape[2]
+
+
+OP = selection.Op(
+    "soft_moe",
+    {
+        "cpu": ("xla", "reference"),
+        "cuda": ("xla", "gpu", "reference"),
+        "tpu": ("tpu", "xla"),
+    },
+    (0, 6),
+    lambda name, *arrays: soft_moe(*arrays[:6], mask=arrays[6], implementation=name),
+    _count,
+)
+"""What may run where none is named."""

@@ -5,7 +5,7 @@ and leaves zeros in the others, which the compiler drops.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,9 @@ BACKENDS: dict[str, Backend] = {"xla": xla, "tpu": tpu, "gpu": gpu}
 
 
 def choose_soft_moe(
-    implementation: str | None, options: KernelOptions, *arrays: Any
+    implementation: str | None, options: KernelOptions, unasked: Sequence[str], *arrays: Any
 ) -> KernelChoice:
-    """Choose the implementations for some shapes; see `dispatch.choose`."""
+    """Choose the implementations for some shapes; see `dispatch.choose_kernels`."""
     return dispatch.choose_kernels(
         "soft_moe",
         implementation,
@@ -30,6 +30,7 @@ def choose_soft_moe(
         lambda name: dispatch.find_tiling(BACKENDS[name], options, *arrays),
         options,
         mesh.explain_uneven(arrays[0].shape[0]),
+        [name for name in unasked if name in BACKENDS and name != "xla"],
     )
 
 

@@ -2,15 +2,16 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from aatjax.errors import UsageError
 from aatjax_kernels import attention as attention_kernels
-from aatjax_kernels import elementwise, matmul
+from aatjax_kernels import elementwise, matmul, selection
 from aatjax_kernels import soft_moe as soft_moe_kernels
 from aatjax_kernels.attention import weights as attention_weights
 from aatjax_kernels.mesh import as_auto, find_explicit, over_batch
@@ -19,7 +20,8 @@ from aatjax_kernels.soft_moe import combine as soft_combine
 from aatjax_kernels.soft_moe import dispatch as soft_dispatch
 from aatjax_kernels.soft_moe import routing as soft_routing
 
-__all__ = ["as_auto", "attention", "attention_weights", "dot_general", "find_explicit", "gelu"]
+__all__ = ["as_auto", "attention", "attention_weights", "check_kernels"]
+__all__ += ["choosing_kernels", "dot_general", "find_choice", "find_explicit", "gelu"]
 __all__ += ["layer_norm", "over_batch", "over_batch_only", "plain_operations", "soft_combine"]
 __all__ += ["soft_dispatch", "soft_moe", "soft_routing"]
 
@@ -37,6 +39,62 @@ def plain_operations() -> Iterator[None]:
         yield
     finally:
         _plain.reset(token)
+
+
+@contextlib.contextmanager
+def choosing_kernels(
+    kernels: str | None = None,
+    *,
+    backward: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
+    """Choose the implementation of each op that is traced in the context.
+
+    Args:
+        kernels: `measured`: the fastest on this device, timed once for the shapes of a clip and
+            kept in the user's cache; `fixed`: a rule; `none`: plain JAX; or names with commas,
+            which the rule may take. None takes `AATJAX_KERNELS`, or `measured`. Several processes
+            take `fixed`, so that all run one program.
+        backward: time the backward pass too, as in training.
+        say: gets a line for each op that is timed.
+
+    Raises:
+        UsageError: there is no implementation of a name.
+    """
+    timer = None
+    chosen = kernels or selection.read_choice()
+    check_kernels(chosen, "kernels" if kernels else selection.VARIABLE)
+    if chosen == selection.MEASURED and jax.process_count() == 1:
+        from aatjax.ops.kernel_timer import get_timer  # most programs time nothing
+
+        timer = get_timer(backward=backward)
+        timer.say = say
+    with selection.choosing(chosen, timer):
+        yield
+
+
+def check_kernels(text: str, source: str) -> None:
+    """Raise a UsageError where a choice of implementations names an unknown one.
+
+    Args:
+        text: see `choosing_kernels`.
+        source: where it comes from, for the message.
+    """
+    with _as_usage_error():
+        selection.parse_choice(text, source)
+
+
+def find_choice() -> tuple[str, bool]:
+    """Return how implementations are chosen here, for a key of compiled programs."""
+    return selection.read_choice(), selection.is_timed()
+
+
+@contextlib.contextmanager
+def _as_usage_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -82,10 +140,8 @@ def attention(
     Source: Vaswani et al. 2017, eq. 1.
     """
     name = "reference" if _plain.get() else None
-    try:
+    with _as_usage_error():
         return attention_kernels.attention(query, key, value, mask=mask, implementation=name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def soft_moe(
@@ -106,7 +162,7 @@ def soft_moe(
         UsageError: an implementation of that name does not exist, or cannot run here.
     """
     implementation = "reference" if _plain.get() else implementation
-    try:
+    with _as_usage_error():
         return soft_moe_kernels.soft_moe(
             x,
             phi,
@@ -118,5 +174,3 @@ def soft_moe(
             normalize=normalize,
             implementation=implementation,
         )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
