@@ -26,6 +26,10 @@ COMMANDS = {
     "kernels": ("kernels", "Soft-MoA layer in every implementation that runs here"),
     "kernel-costs": ("tpu_costs", "cost of the kernels on a TPU, compiled without one"),
     "gpu-costs": ("gpu_costs", "cost of the kernels on an H100, compiled without one"),
+    "gpu-step": (
+        "gpu_costs",
+        "cost of a step of AST-base on an H100, compiled without one",
+    ),
     "plan-table": ("plans", "`aatjax plan` for several methods and pods"),
     "features": ("data", "log-mel features, relative to transformers"),
     "reading": ("data", "clips per second: decoded, cached, prepared"),

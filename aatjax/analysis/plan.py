@@ -178,7 +178,7 @@ def plan_step(
     if batch_per_device is not None:
         batch_size = asked = batch_per_device * shards
     shape = read_shape(config.model, num_classes, devices[0])
-    step, arguments, trainable = _make_step(config, shape, mesh, batch_size)
+    step, arguments, trainable = make_abstract_step(config, shape, mesh, batch_size)
     # Traced without a mesh, the jaxpr has the whole batch in one piece.
     unplaced = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     flops = count_flops(step, *unplaced) / len(devices)
@@ -242,7 +242,7 @@ def parse_overflow(message: str) -> int | None:
     return int(float(match.group(1)) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[match.group(2)])
 
 
-def _make_step(
+def make_abstract_step(
     config: Config, shape: ASTConfig, mesh: Any, batch_size: int
 ) -> tuple[Any, tuple[Any, ...], int]:
     """Return the train step, its arguments as shapes with shardings, and trainable parameters."""

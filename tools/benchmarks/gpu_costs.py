@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from aatjax.analysis.hlo import Program
-from benchmarks import programs
+from benchmarks import append_row, programs
 from benchmarks.programs import Job
 
-IMPLEMENTATIONS = {"soft_moe": ("gpu", "xla", "reference"), "attention": ("gpu", "blocked")}
+IMPLEMENTATIONS = {
+    "soft_moe": ("gpu", "xla", "reference"),
+    "attention": ("cudnn", "gpu", "blocked"),
+}
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -31,6 +34,10 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+LIBRARY_PRODUCTS = "--xla_gpu_enable_triton_gemm=false"
+"""Products by cuBLAS: XLA's own would ask a device for their tiles."""
+CUDNN = 91500
+"""Version of cuDNN that the programs are for."""
 PTXAS = re.compile(
     r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
 )
@@ -82,6 +89,40 @@ def gpu_costs(
                 print(row, flush=True)
 
 
+def gpu_step(
+    method: str = "soft_moa",
+    frames: int = 1024,
+    batch: int = 16,
+    kernels: tuple[str, ...] = ("none", "cudnn", "gpu"),
+    out: Path | None = None,
+) -> None:
+    """Estimate the cost of a training step of AST-base on an H100, compiled without one.
+
+    bfloat16, blocks scanned. Prints the bytes that all kernels read and write, without the L2
+    cache, their number, and the temporaries. Needs what `gpu-costs` needs.
+
+    Args:
+        method: the method.
+        frames: input length.
+        batch: clips per step.
+        kernels: what runs attention and the mixture, each in a row: see `--kernels` of training.
+        out: CSV file that gets a row for each.
+    """
+    for name in kernels:
+        row: dict[str, Any] = {"method": method, "frames": frames, "batch": batch}
+        row["kernels"] = name
+        done = run_alone(json.dumps({"step": row}), {"XLA_FLAGS": LIBRARY_PRODUCTS})
+        if done is None:
+            print(f"{name:16} XLA needs a device to choose its tiles", flush=True)
+            continue
+        print(
+            f"{name:16} {done['bytes'] / 1e9:6.1f} GB, {done['kernels']} kernels, temporaries "
+            f"{done['temporaries'] / 2**30:.2f} GiB",
+            flush=True,
+        )
+        append_row(out, {**row, "kernels_run": done.pop("kernels"), **done})
+
+
 def find_assembler() -> str:
     """Return ptxas: NVIDIA's own, or the one of the package triton."""
     triton = importlib.util.find_spec("triton")
@@ -99,23 +140,31 @@ def find_assembler() -> str:
 def estimate(job: Job, assembler: str) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return the figures of a program, None where XLA needs a device, and of its Pallas kernels."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu_costs", job.to_json()],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_dump_to={folder}"),
-            capture_output=True,
-            text=True,
-        )
-        if "find output tile sizes" in done.stderr:
+        cost = run_alone(job.to_json(), {"XLA_FLAGS": f"--xla_dump_to={folder}"})
+        if cost is None:
             return None, {}
-        if done.returncode:
-            raise SystemExit(f"{job}: the compilation failed\n{done.stderr[-3000:]}")
         kernels = {}
         for path in Path(folder).glob("*.ptx"):
             name = re.search(r"\.entry (_\w+)", path.read_text())
             if name:
                 kernels[name.group(1)] = assemble(path, assembler)
-    return json.loads(done.stdout.splitlines()[-1]), kernels
+    return cost, kernels
+
+
+def run_alone(job: str, variables: dict[str, str]) -> dict[str, Any] | None:
+    """Compile a program in a process of its own; None where XLA needs a device for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_costs", job],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", **variables},
+        capture_output=True,
+        text=True,
+    )
+    if "find output tile sizes" in done.stderr:
+        return None
+    if done.returncode:
+        raise SystemExit(f"{job}: the compilation failed\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def assemble(path: Path, assembler: str) -> str:
@@ -128,26 +177,64 @@ def assemble(path: Path, assembler: str) -> str:
     return f"{registers} registers" + (f", {stores}+{loads} bytes spilled" if stores else "")
 
 
-def compile_program(job: Job) -> dict[str, Any]:
-    """Return HBM bytes, kernels and temporaries of a program; XLA writes its PTX to a file."""
+def make_mesh() -> Any:
+    """Return a mesh of one H100 that is not there, with its compiler and cuDNN."""
     logging.disable(logging.CRITICAL)
-    import jax
     import jax_plugins.xla_cuda13 as plugin
-    import numpy as np
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
     from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    import aatjax_kernels.attention as attention
+    from aatjax.train.sharding import MeshShape
 
     with contextlib.suppress(Exception):  # it registers the compiler, then finds no device
         plugin.initialize()
+    stated: Any = cudnn
+    stated.check_cudnn_version = lambda: CUDNN
+    stated.check_compute_capability = lambda least: True
+    stated.is_cuda_compute_capability_equal = lambda other: False
+    reasons = {"tokamax": "not stated here"}
+    attention.explain_unsupported = lambda name, query: reasons.get(name)
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
     )
-    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    return MeshShape().make(list(topology.devices[:1]))
+
+
+def compile_program(job: Job) -> dict[str, Any]:
+    """Return HBM bytes, kernels and temporaries of a program; XLA writes its PTX to a file."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = make_mesh()
     whole = NamedSharding(mesh, PartitionSpec())
     function, arguments = programs.make_program(job)
     with jax.set_mesh(mesh):
         jitted = jax.jit(function, in_shardings=whole, out_shardings=whole)
-        compiled = jitted.lower(*arguments).compile()
+        return measure(jitted.lower(*arguments).compile())
+
+
+def compile_step(method: str, frames: int, batch: int, kernels: str) -> dict[str, Any]:
+    """Return the same of a training step of AST-base."""
+    import jax
+
+    from aatjax import ops
+    from aatjax.analysis.plan import make_abstract_step
+    from aatjax.config import Config
+    from aatjax.models.config import ASTConfig
+    from aatjax.petl import make_method
+    from aatjax.train.training import Training
+
+    mesh = make_mesh()
+    config = Config(petl=make_method(method), training=Training(batch_size=batch))
+    shape = ASTConfig(frames=frames, num_classes=50, dtype="bfloat16", scan=True)
+    with ops.choosing_kernels(kernels, backward=True), jax.set_mesh(mesh):
+        step, arguments, _ = make_abstract_step(config, shape, mesh, batch)
+        return measure(step.lower(*arguments).compile())
+
+
+def measure(compiled: Any) -> dict[str, Any]:
+    """Return HBM bytes, kernels and temporaries of a compiled program."""
     program, memory = Program(compiled.as_text() or ""), compiled.memory_analysis()
     return {
         "bytes": program.count_traffic(),
@@ -157,5 +244,11 @@ def compile_program(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_program(Job.from_json(sys.argv[1]))), flush=True)
+    asked = json.loads(sys.argv[1])
+    found = (
+        compile_step(**asked["step"])
+        if "step" in asked
+        else compile_program(Job.from_json(sys.argv[1]))
+    )
+    print(json.dumps(found), flush=True)
     os._exit(0)  # XLA's CUDA plugin does not end cleanly without a device

@@ -178,8 +178,26 @@ def make_serving() -> str:
     return f"{where}; {said}.\n\n{make_markdown_table(heads, lines)}"
 
 
+def make_gpu_step() -> str:
+    """Return the cost of a training step as compiled for an H100, by what runs its ops."""
+    lines = [
+        (
+            row["method"],
+            f"{row['batch']} x {row['frames']}",
+            row["kernels"],
+            f"{int(row['bytes']) / 1e9:.0f}",
+            row["kernels_run"],
+            f"{int(row['temporaries']) / 2**30:.1f}",
+        )
+        for row in read("gpu_step")
+    ]
+    heads = ("method", "clips x frames", "`--kernels`", "GB", "kernels", "GiB of temporaries")
+    return make_markdown_table(heads, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "epochs": make_epochs,
+    "gpu-step": make_gpu_step,
     "step": make_step,
     "soft-moe": make_soft_moe,
     "prefix": make_prefix,
