@@ -59,6 +59,7 @@ def run_stages(out: Path, minutes: float, only: tuple[str, ...], *, rehearse: bo
         raise SystemExit(f"unknown stage {', '.join(sorted(unknown))}: use {', '.join(STAGES)}")
     ends = time.monotonic() + 60 * minutes
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment.pop("PYTHONSAFEPATH", None)  # a stage imports what lies beside this file
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(out.absolute() / "compiled"))
     if rehearse:
         environment["JAX_PLATFORMS"] = "cpu"

@@ -81,7 +81,7 @@ def list_correct(day: Day) -> Iterator[Measurement]:
     """Every op and implementation against float64, on ragged shapes, after memory full of NaN."""
     lengths = ((3, 37), (2, 590), (70, 110)) if not day.rehearse else ((2, 21),)
     for dtype in ("float32", "bfloat16"):
-        for masked in (False, True):
+        for masked in (False, True) if not day.rehearse else (dtype == "float32",):
             for clips, tokens in lengths:
                 pairs = [(ATTENTION, shape_attention(clips, tokens, dtype, masked))]
                 for slots in (8,) if day.rehearse else (8, 128):
