@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from slow_cases import mark_slow, pair_in_turn
+from slow_cases import mark_slow
 from torch_soft_moe import soft_moe as truth
 
 from aatjax.analysis.hlo import Program
 from aatjax_kernels.dispatch import KernelOptions
 from aatjax_kernels.soft_moe import SoftMoeImplementation, fused, gpu_short, soft_moe, tpu
-from aatjax_kernels.soft_moe.shapes import SHAPES
+from aatjax_kernels.soft_moe.shapes import MIXTURES, SHAPES, TOKENS
 from aatjax_kernels.soft_moe.shapes import SoftMoeShape as Shape
 
 NAMES = ("x", "phi", "w_down", "b_down", "w_up", "b_up")
@@ -363,7 +363,14 @@ def compiled(
 
 
 FEW = {("v5p", SHAPES[15]), ("v6e", SHAPES[25])}
-OTHERS = [pair for pair in pair_in_turn([*CHIPS], SHAPES) if pair not in FEW]
+# Every mixture on every chip, with the lengths in turn.
+IN_TURN = [
+    (chip, SHAPES[len(MIXTURES) * ((len(CHIPS) * i + j) % len(TOKENS)) + i])
+    for i in range(len(MIXTURES))
+    for j, chip in enumerate(CHIPS)
+]
+OTHERS = [pair for pair in IN_TURN if pair not in FEW]
+assert {shape.tokens for _, shape in IN_TURN} == set(TOKENS)
 
 
 @pytest.mark.parametrize(
