@@ -90,20 +90,20 @@ def as_auto(function: Callable[..., Any], mesh: AbstractMesh, x: jax.Array, *arg
         return jax.sharding.auto_axes(function, out_sharding=(split, whole))(x, *args)
 
 
-def divide(arrays: Sequence[Any], head_axes: Sequence[int] = ()) -> list[Any]:
+def divide(arrays: Sequence[Any], head_axes: Sequence[int | None] = ()) -> list[Any]:
     """Return the shapes and types of a device's part of arrays with a leading batch axis.
 
     Args:
         arrays: arrays, or None.
-        head_axes: for each the axis of the heads, or -1 where it has none.
+        head_axes: for each the axis of the heads, -1 where it has none, None for no array.
     """
     mesh = _mesh()
     across = None if mesh is None else _head_axis(mesh)
     heads = 1 if mesh is None or across is None else mesh.shape[across]
     clips = 1 if mesh is None else math.prod(mesh.shape[name] for name in _axes(mesh))
 
-    def cut(x: Any, axis: int) -> Any:
-        if x is None:
+    def cut(x: Any, axis: int | None) -> Any:
+        if x is None or axis is None:
             return None
         shape = list(x.shape)
         for place, parts in ((0, clips), (axis, heads)):
