@@ -95,10 +95,28 @@ def test_the_fixed_rule_holds_unless_another_is_faster_by_the_margin():
 
 
 def test_no_more_time_is_spent_than_there_is(tmp_path):
-    timer = KernelTimer(tmp_path / "times.json", backward=False, seconds=1e-9)
-    assert timer(make_op(), (X,)) is None  # the first one only
+    lines = []
+    timer = KernelTimer(tmp_path / "times.json", backward=False, seconds=1e-9, say=lines.append)
+    assert timer(make_op(), (X,)) is None
     assert timer(make_op(), (jax.ShapeDtypeStruct((8, 9, 4), jnp.float32),)) is None
-    assert not (tmp_path / "times.json").exists()
+    assert len(lines) == 2 and all("the fixed rule holds" in line for line in lines)
+
+
+def test_a_run_that_goes_on_chooses_as_it_did(tmp_path):
+    """Where there was no time the first time, nothing is timed the second time."""
+    path = tmp_path / "times.json"
+    assert KernelTimer(path, backward=False, seconds=1e-9)(make_op(), (X,)) is None
+    calls = []
+    assert KernelTimer(path, backward=False)(make_op(calls=calls), (X,)) is None
+    assert not calls
+
+
+def test_the_process_that_was_first_decides(tmp_path):
+    path = tmp_path / "times.json"
+    late = KernelTimer(path, backward=False)
+    case = "toy of 6x4 in float32, forward"
+    path.write_text(json.dumps({case: {"first": 2.0, "second": 1.9, "third": 1.0}}))
+    assert late(make_op(slow="third"), (X,)) == "third"
 
 
 def test_a_cache_that_cannot_be_written_leaves_the_fixed_rule(tmp_path):

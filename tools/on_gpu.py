@@ -95,7 +95,7 @@ def run_stage(name: str, out: Path, *, rehearse: bool) -> None:
 
     held = {"about": describe(rehearse=rehearse), "rows": [], "keys": [], "complete": False}
     held |= read(out, name)
-    for key, measure in STAGES[name].measurements(Day(rehearse, out)):
+    for key, measure in STAGES[name].measurements(Day(rehearse)):
         if key in held["keys"]:
             continue
         try:

@@ -69,30 +69,37 @@ class KernelTimer:
             return find_fastest(names, self.table[case])
 
     def _measure(self, op: Op, names: tuple[str, ...], case: str, arrays: tuple[Any, ...]) -> bool:
-        """Time the implementations and keep the times; return whether there are any."""
-        if self.seconds <= 0:
-            return False
+        """Time the implementations and keep the times; return whether they could be kept.
+
+        A run that goes on in another process must choose as it did: times that could not be kept
+        do not count, and where there was not the time for all implementations, none are kept, with
+        which the fixed rule holds from then on.
+        """
         began = time.perf_counter()
-        found: list[tuple[Times, bool]] = []
+        found: list[Times] = []
 
         def measure() -> None:
             found.append(time_op(op, names, arrays, backward=self.backward, limit=self.seconds))
 
-        # Of its own thread: what is being traced, and its mesh, are those of the thread.
-        thread = threading.Thread(target=measure, name="kernel timer")
-        thread.start()
-        thread.join()
-        self.seconds -= time.perf_counter() - began
-        if not found or not found[0][0]:
-            return False
-        times, complete = found[0]
-        if self.path is not None and complete:
+        if self.seconds > 0:
+            # Of its own thread: what is being traced, and its mesh, are those of the thread.
+            thread = threading.Thread(target=measure, name="kernel timer")
+            thread.start()
+            thread.join()
+            self.seconds -= time.perf_counter() - began
+        times = found[0] if found else {}
+        if self.path is not None:
+            known = read_times(self.path)
+            times = known.get(case, times)  # another process may have been first
             try:
-                write_json(self.path, {**read_times(self.path), case: times})
+                write_json(self.path, {**known, case: times})
             except (AatjaxError, OSError):
-                self.seconds = 0.0  # the next run could not find it, and might choose otherwise
+                self.seconds = 0.0
                 return False
         self.table[case] = times
+        if not times:
+            self.say(f"{case.split(',')[0]}: no time was left to time it; the fixed rule holds")
+            return True
         ordered = sorted(times, key=lambda name: times[name])
         shown = ", ".join(f"{name} {times[name]:.3g} ms" for name in ordered)
         self.say(f"{case.split(',')[0]}, timed once on this device: {shown}")
@@ -101,24 +108,23 @@ class KernelTimer:
 
 def time_op(
     op: Op, names: tuple[str, ...], arrays: tuple[Any, ...], *, backward: bool, limit: float
-) -> tuple[Times, bool]:
-    """Return the milliseconds of implementations on random arrays, and whether all were tried.
+) -> Times:
+    """Return the milliseconds of implementations on random arrays; none if there was not the time.
 
     Args:
         op: the op.
-        names: the implementations; the first one is always timed.
+        names: the implementations.
         arrays: shapes and types of the arguments on one device.
         backward: run the backward pass too.
-        limit: seconds after which no other implementation is compiled.
+        limit: seconds after which no other implementation is tried.
     """
     values = make_arrays(op, arrays)
     began = time.perf_counter()
     calls: dict[str, Callable[[], object]] = {}
-    spent, complete = 0.0, True
+    spent = 0.0
     for name in names:
-        if calls and time.perf_counter() - began > limit:
-            complete = False
-            break
+        if time.perf_counter() - began > limit:
+            return {}
         call = _make_call(op, name, values, backward=backward)
         with contextlib.suppress(Exception):  # it does not take these shapes, or not this machine
             call()
@@ -129,7 +135,7 @@ def time_op(
     left = min(ROUND_SECONDS, limit - (time.perf_counter() - began))
     rounds = max(3, min(ROUNDS, int(left / max(spent, 1e-9))))
     found = time_interleaved(calls, rounds=rounds, warm_up=0)
-    return {name: 1e3 * timing.median for name, timing in found.items()}, complete
+    return {name: 1e3 * timing.median for name, timing in found.items()}
 
 
 def _make_call(op: Op, name: str, values: tuple[Any, ...], *, backward: bool) -> Any:

@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,11 +50,9 @@ class Day:
 
     Attributes:
         rehearse: toy sizes.
-        out: folder of the results, for what one stage reads of another.
     """
 
     rehearse: bool
-    out: Path
 
     @property
     def tokens(self) -> dict[int, int]:
