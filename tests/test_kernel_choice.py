@@ -102,6 +102,14 @@ def test_no_more_time_is_spent_than_there_is(tmp_path):
     assert len(lines) == 2 and all("the fixed rule holds" in line for line in lines)
 
 
+def test_times_of_some_implementations_only_do_not_count(tmp_path):
+    """The second one alone would be chosen before the third one was tried."""
+    path = tmp_path / "times.json"
+    timer = KernelTimer(path, backward=False, seconds=0.01)
+    assert timer(make_op(broken=("first",), slow="second"), (X,)) is None
+    assert list(json.loads(path.read_text()).values()) == [{}]
+
+
 def test_a_run_that_goes_on_chooses_as_it_did(tmp_path):
     """Where there was no time the first time, nothing is timed the second time."""
     path = tmp_path / "times.json"
