@@ -270,6 +270,14 @@ class Oracle:
         if kind == "stats":
             deviation = np.sqrt(patches.var(axis=0) + 1e-6)
             return np.concatenate([tokens[:prefix].mean(axis=0), patches.mean(axis=0), deviation])
+        if kind == "bands":
+            columns = self.config.grid[1]
+            rows = range(self.config.grid[0])
+            every = [slice(start + row * columns, start + (row + 1) * columns) for row in rows]
+            of_rows = [tokens[row][mask[row]] for row in every]
+            means = [of.mean(axis=0) for of in of_rows]
+            deviations = [np.sqrt(of.var(axis=0) + 1e-6) for of in of_rows]
+            return np.concatenate([tokens[:prefix].mean(axis=0), *means, *deviations])
         if kind == "attention":
             query = self.w["pool/query"]
             return softmax(tokens[mask] @ query / math.sqrt(len(query))) @ tokens[mask]

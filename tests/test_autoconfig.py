@@ -21,6 +21,7 @@ from aatjax.experiments.autoconfig import (
     suggest_next_steps,
 )
 from aatjax.experiments.partition import divide
+from aatjax.models.config import ASTConfig
 from aatjax.petl.soft_moa import SoftMoA
 
 
@@ -38,8 +39,11 @@ def diagnosis(seconds: list[float], *findings: Finding) -> Diagnosis:
     return Diagnosis("made", 198, {}, {}, measurements, findings)
 
 
-def choose(source: Source, seconds: list[float], shape=(198, 128)):
-    frames = choose_frames(seconds, shape[0])
+SMALL = ASTConfig.from_text("d128x4,patch=32x8,stride=32x8,frames=198")
+
+
+def choose(source: Source, seconds: list[float], shape: ASTConfig = SMALL):
+    frames = choose_frames(seconds, shape.frames)
     found = dataclasses.replace(diagnosis(seconds), frames=frames)
     data, first = choose_division(source, Data(path="p"))
     parts = divide(data, source)
@@ -61,21 +65,23 @@ def test_the_rules() -> None:
     assert config.petl.name == "soft_moa" and config.model.frames == 100
     assert (config.data.test_fraction, config.data.valid_fraction) == (0.2, 0.15)
     assert config.data.statistics == "train" and config.data.windows == "every"
-    assert config.training.head_init == "ridge" and config.model.pool == "stats"
+    assert config.training.head_init == "ridge" and config.model.pool == "bands"
     assert {c.what for c in why} >= {"model.frames", "method", "training.batch_size", "optim.lr"}
     assert all(c.why for c in why)
 
     few, _ = choose(source([40, 5]), [9.0] * 45)
     assert few.petl.name == "ridge" and few.training.head_init == "model"
     assert few.model.frames == 297 and few.data.windows == "random"  # 1.5 times the base's 198
+    assert few.model.pool == "bands"
     assert few.data.valid_fraction == 0.0 and few.augment.mixup == 0.0
 
     folds, _ = choose(source([40, 40], fold=lambda c, k: str(k % 4)), [1.0] * 80)
     assert folds.data.fold == "3"
     parts, _ = choose(source([40, 40], split=lambda c, k: "train" if k % 4 else "test"), [1.0] * 80)
     assert parts.data.fold is None and parts.data.test_fraction == 0.2  # not used
-    big, _ = choose(source([400, 400]), [10.0] * 800, shape=(1024, 768))
+    big, _ = choose(source([400, 400]), [10.0] * 800, shape=ASTConfig())
     assert big.petl == SoftMoA() and big.training.batch_size == 32
+    assert big.model.pool == "stats"  # 25 x 768 numbers by frequency band
     assert big.model.frames == 1000
 
 

@@ -10,6 +10,7 @@ import torch
 from ast_oracle import file_tensors, random_hf_ast, write_layout
 from safetensors.numpy import load_file
 
+import aatjax
 from aatjax.convert import read_checkpoint, write_hf, write_native, write_orbax
 from aatjax.errors import DataError, UsageError, WriteError
 from aatjax.io import atomic
@@ -71,6 +72,30 @@ def test_file_names_are_those_of_every_version_of_transformers(model, source, tm
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+@pytest.mark.parametrize(("patch", "stride"), [((32, 8), (32, 8)), ((128, 4), (128, 2))])
+def test_patches_that_are_higher_than_wide_are_written_as_square_ones(patch, stride, tmp_path):
+    from transformers import ASTFeatureExtractor, ASTForAudioClassification
+
+    model = aatjax.load(
+        f"random:d32x2,patch={patch[0]}x{patch[1]},stride={stride[0]}x{stride[1]},frames=99",
+        num_classes=3,
+    )
+    notes = write_hf(tmp_path / "out", aatjax.surgery.arrays(model), model.config)
+    assert any("zeros" in note for note in notes)
+    theirs = ASTForAudioClassification.from_pretrained(tmp_path / "out").eval()
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 20_000).astype(np.float32)
+    extract = ASTFeatureExtractor.from_pretrained(tmp_path / "out")
+    x = extract(sound, sampling_rate=16000, return_tensors="pt")["input_values"]
+    assert x.shape[1] == 99 + patch[0] - patch[1]
+    with torch.no_grad():
+        theirs_of_x = theirs(x).logits.numpy()
+        theirs_of_more = theirs(torch.cat([x[:, :99], 7 + 0 * x[:, 99:]], 1)).logits.numpy()
+    np.testing.assert_allclose(theirs_of_x, model(x[:, :99].numpy()), atol=2e-6)
+    np.testing.assert_array_equal(theirs_of_x, theirs_of_more)
+    again = aatjax.load(tmp_path / "out")
+    np.testing.assert_allclose(theirs_of_x, again(x.numpy()), atol=2e-6)
+
+
 def test_two_epsilons_are_noted(source, tmp_path):
     config = dataclasses.replace(source.config, eps=1e-6, head_eps=1e-5)
     (note,) = write_hf(tmp_path / "out", source.params, config)
@@ -84,7 +109,7 @@ def test_two_epsilons_are_noted(source, tmp_path):
         ({"distilled": False}, "no distillation token"),
         ({"pool": "mean_all"}, "pools mean_all"),
         ({"head_norm": False}, "head has no LayerNorm"),
-        ({"patch": (128, 2)}, "square"),
+        ({"patch": (16, 32)}, "square"),
     ],
 )
 def test_what_hugging_face_cannot_express_is_refused(source, changes, reason, tmp_path):

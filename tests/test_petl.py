@@ -412,14 +412,14 @@ def make_oracle(adapted: AST, method: Method, values: Any = None, **options: Any
     return Oracle(held, adapted.config, list_parts(method), **options)
 
 
-@pytest.mark.parametrize("pool", ["stats", "attention", "prototypes"])
+@pytest.mark.parametrize("pool", ["stats", "bands", "attention", "prototypes"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_pooling_is_its_formula_with_any_method(pool, masked):
     for method in (petl.LoRA(rank=2), petl.Prompt(tokens=3), petl.Prompt(pool=None, deep=False)):
         model = make_model(pool=pool, prototypes=7, mask_padding=masked)
         adapted = randomize(aatjax.adapt(model, method))
         trained = [path for path in list_trained(adapted) if path.startswith("pool/")]
-        assert trained == {"stats": [], "attention": ["pool/query"]}.get(pool, trained[:1])
+        assert trained == {"stats": [], "bands": [], "attention": ["pool/query"]}.get(pool, trained[:1])
         x, valid = make_clips(), np.array([20, 46]) if masked else None
         kept = dataclasses.replace(method, pool=None) if hasattr(method, "pool") else method
         expected = make_oracle(adapted, kept, valid=valid).logits(np.asarray(x))

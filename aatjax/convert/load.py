@@ -27,8 +27,9 @@ from aatjax.models.provenance import LoadedArrays, Origin, fingerprint_backbone
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 EMBEDDED = {
-    "embedded": _WEIGHTS / "ast_mini_synthetic.safetensors",
+    "embedded": _WEIGHTS / "ast_mini_sounds.safetensors",
     "embedded-1": _WEIGHTS / "ast_mini_synthetic.safetensors",
+    "embedded-2": _WEIGHTS / "ast_mini_sounds.safetensors",
 }
 """The weights in the package by name: the present ones, then those of each version."""
 

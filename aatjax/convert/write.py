@@ -1,5 +1,6 @@
 """Writes weights: aatjax's own .safetensors, Orbax folders, and what transformers loads."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +99,9 @@ def write_hf(
 ) -> tuple[str, ...]:
     """Write a folder that transformers (4 and 5) loads, atomically.
 
-    With a head it is an `ASTForAudioClassification`, without one an `ASTModel`.
+    With a head it is an `ASTForAudioClassification`, without one an `ASTModel`. Its patches are
+    square: those that are higher than wide get zeros behind them, and the input as many frames,
+    which no output depends on.
 
     Args:
         path: the folder; it must not exist yet, or be empty.
@@ -124,6 +127,12 @@ def write_hf(
     names = _check_labels(labels, config)
     arrays = _check_params(params, config, config.grid)
     notes: list[str] = []
+    if config.patch[1] < config.patch[0]:
+        notes.append(
+            f"Hugging Face's AST has square patches: those of {config.patch[0]} x "
+            f"{config.patch[1]} are written with zeros behind them, which changes no output"
+        )
+        config, arrays = _make_square(config, arrays)
     if has_head and config.head_eps != config.eps:
         notes.append(
             f"Hugging Face has one LayerNorm epsilon: {config.eps:g} is written, the head used "
@@ -160,12 +169,25 @@ def _check_expressible(config: ASTConfig, has_head: bool) -> None:
         ),
         f"its head has no LayerNorm, {always}": has_head and not config.head_norm,
         f"its patches are {config.patch}, Hugging Face's AST has square ones": (
-            config.patch[0] != config.patch[1]
+            config.patch[0] < config.patch[1]
         ),
     }
     if any(reasons.values()):
         listed = "; ".join(reason for reason, holds in reasons.items() if holds)
         raise UsageError(f"Hugging Face cannot express this model: {listed}: write native weights")
+
+
+def _make_square(
+    config: ASTConfig, arrays: dict[str, Float[np.ndarray, "..."]]
+) -> tuple[ASTConfig, dict[str, Float[np.ndarray, "..."]]]:
+    """The same model with square patches: zeros follow the kernel, and frames the input."""
+    height, width = config.patch
+    kernel = arrays["embed/proj/kernel"]
+    wider = np.pad(kernel, ((0, 0), (0, height - width), (0, 0), (0, 0)))
+    config = dataclasses.replace(
+        config, patch=(height, height), frames=config.frames + height - width
+    )
+    return config, arrays | {"embed/proj/kernel": wider}
 
 
 def _make_hf_config(config: ASTConfig, labels: list[str] | None, has_head: bool) -> dict[str, Any]:

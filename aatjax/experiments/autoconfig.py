@@ -19,6 +19,7 @@ from aatjax.doctor.findings import Diagnosis
 from aatjax.doctor.set_checks import list_level_gaps
 from aatjax.errors import format_count
 from aatjax.experiments.partition import Partition
+from aatjax.models.config import ASTConfig, Pooling
 from aatjax.petl import Method
 from aatjax.petl.simple import Ridge
 from aatjax.petl.sizes import find_widths
@@ -33,6 +34,7 @@ STEPS = 600  # training steps aimed at
 LEAST_FRAMES = 64
 MOST_GAIN = 20  # dB
 STRETCH = 1.5  # longest input, as a multiple of the base's own length
+MOST_POOLED = 4096  # width of the pooled vector up to which each frequency band is pooled apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def choose_settings(
     diagnosis: Diagnosis,
     model: Model,
     data: Data,
-    base_shape: tuple[int, int],
+    shape: ASTConfig,
     method: Method | None = None,
 ) -> tuple[Config, list[ChosenSetting]]:
     """Return the config for a set of sounds, and the reasons.
@@ -109,12 +111,12 @@ def choose_settings(
         diagnosis: from the doctor; its `frames` are the length of the input.
         model: the backbone's weights.
         data: the set and its division.
-        base_shape: frames and width of the backbone.
+        shape: of the backbone.
         method: the method that the user asks for.
     """
     settings: list[ChosenSetting] = []
     choose = _note_in(settings)
-    longest, width = base_shape
+    longest, width = shape.frames, shape.dim
     counts = Counter(c for clip in parts.train.clips for c in clip.label)
     rarest = min(counts.get(c, 0) for c in range(len(source.classes)))
     seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
@@ -125,13 +127,12 @@ def choose_settings(
         choose("method", method.name, "given")
     training, windows = _choose_training(len(parts.train), seconds, frames, choose)
     model = dataclasses.replace(model, frames=frames)
+    if model.pool is None:
+        model = dataclasses.replace(model, pool=_choose_pool(shape, choose))
     if not method.closed_form:
         training = dataclasses.replace(training, head_init="ridge")
         why = "training begins at the accuracy of ridge regression"
         choose("training.head_init", "ridge", why)
-        if model.pool is None:
-            model = dataclasses.replace(model, pool="stats")
-            choose("model.pool", "stats", "mean and deviation of the patches, as ridge reads them")
     rate = f"{method.choose_rate(width):g}"
     choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
     mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0
@@ -235,6 +236,15 @@ def _choose_method(rarest: int, width: int, choose: Choose) -> Method:
     return method
 
 
+def _choose_pool(shape: ASTConfig, choose: Choose) -> Pooling:
+    wide = dataclasses.replace(shape, pool="bands").pooled_dim
+    if wide <= MOST_POOLED:
+        why = f"mean and deviation of the patches of each frequency band, {wide:,} numbers"
+        return choose("model.pool", "bands", why)
+    why = f"mean and deviation of all patches; by frequency band they would be {wide:,} numbers"
+    return choose("model.pool", "stats", why)
+
+
 def suggest_next_steps(diagnosis: Diagnosis, outcome: Metrics | None, base: str) -> list[str]:
     """Return what to improve next, the most important first; at most five lines.
 
@@ -259,8 +269,8 @@ def suggest_next_steps(diagnosis: Diagnosis, outcome: Metrics | None, base: str)
             )
     if base == "embedded":
         lines.append(
-            "the embedded base is small and was trained on synthetic sounds only: a published AST "
-            "(86 M parameters, trained on AudioSet) does far better on real sounds: --base "
+            "the embedded base is small and has heard synthetic sounds and 40 words only: a "
+            "published AST (86 M parameters, trained on AudioSet) does far better: --base "
             "MIT/ast-finetuned-audioset-10-10-0.4593 downloads it (350 MB)"
         )
     return lines[:5]

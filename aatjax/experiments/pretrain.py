@@ -51,6 +51,8 @@ def open_sets(
 ) -> tuple[Source, Source]:
     """Return the training clips and the held-out clips of several sets, each joined.
 
+    A set of `MADE` has `data.train_clips` per class of `synthetic`, or as many in all.
+
     Args:
         paths: folders, CSV files and so on, or a name of `MADE`.
         data: how each is read and divided.
@@ -63,9 +65,12 @@ def open_sets(
     pairs: list[tuple[Source, Source]] = []
     for path in paths:
         if path in MADE:
+            share = len(PRETRAIN_SOUNDS) / len(MADE[path])
             both = ((data.train_clips, 0), (data.test_clips, HELD_OUT))
             train, test = (
-                Synthetic(MADE[path], clips=clips, first=first, seconds=seconds)
+                Synthetic(
+                    MADE[path], clips=max(1, round(clips * share)), first=first, seconds=seconds
+                )
                 for clips, first in both
             )
             pairs.append((keep_in_memory(train), test))

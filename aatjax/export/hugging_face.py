@@ -1,5 +1,6 @@
 """Hugging Face: a folder that transformers opens as `ASTForAudioClassification`."""
 
+import dataclasses
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +63,8 @@ def write_hf_folder(folder: Path, model: MergedModel, params: dict[str, Any]) ->
 
 def _run(folder: Path, entries: dict[str, Any], clips: ParityClips) -> Logits:
     if find_spec("torch") is None or find_spec("transformers") is None:
-        logits = compute_logits(load(folder), clips)
+        model = load(folder)
+        logits = compute_logits(model, _lengthen(clips, model.config.frames))
         return {"log-mel": logits}, "aatjax (transformers is not installed)"
     from transformers import ASTForAudioClassification
 
@@ -84,6 +86,7 @@ def run_in_torch(
         with torch.no_grad():
             return model(torch.tensor(np.asarray(features))).logits.numpy()
 
+    clips = _lengthen(clips, extractor.max_length)
     found = {"log-mel": logits(clips.features)}
     # The extractor pads short clips as AST does and in no other way.
     whole = clips.length == clips.audio.shape[1]
@@ -94,6 +97,12 @@ def run_in_torch(
         features = extractor(waveforms[:first], sampling_rate=16000, return_tensors="np")
         found["waveform"] = logits(features["input_values"])
     return found
+
+
+def _lengthen(clips: ParityClips, frames: int) -> ParityClips:
+    """Add frames that only the zeros behind a square patch read (`write_hf`)."""
+    more = frames - clips.features.shape[1]
+    return dataclasses.replace(clips, features=np.pad(clips.features, ((0, 0), (0, more), (0, 0))))
 
 
 HF_FORMAT = ExportFormat("hf", _check, _write, _run, USAGE)

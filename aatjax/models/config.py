@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from aatjax.errors import Range, UsageError, check_fields, suggest
 from aatjax.io.json_fields import check_json_fields
 
-Pooling = Literal["cls_dist", "mean_all", "mean_patches", "cls", "stats", "attention", "prototypes"]
+Pooling = Literal[
+    "cls_dist",
+    "mean_all",
+    "mean_patches",
+    "cls",
+    "stats",
+    "bands",
+    "attention",
+    "prototypes",
+]
 PositionInit = Literal["learned", "zeros"]
 Size = Annotated[int, Range(1)]
 Frames = Annotated[int, Range(1, 10**6)]
@@ -51,9 +60,9 @@ class ASTConfig:
         distilled: a distillation token follows CLS (AST, DeiT; a plain ViT has none).
         pool: mean of CLS and DIST (`cls_dist`; CLS alone without DIST), of all tokens
             (`mean_all`), of the patches (`mean_patches`), or the CLS token (`cls`); the mean of CLS
-            and DIST beside mean and standard deviation of the patches (`stats`); or trained with
-            the head: `attention` (a query), `prototypes` (similarities to some vectors). See
-            `aatjax.models.pool`.
+            and DIST beside mean and standard deviation of the patches (`stats`), or of those of
+            each row of equal frequency (`bands`); or trained with the head: `attention` (a query),
+            `prototypes` (similarities to some vectors). See `aatjax.models.pool`.
         prototypes: number of vectors of the pooling `prototypes`.
         head_norm: the head is LayerNorm + Linear (AST) instead of Linear alone.
         eps: epsilon of every LayerNorm of the body (timm 1e-6, Hugging Face 1e-12).
@@ -175,7 +184,15 @@ class ASTConfig:
     @property
     def pooled_dim(self) -> int:
         """Width of the pooled vector, which the head reads."""
-        return {"stats": 3 * self.dim, "prototypes": self.prototypes}.get(self.pool, self.dim)
+        match self.pool:
+            case "stats":
+                return 3 * self.dim
+            case "bands":
+                return (1 + 2 * self.grid[0]) * self.dim
+            case "prototypes":
+                return self.prototypes
+            case _:
+                return self.dim
 
     @property
     def pooling(self) -> tuple[int, str | None]:

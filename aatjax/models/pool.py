@@ -18,12 +18,14 @@ class Pool(nnx.Module):
     Attributes:
         prefix: number of tokens before the patches and any prompts.
         start: number of tokens before the patches.
+        bands: rows of patches of equal frequency whose statistics are taken apart; 1 for all.
     """
 
     def __init__(self, config: ASTConfig):
         self.kind: Pooling = config.pool
         self.prefix: int = config.num_prefix
         self.start: int = config.num_prefix
+        self.bands: int = config.grid[0] if config.pool == "bands" else 1
 
     @property
     def reads(self) -> int | None:
@@ -40,16 +42,21 @@ class Pool(nnx.Module):
                 return average_tokens(tokens, mask, self.start)
             case "mean_all":
                 return average_tokens(tokens, mask)
-            case "stats":
+            case "stats" | "bands":
                 return self._concatenate_statistics(tokens, mask)
             case _:
                 return self.weigh(tokens, mask)
 
     def _concatenate_statistics(self, tokens: Tokens, mask: Mask | None) -> Float[Array, "b p"]:
-        mean = average_tokens(tokens, mask, self.start)
-        variance = average_tokens(jnp.square(tokens - mean[:, None]), mask, self.start)
+        batch, width = tokens.shape[0], tokens.shape[-1]
+        patches = tokens[:, self.start :].reshape(batch, self.bands, -1, width)
+        kept = None if mask is None else mask[:, self.start :].reshape(batch, self.bands, -1, 1)
+        mean = patches.mean(axis=2, where=kept)
+        variance = jnp.square(patches - mean[:, :, None]).mean(axis=2, where=kept)
         first = tokens[:, : self.prefix].mean(axis=1)
-        return jnp.concatenate([first, mean, jnp.sqrt(variance + EPSILON)], axis=1)
+        deviation = jnp.sqrt(variance + EPSILON)
+        statistics = [mean.reshape(batch, -1), deviation.reshape(batch, -1)]
+        return jnp.concatenate([first, *statistics], axis=1)
 
     def weigh(self, tokens: Tokens, mask: Mask | None) -> Float[Array, "b p"]:
         """Pool by trained parameters."""

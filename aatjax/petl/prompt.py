@@ -182,7 +182,7 @@ class Prompt(Method):
             )
         places = 0 if defect else self.tokens
         kind = self.pool or (None if defect else OF_MODEL.get(config.pool))
-        if config.pool in ("stats", "attention", "prototypes"):  # of the patches, as it is
+        if config.pool in ("stats", "bands", "attention", "prototypes"):  # of the patches, as it is
             model.pool.prefix, model.pool.start = prefix, prefix + places
         elif kind is not None:
             surgery.wrap(

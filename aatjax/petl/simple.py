@@ -47,20 +47,20 @@ class Ridge(Method):
     with `stats` P = 3D.
 
     Attributes:
-        pool: pooling of the tokens, see `ASTConfig`; None is the model's.
+        pool: pooling of the tokens, see `ASTConfig`; None is the model's if that is `bands`, and
+            else `stats`.
     """
 
     name: ClassVar[str] = "ridge"
     trains_last_norm: ClassVar[bool] = False
     closed_form: ClassVar[bool] = True
 
-    pool: Pooling | None = "stats"
+    pool: Pooling | None = None
 
     def inject(self, model: AST, *, rngs: nnx.Rngs) -> None:
         """Replace `pool` and `head`."""
-        config = dataclasses.replace(
-            model.config, pool=self.pool or model.config.pool, head_norm=False
-        )
+        pool = self.pool or ("bands" if model.config.pool == "bands" else "stats")
+        config = dataclasses.replace(model.config, pool=pool, head_norm=False)
         model.config = config
         model.pool, model.head = make_pool(config, rngs=rngs), Head(config, rngs=rngs)
 

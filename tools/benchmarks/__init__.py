@@ -3,7 +3,7 @@
 import csv
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +52,11 @@ def append_row(path: Path | None, row: Mapping[str, Any]) -> None:
         if columns is None:
             writer.writeheader()
         writer.writerow(row)
+
+
+def write_manifest(path: Path, rows: Iterable[tuple[Path, str, str, str | None]]) -> None:
+    """Write file, class, part and group of clips as a CSV that `aatjax` reads."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "label", "split", "group"))
+        writer.writerows(rows)

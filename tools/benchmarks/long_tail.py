@@ -1,10 +1,9 @@
 """Macro-F1 with and without `training.balance`, where some classes have few clips."""
 
-import csv
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from aatjax.experiments.partition import open_data
 from aatjax.experiments.run import train
 from aatjax.petl import make_method
 from aatjax.train.metrics.intervals import mean_interval
-from benchmarks import append_row
+from benchmarks import append_row, write_manifest
 
 BALANCES: tuple[Balance, ...] = ("none", "sampler", "loss")
 
@@ -56,7 +55,16 @@ def long_tail(
             rows = cut(clips.clips, fold, ratio, np.random.default_rng([number, draw]))
             path = runs / f"fold{fold}-draw{draw}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, data, rows, clips.classes)
+            named = [
+                (
+                    (data / "audio" / clip.id).absolute(),
+                    clips.classes[clip.label[0]],
+                    part,
+                    clip.group,
+                )
+                for clip, part in rows
+            ]
+            write_manifest(path, named)
             for method in methods:
                 for balance in BALANCES:
                     config = make_config(path, method, source, balance, epochs, draw)
@@ -95,16 +103,6 @@ def cut(
         count = max(1, round(len(own) * ratio ** (-place / (len(order) - 1))))
         kept += [(own[i], "train") for i in sorted(rng.permutation(len(own))[:count])]
     return kept
-
-
-def write(path: Path, root: Path, rows: Sequence[tuple[Clip, str]], classes: Sequence[str]) -> None:
-    """Write clips and parts as a CSV that `aatjax` reads."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "split", "group"))
-        for clip, part in rows:
-            name = (root / "audio" / clip.id).absolute()
-            writer.writerow((name, classes[clip.label[0]], part, clip.group))
 
 
 def make_config(

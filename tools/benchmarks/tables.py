@@ -10,7 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from aatjax.experiments.compare.statistics import compute_paired_p, correct_p
 from aatjax.experiments.compare.tables import make_markdown_table
+from aatjax.train.metrics.intervals import mean_interval
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
@@ -195,6 +199,101 @@ def make_gpu_step() -> str:
     return make_markdown_table(heads, lines)
 
 
+def _read_cells(part: str) -> tuple[list[Row], dict[str, dict[tuple[str, ...], float]]]:
+    """Return the rows of a part of the verdict, and each method's accuracy by cell."""
+    rows = [row for row in read("verdict") if row["part"] == part]
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for row in rows:
+        cell = (row["backbone"], row["task"], row["fold"], row["shots"])
+        found.setdefault(row["method"], {})[cell] = float(row["accuracy"])
+    return rows, found
+
+
+def _compare_folds(
+    cells: dict[tuple[str, ...], float], others: dict[tuple[str, ...], float]
+) -> tuple[str, float | None]:
+    """Return the mean difference over folds with its interval, and p; backbones are averaged."""
+    by_fold: dict[tuple[str, ...], list[float]] = {}
+    for cell, accuracy in cells.items():
+        by_fold.setdefault(cell[1:], []).append(accuracy - others[cell])
+    change = np.array([np.mean(values) for values in by_fold.values()])
+    middle, low, high = mean_interval(change)
+    interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{middle:+.3f}{interval}", compute_paired_p(change)
+
+
+def make_verdict() -> str:
+    """Return the accuracy of every method over all cells, and its difference to ridge."""
+    rows, cells = _read_cells("main")
+    backbones = list(dict.fromkeys(row["backbone"] for row in rows))
+    ridge = cells["ridge"]
+    against = {n: _compare_folds(own, ridge) for n, own in cells.items() if own is not ridge}
+    p = {name: p for name, (_, p) in against.items() if p is not None}
+    corrected, lines = correct_p(p), []
+    for name, own in cells.items():
+        of = [row for row in rows if row["method"] == name]
+        means = (
+            f"{statistics.mean(v for cell, v in own.items() if cell[0] == backbone):.3f}"
+            for backbone in backbones
+        )
+        size = next(row["trainable"] for row in of if row["task"] == "esc10")
+        spent = statistics.mean(float(row["cpu_s"]) for row in of)
+        change = ("", "") if name == "ridge" else (against[name][0], f"{corrected[name]:.3f}")
+        lines.append((name, f"{int(size):,}", *means, *change, f"{spent:.0f}"))
+    heads = ("method", "trainable", *backbones, "over ridge", "p (Holm)", "CPU s")
+    tasks = make_verdict_tasks(rows)
+    return f"{make_markdown_table(heads, lines)}\n\n{tasks}"
+
+
+def make_verdict_tasks(rows: Sequence[Row]) -> str:
+    """Return the mean accuracy of every method by backbone and task."""
+    columns = list(dict.fromkeys((row["backbone"], row["task"]) for row in rows))
+    lines = []
+    for (method,), of in group(rows, "method").items():
+        by_column = group(of, "backbone", "task")
+        means = (statistics.mean(float(r["accuracy"]) for r in by_column[c]) for c in columns)
+        lines.append((method, *(f"{mean:.3f}" for mean in means)))
+    return make_markdown_table(("method", *(f"{b}: {t}" for b, t in columns)), lines)
+
+
+def make_verdict_shots() -> str:
+    """Return the mean accuracy by clips per class."""
+    rows, _ = _read_cells("shots")
+    shots = list(dict.fromkeys(row["shots"] for row in rows))
+    lines = []
+    for (task, method), of in group(rows, "task", "method").items():
+        by_shots = {k[0]: v for k, v in group(of, "shots").items()}
+        means = (f"{statistics.mean(float(r['accuracy']) for r in by_shots[k]):.3f}" for k in shots)
+        lines.append((task, method, *means))
+    return make_markdown_table(("task", "method", *shots), lines)
+
+
+def make_verdict_placement() -> str:
+    """Return what AAT's adapters and their blocks change, against all of them."""
+    rows, cells = _read_cells("placement")
+    whole = cells["mlp and spatial"]
+    lines = []
+    for name, own in cells.items():
+        size = next(r["trainable"] for r in rows if r["method"] == name and r["task"] == "esc10")
+        change = "" if own is whole else _compare_folds(own, whole)[0]
+        lines.append((name, f"{int(size):,}", f"{statistics.mean(own.values()):.3f}", change))
+    heads = ("AAT", "trainable", "accuracy", "to MLP and spatial in all blocks")
+    return make_markdown_table(heads, lines)
+
+
+def make_verdict_pretraining() -> str:
+    """Return the mean accuracy by objective of the pretraining."""
+    _, cells = _read_cells("pretraining")
+    lines = []
+    for name, own in cells.items():
+        of = {b: {c[1:]: v for c, v in own.items() if c[0] == b} for b in ("labelled", "masked")}
+        pairs = [{("", *c): v for c, v in of[b].items()} for b in of]
+        means = (f"{statistics.mean(of[b].values()):.3f}" for b in of)
+        lines.append((name, *means, _compare_folds(pairs[1], pairs[0])[0]))
+    heads = ("method", "by labels", "masked patches", "masked - labels")
+    return make_markdown_table(heads, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "epochs": make_epochs,
     "gpu-step": make_gpu_step,
@@ -204,4 +303,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": make_serving,
     "intervals": make_intervals,
     "tests": make_tests,
+    "verdict": make_verdict,
+    "verdict-shots": make_verdict_shots,
+    "verdict-placement": make_verdict_placement,
+    "verdict-pretraining": make_verdict_pretraining,
 }

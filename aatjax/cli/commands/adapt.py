@@ -80,7 +80,7 @@ def main(
     data = replace_fields(given, select_fields(fields, "data"), "aatjax train").data
     parts = divide(data, source)
     config, more = autoconfig.choose_settings(
-        source, parts, diagnosis, given.model, data, (shape.frames, shape.dim), asked
+        source, parts, diagnosis, given.model, data, shape, asked
     )
     config = replace_fields(config, fields, "aatjax train")
     text = ["\nsettings:"]
