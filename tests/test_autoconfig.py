@@ -111,7 +111,7 @@ def test_a_soft_speaker_is_answered_by_gain() -> None:
     found = dataclasses.replace(diagnosis([]), measurements=measured, frames=100)
     data, _ = choose_division(made, Data(path="p"))
     parts = divide(data, made)
-    config, why = choose_settings(made, parts, found, Model(), data, (198, 128))
+    config, why = choose_settings(made, parts, found, Model(), data, SMALL)
     assert config.augment.gain == 19.0
     assert any("gain since speakers" in setting.why for setting in why)
     assert choose(made, [1.0] * 80)[0].augment.gain == 0.0

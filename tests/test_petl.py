@@ -419,7 +419,9 @@ def test_pooling_is_its_formula_with_any_method(pool, masked):
         model = make_model(pool=pool, prototypes=7, mask_padding=masked)
         adapted = randomize(aatjax.adapt(model, method))
         trained = [path for path in list_trained(adapted) if path.startswith("pool/")]
-        assert trained == {"stats": [], "bands": [], "attention": ["pool/query"]}.get(pool, trained[:1])
+        assert trained == {"stats": [], "bands": [], "attention": ["pool/query"]}.get(
+            pool, trained[:1]
+        )
         x, valid = make_clips(), np.array([20, 46]) if masked else None
         kept = dataclasses.replace(method, pool=None) if hasattr(method, "pool") else method
         expected = make_oracle(adapted, kept, valid=valid).logits(np.asarray(x))

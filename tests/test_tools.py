@@ -93,7 +93,9 @@ def test_tables_of_the_documents_are_those_of_the_figures(tables):
         text = (tables.ROOT / name).read_text()
         assert tables.fill(text) == text, "python tools/bench.py tables"
         filled += [found[2] for found in tables.PLACE.finditer(text)]
-    assert sorted(filled) == sorted(tables.TABLES)
+    run = (tables.FIGURES / "verdict.csv").exists()
+    named = [name for name in tables.TABLES if run or not name.startswith("verdict")]
+    assert sorted(filled) == sorted(named)
 
 
 def test_a_table_takes_rows_of_its_own_columns_only(tools, tmp_path):
