@@ -41,6 +41,7 @@ def test_shots_come_from_the_groups_in_turn_and_never_from_the_tested_fold(verdi
     }
     assert rows == verdict.cut(items, "2", 3)
     assert len(verdict.cut(items, "2", 0)) == 40
+    assert {row[0] for row in verdict.cut(items, "2", 2)} < {row[0] for row in rows}
     assert {row[0] for row in verdict.cut(items, "2", 1)} < {
         row[0] for row in verdict.cut(items, "2", 0)
     }

@@ -72,14 +72,12 @@ class Task:
         frames: length of the input.
         fold: name of the fold of a clip, by its group and its fold in the set.
         takes: clips of a class and group that are kept.
-        keep: whether a file belongs to the task.
     """
 
     folder: str
     frames: int
     fold: Callable[[str, str | None], str]
     takes: int = 1000
-    keep: Callable[[str], bool] = lambda path: True
 
     def list(self, data: Path) -> list[Item]:
         """Return the clips, the same ones each time."""
@@ -90,10 +88,9 @@ class Task:
         items = []
         for clip in sorted(source.clips, key=lambda clip: clip.id):
             label, group = source.classes[clip.label[0]], str(clip.group)
-            path = str(clip.path)
-            if taken[label, group] < self.takes and self.keep(path):
+            if taken[label, group] < self.takes:
                 taken[label, group] += 1
-                items.append(Item(Path(path), label, self.fold(group, clip.fold), group))
+                items.append(Item(Path(str(clip.path)), label, self.fold(group, clip.fold), group))
         return items
 
 
@@ -141,8 +138,8 @@ def verdict(
             speech_commands_v0.01.
         embedded: weights of the first backbone.
         speech: weights of the second, which has heard speech only.
-        masked: weights pretrained by masked patches, on the sounds and for the epochs of
-        labelled: these, pretrained by their labels.
+        masked: weights pretrained by masked patches.
+        labelled: weights pretrained by labels, on the same sounds for as many epochs.
         parts: what is run.
         out: CSV file, a row for each run.
     """
@@ -283,7 +280,8 @@ class Runner:
 def cut(items: Iterable[Item], fold: str, shots: int) -> list[tuple[Path, str, str, str]]:
     """Return file, class, part and group of each clip; `shots` training clips a class, 0 for all.
 
-    Clips are taken from the groups of a class in turn, in an order that depends on the fold.
+    Clips are taken from the groups of a class in turn, in a random order; fewer shots are the first
+    of more.
     """
     rows: list[tuple[Path, str, str, str]] = []
     by_class: dict[str, list[Item]] = {}
@@ -293,7 +291,7 @@ def cut(items: Iterable[Item], fold: str, shots: int) -> list[tuple[Path, str, s
         else:
             by_class.setdefault(item.label, []).append(item)
     for number, own in enumerate(by_class.values()):
-        for item in take_in_turn(own, np.random.default_rng([number, shots]))[: shots or None]:
+        for item in take_in_turn(own, np.random.default_rng(number))[: shots or None]:
             rows.append((item.path, item.label, "train", item.group))
     return rows
 
