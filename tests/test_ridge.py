@@ -10,6 +10,7 @@ import pytest
 from adapter_files import write_base
 from flax import nnx
 from jaxtyping import Int16
+from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
 from tiny_model import tiny_config
 
@@ -57,6 +58,15 @@ def refit(
     return out
 
 
+def measure_error(outputs: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    """Mean squared error of outputs times the factor, not below 0, that makes it least."""
+    center = w @ y / w.sum()
+    roots = np.sqrt(w)[:, None]
+    outputs, wanted = (roots * (outputs - center)).ravel(), (roots * (y - center)).ravel()
+    factor, _ = nnls(outputs[:, None], wanted)
+    return np.square(factor * outputs - wanted).sum() / w.sum() / y.shape[1]
+
+
 @pytest.mark.parametrize("shape", [(40, 12), (30, 60)], ids=["tall", "wide"])
 @pytest.mark.parametrize("kind", ["each clip", "small groups", "a large group"])
 @pytest.mark.parametrize("strength", [1e-3, 0.3, 100.0])
@@ -72,8 +82,7 @@ def test_what_is_left_out_is_as_if_it_had_never_been_there(
     }[kind]
     found = fit_ridge(x, y, weights=w, groups=groups, strengths=np.array([strength]))
     np.testing.assert_allclose(found.left_out, refit(x, y, w, groups, strength), atol=1e-8)
-    error = (w[:, None] * (found.left_out - y) ** 2).sum() / w.sum() / 4
-    np.testing.assert_allclose(found.errors, [[error]])
+    np.testing.assert_allclose(found.errors, [[measure_error(found.left_out, y, w)]])
 
 
 def test_the_fit_is_that_of_scikit_learn_and_the_best_penalty_is_taken() -> None:
@@ -83,10 +92,17 @@ def test_the_fit_is_that_of_scikit_learn_and_the_best_penalty_is_taken() -> None
     scaled = (x - mean) / np.sqrt(w @ (x - mean) ** 2 / w.sum())
     other = Ridge(alpha=found.strength[0] * w.sum()).fit(scaled, y, sample_weight=w)
     np.testing.assert_allclose(x @ found.kernel + found.bias, other.predict(scaled), atol=1e-8)
-    errors = [
-        (w[:, None] * (refit(x, y, w, np.arange(50), s) - y) ** 2).sum() for s in ridge.STRENGTHS
-    ]
+    errors = [measure_error(refit(x, y, w, np.arange(50), s), y, w) for s in ridge.STRENGTHS]
+    np.testing.assert_allclose(found.errors[0], errors, atol=1e-12)
+    assert errors.count(min(errors)) == 1
     assert found.strength[0] == ridge.STRENGTHS[int(np.argmin(errors))]
+
+
+def test_features_that_tell_nothing_of_clips_left_out_take_the_largest_penalty() -> None:
+    y = np.eye(2)[np.arange(40) % 2]
+    found = fit_ridge(np.ones((40, 3)), y)
+    assert found.strength[0] == ridge.STRENGTHS[-1]
+    np.testing.assert_allclose(found.kernel, 0.0, atol=1e-12)
 
 
 def test_several_tasks_have_penalties_of_their_own() -> None:

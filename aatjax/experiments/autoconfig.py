@@ -31,7 +31,7 @@ from aatjax.train.training import Training
 FEW = 5  # clips per class below which only the head is fitted
 VALID_FROM = 12  # training clips of the rarest class from which validation clips are split off
 STEPS = 600  # training steps aimed at
-LEAST_FRAMES = 64
+LEAST_FRAMES = 100
 MOST_GAIN = 20  # dB
 STRETCH = 1.5  # longest input, as a multiple of the base's own length
 MOST_POOLED = 4096  # width of the pooled vector up to which each frequency band is pooled apart
@@ -125,6 +125,7 @@ def choose_settings(
         method = _choose_method(rarest, width, choose)
     else:
         choose("method", method.name, "given")
+    pad = choose("data.pad", "repeat", _explain_pad(seconds, frames))
     training, windows = _choose_training(len(parts.train), seconds, frames, choose)
     model = dataclasses.replace(model, frames=frames)
     if model.pool is None:
@@ -148,7 +149,7 @@ def choose_settings(
         name=f"adapt-{source.name}",
         petl=method,
         model=model,
-        data=dataclasses.replace(data, windows=windows),
+        data=dataclasses.replace(data, pad=pad, windows=windows),
         training=training,
         optim=Optim(),
         augment=masks,
@@ -210,6 +211,11 @@ def choose_frames(seconds: Sequence[float], longest: int) -> int:
 
 def _count_wanted(seconds: Sequence[float], longest: int) -> int:
     return int(np.ceil(100 * float(np.quantile(seconds, 0.95)))) if seconds else longest
+
+
+def _explain_pad(seconds: Sequence[float], frames: int) -> str:
+    short = float(np.mean([s * 100 < frames for s in seconds])) if seconds else 0.0
+    return f"{short:.0%} of the clips are shorter: what is pooled is sound throughout, no padding"
 
 
 def _explain_frames(seconds: Sequence[float], longest: int) -> str:

@@ -41,7 +41,8 @@ class RidgeFit:
         kernel: weights `[p, c]`.
         bias: `[c]`.
         strength: the penalty that was chosen, of each task.
-        errors: mean squared error of the clips left out, by task and penalty `[t, s]`.
+        errors: mean squared error of the clips left out, by task and penalty `[t, s]`, where their
+            outputs (without the intercept) are times the factor that makes it least.
         left_out: outputs for each clip by the fit without it, or without its group `[n, c]`.
     """
 
@@ -62,6 +63,10 @@ def fit_ridge(
     strengths: Float64[np.ndarray, " s"] = STRENGTHS,
 ) -> RidgeFit:
     """Fit a ridge regression with an intercept; its penalty by leaving out each clip in turn.
+
+    A penalty counts by the error at the best common factor of the outputs, as logits are made of
+    them by one (`find_logit_scale`): with a speaker left out, plain errors are least where the
+    outputs are all too small.
 
     What is least is the weighted sum of squared errors, plus the penalty times the squared weights
     of the standardised features. The errors of the clips left out follow for all penalties from one
@@ -100,15 +105,22 @@ def fit_ridge(
     ends = np.cumsum(tasks)
     spans = [slice(end - size, end) for end, size in zip(ends, tasks, strict=True)]
     penalties = strengths * given.sum()
-    sums = np.zeros((len(tasks), len(penalties)))
-    for _, errors in _leave_out(rows, parts, numbers, penalties):
+    squares, agreement = np.zeros((2, len(tasks), len(penalties)))
+    for left, errors in _leave_out(rows, parts, numbers, penalties):
+        wanted = rows.roots[left, None] * (rows.targets[left] - rows.center)
+        outputs = wanted - errors
         for task, span in enumerate(spans):
-            sums[task] += np.square(errors[..., span]).sum(axis=(1, 2))
-    best = sums.argmin(axis=1)
+            squares[task] += np.square(outputs[..., span]).sum(axis=(1, 2))
+            agreement[task] += np.einsum("skc,kc->s", outputs[..., span], wanted[:, span])
+    spread = given @ np.square(rows.targets - rows.center)
+    spread = np.array([spread[span].sum() for span in spans])[:, None]
+    gains = np.square(np.maximum(agreement, 0.0)) / np.maximum(squares, 1e-300)
+    errors = (spread - gains) / given.sum() / np.array(tasks)[:, None]
+    best = len(penalties) - 1 - errors[:, ::-1].argmin(axis=1)  # of equals the largest
     left_out = np.empty_like(rows.targets)
-    for left, errors in _leave_out(rows, parts, numbers, penalties[best]):
+    for left, wrongs in _leave_out(rows, parts, numbers, penalties[best]):
         for task, span in enumerate(spans):
-            wrong = errors[task][:, span] / rows.roots[left, None]
+            wrong = wrongs[task][:, span] / rows.roots[left, None]
             left_out[left, span] = targets[left, span] - wrong
     penalty = np.repeat(penalties[best], tasks)
     solved = parts.products / (parts.squares[:, None] + penalty)
@@ -117,7 +129,7 @@ def fit_ridge(
         kernel=kernel,
         bias=rows.center - rows.mean @ kernel,
         strength=strengths[best],
-        errors=sums / given.sum() / np.array(tasks)[:, None],
+        errors=errors,
         left_out=left_out,
     )
 
