@@ -13,7 +13,7 @@ only. Some 80 test clips per cell.
 
 Methods. ridge, linear, BitFit, LoRA, bottleneck, conformer, AAT, LoAA, Dense-MoA, Soft-MoA, full,
 and full from random weights. All but ridge and the last start from the ridge head, on mean and
-deviation of the patches of each frequency band.
+deviation of the patches of each frequency band; a clip that is shorter than the input is repeated.
 
 Budget. Settings below for every method: 12 epochs, batches of 16. The learning rate is one of
 three, the method's own divided or multiplied by three, by the mean accuracy on one further fold of
@@ -38,7 +38,9 @@ config: Config = Config(
     name="verdict",
     petl=Ridge(),
     model=Model(pool="bands"),
-    data=Data(format="manifest", windows="random", statistics="train", leaks="report"),
+    data=Data(
+        format="manifest", pad="repeat", windows="random", statistics="train", leaks="report"
+    ),
     training=Training(epochs=12, batch_size=16, head_init="ridge"),
     augment=Augment(mixup=0.5, freq_mask=24, time_mask=24),
 )

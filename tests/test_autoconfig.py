@@ -66,6 +66,7 @@ def test_the_rules() -> None:
     assert (config.data.test_fraction, config.data.valid_fraction) == (0.2, 0.15)
     assert config.data.statistics == "train" and config.data.windows == "every"
     assert config.training.head_init == "ridge" and config.model.pool == "bands"
+    assert config.training.ridge_suffices == 0.85 and config.data.pad == "repeat"
     assert {c.what for c in why} >= {"model.frames", "method", "training.batch_size", "optim.lr"}
     assert all(c.why for c in why)
 
@@ -82,7 +83,9 @@ def test_the_rules() -> None:
     big, _ = choose(source([400, 400]), [10.0] * 800, shape=ASTConfig())
     assert big.petl == SoftMoA() and big.training.batch_size == 32
     assert big.model.pool == "stats"  # 25 x 768 numbers by frequency band
-    assert big.model.frames == 1000
+    assert big.model.frames == 1000 and big.training.ridge_suffices is None
+    short, _ = choose(source([40, 40]), [0.4] * 80)
+    assert short.model.frames == 100
 
 
 def test_the_counts_are_those_of_the_division() -> None:

@@ -167,6 +167,14 @@ class Tones(Reader):
         return (6000 * wave + 2000 * rng.normal(size=len(time))).astype(np.int16)
 
 
+class Noise(Reader):
+    """Sounds that tell nothing of their class."""
+
+    def read(self, clip: Clip) -> Int16[np.ndarray, " s"]:
+        rng = np.random.default_rng(int(clip.id))
+        return (2000 * rng.normal(size=6480)).astype(np.int16)
+
+
 def tones(count: int, *, first: int = 0, multi_label: bool = False) -> Source:
     """Clips of one and of two windows; with several labels, some of them unknown."""
     labels = [(i % 3, (i + 1) % 3)[: 1 + (i % 2) * multi_label] for i in range(count)]
@@ -198,6 +206,27 @@ def test_ridge_is_fitted_without_a_step_and_comes_back(tmp_path: Path) -> None:
     assert again.test.to_json() == run.test.to_json() and again.history == run.history
     path = run.save(tmp_path / "ridge.safetensors")
     assert evaluate(load_adapter(path, base=base), test).accuracy == run.test.accuracy
+
+
+def test_a_start_that_suffices_stays_as_it_is(tmp_path: Path, capsys: Any) -> None:
+    model = adapted(petl.AAT())
+    start = train(model, training=Training(epochs=0, head_init="ridge"))
+    assert start.history[0]["left_out/accuracy"] > 0.8
+    enough = Training(epochs=2, head_init="ridge", ridge_suffices=0.8)
+    for _ in range(2):  # from the beginning, and from the checkpoint of a run that was cut off
+        run = train(model, training=enough, run_dir=tmp_path / "run", show=True)
+        (tmp_path / "run" / "result.json").unlink(missing_ok=True)
+        assert [row["epoch"] for row in run.history] == [0]
+        for path, value in surgery.arrays(run.model).items():
+            np.testing.assert_array_equal(value, surgery.arrays(start.model)[path])
+    assert "the start suffices: at least" in capsys.readouterr().err
+    clips = tones(24)
+    noise = Source(clips.clips, clips.classes, name="noise", reader=Noise())
+    run = train(model, source=noise, training=enough)
+    assert [row["epoch"] for row in run.history] == [0, 1, 2]
+    assert run.history[0]["left_out/accuracy"] < 0.8
+    with pytest.raises(UsageError, match="ridge_suffices needs training.head_init='ridge'"):
+        Training(ridge_suffices=0.5)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

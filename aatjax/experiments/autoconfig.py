@@ -34,6 +34,8 @@ STEPS = 600  # training steps aimed at
 LEAST_FRAMES = 100
 MOST_GAIN = 20  # dB
 STRETCH = 1.5  # longest input, as a multiple of the base's own length
+NARROW = 384  # width of a model below which a ridge start can suffice
+SUFFICES = 0.85  # share of the training clips left out from which it does
 MOST_POOLED = 4096  # width of the pooled vector up to which each frequency band is pooled apart
 
 
@@ -121,6 +123,7 @@ def choose_settings(
     rarest = min(counts.get(c, 0) for c in range(len(source.classes)))
     seconds = [m.seconds for m in diagnosis.measurements if m.seconds is not None]
     frames = choose("model.frames", diagnosis.frames, _explain_frames(seconds, longest))
+    free = method is None
     if method is None:
         method = _choose_method(rarest, width, choose)
     else:
@@ -134,6 +137,10 @@ def choose_settings(
         training = dataclasses.replace(training, head_init="ridge")
         why = "training begins at the accuracy of ridge regression"
         choose("training.head_init", "ridge", why)
+        if free and width < NARROW:
+            why = "where so many of the clips left out are right, training gained nothing"
+            suffices = choose("training.ridge_suffices", SUFFICES, why)
+            training = dataclasses.replace(training, ridge_suffices=suffices)
     rate = f"{method.choose_rate(width):g}"
     choose("optim.lr", rate, f"that of {method.name} on a model of width {width}")
     mixup = 0.5 if not source.multi_label and rarest >= FEW else 0.0

@@ -22,6 +22,7 @@ class LoopProgress:
         stale: epochs that gained nothing since the last one that did, see `Training.patience`.
         iterator: state of the iterator over the batches.
         rows: rows of metrics.jsonl that were written.
+        settled: whether the start suffices (`Training.ridge_suffices`), so that no step is made.
     """
 
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -33,6 +34,7 @@ class LoopProgress:
     stale: int = 0
     iterator: dict[str, Any] | None = None
     rows: int = 0
+    settled: bool = False
 
     def add(self, name: str, seconds: float) -> None:
         """Count time of the epoch."""

@@ -110,6 +110,8 @@ class Loop:
     @property
     def total(self) -> int:
         """Steps of the whole run."""
+        if self.progress.settled:
+            return 0
         if self.training.patience is not None and self.progress.stale >= self.training.patience:
             return self.done
         return self.per_epoch * self.training.epochs
@@ -126,6 +128,9 @@ class Loop:
         4. every step's random key is a function of (seed, step), so it needs no state.
         """
         state = self._restore(state)
+        if self.start is not None and self.training.ridge_suffices is not None:
+            scores = [v for name, v in self.start.items() if name.startswith("left_out/")]
+            self.progress.settled = max(scores) >= self.training.ridge_suffices
         self.begin(self.total - self.done)
         folder = self.run_dir if is_main() else None
         writer = MetricsWriter(
@@ -285,6 +290,11 @@ class Loop:
         writer.add(row)
         self.progress.rows += 1
         display.say(_format_row(row, self.training.epochs))
+        if self.progress.settled:
+            display.say(
+                f"the start suffices: at least {self.training.ridge_suffices:g} of the clips left "
+                "out (training.ridge_suffices); no step is made"
+            )
 
     def _stop(self, state: TrainState, feed: Feed, stop: StopRequest) -> None:
         self._collect()  # the signal may have come after the last look at the loss

@@ -102,7 +102,7 @@ def quarter(group: str, fold: str | None) -> str:
 TASKS = {
     "esc10": Task("esc10", 198, lambda group, fold: str(fold)),
     "esc50": Task("esc50_fold4", 198, quarter),
-    "digits": Task("fsdd", 64, lambda group, fold: group, takes=8),
+    "digits": Task("fsdd", 100, lambda group, fold: group, takes=8),
     "arabic": Task("arabic_speech_commands/val.csv", 100, lambda group, fold: group, takes=2),
     "commands": Task("speech_commands_v0.01", 100, quarter),
 }
