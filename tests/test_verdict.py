@@ -47,13 +47,15 @@ def test_shots_come_from_the_groups_in_turn_and_never_from_the_tested_fold(verdi
     }
 
 
-def write_speakers(folder: Path) -> None:
-    """Three speakers say two words three times, by names as those of FSDD."""
+def write_speakers(
+    folder: Path, names: tuple[str, ...] = ("ann", "ben", "cat"), takes: int = 3
+) -> None:
+    """Speakers say two words several times, by names as those of FSDD."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for digit, step in (("0", 5), ("1", 9)):
-        for name in ("ann", "ben", "cat"):
-            for take in range(3):
+        for name in names:
+            for take in range(takes):
                 wave = 0.3 * np.sin(np.arange(4000) / step) + 0.05 * rng.normal(size=4000)
                 soundfile.write(folder / f"{digit}_{name}_{take}.wav", wave, 8000)
 
@@ -97,6 +99,28 @@ def test_a_run_is_written_once_and_its_rate_is_chosen_without_the_first_fold(
     assert {r["rate"] for r in rows[4:] if r["method"] == "linear"} == {best["rate"]}
     verdict.verdict(tmp_path / "data", base, parts=("rates", "main"), out=out)
     assert len(seen) == 10 and list(csv.DictReader(out.open())) == rows
+
+
+@pytest.mark.slow
+def test_adapt_is_run_with_each_speaker_held_out(
+    verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = importlib.import_module("benchmarks.adapt_sets")
+    write_speakers(tmp_path / "data/fsdd/recordings", ("ann", "ben"), takes=5)
+    task = verdict.Task("fsdd", 64, lambda group, fold: group, takes=1)
+    monkeypatch.setattr(sets, "TASKS", {"digits": task})
+    base, out = str(write_base(tmp_path / "base.safetensors")), tmp_path / "adapt.csv"
+    for _ in range(2):
+        sets.adapt(tmp_path / "data", ("digits",), base, out)
+        rows = list(csv.DictReader(out.open()))
+        asked = [(row["fold"], row["asked"]) for row in rows]
+        assert asked == [(f, a) for f in ("ann", "ben") for a in ("", "ridge")]
+    assert {row["method"] for row in rows} == {"soft_moa", "ridge"}  # five clips a class
+    assert all(0 <= float(row["left_out"]) <= 1 for row in rows)
+    monkeypatch.setattr(importlib.import_module("benchmarks.tables"), "FIGURES", tmp_path)
+    table = importlib.import_module("benchmarks.tables").make_adapt()
+    trained = sum(row["epochs"] != "0" for row in rows)
+    assert f"| {trained} of 2 |" in table
 
 
 def test_backbones_are_averaged_and_folds_are_the_units_of_the_test(

@@ -23,6 +23,7 @@ COMMANDS = {
     "prefix": ("training", "epochs with and without the stored frozen prefix"),
     "compare-methods": ("compare", "accuracy of several methods on one task"),
     "long-tail": ("long_tail", "macro-F1 with and without balance, on few clips of some classes"),
+    "adapt": ("adapt_sets", "`aatjax adapt` on the folds of real sets, without any setting"),
     "verdict": ("verdict", "every method on the folds of five tasks, as configs/verdict.py says"),
     "kernels": ("kernels", "Soft-MoA layer in every implementation that runs here"),
     "kernel-costs": ("tpu_costs", "cost of the kernels on a TPU, compiled without one"),

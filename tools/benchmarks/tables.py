@@ -222,6 +222,31 @@ def _compare_folds(
     return f"{middle:+.3f}{interval}", compute_paired_p(change)
 
 
+def make_adapt() -> str:
+    """Return what `adapt` chose for each set, its accuracy, and the difference to ridge."""
+    lines = []
+    for (name,), rows in group(read("adapt"), "set").items():
+        ridge, own = (
+            {("", name, r["fold"]): float(r["accuracy"]) for r in rows if r["asked"] == asked}
+            for asked in ("ridge", "")
+        )
+        chosen = [row for row in rows if not row["asked"]]
+        trained = sum(row["epochs"] != "0" for row in chosen)
+        lines.append(
+            (
+                name,
+                f"{statistics.mean(float(row['left_out']) for row in chosen):.3f}",
+                f"{trained} of {len(chosen)}",
+                f"{statistics.mean(ridge.values()):.3f}",
+                f"{statistics.mean(own.values()):.3f}",
+                " ".join(f"{v:.3f}" for v in own.values()),
+                _compare_folds(own, ridge)[0],
+            )
+        )
+    heads = ("set", "left out", "trained", "ridge", "adapt", "folds", "over ridge")
+    return make_markdown_table(heads, lines)
+
+
 def make_verdict() -> str:
     """Return the accuracy of every method over all cells, and its difference to ridge."""
     rows, cells = _read_cells("main")
@@ -303,6 +328,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": make_serving,
     "intervals": make_intervals,
     "tests": make_tests,
+    "adapt": make_adapt,
     "verdict": make_verdict,
     "verdict-shots": make_verdict_shots,
     "verdict-placement": make_verdict_placement,
