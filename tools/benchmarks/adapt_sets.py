@@ -14,7 +14,7 @@ from benchmarks import append_row, write_manifest
 from benchmarks.tables import FIGURES
 from benchmarks.verdict import TASKS, read_rows
 
-SETS = ("esc10", "digits")
+SETS = ("esc10", "digits", "commands")
 
 
 def adapt(
