@@ -110,6 +110,7 @@ def test_adapt_is_run_with_each_speaker_held_out(
     task = verdict.Task("fsdd", 64, lambda group, fold: group, takes=1)
     monkeypatch.setattr(sets, "TASKS", {"digits": task})
     base, out = str(write_base(tmp_path / "base.safetensors")), tmp_path / "adapt.csv"
+    rows: list[dict[str, str]] = []
     for _ in range(2):
         sets.adapt(tmp_path / "data", ("digits",), base, out)
         rows = list(csv.DictReader(out.open()))
