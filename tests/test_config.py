@@ -124,7 +124,7 @@ def test_no_field_is_lost() -> None:
             cache_prefix=True,
             buckets=(32, 64),
             balance="sampler",
-            head_init="ridge",
+            head_init="zeros",
             ridge_suffices=0.9,
             focal=1.0,
             label_smoothing=0.1,

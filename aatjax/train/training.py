@@ -28,8 +28,8 @@ class Training:
         head_init: where the head starts: as the `model` holds it (drawn, or that of the weights),
             at `zeros`, or as a `ridge` regression on the features that it reads
             (`aatjax.train.head_start`). The figures before the first step are those of epoch 0.
-        ridge_suffices: score of the ridge start on training clips left out (accuracy, or micro-F1)
-            from which no step is made; None makes all.
+        ridge_suffices: with `head_init` ridge, its score on training clips left out (accuracy, or
+            micro-F1) from which no step is made; None makes all.
         save_every: epochs between checkpoints.
         seed: seed of order, crops and augmentation.
         balance: whether rare classes count as much as frequent ones: not (`none`), since as many
@@ -97,8 +97,6 @@ class Training:
             ops.check_kernels(self.kernels, "training.kernels")
         if self.profile is not None:
             parse_steps(self.profile)
-        if self.ridge_suffices is not None and self.head_init != "ridge":
-            raise UsageError("training.ridge_suffices needs training.head_init='ridge'")
         if self.select == "average" and self.average is None:
             raise UsageError("training.select='average' needs training.average, such as 0.999")
 
