@@ -138,7 +138,7 @@ def choose_settings(
         why = "training begins at the accuracy of ridge regression"
         choose("training.head_init", "ridge", why)
         if free and width < NARROW:
-            why = "where this share of the clips left out is right, training gained nothing"
+            why = "with this share of the clips left out right, training gained nothing on ESC-10"
             suffices = choose("training.ridge_suffices", SUFFICES, why)
             training = dataclasses.replace(training, ridge_suffices=suffices)
     rate = f"{method.choose_rate(width):g}"

@@ -79,8 +79,8 @@ class Task:
     fold: Callable[[str, str | None], str]
     takes: int = 1000
 
-    def list(self, data: Path, *, all_takes: bool = False) -> list[Item]:
-        """Return the clips, the same ones each time; `all_takes` of a class and group."""
+    def list(self, data: Path) -> list[Item]:
+        """Return the clips, the same ones each time."""
         source = open_data(
             dataclasses.replace(load_config("folder").data, path=str(data / self.folder))
         )
@@ -88,7 +88,7 @@ class Task:
         items = []
         for clip in sorted(source.clips, key=lambda clip: clip.id):
             label, group = source.classes[clip.label[0]], str(clip.group)
-            if all_takes or taken[label, group] < self.takes:
+            if taken[label, group] < self.takes:
                 taken[label, group] += 1
                 items.append(Item(Path(str(clip.path)), label, self.fold(group, clip.fold), group))
         return items
